@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schema: every key of a config, with its default, unit and meaning.
+
+A recipe in configs/ starts from `default()` and says what differs. What a
+recipe does not say is off.
+
+Durations come in three units, by suffix: `total_steps` (updates),
+`total_epochs` (passes over the training split), `total_examples`. One of the
+three is set, the others are None.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from mixer.errors import UserError
+
+UNITS = ("steps", "epochs", "examples")
+
+
+def default() -> ConfigDict:
+  """Returns the schema, a config in which only the recipe's part is missing."""
+  config = ConfigDict()
+
+  # Of everything random: initial weights, order of examples, augmentation,
+  # mixing weights, drop masks.
+  config.seed = 0
+  # Weights to start from: an .npz file or a run's folder; "" starts from
+  # random ones. Does not resume: a run goes on from its own workdir.
+  config.init = ""
+  # The head of `init`: "keep", "zeros" (a new one), or "auto": kept where the
+  # number of classes is the same.
+  config.init_head = "auto"
+  add_duration(config, "total")  # length of the run
+  # Examples in one update, over all hosts and devices.
+  config.batch = 4096
+  # Largest number of examples that a device takes at once. Its part of the
+  # batch is cut into the fewest equal micro-batches that obey. None: no limit.
+  config.max_per_device = placeholder(int)
+  # Micro-batches, when given by hand.
+  config.accumulation = placeholder(int)
+  # GPU only: deterministic operations, so that a resumed run equals an
+  # uninterrupted one bit for bit. CPU and TPU are deterministic anyway.
+  config.deterministic_operations = False
+
+  config.loss = "softmax"  # or "sigmoid", summed over classes
+  config.label_smoothing = 0.0  # share of the uniform distribution, 0..1
+  config.mixup = 0.0  # p of Beta(p, p); 0 is off
+  # Exponential moving average of the parameters, evaluated and published in
+  # their place; 0 is off.
+  config.average_decay = 0.0
+
+  config.model = model = ConfigDict()
+  model.name = "Mixer-B/16"  # a name that mixer.models.create takes
+  model.num_classes = 1000
+  model.dtype = "float32"  # of computation, or "bfloat16"; parameters stay f32
+  model.dropout = 0.0  # rate inside the MLPs
+  model.stoch_depth = 0.0  # rate of the last block; linear from 0 at the first
+  model.stoch_depth_rescale = False  # divide by 1 - rate; the authors do not
+  model.remat = False  # recompute activations: less memory, a third more time
+  model.head_bias = 0.0  # initial bias of the head, for the sigmoid loss
+  # Sizes, None for those of the named variant (paper, table 1).
+  model.patch = placeholder(int)  # pixels
+  model.hidden = placeholder(int)  # channels C
+  model.blocks = placeholder(int)
+  model.tokens_mlp = placeholder(int)  # D_S
+  model.channels_mlp = placeholder(int)  # D_C
+
+  config.data = data = ConfigDict()
+  data.name = placeholder(str)  # of a TFDS data set
+  data.split = "train"  # in TFDS's syntax, such as "train[:99%]"
+  # In that split, so that steps are known before the data are there.
+  data.examples = placeholder(int)
+  data.label = "label"  # name of the label's feature
+  data.data_dir = ""  # where data sets are; "": TFDS_DATA_DIR, or TFDS's own
+  data.ops = placeholder(str)  # of images, such as "inception_crop(224) | flip"
+  data.threads = 0  # that decode and augment; 0: one a core
+  data.prefetch = 2  # batches kept ready on the devices
+
+  config.optimizer = optimizer = ConfigDict()
+  optimizer.name = "adam"  # or "momentum" (SGD)
+  optimizer.learning_rate = 1e-3  # the peak
+  # Decoupled, on kernels only, times the schedule, NOT times the learning rate:
+  # the paper's 0.1 at learning rate 0.001 is 0.0001 here.
+  optimizer.weight_decay = 0.0
+  optimizer.clip_norm = 0.0  # global norm of the gradients; 0 is off
+  optimizer.b1 = 0.9  # of Adam
+  optimizer.b2 = 0.999
+  optimizer.eps = 1e-8
+  optimizer.momentum = 0.9  # of SGD
+  optimizer.accumulator_dtype = "float32"  # first moment, or "bfloat16"
+  # (pattern, factor) on the learning rate of parameters by name; first match
+  # holds, 0 freezes. A linear probe: (("head/.*", 1.0), (".*", 0.0)).
+  optimizer.multipliers = ()
+
+  config.schedule = schedule = ConfigDict()
+  schedule.kind = "cosine"  # after the warm-up; or "linear", "constant"
+  add_duration(schedule, "warmup")  # linear from 0; none set: no warm-up
+  schedule.end = 0.0  # factor that a linear schedule ends at
+
+  # Name -> `evaluator(...)`. Its results are called eval/NAME/accuracy etc.
+  config.evals = ConfigDict()
+
+  config.checkpoint = checkpoint = ConfigDict()
+  add_duration(checkpoint, "every")  # none set: at the end alone
+  checkpoint.keep = 3  # newest ones
+  add_duration(checkpoint, "milestone")  # kept for ever, this far apart
+  # Result whose best checkpoint is kept and written whenever it improves, such
+  # as "eval/val/accuracy" (highest) or "eval/val/loss" (lowest); "": none.
+  checkpoint.best = ""
+
+  config.log = log = ConfigDict()
+  log.every_steps = 50  # rows of metrics.jsonl
+  log.profile_steps = 0  # updates traced for TensorBoard, after the tenth
+  return config
+
+
+def evaluator(**given) -> ConfigDict:
+  """Returns the schema of one evaluator, with these keys set."""
+  config = ConfigDict()
+  config.type = "classification"
+  config.name = placeholder(str)  # of the data set; None: the training one
+  config.split = placeholder(str)
+  config.examples = placeholder(int)  # in that split
+  config.label = "label"
+  config.ops = placeholder(str)
+  config.batch = placeholder(int)  # over all devices; None: as in training
+  add_duration(config, "every")  # none set: at the end alone
+  config.per_class = False  # writes WORKDIR/eval/NAME_per_class.csv
+  config.confusion = False  # writes WORKDIR/eval/NAME_confusion.csv
+  for key, value in given.items():
+    config[key] = value
+  return config
+
+
+def add_duration(config: ConfigDict, prefix: str):
+  config[f"{prefix}_steps"] = placeholder(int)
+  config[f"{prefix}_epochs"] = placeholder(float)
+  config[f"{prefix}_examples"] = placeholder(int)
+
+
+def steps(
+  config: ConfigDict, prefix: str, *, batch: int, examples: int | None
+) -> int | None:
+  """Reads a duration in updates.
+
+  Args:
+    config: the part of the config that holds the duration's three keys.
+    prefix: the duration's name, such as "total".
+    batch: examples in an update.
+    examples: in an epoch.
+
+  Returns:
+    Updates, rounded down and at least 1 (0 stays 0); None if none is set.
+
+  Raises:
+    UserError: more than one unit is set, or an epoch's length is unknown.
+  """
+  given = {
+    unit: config[f"{prefix}_{unit}"]
+    for unit in UNITS
+    if config[f"{prefix}_{unit}"] is not None
+  }
+  if not given:
+    return None
+  if len(given) > 1:
+    both = " and ".join(f"{prefix}_{u} = {v}" for u, v in given.items())
+    raise UserError(
+      f"{both} are both set: keep one, and set the others to None."
+    )
+  [(unit, value)] = given.items()
+  if value < 0:
+    raise UserError(f"{prefix}_{unit} = {value} is negative.")
+  if unit == "epochs" and not examples:
+    raise UserError(
+      f"{prefix}_epochs = {value} needs the number of training examples: set "
+      "data.examples."
+    )
+  factor = {
+    "steps": 1,
+    "epochs": (examples or 0) / batch,
+    "examples": 1 / batch,
+  }
+  return max(int(value * factor[unit]), 1) if value else 0
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+  """Parses what follows the colon in --config=FILE:ARG.
+
+  Args:
+    arg: "value,key=value,...": a first part without "=" is for the first key.
+    **defaults: key -> default; a value is read as the default's type.
+
+  Returns:
+    ConfigDict of the defaults, with what `arg` says in their place.
+  """
+  result = ConfigDict(defaults)
+  keys = list(defaults)
+  for i, part in enumerate((arg or "").split(",") if arg else []):
+    key, equals, value = part.partition("=")
+    if not equals and i == 0:
+      key, value = keys[0], part
+    if key not in defaults:
+      raise UserError(
+        f"The recipe takes no argument {key!r}. It takes "
+        + ", ".join(f"{k}={v}" for k, v in defaults.items())
+        + did_you_mean(key, keys)
+      )
+    kind = type(defaults[key])
+    try:
+      result[key] = _BOOLEANS[value] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+      raise UserError(
+        f"The recipe's argument {part!r} is not of type {kind.__name__}."
+      ) from None
+  return result
+
+
+_BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
+
+
+def did_you_mean(word: str, words: Iterable[str], path: str = "") -> str:
+  """Ends a sentence about an unknown word with the nearest, or with all."""
+  words = list(words)
+  near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+  if near:
+    return f"; did you mean {path}{near[0]}?"
+  return f"; there are {', '.join(words)}."

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configs against the schema, against sense, and against one another."""
+
+import re
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from mixer.config import default, did_you_mean, evaluator
+from mixer.errors import UserError
+
+# Keys that a resumed run may change, because they do not change its result.
+WITHOUT_EFFECT = (
+  "accumulation",
+  "checkpoint",
+  "data.data_dir",
+  "data.prefetch",
+  "data.threads",
+  "evals",
+  "log",
+  "max_per_device",
+)
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+  """Compares a config with the schema and fills in what it leaves out.
+
+  A locked ConfigDict does not see `config.optimizer = {"learning_rat": 3}`.
+
+  Raises:
+    UserError: lists every key that the schema does not have, with the nearest
+      one that it has, and every value of another type.
+  """
+  schema = default()
+  problems = []
+  result = _complete(config, schema, "", problems)
+  for name, part in config.get("evals", {}).items():
+    result.evals[name] = _complete(
+      part, evaluator(), f"evals.{name}.", problems
+    )
+  if problems:
+    raise UserError("\n".join(problems))
+  return result
+
+
+def _complete(config, schema, path, problems):
+  result = schema.copy_and_resolve_references()
+  if not isinstance(config, ConfigDict):
+    problems.append(f"config.{path[:-1]} = {config!r} is not a dict of keys.")
+    return result
+  for key, value in config.items():
+    where = path + key
+    if key not in schema:
+      problems.append(
+        f"config.{where} is not a key{did_you_mean(key, schema, path)}"
+      )
+    elif where == "evals":
+      result.evals = ConfigDict()
+    elif isinstance(schema[key], ConfigDict):
+      result[key] = _complete(value, schema[key], f"{where}.", problems)
+    else:
+      try:
+        result[key] = value
+      except (TypeError, ValueError):
+        problems.append(
+          f"config.{where} = {value!r} is of type {type(value).__name__}, not "
+          f"{schema.get_type(key).__name__}."
+        )
+  return result
+
+
+def to_dict(config: ConfigDict) -> dict:
+  """The config in JSON's types."""
+  return {
+    key: to_dict(value) if isinstance(value, ConfigDict) else _listed(value)
+    for key, value in config.items()
+  }
+
+
+def _listed(value):
+  if isinstance(value, (tuple, list)):
+    return [_listed(x) for x in value]
+  return value
+
+
+def differences(old: dict, new: dict, path: str = "") -> Iterator[str]:
+  """Yields "key: old -> new" for what changes the result of a run.
+
+  Args:
+    old, new: from `to_dict`.
+    path: of both in the config.
+  """
+  for key in sorted({*old, *new}):
+    where = f"{path}{key}"
+    if where in WITHOUT_EFFECT:
+      continue
+    before, after = old.get(key), new.get(key)
+    if isinstance(before, dict) and isinstance(after, dict):
+      yield from differences(before, after, f"{where}.")
+    elif before != after:
+      yield f"{where}: {before!r} -> {after!r}"
+
+
+def check_values(config: ConfigDict) -> Iterator[str]:
+  """Yields a sentence for every value out of its range."""
+  for key, allowed in _CHOICES.items():
+    value = _get(config, key)
+    if value not in allowed:
+      words = ", ".join(map(repr, allowed))
+      yield f"config.{key} = {value!r} is none of {words}."
+  for key, (low, high) in _RANGES.items():
+    value = _get(config, key)
+    if value is not None and not low <= value <= high:
+      yield f"config.{key} = {value} is outside {low} to {high}."
+  for pair in config.optimizer.multipliers:
+    if not (
+      isinstance(pair, (tuple, list))
+      and len(pair) == 2
+      and isinstance(pair[0], str)
+      and isinstance(pair[1], (int, float))
+      and pair[1] >= 0
+    ):
+      yield (
+        f"config.optimizer.multipliers has {pair!r}, which is not a pair of a "
+        "pattern and a factor of at least 0."
+      )
+      continue
+    try:
+      re.compile(pair[0])
+    except re.error as error:
+      yield f"config.optimizer.multipliers: {pair[0]!r}: {error}."
+
+
+_CHOICES = {
+  "init_head": ("auto", "keep", "zeros"),
+  "loss": ("softmax", "sigmoid"),
+  "model.dtype": ("float32", "bfloat16"),
+  "optimizer.name": ("adam", "momentum"),
+  "optimizer.accumulator_dtype": ("float32", "bfloat16"),
+  "schedule.kind": ("linear", "cosine", "constant"),
+}
+_INFINITY = float("inf")
+_RANGES = {
+  "accumulation": (1, _INFINITY),
+  "average_decay": (0, 1),
+  "batch": (1, _INFINITY),
+  "checkpoint.keep": (1, _INFINITY),
+  "data.examples": (1, _INFINITY),
+  "data.prefetch": (1, _INFINITY),
+  "data.threads": (0, _INFINITY),
+  "label_smoothing": (0, 1),
+  "log.every_steps": (1, _INFINITY),
+  "log.profile_steps": (0, _INFINITY),
+  "max_per_device": (1, _INFINITY),
+  "mixup": (0, _INFINITY),
+  "model.dropout": (0, 0.999),
+  "model.num_classes": (1, _INFINITY),
+  "model.stoch_depth": (0, 0.999),
+  "optimizer.clip_norm": (0, _INFINITY),
+  "optimizer.learning_rate": (0, _INFINITY),
+  "optimizer.momentum": (0, 1),
+  "optimizer.weight_decay": (0, _INFINITY),
+  "schedule.end": (0, 1),
+  "seed": (0, 2**31 - 1),
+}
+
+
+def _get(config, key):
+  for part in key.split("."):
+    config = config[part]
+  return config

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a program starts and ends: flags, messages and exit codes.
+
+0 done; 2 the user must change something; 75 start me again; anything else is a
+crash, with a traceback.
+"""
+
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+
+from mixer.errors import UserError
+
+DONE, CHANGE_SOMETHING, START_AGAIN = 0, 2, 75
+
+
+def run(main: Callable[[], int]):
+  """Parses the flags, runs `main`, leaves with its exit code."""
+  app.run(lambda _: _without_traceback(main), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; what config_flags raises on the way becomes a message."""
+  try:
+    rest = flags.FLAGS(argv)
+    flags.FLAGS["config"].value.keys()  # a missing file is an error only now
+    return rest
+  except Exception as error:
+    # A recipe is code of the user's: whatever it raises is theirs to mend.
+    _stop(_explain(error))
+
+
+def _without_traceback(main: Callable[[], int]) -> int:
+  try:
+    return main()
+  except UserError as error:
+    _stop(error)
+
+
+def _stop(message: object):
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(CHANGE_SOMETHING)
+
+
+def _explain(error: Exception) -> str:
+  """Says what is wrong, and where in the recipe it was raised."""
+  message = str(error)
+  if nearest := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', message):
+    return f"The config has no key {nearest[2]}; did you mean {nearest[1]}?"
+  if isinstance(error, (UserError, flags.Error)):
+    return message
+  if isinstance(error, OSError):
+    given = [arg for arg in sys.argv if re.match("--?config(=|$)", arg)]
+    return f"There is no recipe to read at {given[0]}. Recipes are in configs/."
+  if isinstance(error, AttributeError) and not _places(error):
+    return f"The config has no key {message.strip(_QUOTES)}."
+  if isinstance(error, SyntaxError):  # its message has the place
+    return f"The recipe does not import: {message}."
+  place = (*_places(error), "--config")[0]
+  return f"{place}: {type(error).__name__}: {message}"
+
+
+def _places(error: Exception) -> list[str]:
+  """Where in code of the user's own it was raised, innermost first."""
+  return [
+    f"{frame.filename}, line {frame.lineno}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__))
+    if not frame.filename.startswith((*_NOT_RECIPES, "<"))
+  ]
+
+
+_QUOTES = "'\""
+_NOT_RECIPES = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))

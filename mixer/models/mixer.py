@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MLP-Mixer, figure 1 of the paper (arXiv 2105.01601).
+
+Letters in shape comments: n examples, h w rows and columns of patches,
+s = h * w tokens, c channels.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# Table 1 of the paper. Parameters and multiply-accumulates, pinned by tests,
+# follow from these numbers alone.
+COLUMNS = ("patch", "hidden", "blocks", "tokens_mlp", "channels_mlp")
+VARIANTS = {
+  # name        patch   hidden C  blocks   D_S       D_C
+  "Mixer-S/32": (32,       512,        8,      256,      2048),
+  "Mixer-S/16": (16,       512,        8,      256,      2048),
+  "Mixer-B/32": (32,       768,       12,      384,      3072),
+  "Mixer-B/16": (16,       768,       12,      384,      3072),
+  "Mixer-L/32": (32,      1024,       24,      512,      4096),
+  "Mixer-L/16": (16,      1024,       24,      512,      4096),
+  "Mixer-H/14": (14,      1280,       32,      640,      5120),
+}  # fmt: skip
+
+
+class MlpBlock(nn.Module):
+  """Dense, GELU (tanh form, as in the authors' code), Dense, on one vector."""
+
+  hidden: int
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+    """Maps [features] to [features].
+
+    Args:
+      x: [features].
+      scale: [hidden] factors for the hidden units, the dropout mask; drawn by
+        the caller, because a draw in here would be shared by all vectors.
+    """
+    y = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype)(x))
+    if scale is not None:
+      y = y * scale.astype(y.dtype)
+    return nn.Dense(x.shape[-1], dtype=self.dtype)(y)
+
+
+def share_over(module: type[nn.Module], axis: int) -> type[nn.Module]:
+  """Lifts a module over one axis of its input, with the same parameters."""
+  return nn.vmap(
+    module,
+    in_axes=axis,
+    out_axes=axis,
+    variable_axes={"params": None},
+    split_rngs={"params": False},
+  )
+
+
+TokenMixing = share_over(share_over(MlpBlock, axis=1), axis=0)  # along s
+ChannelMixing = share_over(share_over(MlpBlock, axis=0), axis=0)  # along c
+
+
+def draw_kept(keys: jax.Array, site: int, drop: float, shape: tuple[int, ...]):
+  """Draws which entries stay, from one key an example.
+
+  Args:
+    keys: [n] PRNG keys.
+    site: which of the model's draws this is.
+    drop: probability with which an entry goes.
+    shape: of one example's mask.
+
+  Returns:
+    bool [n, *shape].
+  """
+
+  def draw(key):
+    return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - drop, shape)
+
+  return jax.vmap(draw)(keys)
+
+
+class MixerBlock(nn.Module):
+  """Token mixing, then channel mixing, each with a skip connection."""
+
+  tokens_mlp: int
+  channels_mlp: int
+  index: int = 0
+  drop_path: float = 0.0
+  rescale: bool = False
+  dropout: float = 0.0
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    """Maps n s c to n s c; `keys` [n] turns dropping on."""
+    n, s, c = x.shape
+
+    y = nn.LayerNorm(dtype=self.dtype)(x)
+    mlp = TokenMixing(self.tokens_mlp, self.dtype, name="token_mixing")
+    y = mlp(y, self._dropout(keys, 0, (self.tokens_mlp, c)))  # n s c
+    x = x + self._drop(y, keys, 1)
+
+    y = nn.LayerNorm(dtype=self.dtype)(x)
+    mlp = ChannelMixing(self.channels_mlp, self.dtype, name="channel_mixing")
+    y = mlp(y, self._dropout(keys, 3, (s, self.channels_mlp)))  # n s c
+    return x + self._drop(y, keys, 4)
+
+  def _dropout(self, keys, site, shape):
+    """Factors 0 or 1 / (1 - rate) for [n, *shape], None when all stay."""
+    if keys is None or not self.dropout:
+      return None
+    kept = draw_kept(keys, 6 * self.index + site, self.dropout, shape)
+    return kept / (1 - self.dropout)
+
+  def _drop(self, branch, keys, site):
+    """Drops entries (dropout), then whole branches (stochastic depth)."""
+    scale = self._dropout(keys, site, branch.shape[1:])
+    if scale is not None:
+      branch = branch * scale.astype(branch.dtype)
+    if keys is None or not self.drop_path:
+      return branch
+    kept = draw_kept(keys, 6 * self.index + site + 1, self.drop_path, (1, 1))
+    # The authors' code leaves the branches that stay as they are.
+    scale = 1 / (1 - self.drop_path) if self.rescale else 1.0
+    return branch * (kept * scale).astype(branch.dtype)
+
+
+class MlpMixer(nn.Module):
+  """The whole network. Attributes, with the paper's symbols:
+
+  patch: side of a patch in pixels, P.
+  hidden: channels of a token, C.
+  blocks: number of Mixer blocks.
+  tokens_mlp: hidden units of the token-mixing MLP, D_S.
+  channels_mlp: hidden units of the channel-mixing MLP, D_C.
+  num_classes: width of the head; 0 or None for no head.
+  image_channels: 3 for RGB.
+  dtype: of activations and of the weights as they are used; parameters,
+    normalisation statistics, head and logits stay float32.
+  dropout: rate inside and after both MLPs (table 4 sweeps 0 and 0.1).
+  stoch_depth: rate at which the last block's two branches are dropped for an
+    example; block i of L has i / (L - 1) of it (appendix B).
+  stoch_depth_rescale: divides the branches that stay by 1 - rate; the authors'
+    code does not.
+  remat: recomputes the blocks' activations in the backward pass.
+  head_bias: initial value of the head's bias (its kernel starts at 0).
+  """
+
+  patch: int
+  hidden: int
+  blocks: int
+  tokens_mlp: int
+  channels_mlp: int
+  num_classes: int | None = None
+  image_channels: int = 3
+  dtype: jnp.dtype | None = None
+  dropout: float = 0.0
+  stoch_depth: float = 0.0
+  stoch_depth_rescale: bool = False
+  remat: bool = False
+  head_bias: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    drop_keys: jax.Array | None = None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Classifies images.
+
+    Args:
+      images: float32 [n, height, width, image_channels] in [-1, 1].
+      train: whether dropout and stochastic depth are on.
+      drop_keys: [n] PRNG keys, one an example; needed if anything is dropped.
+
+    Returns:
+      float32 logits [n, num_classes] (without a head the pre-logits), and a
+      dict of intermediates: "stem", "block00" and so on [n, s, c],
+      "pre_logits" [n, c], "logits".
+
+    Raises:
+      ValueError: the images do not fit the patch, the channels or the
+        resolution that the parameters were made for.
+    """
+    self._check(images)
+    if not train or not (self.dropout or self.stoch_depth):
+      drop_keys = None
+    elif drop_keys is None:
+      raise ValueError(
+        "train=True with dropout or stochastic depth needs drop_keys, one PRNG "
+        "key an example, such as jax.random.split(key, len(images))."
+      )
+
+    out = {}
+    x = nn.Conv(
+      self.hidden,
+      kernel_size=(self.patch, self.patch),
+      strides=(self.patch, self.patch),
+      padding="VALID",
+      dtype=self.dtype,
+      name="stem",
+    )(images)  # n h w c
+    x = out["stem"] = x.reshape(x.shape[0], -1, x.shape[-1])  # n s c
+
+    block = nn.remat(MixerBlock) if self.remat else MixerBlock
+    for i in range(self.blocks):
+      x = out[f"block{i:02d}"] = block(
+        tokens_mlp=self.tokens_mlp,
+        channels_mlp=self.channels_mlp,
+        index=i,
+        drop_path=self.stoch_depth * i / max(self.blocks - 1, 1),
+        rescale=self.stoch_depth_rescale,
+        dropout=self.dropout,
+        dtype=self.dtype,
+        # Without a name nn.remat would call the block CheckpointMixerBlock_i.
+        name=f"MixerBlock_{i}",
+      )(x, drop_keys)  # n s c
+
+    x = nn.LayerNorm(dtype=jnp.float32, name="pre_head_layer_norm")(x)
+    x = out["pre_logits"] = jnp.mean(x, axis=1)  # n c
+    if self.num_classes:
+      x = out["logits"] = nn.Dense(
+        self.num_classes,
+        kernel_init=nn.initializers.zeros,
+        bias_init=nn.initializers.constant(self.head_bias),
+        name="head",
+      )(x)
+    return x, out
+
+  def _check(self, images):
+    """Raises ValueError with both numbers and the way out."""
+    if images.ndim != 4:
+      raise ValueError(
+        f"Images have shape {images.shape}, not [n, height, width, channels]; "
+        "a single image needs a leading axis: image[None]."
+      )
+    _, height, width, channels = images.shape
+    if channels != self.image_channels:
+      raise ValueError(
+        f"Images have {channels} channels, the model takes "
+        f"{self.image_channels}: convert the images, or create the model with "
+        f"image_channels={channels}."
+      )
+    if height % self.patch or width % self.patch:
+      near = [
+        max(round(x / self.patch), 1) * self.patch for x in (height, width)
+      ]
+      raise ValueError(
+        f"Images of {height} x {width} px are not divided by patches of "
+        f"{self.patch} px: resize them, to {near[0]} x {near[1]} px for one, "
+        "or choose a variant with another patch."
+      )
+    tokens = (height // self.patch) * (width // self.patch)
+    try:
+      params = self.variables["params"]["MixerBlock_0"]["token_mixing"]
+      made_for = params["Dense_0"]["kernel"].shape[0]
+    except KeyError:  # the parameters are being made
+      return
+    if tokens != made_for:
+      side = math.isqrt(made_for)
+      size = f"{side * self.patch} x {side * self.patch} px"
+      if side * side != made_for:
+        size = f"{made_for} patches"
+      raise ValueError(
+        f"Images of {height} x {width} px make {tokens} tokens of "
+        f"{self.patch} px, but these parameters mix {made_for}: resize the "
+        f"images to {size}, or use parameters made for {height} x {width} px."
+      )

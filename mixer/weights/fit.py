@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loaded parameters against the model that is to take them."""
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mixer.errors import UserError
+
+
+def fit(params: dict, wanted: dict, *, head: str = "auto") -> tuple[dict, str]:
+  """Checks names and shapes, and keeps or replaces the head.
+
+  Args:
+    params: nested dict of arrays, from `mixer.weights.load`.
+    wanted: the model's parameters or their shapes.
+    head: "keep" the head, start it from "zeros" (as the paper fine-tunes), or
+      "auto": keep it where the number of classes is the same.
+
+  Returns:
+    float32 parameters for the model, and a sentence about the head.
+
+  Raises:
+    UserError: lists every parameter that is missing, left over or of another
+      shape.
+  """
+  given = flatten_dict(params, sep="/")
+  needed = flatten_dict(wanted, sep="/")
+  new_head = {
+    name: np.zeros(shape.shape, np.float32)
+    for name, shape in needed.items()
+    if name.startswith("head/")
+  }
+  same = all(
+    name in given and given[name].shape == zeros.shape
+    for name, zeros in new_head.items()
+  )
+  if not new_head:
+    kept, sentence = {}, "The model has no head."
+  elif head == "keep" or (head == "auto" and same):
+    kept = {k: v for k, v in given.items() if k.startswith("head/")}
+    sentence = "The head of the weights is kept."
+  else:
+    kept = new_head
+    width = new_head["head/bias"].shape[0]
+    found = given.get("head/bias", np.zeros(0)).shape[0]
+    sentence = f"The head ({found} classes) is replaced by zeros ({width})."
+  body = {k: v for k, v in given.items() if not k.startswith("head/")}
+  result = body | kept
+
+  problems = [
+    f"{name}: {'missing' if name not in result else result[name].shape} in the "
+    f"weights, {needed[name].shape if name in needed else 'missing'} in the "
+    "model"
+    for name in sorted({*result, *needed})
+    if name not in result
+    or name not in needed
+    or result[name].shape != needed[name].shape
+  ]
+  if problems:
+    listed = "\n  ".join(problems[:8])
+    more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
+    raise UserError(
+      "The weights do not fit the model: choose the variant, patch and "
+      f"resolution that they were made for.\n  {listed}{more}"
+    )
+  arrays = {k: np.asarray(v, np.float32) for k, v in result.items()}
+  return unflatten_dict(arrays, sep="/"), sentence

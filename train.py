@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a model: python train.py --config=configs/digits.py --workdir=DIR.
+
+Goes on where DIR left off. With --dry_run checks, reports and trains nothing.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from mixer import front_door
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Check and report, train nothing."
+)
+ACCEPT_CHANGES = flags.DEFINE_bool(
+  "accept_changes", False, "Go on in WORKDIR although the config has changed."
+)
+flags.mark_flag_as_required("config")
+
+
+def main() -> int:
+  from mixer.training import loop  # after the flags: it takes seconds
+
+  if DRY_RUN.value:
+    return loop.dry_run(CONFIG.value)
+  return loop.train(
+    CONFIG.value, WORKDIR.value, accept_changes=ACCEPT_CHANGES.value
+  )
+
+
+if __name__ == "__main__":
+  front_door.run(main)
