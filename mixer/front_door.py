@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from mixer.errors import UserError
 
@@ -27,6 +27,8 @@ def _parse(argv: list[str]) -> list[str]:
   """Parses flags; what config_flags raises on the way becomes a message."""
   try:
     rest = flags.FLAGS(argv)
+    if flags.FLAGS["verbosity"].using_default_value:
+      logging.set_verbosity(logging.WARNING)
     flags.FLAGS["config"].value.keys()  # a missing file is an error only now
     return rest
   except Exception as error:

@@ -3,9 +3,20 @@
 
 import os
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "")
-  + " --xla_force_host_platform_device_count=8"
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+  """The folder of data sets in which digits is prepared."""
+  from mixer.data.__main__ import prepare
+
+  folder = tmp_path_factory.mktemp("tensorflow_datasets")
+  prepare("digits", str(folder))
+  return str(folder)

@@ -102,7 +102,9 @@ class EventFiles:
     try:
       yield
     except self._error as error:
-      raise OSError(None, error.message) from error
+      # "<operation> <path>; <reason>", then what else follows from it.
+      reason = error.message.partition("\n")[0].rpartition("; ")[2]
+      raise OSError(None, reason) from error
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ class RunLog:
 
 def to_number(value: Scalar) -> Number:
   number = np.asarray(value).item()
-  # ml_dtypes' scalars, such as bfloat16, are no Python numbers.
+  # float() refuses what is no number.
   return number if isinstance(number, int) else float(number)
 
 

@@ -1,1 +1,263 @@
-def dry_run(c): print("dry")
+# SPDX-License-Identifier: Apache-2.0
+"""A run from its config to its weights; goes on where its folder left off."""
+
+import collections
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from mixer import weights
+from mixer.data import ops as image_ops
+from mixer.data.device_feed import to_devices
+from mixer.data.loader import train_batches
+from mixer.front_door import DONE, START_AGAIN
+from mixer.plan import Plan, describe, make_plan
+from mixer.training import interruption, run_folder
+from mixer.training.clock import Clock
+from mixer.training.curve import draw_learning_curve
+from mixer.training.evaluations import Evaluations
+from mixer.training.hardware import model_flops_utilisation
+from mixer.training.log import RunLog
+from mixer.training.profile import Profile
+from mixer.training.progress import Progress
+from mixer.training.setup import (
+  abstract_state,
+  create_optimizer,
+  create_update,
+  initial_state,
+  open_checkpoints,
+  replicate,
+  to_host,
+)
+from mixer.training.step import TrainState
+
+# Updates that may be in flight: enough to keep the devices busy, few enough to
+# stop soon and to measure rates.
+IN_FLIGHT = 2
+
+
+def train(
+  config: ConfigDict, workdir: str | None, *, accept_changes: bool = False
+) -> int:
+  """Trains to the end, or until it is asked to stop.
+
+  Args:
+    config: from a recipe.
+    workdir: the run's folder.
+    accept_changes: go on although the folder's config is another.
+
+  Returns:
+    The process's exit code: DONE, or START_AGAIN after saving.
+
+  Raises:
+    UserError: something for the user to change; nothing was lost.
+  """
+  with interruption.guard() as interrupted:
+    folder = run_folder.make_folder(workdir)
+    plan = make_plan(config)
+    plan.raise_complaints()
+    run_folder.check_config(folder, plan.config, accept_changes=accept_changes)
+    return Run(plan, folder).go(interrupted)
+
+
+def dry_run(config: ConfigDict) -> int:
+  """Prints what the config comes to; raises UserError with what is missing."""
+  plan = make_plan(config)
+  print(plan.config)
+  print(describe(plan))
+  plan.raise_complaints()
+  print("Nothing is missing: without --dry_run this trains.")
+  return DONE
+
+
+class Run:
+  """One start of a run: its parts, and the loop over them."""
+
+  def __init__(self, plan: Plan, folder: Path):
+    config, devices = plan.config, jax.local_devices()
+    self.plan = plan
+    self.folder = folder
+    self.schedule, self.optimizer = create_optimizer(plan)
+    self.checkpoints = open_checkpoints(plan, folder)
+    self.evaluations = Evaluations(plan, folder / "eval", devices)
+    self.start, state = self.resume_or_begin()
+    self.state = replicate(state, devices)
+    self.update = create_update(plan, self.optimizer, devices)
+    batches = train_batches(
+      plan.source,
+      image_ops.parse(config.data.ops),
+      batch=config.batch,
+      seed=config.seed,
+      start_step=self.start,
+      threads=config.data.threads or os.cpu_count(),
+    )
+    self.batches = to_devices(
+      index_examples(batches, config.batch), devices, config.data.prefetch
+    )
+    self.progress = Progress(plan.total_steps)
+    self.clock = Clock(
+      step=self.start,
+      total_steps=plan.total_steps,
+      batch=config.batch,
+      devices=len(devices),
+    )
+
+  def resume_or_begin(self) -> tuple[int, TrainState]:
+    """The newest sound checkpoint's step and state, or a run's first."""
+    template = abstract_state(self.plan, self.optimizer)
+    if (restored := self.checkpoints.restore(template)) is not None:
+      return restored
+    return 0, initial_state(self.plan, self.optimizer)
+
+  def go(self, interrupted: Callable[[], bool]) -> int:
+    """Trains and returns the process's exit code."""
+    self.introduce()
+    with (
+      contextlib.closing(self.progress),
+      contextlib.closing(self.batches),
+      contextlib.closing(self.checkpoints),
+      RunLog(
+        self.folder, from_step=self.start, on_values=self.show
+      ) as self.log,
+    ):
+      step = self.loop(interrupted)
+    if step < self.plan.total_steps:
+      print(f"Stopped and saved at step {step:,}. The same command goes on.")
+      return START_AGAIN
+    self.conclude()
+    return DONE
+
+  def introduce(self):
+    """Says on paper and on the terminal what this run is."""
+    run_folder.describe_run(self.folder, self.plan.config, from_step=self.start)
+    names = "".join(f"{name}\n" for name in self.plan.source.class_names)
+    (self.folder / "classes.txt").write_text(names)
+    overview = parameter_overview.get_parameter_overview(
+      self.plan.abstract_params, include_stats=False
+    )
+    (self.folder / "parameters.txt").write_text(f"{overview}\n")
+    print(describe(self.plan), flush=True)
+    if self.start:
+      print(f"Goes on from the checkpoint of step {self.start:,}.", flush=True)
+
+  def loop(self, interrupted: Callable[[], bool]) -> int:
+    """Applies updates until all are done or a stop is asked for.
+
+    Returns:
+      How many are applied and saved.
+    """
+    config, total = self.plan.config, self.plan.total_steps
+    profile = Profile(
+      self.folder / "profile", self.start + 10, config.log.profile_steps
+    )
+    in_flight, clock_runs = collections.deque(), contextlib.nullcontext()
+    for step in range(self.start, total + 1):
+      # Here `step` updates are applied to the state.
+      stop = step == total or interrupted()
+      if step > self.start:
+        with self.clock.pause():
+          results = self.evaluate(step)
+          if stop or self.is_save_due(step, results):
+            self.save(step, results)
+      if stop:
+        break
+
+      profile.before_update(step)
+      with self.clock.waiting_for_data():
+        batch = next(self.batches)
+      # The first call compiles.
+      with self.clock.pause() if step == self.start else clock_runs:
+        self.state, metrics = self.update(self.state, batch)
+      in_flight.append(metrics)
+      if len(in_flight) > IN_FLIGHT:
+        jax.block_until_ready(in_flight.popleft())
+      if (step + 1) % config.log.every_steps == 0 or step + 1 in (1, total):
+        self.log_update(step + 1, metrics)
+    profile.close()
+    return step
+
+  def evaluate(self, step: int) -> dict[str, float]:
+    """Runs what is due and logs it; an empty dict if nothing is."""
+    due = self.evaluations.due(step)
+    results = self.evaluations.run(due, self.state.eval_params)
+    if results:
+      self.log.write(step, results)
+      self.progress.message(
+        f"step {step:,}: "
+        + ", ".join(f"{name} {x:.4f}" for name, x in results.items())
+      )
+    return results
+
+  def is_save_due(self, step: int, results: dict[str, float]) -> bool:
+    every = self.plan.checkpoint_every, self.plan.milestone_every
+    if any(n and step % n == 0 for n in every):
+      return True
+    metric = results.get(self.plan.config.checkpoint.best)
+    return metric is not None and self.checkpoints.is_best(metric)
+
+  def save(self, step: int, results: dict[str, float]):
+    """Starts writing a checkpoint; rows up to it are on disk before it is."""
+    self.log.flush()
+    self.checkpoints.save(
+      step,
+      to_host(self.state),
+      metric=results.get(self.plan.config.checkpoint.best),
+    )
+
+  def log_update(self, step: int, metrics: dict[str, jax.Array]):
+    """Logs update number `step`, without waiting for it."""
+    rates = self.clock.measure(step)
+    per_device = rates.get("images_per_second_per_device")
+    if per_device:
+      utilisation = model_flops_utilisation(
+        6 * self.plan.multiply_accumulates * per_device, jax.local_devices()[0]
+      )
+      if utilisation is not None:
+        rates["mfu"] = utilisation
+    # The first update has the schedule's value at 0.
+    lr = self.plan.config.optimizer.learning_rate * self.schedule(step - 1)
+    one_copy = {
+      f"train/{name}": value.addressable_shards[0].data
+      for name, value in metrics.items()
+    }
+    self.log.write(step, one_copy | {"train/learning_rate": lr} | rates)
+
+  def show(self, step: int, values: dict[str, float]):
+    """Refreshes the progress line, when values have arrived."""
+    if "train/loss" in values:
+      self.progress.show(
+        step,
+        loss=values["train/loss"],
+        images_per_second=values.get("images_per_second"),
+        remaining=self.clock.remaining(step),
+      )
+
+  def conclude(self):
+    """Writes the weights and the picture, and says where everything is."""
+    weights.save(
+      self.folder / weights.RUN_FILE, to_host(self.state.eval_params)
+    )
+    curve = draw_learning_curve(self.folder)
+    print(
+      f"Done: {self.plan.total_steps:,} steps.\n"
+      f"weights        {self.folder / weights.RUN_FILE}\n"
+      f"checkpoints    {self.folder / 'checkpoints'}\n"
+      f"numbers        {self.folder / 'metrics.jsonl'}, and for TensorBoard: "
+      f"tensorboard --logdir={self.folder}\n"
+      f"learning curve {curve}"
+    )
+
+
+def index_examples(
+  batches: Iterable[dict[str, np.ndarray]], batch: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Replaces int64 positions, which devices lack, by the place in the batch."""
+  for examples in batches:
+    position = examples.pop("position")
+    yield examples | {"index": (position % batch).astype(np.uint32)}

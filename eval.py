@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a run: python eval.py --config=CONFIG --workdir=DIR.
+
+Runs the config's evaluators on DIR's newest checkpoint, on that of --step, or
+on the best one with --best; with no checkpoint there, on config.init.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from mixer import front_door
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The recipe, such as configs/digits.py."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step.")
+BEST = flags.DEFINE_bool("best", False, "The best checkpoint.")
+flags.mark_flag_as_required("config")
+
+
+def main() -> int:
+  from mixer.training import evaluations  # after the flags: it takes seconds
+
+  return evaluations.evaluate(
+    CONFIG.value, WORKDIR.value, step=STEP.value, best=BEST.value
+  )
+
+
+if __name__ == "__main__":
+  front_door.run(main)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moves batches to the devices while the devices are busy with earlier ones."""
+
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mixer.errors import UserError
+
+
+def device_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
+  """How `jax.pmap` over `devices` lays out an array [devices, ...].
+
+  An array laid out so is passed on as it is, whatever the axis is called.
+  """
+  return NamedSharding(
+    Mesh(np.array(devices), ("batch",)), PartitionSpec("batch")
+  )
+
+
+def to_devices(
+  batches: Iterator[dict[str, np.ndarray]],
+  devices: Sequence[jax.Device],
+  depth: int = 2,
+) -> Iterator[dict[str, jax.Array]]:
+  """Yields batches as `jax.pmap` over `devices` takes them without a copy.
+
+  Args:
+    batches: arrays [n, ...]; n is a multiple of the number of devices.
+    devices: the local devices of the pmap, in its order.
+    depth: batches on the devices, or on their way, beyond the one in use.
+
+  Yields:
+    The same batches with arrays [devices, n / devices, ...], one row a device.
+
+  Raises:
+    UserError: a batch cannot be shared equally by the devices.
+  """
+  sharding = device_sharding(devices)
+
+  def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    rows = {key: _split(values, len(devices)) for key, values in batch.items()}
+    # Returns at once; the transfers go on in the background.
+    return jax.device_put(rows, sharding)
+
+  def feed() -> Iterator[dict[str, jax.Array]]:
+    try:
+      under_way = collections.deque(
+        put(batch) for batch in itertools.islice(batches, depth)
+      )
+      while under_way:
+        for batch in itertools.islice(batches, 1):
+          under_way.append(put(batch))
+        yield under_way.popleft()
+    finally:
+      close = getattr(batches, "close", None)
+      if close:
+        close()
+
+  return feed()
+
+
+def _split(values: np.ndarray, devices: int) -> np.ndarray:
+  """Reshapes [n, ...] to [devices, n / devices, ...]."""
+  if values.shape[0] % devices:
+    raise UserError(
+      f"A batch of {values.shape[0]} examples on this host cannot be shared"
+      f" equally by its {devices} devices; choose a multiple."
+    )
+  return values.reshape(devices, -1, *values.shape[1:])

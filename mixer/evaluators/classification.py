@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss and accuracy over a split, every example counted exactly once."""
+
+import collections
+import csv
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mixer.data.device_feed import to_devices
+from mixer.training.losses import LOSSES, soft_labels
+from mixer.training.step import AXIS, normalise
+
+TOP = 5
+
+
+def eval_step(
+  params: dict, batch: dict[str, jax.Array], *, model: nn.Module, loss: str
+) -> dict[str, jax.Array]:
+  """Judges one device's part of a batch.
+
+  Args:
+    params: of the model.
+    batch: "image" uint8 [n, h, w, 3], "label" int32 [n].
+    model: its `apply` returns (logits, intermediates).
+    loss: "softmax" or "sigmoid".
+
+  Returns:
+    "loss" float32 [n], "prediction" int32 [n], "in_top" bool [n].
+  """
+  logits, _ = model.apply(
+    {"params": params}, normalise(batch["image"]), train=False
+  )
+  classes = logits.shape[-1]
+  _, top = jax.lax.top_k(logits, min(TOP, classes))
+  return {
+    "loss": LOSSES[loss](logits, soft_labels(batch["label"], classes)),
+    "prediction": top[:, 0],
+    "in_top": jnp.any(top == batch["label"][:, None], axis=1),
+  }
+
+
+class Classification:
+  """Loss, top-1 and top-5 accuracy, and on request what lies behind them."""
+
+  def __init__(
+    self,
+    batches: Callable[[], Iterable[dict[str, np.ndarray]]],
+    *,
+    model: nn.Module,
+    loss: str,
+    devices: Sequence[jax.Device],
+    class_names: Sequence[str],
+    per_class: Path | None = None,
+    confusion: Path | None = None,
+  ):
+    """Prepares; compiles at the first run.
+
+    Args:
+      batches: starts a pass over the split: "image", "label" and "mask" (bool,
+        False where an example is padding), of a size that the devices divide.
+      model: with a head.
+      loss: "softmax" or "sigmoid".
+      devices: that share the work.
+      class_names: in the order of the labels.
+      per_class: CSV file for the accuracy of every class, or None.
+      confusion: CSV file for the confusion matrix, or None.
+    """
+    self._batches = batches
+    self._devices = devices
+    self._class_names = class_names
+    self._per_class = per_class
+    self._confusion = confusion
+    self._step = jax.pmap(
+      functools.partial(eval_step, model=model, loss=loss),
+      axis_name=AXIS,
+      devices=devices,
+    )
+
+  def run(self, params: dict) -> dict[str, float]:
+    """Evaluates parameters that every device holds.
+
+    Args:
+      params: with a leading device axis, as jax.pmap takes them.
+
+    Returns:
+      "loss" (mean, in nats), "accuracy" and, where there are more than five
+      classes, "accuracy_top5" (both 0 to 1).
+    """
+    loss, in_top, labels, predictions = (
+      np.concatenate(values)
+      for values in zip(*self._judge(params), strict=True)
+    )
+    correct = labels == predictions
+    if self._per_class:
+      self._write_per_class(labels, correct)
+    if self._confusion:
+      self._write_confusion(labels, predictions)
+    result = {
+      "loss": float(loss.mean(dtype=np.float64)),
+      "accuracy": float(correct.mean()),
+    }
+    if len(self._class_names) > TOP:
+      result["accuracy_top5"] = float(in_top.mean())
+    return result
+
+  def _judge(self, params) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields a batch's losses, in-top flags, labels and predictions."""
+    masks_and_labels = collections.deque()
+
+    def feed():
+      for batch in self._batches():
+        masks_and_labels.append((batch["mask"], batch["label"]))
+        yield {"image": batch["image"], "label": batch["label"]}
+
+    def fetch(outputs):
+      mask, label = masks_and_labels.popleft()
+      out = {k: np.asarray(v).reshape(-1)[mask] for k, v in outputs.items()}
+      return out["loss"], out["in_top"], label[mask], out["prediction"]
+
+    ahead = collections.deque()  # dispatched, not yet fetched
+    for batch in to_devices(feed(), self._devices):
+      ahead.append(self._step(params, batch))
+      if len(ahead) > 1:
+        yield fetch(ahead.popleft())
+    while ahead:
+      yield fetch(ahead.popleft())
+
+  def _write_per_class(self, labels, correct):
+    examples = np.bincount(labels, minlength=len(self._class_names))
+    right = np.bincount(labels[correct], minlength=len(self._class_names))
+    rows = [("class", "examples", "correct", "accuracy")]
+    for name, n, k in zip(self._class_names, examples, right, strict=True):
+      rows.append((name, n, k, f"{k / n:.4f}" if n else ""))
+    _write_csv(self._per_class, rows)
+
+  def _write_confusion(self, labels, predictions):
+    classes = len(self._class_names)
+    matrix = np.zeros((classes, classes), np.int64)
+    np.add.at(matrix, (labels, predictions), 1)
+    rows = [("label \\ prediction", *self._class_names)]
+    rows += [
+      (name, *row) for name, row in zip(self._class_names, matrix, strict=True)
+    ]
+    _write_csv(self._confusion, rows)
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence]):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("w", newline="") as file:
+    csv.writer(file).writerows(rows)

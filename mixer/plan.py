@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a config comes to, and everything that is wrong with it, beforehand.
+
+Nothing here compiles, and nothing waits for anything dear: keys, cross-field
+rules, models, data sets and weights are all looked at, and all complaints are
+reported together.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mixer import weights
+from mixer.config import did_you_mean, steps
+from mixer.config_check import check_values, complete
+from mixer.data import ops as image_ops
+from mixer.data.sources import NotPrepared, Source, open_source
+from mixer.errors import UserError
+from mixer.evaluators import TYPES
+from mixer.models import cost, create
+from mixer.training.optimizer import multiplier_tree
+
+RESULTS = ("loss", "accuracy", "accuracy_top5")
+
+
+@dataclasses.dataclass
+class EvalPlan:
+  """One evaluator of the config, resolved.
+
+  every: updates between two runs; None for the end alone.
+  """
+
+  options: ConfigDict
+  data_name: str
+  batch: int
+  every: int | None
+  source: Source | None = None
+
+
+@dataclasses.dataclass
+class Plan:
+  """A config, resolved against this machine's devices and data.
+
+  Fields are None where a complaint says why.
+  """
+
+  config: ConfigDict
+  devices: int
+  total_steps: int | None = None
+  warmup_steps: int = 0
+  checkpoint_every: int | None = None
+  milestone_every: int | None = None
+  per_device: int | None = None  # images at once
+  accumulation: int | None = None
+  model: nn.Module | None = None
+  image_size: tuple[int, int] | None = None
+  abstract_params: dict | None = None
+  multiply_accumulates: int | None = None
+  initial_params: dict | None = None
+  initial_note: str = ""
+  source: Source | None = None
+  evals: dict[str, EvalPlan] = dataclasses.field(default_factory=dict)
+  problems: list[str] = dataclasses.field(default_factory=list)
+  missing: list[str] = dataclasses.field(default_factory=list)
+
+  @contextlib.contextmanager
+  def collecting(self, about: str = "") -> Iterator[None]:
+    """Turns what is raised inside into a complaint."""
+    try:
+      yield
+    except NotPrepared as error:
+      if str(error) not in self.missing:
+        self.missing.append(str(error))
+    except ValueError as error:
+      self.problems.append(f"{about}{error}")
+
+  def raise_complaints(self):
+    """Raises UserError with everything that stands in the way."""
+    if complaints := self.problems + self.missing:
+      raise UserError("\n".join(complaints))
+
+  @property
+  def class_names(self) -> list[str]:
+    return list(self.source.class_names)
+
+
+def make_plan(
+  config: ConfigDict, *, devices: int | None = None, trains: bool = True
+) -> Plan:
+  """Resolves a config and collects complaints.
+
+  Args:
+    config: as a recipe and the command line made it.
+    devices: that share a batch; those of this process if None.
+    trains: False does without the training data.
+
+  Raises:
+    UserError: keys that the schema does not have; nothing else can be said
+      about such a config.
+  """
+  plan = Plan(complete(config), devices or jax.local_device_count())
+  plan.problems += check_values(plan.config)
+  if plan.problems:
+    return plan
+  _plan_durations(plan)
+  _plan_batch(plan)
+  _plan_model(plan)
+  _plan_evals(plan)
+  if trains:
+    _plan_training_data(plan)
+  for name, evaluation in plan.evals.items():
+    with plan.collecting(f"config.evals.{name}: "):
+      evaluation.source = _open(
+        plan, evaluation.data_name, evaluation.options, "evals." + name
+      )
+  return plan
+
+
+def _plan_durations(plan: Plan):
+  config = plan.config
+
+  def read(part, prefix):
+    return steps(
+      part, prefix, batch=config.batch, examples=config.data.examples
+    )
+
+  with plan.collecting("config."):
+    plan.total_steps = read(config, "total")
+    if not plan.total_steps:
+      plan.problems.append(
+        "The length of the run is not set: give config.total_steps, "
+        "total_epochs or total_examples."
+      )
+  with plan.collecting("config.schedule."):
+    plan.warmup_steps = read(config.schedule, "warmup") or 0
+    if plan.total_steps and plan.warmup_steps >= plan.total_steps:
+      plan.problems.append(
+        f"The warm-up of {plan.warmup_steps} steps does not end within the "
+        f"run of {plan.total_steps}: shorten config.schedule.warmup_steps, or "
+        "lengthen the run."
+      )
+  with plan.collecting("config.checkpoint."):
+    plan.checkpoint_every = read(config.checkpoint, "every")
+    plan.milestone_every = read(config.checkpoint, "milestone")
+
+
+def _plan_batch(plan: Plan):
+  config, devices = plan.config, plan.devices
+  if config.batch % devices:
+    lower = config.batch // devices * devices
+    near = [str(n) for n in (lower, lower + devices) if n]
+    plan.problems.append(
+      f"config.batch = {config.batch} is not divided by the {devices} devices: "
+      f"take {' or '.join(near)}."
+    )
+    return
+  share = config.batch // devices
+  parts = config.accumulation
+  if parts is None:
+    limit = config.max_per_device or share
+    parts = next(
+      n for n in range(1, share + 1) if share % n == 0 and share <= n * limit
+    )
+  if share % parts:
+    plan.problems.append(
+      f"config.accumulation = {parts} does not divide the {share} images of "
+      f"each device ({config.batch} / {devices}): take a divisor, or set "
+      "config.max_per_device instead."
+    )
+    return
+  plan.accumulation, plan.per_device = parts, share // parts
+
+
+def _plan_model(plan: Plan):
+  options = plan.config.model.to_dict()
+  fields = {k: v for k, v in options.items() if v is not None and k != "name"}
+  with plan.collecting("config.model: "):
+    plan.model = create(options["name"], **fields)
+  with plan.collecting("config.data.ops: "):
+    if not plan.config.data.ops:
+      raise UserError("is not set, such as 'inception_crop(224) | flip'.")
+    plan.image_size = output_size(plan.config.data.ops)
+  if plan.model is None or plan.image_size is None:
+    return
+  with plan.collecting("config.data.ops and config.model: "):
+    plan.abstract_params = cost.abstract_params(plan.model, plan.image_size)
+    plan.multiply_accumulates = cost.multiply_accumulates(
+      plan.model, plan.image_size
+    )
+  if plan.abstract_params is None:
+    return
+  with plan.collecting("config."):
+    multiplier_tree(plan.abstract_params, plan.config.optimizer.multipliers)
+  if plan.config.init:
+    with plan.collecting(f"config.init = {plan.config.init}: "):
+      plan.initial_params, plan.initial_note = weights.fit(
+        weights.load(os.path.expanduser(plan.config.init)),
+        plan.abstract_params,
+        head=plan.config.init_head,
+      )
+
+
+def output_size(ops: str) -> tuple[int, int]:
+  """Height and width that a spec makes of a photograph.
+
+  Raises:
+    UserError: the spec is wrong, or makes other sizes of other images.
+  """
+  transform = image_ops.parse(ops)
+  rng = np.random.default_rng(0)
+  sizes = {
+    transform(np.zeros((*size, 3), np.uint8), rng).shape[:2]
+    for size in ((480, 640), (640, 480), (500, 375))
+  }
+  if len(sizes) > 1:
+    raise UserError(
+      f"{ops!r} makes images of different sizes of photographs of different "
+      "sizes: end it with a crop or a resize to one size."
+    )
+  return sizes.pop()
+
+
+def _plan_evals(plan: Plan):
+  config = plan.config
+  for name, options in config.evals.items():
+    here = f"config.evals.{name}"
+    if options.type not in TYPES:
+      plan.problems.append(
+        f"{here}.type = {options.type!r} is not an evaluator"
+        f"{did_you_mean(options.type, TYPES)}"
+      )
+    batch = options.batch or plan.devices * (plan.per_device or 1)
+    if batch % plan.devices:
+      plan.problems.append(
+        f"{here}.batch = {batch} is not divided by the {plan.devices} devices."
+      )
+    every = None
+    with plan.collecting(f"{here}."):
+      every = steps(
+        options, "every", batch=config.batch, examples=config.data.examples
+      )
+    data_name = options.name or config.data.name
+    plan.evals[name] = EvalPlan(options, data_name, batch, every)
+    with plan.collecting(f"{here}.ops: "):
+      if not options.ops:
+        raise UserError("is not set, such as 'resize_small(256)'.")
+      size = output_size(options.ops)
+      if plan.image_size and size != plan.image_size:
+        raise UserError(
+          f"makes images of {size[0]} x {size[1]} px, training has "
+          f"{plan.image_size[0]} x {plan.image_size[1]}: end both alike."
+        )
+  best = config.checkpoint.best
+  known = [f"eval/{name}/{r}" for name in config.evals for r in RESULTS]
+  if best and best not in known:
+    plan.problems.append(
+      f"config.checkpoint.best = {best!r} is the result of no evaluator"
+      f"{did_you_mean(best, known)}"
+    )
+
+
+def _plan_training_data(plan: Plan):
+  data = plan.config.data
+  if not data.name:
+    plan.problems.append("config.data.name, the data set, is not set.")
+    return
+  with plan.collecting("config.data: "):
+    plan.source = _open(plan, data.name, data, "data")
+
+
+def _open(plan: Plan, name: str, options: ConfigDict, where: str) -> Source:
+  """Opens a split and compares it with what the config says of it."""
+  if not options.split:
+    raise UserError("split is not set, such as 'validation'.")
+  source = open_source(
+    name,
+    options.split,
+    data_dir=plan.config.data.data_dir or None,
+    label_key=options.label,
+  )
+  if options.examples and options.examples != len(source):
+    raise UserError(
+      f"{name} has {len(source)} examples in {options.split!r}, and not "
+      f"{options.examples}: correct config.{where}.examples, or prepare the "
+      "data set again."
+    )
+  if source.num_classes != plan.config.model.num_classes:
+    raise UserError(
+      f"{name} has {source.num_classes} classes, the model "
+      f"{plan.config.model.num_classes}: set config.model.num_classes = "
+      f"{source.num_classes}."
+    )
+  return source
+
+
+def describe(plan: Plan) -> str:
+  """The plan for a person: lines of what will happen."""
+  config = plan.config
+  lines = []
+  if plan.model is not None and plan.abstract_params is not None:
+    parameters = cost.count_params(plan.abstract_params)
+    lines += [
+      f"model         {config.model.name}, {parameters:,} parameters, "
+      f"{plan.image_size[0]} x {plan.image_size[1]} px, "
+      f"{plan.multiply_accumulates / 1e9:.3g} GMAC or "
+      f"{2 * plan.multiply_accumulates / 1e9:.3g} GFLOP an image forward, "
+      f"{6 * plan.multiply_accumulates / 1e9:.3g} GFLOP in training",
+    ]
+  lines.append(
+    f"start         {config.init or 'random weights'}"
+    + (f"; {plan.initial_note}" if plan.initial_note else "")
+  )
+  if config.data.name:
+    examples = (
+      f"{config.data.examples:,}" if config.data.examples else "unknown"
+    )
+    lines.append(
+      f"data          {config.data.name}, {config.data.split}: {examples} "
+      f"examples; {config.data.ops}"
+    )
+  if plan.total_steps:
+    seen = plan.total_steps * config.batch
+    epochs = (
+      f", {seen / config.data.examples:.4g} epochs"
+      if config.data.examples
+      else ""
+    )
+    lines.append(
+      f"length        {plan.total_steps:,} steps{epochs}, {seen:,} images, "
+      f"warm-up {plan.warmup_steps:,} steps"
+    )
+    if plan.multiply_accumulates:
+      lines.append(
+        f"compute       {6 * plan.multiply_accumulates * seen:.3g} FLOP"
+      )
+  if plan.accumulation:
+    device = jax.local_devices()[0]
+    lines.append(
+      f"batch         global {config.batch} = {plan.devices} x "
+      f"{device.device_kind} x {plan.per_device} x {plan.accumulation} "
+      "accumulated"
+    )
+  for name, evaluation in plan.evals.items():
+    often = f"every {evaluation.every:,} steps and " if evaluation.every else ""
+    lines.append(
+      f"evaluation    {name}: {evaluation.data_name}, "
+      f"{evaluation.options.split}; {evaluation.options.ops}; {often}at the end"
+    )
+  often = (
+    f"every {plan.checkpoint_every:,} steps and at the end"
+    if plan.checkpoint_every
+    else "at the end"
+  )
+  lines.append(f"checkpoints   {often}, newest {config.checkpoint.keep} kept")
+  return "\n".join(lines)

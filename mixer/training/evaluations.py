@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluators of a plan: when they are due, and on a run that is there."""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from mixer.data import ops as image_ops
+from mixer.data.loader import eval_batches
+from mixer.errors import UserError
+from mixer.evaluators import TYPES
+from mixer.front_door import DONE
+from mixer.plan import EvalPlan, Plan, make_plan
+from mixer.training.setup import (
+  abstract_state,
+  create_optimizer,
+  open_checkpoints,
+  replicate,
+)
+
+
+class Evaluations:
+  """All evaluators, made once, compiled when first used."""
+
+  def __init__(self, plan: Plan, folder: Path, devices: Sequence[jax.Device]):
+    self._plan = plan
+    self._evaluators = {
+      name: _create(plan, name, evaluation, folder, devices)
+      for name, evaluation in plan.evals.items()
+    }
+
+  def due(self, step: int) -> list[str]:
+    """Names of the evaluators that run after this many updates."""
+    return [
+      name
+      for name, evaluation in self._plan.evals.items()
+      if step == self._plan.total_steps
+      or (evaluation.every and step % evaluation.every == 0)
+    ]
+
+  def run(self, names: Sequence[str], params: dict) -> dict[str, float]:
+    """Runs evaluators on replicated parameters.
+
+    Returns:
+      "eval/NAME/RESULT" and the number.
+    """
+    return {
+      f"eval/{name}/{key}": value
+      for name in names
+      for key, value in self._evaluators[name].run(params).items()
+    }
+
+
+def _create(
+  plan: Plan,
+  name: str,
+  evaluation: EvalPlan,
+  folder: Path,
+  devices: Sequence[jax.Device],
+):
+  options = evaluation.options
+  batches = functools.partial(
+    eval_batches,
+    evaluation.source,
+    image_ops.parse(options.ops),
+    batch=evaluation.batch,
+    threads=plan.config.data.threads or os.cpu_count(),
+  )
+  return TYPES[options.type](
+    batches,
+    model=plan.model,
+    loss=plan.config.loss,
+    devices=devices,
+    class_names=evaluation.source.class_names,
+    per_class=folder / f"{name}_per_class.csv" if options.per_class else None,
+    confusion=folder / f"{name}_confusion.csv" if options.confusion else None,
+  )
+
+
+def evaluate(
+  config: ConfigDict,
+  workdir: str | None,
+  *,
+  step: int | None = None,
+  best: bool = False,
+) -> int:
+  """Prints the results of all of a config's evaluators.
+
+  Args:
+    config: from a recipe.
+    workdir: a run's folder, whose newest checkpoint is evaluated; without
+      one there, config.init is.
+    step: of the checkpoint, instead of the newest.
+    best: take the best checkpoint.
+
+  Returns:
+    The process's exit code.
+
+  Raises:
+    UserError: there is nothing to evaluate, or nothing to evaluate it on.
+  """
+  plan = make_plan(config, trains=False)
+  if not plan.evals:
+    plan.problems.append("The config has no evaluators: add to config.evals.")
+  plan.raise_complaints()
+  folder = Path(workdir or ".").expanduser()
+  params, origin = _find_params(plan, folder, step, best)
+  print(f"Evaluates {origin}.", flush=True)
+  devices = jax.local_devices()
+  evaluations = Evaluations(plan, folder / "eval", devices)
+  params = replicate(params, devices)
+  for name in plan.evals:
+    for result, value in evaluations.run([name], params).items():
+      print(f"{result:40} {value:.5f}", flush=True)
+  return DONE
+
+
+def _find_params(
+  plan: Plan, folder: Path, step: int | None, best: bool
+) -> tuple[dict, str]:
+  """The parameters to evaluate, and what they are."""
+  checkpoints = open_checkpoints(plan, folder)
+  if best:
+    step = checkpoints.best_step
+    if step is None:
+      raise UserError(
+        f"No checkpoint in {folder} has a metric to be the best by: set "
+        "config.checkpoint.best in training, or name a --step."
+      )
+  _, optimizer = create_optimizer(plan)
+  restored = checkpoints.restore(abstract_state(plan, optimizer), step)
+  if restored is not None:
+    return restored[1].eval_params, f"step {restored[0]:,} of {folder}"
+  if plan.initial_params is None:
+    raise UserError(
+      f"There is no checkpoint in {folder}, and config.init is not set: name "
+      "a run's folder with --workdir, or weights with --config.init."
+    )
+  return plan.initial_params, plan.config.init

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C and SIGTERM (how machines announce a preemption) as a question."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def guard() -> Iterator[Callable[[], bool]]:
+  """Yields a function that says whether the run has been asked to stop.
+
+  The second signal of a kind acts as it would have without the guard.
+  """
+  received = []
+
+  def note(number, frame):
+    del frame
+    received.append(number)
+    signal.signal(number, before[number])
+
+  before = {number: signal.signal(number, note) for number in SIGNALS}
+  try:
+    yield lambda: bool(received)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run's folder says about the run: its config and where it came from."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from mixer.config_check import differences, to_dict
+from mixer.errors import UserError
+
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "tensorflow-datasets",
+  "ml_collections",
+  "clu",
+  "numpy",
+  "opencv-python-headless",
+)
+
+
+def make_folder(workdir: str | None) -> Path:
+  """Makes the run's folder.
+
+  Raises:
+    UserError: none is given, or it cannot be written to.
+  """
+  if not workdir:
+    raise UserError("Name the run's folder: --workdir=DIR.")
+  path = Path(workdir).expanduser().absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / ".writable"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise UserError(
+      f"Cannot write to --workdir={workdir} ({error.strerror}): choose another "
+      "folder, or change its permissions."
+    ) from error
+  return path
+
+
+def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
+  """Compares with the config that the folder's run was started with.
+
+  Raises:
+    UserError: a key that changes the result has another value.
+  """
+  file = path / "config.json"
+  if not file.exists() or accept_changes:
+    return
+  changes = list(differences(json.loads(file.read_text()), to_dict(config)))
+  if changes:
+    listed = "\n  ".join(changes)
+    raise UserError(
+      f"{path} holds a run with another config:\n  {listed}\nChoose another "
+      "--workdir, go back to its values, or go on with these: "
+      "--accept_changes."
+    )
+
+
+def describe_run(path: Path, config: ConfigDict, *, from_step: int):
+  """Writes config.json and adds this start to provenance.json."""
+  _write_json(path / "config.json", to_dict(config))
+  file = path / "provenance.json"
+  starts = json.loads(file.read_text())["starts"] if file.exists() else []
+  starts.append(provenance() | {"from_step": from_step})
+  _write_json(file, {"starts": starts})
+
+
+def provenance() -> dict:
+  """Git commit, package versions and devices of this process."""
+  devices = jax.devices()
+  return {
+    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "command": sys.argv,
+    "git_commit": _git("rev-parse", "HEAD"),
+    "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    "python": platform.python_version(),
+    "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    "platform": devices[0].platform,
+    "device_kind": devices[0].device_kind,
+    "devices": len(devices),
+    "hosts": jax.process_count(),
+  }
+
+
+def _git(*arguments: str) -> str | None:
+  """Output of git in this code's folder, or None outside a repository."""
+  here = Path(__file__).parent
+  try:
+    done = subprocess.run(
+      ("git", *arguments), cwd=here, capture_output=True, text=True
+    )
+  except FileNotFoundError:
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _write_json(file: Path, content: dict):
+  aside = file.with_suffix(".partial")
+  aside.write_text(json.dumps(content, indent=2) + "\n")
+  aside.replace(file)

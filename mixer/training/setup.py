@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a plan to a state on the devices, and from there to the host."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mixer.data.device_feed import device_sharding
+from mixer.plan import Plan
+from mixer.training.checkpoints import Checkpoints
+from mixer.training.optimizer import make_optimizer, make_schedule
+from mixer.training.step import (
+  Objective,
+  TrainState,
+  bind_to_devices,
+  create_state,
+  train_step,
+)
+
+
+def create_optimizer(
+  plan: Plan,
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  config = plan.config
+  schedule = make_schedule(
+    kind=config.schedule.kind,
+    total_steps=plan.total_steps,
+    warmup_steps=plan.warmup_steps,
+    end=config.schedule.end,
+  )
+  return schedule, make_optimizer(
+    plan.abstract_params, schedule, **config.optimizer
+  )
+
+
+def create_update(
+  plan: Plan,
+  optimizer: optax.GradientTransformation,
+  devices: Sequence[jax.Device],
+) -> Callable:
+  """The plan's `train_step`, on all devices."""
+  config = plan.config
+  objective = Objective(
+    loss=config.loss,
+    num_classes=config.model.num_classes,
+    label_smoothing=config.label_smoothing,
+    mixup=config.mixup,
+    accumulation=plan.accumulation,
+    average_decay=config.average_decay,
+    seed=config.seed,
+  )
+  step = functools.partial(
+    train_step, model=plan.model, optimizer=optimizer, objective=objective
+  )
+  return bind_to_devices(step, devices)
+
+
+def initial_state(
+  plan: Plan, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """The state before the first update, on the host."""
+
+  def init():
+    images = jnp.zeros((1, *plan.image_size, plan.model.image_channels))
+    key = jax.random.key(plan.config.seed, impl="threefry2x32")
+    return plan.model.init(key, images)["params"]
+
+  params = plan.initial_params
+  if params is None:
+    params = jax.jit(init)()
+  create = functools.partial(
+    create_state, optimizer=optimizer, average=plan.config.average_decay > 0
+  )
+  return jax.device_get(jax.jit(create)(params))
+
+
+def abstract_state(
+  plan: Plan, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """Shapes and dtypes of the state."""
+  create = functools.partial(
+    create_state, optimizer=optimizer, average=plan.config.average_decay > 0
+  )
+  return jax.eval_shape(create, plan.abstract_params)
+
+
+def replicate(tree, devices: Sequence[jax.Device]):
+  """Puts a copy on every device, as jax.pmap takes it: [devices, ...]."""
+  sharding = device_sharding(devices)
+  return jax.tree.map(
+    lambda x: jax.device_put(
+      np.broadcast_to(x, (len(devices), *np.shape(x))), sharding
+    ),
+    tree,
+  )
+
+
+def to_host(tree):
+  """Takes one device's copy of a replicated tree, as NumPy arrays.
+
+  Copied, because the devices may reuse the memory at the next update.
+  """
+  return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
+
+
+def open_checkpoints(plan: Plan, folder: Path) -> Checkpoints:
+  options = plan.config.checkpoint
+  return Checkpoints(
+    folder / "checkpoints",
+    keep=options.keep,
+    keep_every_steps=plan.milestone_every,
+    best="min" if options.best.endswith("/loss") else "max",
+  )

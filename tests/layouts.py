@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes tiny data sets laid out on disk as TFDS lays out the real ones."""
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+# Neither TFDS nor this project can prepare these; people bring the folder.
+UNREGISTERED = {
+  "imagenet21k": {
+    "image": tfds.features.Image(encoding_format="jpeg"),
+    "label": tfds.features.ClassLabel(num_classes=21843),
+    "file_name": tfds.features.Text(),
+  }
+}
+
+
+def write_tfds(
+  data_dir: str | os.PathLike,
+  name: str,
+  examples: Mapping[str, int],
+  size: int = 32,
+  file_format: str = "array_record",
+) -> None:
+  """Writes random images with the official features, version and config.
+
+  Args:
+    data_dir: the folder of data sets.
+    name: a name of TFDS, with or without config, or `imagenet21k`.
+    examples: number of examples by split.
+    size: side of the images in pixels, where the features leave it open.
+    file_format: `array_record` or `tfrecord`.
+  """
+  dataset, _, config = name.partition("/")
+  if dataset in UNREGISTERED:
+    official, version = None, "1.0.0"
+    features = tfds.features.FeaturesDict(UNREGISTERED[dataset])
+    configs = []
+  else:
+    official = tfds.builder(name, data_dir=data_dir)
+    version, features = str(official.version), official.info.features
+    configs = list(official.BUILDER_CONFIGS)
+    config = official.builder_config_name or ""
+
+  class Miniature(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version(version)
+    BUILDER_CONFIGS = configs
+
+    def _info(self) -> tfds.core.DatasetInfo:
+      return tfds.core.DatasetInfo(
+        builder=self, features=features, disable_shuffling=True
+      )
+
+    def _split_generators(self, dl_manager):
+      return {
+        split: self._generate_examples(split, number)
+        for split, number in examples.items()
+      }
+
+    def _generate_examples(
+      self, split: str, number: int
+    ) -> Iterator[tuple[int, dict[str, object]]]:
+      rng = np.random.default_rng(sum(map(ord, dataset + split)))
+      for i in range(number):
+        yield (
+          i,
+          {
+            key: _random_value(key, feature, i, size, rng)
+            for key, feature in features.items()
+          },
+        )
+
+  Miniature.name = dataset
+  builder = Miniature(data_dir=data_dir, config=config or None)
+  builder.download_and_prepare(file_format=file_format)
+
+
+def _random_value(
+  key: str,
+  feature: tfds.features.FeatureConnector,
+  i: int,
+  size: int,
+  rng: np.random.Generator,
+) -> object:
+  if isinstance(feature, tfds.features.Image):
+    h, w, channels = (length or size for length in feature.shape)
+    channels = feature.shape[-1] or 3
+    image = rng.integers(256, size=(h, w, channels), dtype=np.uint8)
+    suffix = "." + (getattr(feature, "_encoding_format", None) or "png")
+    # Encoded here: TFDS would import TensorFlow for it, which takes seconds.
+    return io.BytesIO(cv2.imencode(suffix, image)[1].tobytes())
+  if isinstance(feature, tfds.features.ClassLabel):
+    return int(rng.integers(feature.num_classes))
+  if isinstance(feature, tfds.features.BBoxFeature):
+    return tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+  if isinstance(feature, tfds.features.Text):
+    return f"{key}_{i}"
+  raise NotImplementedError(f"no random {type(feature).__name__}")

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch is a function of (seed, step), and evaluation counts each once."""
+
+import dataclasses
+import itertools
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from mixer.data import ops
+from mixer.data.device_feed import to_devices
+from mixer.data.loader import GlobalOrder, eval_batches, train_batches
+from mixer.data.sources import open_source
+from mixer.errors import UserError
+
+SHIFT = ops.parse("pad(1) | random_crop(8)")
+PLAIN = ops.parse("resize(8)")
+
+
+@pytest.fixture(scope="module")
+def train(digits_dir):
+  return open_source("digits", "train", digits_dir)
+
+
+@pytest.fixture(scope="module")
+def few(digits_dir):
+  return open_source("digits", "train[:10]", digits_dir)
+
+
+def take(batches, number):
+  with_threads = list(itertools.islice(batches, number))
+  batches.close()
+  return with_threads
+
+
+def assert_same(ours, theirs):
+  assert len(ours) == len(theirs)
+  for batch, other in zip(ours, theirs, strict=True):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
+
+
+def join(parts):
+  """Puts the batches of several hosts together to global ones."""
+  return [
+    {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+
+
+def test_a_batch_holds_uint8_images_and_their_labels(train):
+  [batch] = take(train_batches(train, PLAIN, batch=48, seed=0), 1)
+
+  assert batch["image"].shape == (48, 8, 8, 3)
+  assert batch["image"].dtype == np.uint8
+  assert batch["label"].dtype == np.int32
+  assert batch["position"].dtype == np.int64
+  assert batch["position"].tolist() == list(range(48))
+
+
+def test_images_and_labels_are_those_of_the_order(train):
+  digits = load_digits()
+  ids = np.random.RandomState(0).permutation(1797)[:1437]
+  ids = ids[GlobalOrder(1437, seed=7)(np.arange(32, 64))]
+
+  batch = take(train_batches(train, PLAIN, batch=32, seed=7), 2)[1]
+
+  np.testing.assert_array_equal(batch["label"], digits.target[ids])
+  pixels = np.round(255 * digits.images[ids] / 16)
+  np.testing.assert_array_equal(batch["image"][..., 0], pixels)
+
+
+@pytest.mark.parametrize("examples", [1, 10, 1437])
+def test_each_epoch_is_another_permutation(examples):
+  order = GlobalOrder(examples, seed=3)
+
+  epochs = order(np.arange(4 * examples)).reshape(4, examples)
+
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(examples))
+  if examples > 1:
+    assert len(np.unique(epochs, axis=0)) == 4
+
+
+def test_every_example_comes_first_equally_often():
+  first = [GlobalOrder(8, seed)(np.arange(8 * 50))[::8] for seed in range(50)]
+
+  counts = np.bincount(np.concatenate(first), minlength=8)
+
+  assert counts.min() > 312 - 80
+  assert counts.max() < 312 + 80
+
+
+def test_neighbouring_seeds_share_no_epoch():
+  orders = [GlobalOrder(100, seed)(np.arange(500)) for seed in range(4)]
+
+  epochs = np.concatenate(orders).reshape(20, 100)
+
+  assert len(np.unique(epochs, axis=0)) == 20
+
+
+def test_the_order_of_a_seed_never_changes():
+  order = GlobalOrder(10, seed=0)(np.arange(20))
+
+  assert order[:10].tolist() == [6, 1, 0, 5, 3, 8, 7, 9, 2, 4]
+  assert order[10:].tolist() == [7, 3, 5, 0, 1, 4, 6, 8, 9, 2]
+
+
+def test_batches_straddle_epochs(few):
+  batches = take(train_batches(few, PLAIN, batch=4, seed=1), 5)
+
+  positions = np.concatenate([batch["position"] for batch in batches])
+  labels = np.concatenate([batch["label"] for batch in batches])
+  everything = [label for _, label in few.read(range(10))]
+  assert positions.tolist() == list(range(20))
+  assert sorted(labels[:10]) == sorted(labels[10:]) == sorted(everything)
+
+
+def test_a_batch_may_be_larger_than_the_data_set(few):
+  [batch] = take(train_batches(few, PLAIN, batch=32, seed=1), 1)
+
+  assert batch["label"].shape == (32,)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_see_what_one_sees(train, hosts):
+  alone = take(train_batches(train, SHIFT, batch=80, seed=5), 3)
+
+  parts = [
+    take(
+      train_batches(train, SHIFT, batch=80, seed=5, host=host, hosts=hosts), 3
+    )
+    for host in range(hosts)
+  ]
+
+  assert parts[0][0]["label"].shape == (80 // hosts,)
+  assert_same(join(parts), alone)
+
+
+@pytest.mark.parametrize("threads, prefetch", [(1, 1), (4, 1), (4, 5)])
+def test_threads_change_nothing(train, threads, prefetch):
+  alone = take(train_batches(train, SHIFT, batch=80, seed=5, threads=0), 4)
+
+  threaded = train_batches(
+    train, SHIFT, batch=80, seed=5, threads=threads, prefetch=prefetch
+  )
+
+  assert_same(take(threaded, 4), alone)
+
+
+def test_starting_late_equals_having_iterated(train):
+  alone = take(train_batches(train, SHIFT, batch=80, seed=5), 10)
+
+  late = take(train_batches(train, SHIFT, batch=80, seed=5, start_step=7), 3)
+
+  assert_same(late, alone[7:])
+
+
+def test_a_far_step_is_reached_at_once(train):
+  begin = time.monotonic()
+
+  far = train_batches(train, SHIFT, batch=4096, seed=5, start_step=10**8)
+  [batch] = take(far, 1)
+
+  assert batch["position"][0] == 4096 * 10**8
+  assert time.monotonic() - begin < 10
+
+
+def test_augmentation_differs_by_position_and_by_seed(few):
+  one = dataclasses.replace(few, records=[few.records[0]])
+  seeds = [
+    take(train_batches(one, SHIFT, batch=32, seed=seed), 1)[0]["image"]
+    for seed in range(2)
+  ]
+
+  assert len(np.unique(seeds[0], axis=0)) > 5
+  assert (seeds[0] != seeds[1]).any()
+
+
+@pytest.mark.parametrize(
+  "batch, hosts", [(100, 1), (1437, 1), (48, 4), (2000, 4)]
+)
+def test_evaluation_counts_every_example_once(train, batch, hosts):
+  parts = [
+    list(eval_batches(train, PLAIN, batch=batch, host=host, hosts=hosts))
+    for host in range(hosts)
+  ]
+
+  assert len({len(part) for part in parts}) == 1
+  joined = join(parts)
+  assert {step["image"].shape for step in joined} == {(batch, 8, 8, 3)}
+  mask = np.concatenate([step["mask"] for step in joined])
+  positions = np.concatenate([step["position"] for step in joined])[mask]
+  labels = np.concatenate([step["label"] for step in joined])[mask]
+  assert positions.tolist() == list(range(1437))
+  assert labels.tolist() == [label for _, label in train.read(range(1437))]
+
+
+def test_a_broken_image_is_named(train):
+  class Broken(list):
+    def read(self, ids):
+      return [(b"broken" if i == 7 else image, 0) for i in ids]
+
+  image = train.read([0])[0][0]
+  source = Broken(range(20))
+  source.name, source.split = "cats", "train[:20]"
+
+  with pytest.raises(UserError, match=r"Example 7 of cats, split train\[:20\]"):
+    list(eval_batches(source, PLAIN, batch=10))
+
+
+def test_images_of_different_sizes_are_refused(train):
+  def ragged(image, rng):
+    return image[: rng.integers(1, 9)]
+
+  with pytest.raises(UserError, match="different sizes.*fixed size"):
+    next(train_batches(train, ragged, batch=32, seed=0))
+
+
+def test_arguments_that_do_not_fit_are_refused_at_once(train):
+  with pytest.raises(UserError, match="10 examples.*by 4 hosts"):
+    train_batches(train, PLAIN, batch=10, seed=0, hosts=4)
+  with pytest.raises(UserError, match="Host 4"):
+    eval_batches(train, PLAIN, batch=8, host=4, hosts=4)
+  with pytest.raises(UserError, match="seed=-1"):
+    train_batches(train, PLAIN, batch=8, seed=-1)
+
+
+def test_closing_and_forgetting_stop_the_threads(train):
+  def grain_threads():
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("grain-prefetch")]
+
+  closed = train_batches(train, PLAIN, batch=32, seed=0, threads=3)
+  next(closed)
+  forgotten = to_devices(
+    train_batches(train, PLAIN, batch=32, seed=0, threads=3),
+    jax.local_devices(),
+  )
+  next(forgotten)
+  assert grain_threads()
+
+  closed.close()
+  del forgotten
+
+  deadline = time.monotonic() + 10
+  while grain_threads() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert not grain_threads()
+
+
+def test_devices_get_rows_in_the_order_of_the_batch(train):
+  devices = jax.local_devices()[:4]
+  host = take(train_batches(train, SHIFT, batch=32, seed=2), 3)
+
+  fed = take(
+    to_devices(train_batches(train, SHIFT, batch=32, seed=2), devices), 3
+  )
+
+  for batch, other in zip(fed, host, strict=True):
+    for key in other:
+      assert batch[key].shape == (4, 8, *other[key].shape[1:])
+      rows = np.asarray(batch[key]).reshape(other[key].shape)
+      np.testing.assert_array_equal(rows, other[key])
+
+
+def test_a_fed_batch_is_laid_out_as_pmap_wants_it(train):
+  devices = jax.local_devices()[:4]
+  step = jax.pmap(lambda image: image, axis_name="batch", devices=devices)
+  [batch] = take(
+    to_devices(train_batches(train, SHIFT, batch=32, seed=2), devices), 1
+  )
+
+  # A copy between devices would be an error here.
+  with jax.transfer_guard("disallow"):
+    out = step(batch["image"])
+
+  assert batch["image"].sharding.is_equivalent_to(out.sharding, 5)
+
+
+def test_batches_are_fed_ahead_and_a_short_end_is_not_lost():
+  drawn = []
+
+  def batches():
+    for i in range(5):
+      drawn.append(i)
+      yield {"i": np.full(8, i)}
+
+  fed = to_devices(batches(), jax.local_devices(), depth=2)
+  first = next(fed)
+
+  assert drawn == [0, 1, 2]
+  seen = [int(batch["i"][0, 0]) for batch in itertools.chain([first], fed)]
+  assert seen == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+  with pytest.raises(UserError, match="12 examples.*8 devices"):
+    next(to_devices(iter([{"i": np.zeros(12)}]), jax.local_devices()))

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from mixer import weights
+from mixer.models import cost, create, names
+
+GOLDENS = "tests/goldens"
+TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
+
+# Paper, table 1: exact counts behind its "19 M", "18 M" and so on, without and
+# with a 1,000-way head, and GMACs of a 224 px image without head, derived from
+# the table's sizes by hand.
+EXPECTED = {
+  "Mixer-S/32": (18_591_624, 19_104_624, 1_001_914_368),
+  "Mixer-S/16": (18_015_264, 18_528_264, 3_776_446_464),
+  "Mixer-B/32": (59_524_428, 60_293_428, 3_236_954_112),
+  "Mixer-B/16": (59_111_472, 59_880_472, 12_600_999_936),
+  "Mixer-L/32": (205_914_264, 206_939_264, 11_252_269_056),
+  "Mixer-L/16": (207_171_168, 208_196_168, 44_546_654_208),
+  "Mixer-H/14": (431_069_952, 432_350_952, 120_988_631_040),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  params = weights.load(f"{GOLDENS}/mixer_tiny.npz")
+  golden = np.load(f"{GOLDENS}/mixer_tiny_io.npz")
+  model = create("Mixer", num_classes=7, **TINY)
+  return model, params, golden["images"], golden["logits"]
+
+
+def test_every_named_variant_is_expected():
+  assert set(names()) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_variant_has_the_papers_parameters_and_costs_its_gmacs(name):
+  headless, with_head, macs = EXPECTED[name]
+
+  body = create(name)
+  whole = create(name, num_classes=1000)
+
+  assert cost.count_params(cost.abstract_params(body, (224, 224))) == headless
+  assert cost.count_params(cost.abstract_params(whole, (224, 224))) == with_head
+  assert cost.multiply_accumulates(body, (224, 224)) == macs
+
+
+def test_cost_counts_convolutions_products_and_repeats():
+  model = create("Mixer", num_classes=7, **TINY)
+  s, c = 16, 24
+  block = 2 * s * TINY["tokens_mlp"] * c + 2 * s * c * TINY["channels_mlp"]
+  by_hand = s * 8 * 8 * 3 * c + 2 * block + c * 7
+
+  assert cost.multiply_accumulates(model, (32, 32)) == by_hand
+
+
+def test_logits_agree_with_the_authors_implementation(tiny):
+  model, params, images, expected = tiny
+
+  with jax.default_matmul_precision("highest"):
+    logits, out = model.apply({"params": params}, images)
+
+  assert np.abs(logits - expected).max() <= 1e-5
+  assert out["pre_logits"].shape == (3, 24)
+  assert out["block01"].shape == (3, 16, 24)
+
+
+def test_parameters_have_the_published_names(tiny):
+  _, params, images, _ = tiny
+
+  for fields in ({}, {"remat": True}, {"stoch_depth": 0.1, "dropout": 0.1}):
+    made = cost.abstract_params(
+      create("Mixer", num_classes=7, **TINY, **fields), images.shape[1:3]
+    )
+    assert set(flatten_dict(made)) == set(flatten_dict(params))
+
+
+def test_initial_values_are_distributed_as_in_the_authors_code():
+  """LeCun normal kernels over the true fan-in, zero biases, zero head."""
+  model = create("Mixer-S/32", num_classes=10, head_bias=-6.9)
+  images = jnp.zeros((1, 224, 224, 3))
+  params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+  flat = flatten_dict(params, sep="/")
+
+  fan_in = {
+    "stem/kernel": 32 * 32 * 3,
+    "MixerBlock_0/token_mixing/Dense_0/kernel": 49,
+    "MixerBlock_3/token_mixing/Dense_1/kernel": 256,
+    "MixerBlock_5/channel_mixing/Dense_0/kernel": 512,
+    "MixerBlock_7/channel_mixing/Dense_1/kernel": 2048,
+  }
+  for name, fan in fan_in.items():
+    values = np.asarray(flat[name])
+    deviation = fan**-0.5
+    assert values.std() == pytest.approx(deviation, rel=0.03)
+    assert abs(values.mean()) < 0.03 * deviation
+    # Truncated at two deviations of the normal that it is cut from.
+    assert np.abs(values).max() <= 2 * deviation / 0.87962566 * (1 + 1e-6)
+  assert not flat["head/kernel"].any()
+  assert np.all(flat["head/bias"] == np.float32(-6.9))
+  biases = [v for k, v in flat.items() if k.endswith("Dense_0/bias")]
+  assert not any(v.any() for v in biases)
+  assert np.all(flat["MixerBlock_0/LayerNorm_0/scale"] == 1)
+
+
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(tiny):
+  model, params, images, expected = tiny
+
+  logits, out = model.clone(dtype=jnp.bfloat16).apply(
+    {"params": params}, images
+  )
+
+  assert out["block01"].dtype == jnp.bfloat16
+  assert logits.dtype == jnp.float32
+  assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
+  made = cost.abstract_params(model.clone(dtype=jnp.bfloat16), (32, 32))
+  assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {
+    jnp.dtype("float32")
+  }
+
+
+def test_remat_changes_neither_logits_nor_gradients(tiny):
+  model, params, images, _ = tiny
+
+  def loss(params, model):
+    return (model.apply({"params": params}, images)[0] ** 2).sum()
+
+  plain = jax.value_and_grad(loss)(params, model)
+  remat = jax.value_and_grad(loss)(params, model.clone(remat=True))
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    plain,
+    remat,
+  )
+
+
+def test_stochastic_depth_drops_whole_branches_and_leaves_the_rest_as_it_is(
+  tiny,
+):
+  _, params, images, _ = tiny
+  model = create("Mixer", num_classes=7, **TINY, stoch_depth=0.5)
+  images = jnp.broadcast_to(images[:1], (400, *images.shape[1:]))
+  keys = jax.random.split(jax.random.key(0), 400)
+
+  _, out = model.apply({"params": params}, images, train=True, drop_keys=keys)
+  _, whole = model.apply({"params": params}, images[:1])
+
+  # The first block has rate 0, the second the full rate on two branches: each
+  # example is one of four, among them the input of the block and the block.
+  np.testing.assert_allclose(
+    out["block00"], jnp.broadcast_to(whole["block00"], (400, 16, 24)), atol=1e-5
+  )
+  kinds = np.unique(np.round(np.asarray(out["block01"]), 3), axis=0)
+  assert len(kinds) == 4
+
+  def share_like(expected):
+    close = np.abs(out["block01"] - expected).max(axis=(1, 2)) < 1e-4
+    return close.mean()
+
+  assert share_like(whole["block00"]) == pytest.approx(0.25, abs=0.08)
+  assert share_like(whole["block01"]) == pytest.approx(0.25, abs=0.08)
+
+
+def test_rescaled_stochastic_depth_keeps_the_mean(tiny):
+  _, params, images, _ = tiny
+  model = create(
+    "Mixer",
+    num_classes=7,
+    **(TINY | {"blocks": 2}),
+    stoch_depth=0.3,
+    stoch_depth_rescale=True,
+  )
+  # Without its token mixing the last block is linear in its mask.
+  params = dict(params)
+  params["MixerBlock_1"] = jax.tree.map(jnp.zeros_like, params["MixerBlock_1"])
+  mixing = dict(params["MixerBlock_1"]["channel_mixing"])
+  mixing["Dense_1"] = {"kernel": jnp.zeros((48, 24)), "bias": jnp.ones(24)}
+  params["MixerBlock_1"] = params["MixerBlock_1"] | {"channel_mixing": mixing}
+  images = jnp.broadcast_to(images[:1], (2000, *images.shape[1:]))
+  keys = jax.random.split(jax.random.key(0), 2000)
+
+  _, out = model.apply({"params": params}, images, train=True, drop_keys=keys)
+
+  added = np.asarray(out["block01"] - out["block00"])
+  assert set(np.unique(np.round(added, 3))) == {0.0, np.float32(1.429)}
+  assert added.mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_dropout_masks_are_each_examples_own_and_differ_within_it(tiny):
+  _, params, images, _ = tiny
+  model = create("Mixer", num_classes=7, **TINY, dropout=0.5)
+  same = jnp.broadcast_to(images[:1], (4, *images.shape[1:]))
+  keys = jax.random.split(jax.random.key(0), 4)
+
+  logits, _ = model.apply({"params": params}, same, train=True, drop_keys=keys)
+  alone, _ = model.apply(
+    {"params": params}, same[2:3], train=True, drop_keys=keys[2:3]
+  )
+
+  assert len(np.unique(np.asarray(logits)[:, 0])) == 4
+  np.testing.assert_allclose(logits[2:3], alone, rtol=1e-5)
+
+
+def test_dropping_without_keys_says_what_to_give(tiny):
+  _, params, images, _ = tiny
+  model = create("Mixer", num_classes=7, **TINY, dropout=0.5)
+
+  with pytest.raises(ValueError, match="jax.random.split"):
+    model.apply({"params": params}, images, train=True)
+
+
+def test_without_a_head_the_pre_logits_come_out(tiny):
+  _, params, images, _ = tiny
+  body = {k: v for k, v in params.items() if k != "head"}
+
+  x, out = create("Mixer", **TINY).apply({"params": body}, images)
+
+  assert x is out["pre_logits"]
+
+
+@pytest.mark.parametrize(
+  "shape, words",
+  [
+    ((1, 30, 32, 3), ("30 x 32 px", "8 px", "32 x 32 px")),
+    ((1, 32, 32, 1), ("1 channels", "3", "image_channels=1")),
+    ((1, 64, 64, 3), ("64 x 64 px", "64 tokens", "16", "32 x 32 px")),
+    ((32, 32, 3), ("[n, height, width, channels]", "image[None]")),
+  ],
+)
+def test_images_that_do_not_fit_are_refused_with_both_numbers(
+  tiny, shape, words
+):
+  model, params, _, _ = tiny
+
+  with pytest.raises(ValueError) as error:
+    model.apply({"params": params}, np.zeros(shape, np.float32))
+
+  assert all(word in str(error.value) for word in words)
+
+
+def test_unknown_names_and_fields_are_answered_with_the_nearest():
+  with pytest.raises(ValueError, match="Mixer-B/17.*Mixer-B/16"):
+    create("Mixer-B/17")
+  with pytest.raises(ValueError, match="'token_mlp'.*'tokens_mlp'"):
+    create("Mixer-B/16", token_mlp=3)
+  with pytest.raises(ValueError, match="hidden, blocks.*Mixer-S/32"):
+    create("Mixer", patch=8)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets on disk: preparing, opening, and what is said when they lack."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from layouts import write_tfds
+from sklearn.datasets import load_digits
+
+from mixer.data import ops, sources
+from mixer.data.__main__ import main
+from mixer.data.sources import NotPrepared, open_source
+from mixer.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("miniatures")
+  write_tfds(folder, "imagenet2012", {"train": 40, "validation": 6})
+  write_tfds(folder, "imagenet21k", {"full": 25})
+  write_tfds(folder, "cifar10", {"train": 8, "test": 4})
+  write_tfds(folder, "oxford_iiit_pet", {"train": 5, "test": 3})
+  write_tfds(folder, "oxford_flowers102", {"train": 5, "validation": 4})
+  write_tfds(folder, "imagenet_v2", {"test": 3})
+  return str(folder)
+
+
+@pytest.fixture
+def tfrecord_dir(tmp_path):
+  write_tfds(tmp_path, "cifar10", {"train": 8, "test": 4}, 32, "tfrecord")
+  return str(tmp_path)
+
+
+def read_images(source):
+  examples = source.read(range(len(source)))
+  images = np.stack([ops.decode(image) for image, _ in examples])
+  return images, np.array([label for _, label in examples])
+
+
+def test_digits_are_those_of_scikit_learn_bit_for_bit(digits_dir):
+  digits = load_digits()
+  order = np.random.RandomState(0).permutation(1797)
+  expected = np.round(255 * digits.images / 16)
+
+  train = read_images(open_source("digits", "train", digits_dir))
+  test = read_images(open_source("digits", "test", digits_dir))
+
+  assert (len(train[1]), len(test[1])) == (1437, 360)
+  for (images, labels), ids in (train, order[:1437]), (test, order[1437:]):
+    for channel in range(3):
+      np.testing.assert_array_equal(images[..., channel], expected[ids])
+    np.testing.assert_array_equal(labels, digits.target[ids])
+
+
+def test_reading_a_batch_does_not_import_tensorflow(digits_dir):
+  code = f"""
+import sys
+from mixer.data import device_feed, loader, ops
+from mixer.data.sources import open_source
+assert "tensorflow_datasets" not in sys.modules
+source = open_source("digits", "train", {digits_dir!r})
+steps = loader.train_batches(source, ops.parse("flip"), batch=4, seed=0)
+assert next(steps)["image"].shape == (4, 8, 8, 3)
+assert "tensorflow" not in sys.modules
+"""
+
+  done = subprocess.run([sys.executable, "-c", code], timeout=60)
+
+  assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+  "name, split, examples, classes",
+  [
+    ("imagenet2012", "train[:90%]", 36, 1000),
+    ("imagenet2012", "train+validation", 46, 1000),
+    ("imagenet2012:5.1.0", "validation", 6, 1000),
+    ("imagenet21k", "full[20:]", 5, 21843),
+    ("cifar10", "test", 4, 10),
+    ("oxford_iiit_pet", "test", 3, 37),
+    ("oxford_flowers102", "train+validation", 9, 102),
+    ("imagenet_v2", "test", 3, 1000),
+    ("imagenet_v2/matched-frequency", "test", 3, 1000),
+  ],
+)
+def test_the_official_layouts_can_be_read(
+  miniatures, name, split, examples, classes
+):
+  source = open_source(name, split, miniatures)
+  images, labels = read_images(source)
+
+  assert len(source) == examples
+  assert sources.split_examples(name, split, miniatures) == examples
+  assert source.num_classes == len(source.class_names) == classes
+  assert images.shape == (examples, 32, 32, 3)
+  assert labels.max() < classes
+
+
+def test_a_split_is_a_window_on_the_whole(miniatures):
+  whole = open_source("imagenet2012", "train", miniatures)
+  part = open_source("imagenet2012", "train[10:15]", miniatures)
+
+  assert part.read([4, 0]) == whole.read([14, 10])
+
+
+def test_class_names_are_those_of_the_data_set(miniatures):
+  flowers = open_source("oxford_flowers102", "train", miniatures)
+  unnamed = open_source("imagenet21k", "full", miniatures)
+
+  assert flowers.class_names[0] == "pink primrose"
+  assert unnamed.class_names[21842] == "21842"
+
+
+def test_the_folder_of_data_sets_comes_from_the_environment(
+  digits_dir, monkeypatch
+):
+  monkeypatch.setenv("TFDS_DATA_DIR", digits_dir)
+
+  assert len(open_source("digits", "test")) == 360
+
+
+def test_an_unprepared_data_set_says_where_and_how(tmp_path):
+  with pytest.raises(NotPrepared) as caught:
+    open_source("cifar10", "train", str(tmp_path))
+
+  assert str(tmp_path / "cifar10") in str(caught.value)
+  command = f"python -m mixer.data prepare cifar10 --data_dir={tmp_path}"
+  assert command in str(caught.value)
+
+
+def test_imagenet_says_which_files_go_where(tmp_path):
+  with pytest.raises(NotPrepared) as caught:
+    open_source("imagenet2012", "train", str(tmp_path))
+
+  message = str(caught.value)
+  assert "ILSVRC2012_img_train.tar" in message
+  assert "ILSVRC2012_img_val.tar" in message
+  assert str(tmp_path / "downloads" / "manual") in message
+  assert "prepare imagenet2012" in message
+
+
+def test_an_unprepared_imagenet21k_is_never_just_an_unknown_name(tmp_path):
+  with pytest.raises(NotPrepared, match="imagenet21k"):
+    open_source("imagenet21k", "full", str(tmp_path))
+
+
+def test_an_unknown_data_set_shows_its_neighbours(tmp_path):
+  with pytest.raises(UserError, match="nearest names are.* imagenette"):
+    open_source("imagnet", "train", str(tmp_path))
+  with pytest.raises(UserError, match="nearest names are digits"):
+    open_source("digts", "train", str(tmp_path))
+
+
+@pytest.mark.parametrize("split", ["val", "train[", "train[:2000]", "train-x"])
+def test_a_wrong_split_shows_the_splits_there_are(digits_dir, split):
+  with pytest.raises(UserError, match=r"train \(1437\), test \(360\)"):
+    open_source("digits", split, digits_dir)
+
+
+def test_an_empty_split_is_refused(digits_dir):
+  with pytest.raises(UserError, match="holds no examples"):
+    open_source("digits", "train[:0]", digits_dir)
+
+
+def test_a_wrong_feature_shows_the_features_there_are(digits_dir):
+  with pytest.raises(UserError, match="no feature 'real_label'.*image, label"):
+    open_source("digits", "test", digits_dir, label_key="real_label")
+  with pytest.raises(UserError, match="'image' of digits is not one class"):
+    open_source("digits", "test", digits_dir, label_key="image")
+
+
+def test_tfrecord_is_recognized_and_prepare_adds_array_record(
+  tfrecord_dir, capsys
+):
+  with pytest.raises(NotPrepared, match="as tfrecord.*prepare cifar10"):
+    open_source("cifar10", "train", tfrecord_dir)
+
+  assert main(["prepare", "cifar10", f"--data_dir={tfrecord_dir}"]) == 0
+
+  assert "train: 8 examples" in capsys.readouterr().out
+  assert len(open_source("cifar10", "train", tfrecord_dir).read(range(8))) == 8
+
+
+def test_prepare_says_what_is_there_already(digits_dir, capsys):
+  code = main(["prepare", "digits", f"--data_dir={digits_dir}"])
+
+  out = capsys.readouterr().out
+  assert code == 0
+  assert "already prepared" in out
+  assert "train: 1437 examples" in out
+  assert "test: 360 examples" in out
+
+
+@pytest.mark.parametrize(
+  "name, said",
+  [
+    ("imagnet", "imagenette"),
+    ("imagenet2012", "ILSVRC2012_img_train.tar"),
+    ("imagenet_v2/nonsense", "nonsense"),
+    ("cifar10:9.9.9", "9.9.9"),
+  ],
+)
+def test_prepare_leaves_with_2_when_the_user_must_act(
+  tmp_path, capsys, name, said
+):
+  code = main(["prepare", name, f"--data_dir={tmp_path}"])
+
+  assert code == 2
+  assert said in capsys.readouterr().err

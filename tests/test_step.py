@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mixer.models import create
+from mixer.training.losses import (
+  sigmoid_cross_entropy,
+  soft_labels,
+  softmax_cross_entropy,
+)
+from mixer.training.optimizer import make_optimizer, make_schedule
+from mixer.training.setup import replicate, to_host
+from mixer.training.step import (
+  Objective,
+  bind_to_devices,
+  create_state,
+  train_step,
+)
+
+BATCH = 16
+
+
+def make_batch(seed=0):
+  rng = np.random.RandomState(seed)
+  return {
+    "image": rng.randint(0, 256, (BATCH, 16, 16, 3)).astype(np.uint8),
+    "label": rng.randint(0, 5, BATCH).astype(np.int32),
+    "index": np.arange(BATCH, dtype=np.uint32),
+  }
+
+
+def make_model(**fields):
+  return create(
+    "Mixer",
+    patch=8,
+    hidden=16,
+    blocks=3,
+    tokens_mlp=8,
+    channels_mlp=32,
+    num_classes=5,
+    **fields,
+  )
+
+
+def train(steps, *, devices=1, model=None, objective=None, **options):
+  """Trains from the same weights on the same batches; returns what came out."""
+  model = model or make_model()
+  objective = objective or Objective("softmax", 5)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+  schedule = make_schedule(kind="cosine", total_steps=60, warmup_steps=5)
+  options = {"learning_rate": 3e-3, "clip_norm": 1.0} | options
+  optimizer = make_optimizer(params, schedule, **options)
+  some = jax.local_devices()[:devices]
+  update = bind_to_devices(
+    functools.partial(
+      train_step, model=model, optimizer=optimizer, objective=objective
+    ),
+    some,
+  )
+  state = create_state(params, optimizer, average=objective.average_decay > 0)
+  state = replicate(state, some)
+  history = []
+  for step in range(steps):
+    batch = {
+      k: v.reshape(devices, -1, *v.shape[1:])
+      for k, v in make_batch(step % 8).items()
+    }
+    state, metrics = update(state, batch)
+    history.append({k: float(v[0]) for k, v in metrics.items()})
+  return to_host(state), history
+
+
+def losses(history):
+  return np.array([row["loss"] for row in history])
+
+
+EVERYTHING = dict(
+  model=make_model(stoch_depth=0.3, dropout=0.1),
+  objective=Objective(
+    "sigmoid", 5, label_smoothing=0.1, mixup=0.5, average_decay=0.9, seed=3
+  ),
+  weight_decay=1e-3,
+)
+
+
+def test_one_device_and_eight_agree_over_fifty_steps():
+  _, one = train(50, devices=1, **EVERYTHING)
+  _, eight = train(50, devices=8, **EVERYTHING)
+
+  np.testing.assert_allclose(losses(eight), losses(one), rtol=1e-5)
+  assert losses(one)[-1] < 0.9 * losses(one)[0]
+
+
+def test_accumulation_agrees_with_the_large_batch_over_fifty_steps():
+  import dataclasses
+
+  _, whole = train(50, devices=2, **EVERYTHING)
+  parts = dataclasses.replace(EVERYTHING["objective"], accumulation=4)
+  _, accumulated = train(50, devices=2, **EVERYTHING | {"objective": parts})
+
+  np.testing.assert_allclose(losses(accumulated), losses(whole), rtol=1e-5)
+
+
+def test_the_first_update_equals_numpy_adam():
+  """Clip, Adam, decoupled decay on kernels, schedule: big_vision's order."""
+  model, batch = make_model(), make_batch()
+  params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+
+  def loss(params):
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+    logits, _ = model.apply({"params": params}, images)
+    rows = np.eye(5, dtype=np.float32)[batch["label"]]
+    return -(rows * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+  grads = jax.grad(loss)(params)
+  norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+  clip = 1e-3
+
+  def expected(path, p, g):
+    g = np.asarray(g) * min(1, clip / norm)
+    direction = g / (np.abs(g) + 1e-8)  # Adam's first step
+    decay = 0.01 * p if path[-1].key == "kernel" else 0
+    # Schedule at step 0 of a constant one without warm-up: 1.
+    return p - (2e-3 * direction + decay)
+
+  updated = apply_once(
+    params, grads, learning_rate=2e-3, weight_decay=0.01, clip_norm=clip
+  )
+
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    updated,
+    jax.tree.map_with_path(expected, params, grads),
+  )
+
+
+def apply_once(params, grads, *, times=1, schedule=None, **options):
+  schedule = schedule or make_schedule(kind="constant", total_steps=10)
+  optimizer = make_optimizer(params, schedule, **options)
+  state = optimizer.init(params)
+  for _ in range(times):
+    updates, state = optimizer.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def test_momentum_accumulates_as_heavy_ball():
+  params = {"head": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
+  grads = jax.tree.map(lambda x: 0.5 * x, params)
+
+  after = apply_once(
+    params, grads, times=2, name="momentum", momentum=0.9, learning_rate=0.1
+  )
+
+  # 0.1 * 0.5, then 0.1 * (0.5 + 0.9 * 0.5).
+  np.testing.assert_allclose(after["head"]["bias"], 1 - 0.05 - 0.095, rtol=1e-6)
+
+
+def test_bfloat16_accumulator_is_stored_so_and_changes_little():
+  params = {"kernel": jnp.ones((3, 3))}
+  schedule = make_schedule(kind="constant", total_steps=10)
+
+  for name in ("adam", "momentum"):
+    optimizer = make_optimizer(
+      params,
+      schedule,
+      name=name,
+      learning_rate=0.1,
+      accumulator_dtype="bfloat16",
+    )
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(optimizer.init(params))}
+    assert jnp.dtype("bfloat16") in dtypes
+
+
+def test_decay_follows_the_schedule_and_not_the_learning_rate():
+  params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+  grads = jax.tree.map(jnp.zeros_like, params)
+
+  for lr in (1e-3, 1e-1):
+    warm = make_schedule(kind="linear", total_steps=10, warmup_steps=4)
+    after = apply_once(
+      params,
+      grads,
+      times=3,
+      schedule=warm,
+      learning_rate=lr,
+      weight_decay=0.1,
+    )
+    # Factors 0, 1/4, 2/4.
+    expected = 1 * (1 - 0.025) * (1 - 0.05)
+    np.testing.assert_allclose(after["kernel"], expected, rtol=1e-6)
+    assert np.all(after["bias"] == 1)
+
+
+@pytest.mark.parametrize(
+  "kind, expected",
+  [
+    ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25, 0, 0]),
+    ("cosine", [0, 0.5, 1, 0.853553, 0.5, 0.146447, 0, 0]),
+    ("constant", [0, 0.5, 1, 1, 1, 1, 1, 1]),
+  ],
+)
+def test_schedules_rise_from_zero_and_fall_to_the_end(kind, expected):
+  schedule = make_schedule(kind=kind, total_steps=6, warmup_steps=2)
+
+  np.testing.assert_allclose(
+    [schedule(step) for step in range(8)], expected, atol=1e-6
+  )
+
+
+def test_linear_schedule_ends_at_its_end():
+  schedule = make_schedule(kind="linear", total_steps=10, end=0.1)
+
+  np.testing.assert_allclose([schedule(5), schedule(10)], [0.55, 0.1])
+
+
+def test_freezing_leaves_parameters_alone_and_out_of_the_norm():
+  state, history = train(
+    3, multipliers=(("head/.*", 1.0), (".*", 0.0)), weight_decay=0.1
+  )
+  model = make_model()
+  params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+
+  np.testing.assert_array_equal(
+    state.params["stem"]["kernel"], params["stem"]["kernel"]
+  )
+  assert state.params["head"]["kernel"].any()
+  moments = [
+    leaf for leaf in jax.tree.leaves(state.opt_state) if np.ndim(leaf) == 4
+  ]
+  assert not moments  # none is kept for the frozen stem
+
+
+def test_multipliers_scale_the_learning_rate_by_name():
+  params = {"stem": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}}
+  grads = jax.tree.map(jnp.ones_like, params)
+
+  after = apply_once(
+    params,
+    grads,
+    name="momentum",
+    learning_rate=0.1,
+    multipliers=(("stem/.*", 0.5),),
+  )
+
+  np.testing.assert_allclose(after["stem"]["kernel"], 0.95)
+  np.testing.assert_allclose(after["head"]["kernel"], 0.9)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+  params = {"stem": {"kernel": jnp.ones(2)}}
+
+  with pytest.raises(ValueError, match="'haed/.*'.*stem/kernel"):
+    apply_once(
+      params, params, learning_rate=0.1, multipliers=(("haed/.*", 0.0),)
+    )
+  with pytest.raises(ValueError, match="freezes every parameter"):
+    apply_once(params, params, learning_rate=0.1, multipliers=((".*", 0.0),))
+
+
+def test_mixup_mixes_with_the_previous_example_of_the_global_batch():
+  """The same weight for all, at least a half, from Beta(p, p)."""
+  from mixer.training.step import roll_by_one
+
+  x = np.arange(16).reshape(8, 2)
+
+  rolled = jax.pmap(roll_by_one, axis_name="batch")(x)
+
+  np.testing.assert_array_equal(rolled.reshape(-1), np.roll(np.arange(16), 1))
+
+
+def test_mixed_examples_are_convex_combinations_with_their_labels():
+  from mixer.training.step import to_examples
+
+  batch = make_batch()
+  part = batch | {
+    "partner_image": np.roll(batch["image"], 1, axis=0),
+    "partner_label": np.roll(batch["label"], 1),
+  }
+
+  images, labels = to_examples(
+    part, Objective("softmax", 5, label_smoothing=0.2), 0.75
+  )
+
+  x = batch["image"] / 127.5 - 1
+  y = np.eye(5)[batch["label"]] * 0.8 + 0.2 / 5
+  np.testing.assert_allclose(
+    images, 0.75 * x + 0.25 * np.roll(x, 1, axis=0), atol=1e-6
+  )
+  np.testing.assert_allclose(
+    labels, 0.75 * y + 0.25 * np.roll(y, 1, axis=0), atol=1e-6
+  )
+
+
+def test_the_average_follows_the_parameters():
+  objective = Objective("softmax", 5, average_decay=0.9)
+
+  before, _ = train(1, objective=objective)
+  after, _ = train(2, objective=objective)
+
+  expected = jax.tree.map(
+    lambda a, p: 0.9 * a + 0.1 * p, before.average, after.params
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+    after.average,
+    expected,
+  )
+  assert after.eval_params is after.average
+
+
+def test_losses_agree_with_scikit_learn():
+  from sklearn.metrics import log_loss
+
+  rng = np.random.RandomState(0)
+  logits = rng.randn(6, 4).astype(np.float32)
+  labels = rng.randint(0, 4, 6)
+  rows = soft_labels(jnp.array(labels), 4)
+
+  softmax = softmax_cross_entropy(logits, rows)
+  sigmoid = sigmoid_cross_entropy(logits, rows)
+
+  probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  assert softmax.mean() == pytest.approx(
+    log_loss(labels, probabilities, labels=range(4)), rel=1e-5
+  )
+  # Four binary problems, summed over classes.
+  binary = sum(
+    log_loss(labels == k, 1 / (1 + np.exp(-logits[:, k]))) for k in range(4)
+  )
+  assert sigmoid.mean() == pytest.approx(binary, rel=1e-5)
+
+
+def test_metrics_are_the_norms_they_say():
+  state, history = train(1)
+  squares = sum((p**2).sum() for p in jax.tree.leaves(state.params))
+
+  # The first update has a learning rate of 0: nothing moves.
+  assert history[0]["update_norm"] == 0
+  assert history[0]["parameter_norm"] == pytest.approx(
+    float(np.sqrt(squares)), rel=1e-5
+  )
+  assert history[0]["loss"] == pytest.approx(np.log(5), rel=1e-5)
