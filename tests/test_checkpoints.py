@@ -148,6 +148,26 @@ def test_the_best_may_be_the_smallest(open_checkpoints):
   assert checkpoints.best_step == 3
 
 
+def test_a_metric_is_the_best_if_it_beats_all_that_are_kept(open_checkpoints):
+  empty = open_checkpoints(best="max")
+  first = empty.is_best(-1.0)
+
+  save_steps(empty, 1, 2, metrics=(0.5, 0.7))
+
+  assert first
+  assert not empty.is_best(0.7)
+  assert empty.is_best(0.71)
+
+
+def test_a_numpy_scalar_comes_back_as_an_array(open_checkpoints):
+  checkpoints = open_checkpoints()
+
+  checkpoints.save(1, {"step": np.float32(1.5)})
+  _, tree = checkpoints.restore({"step": np.float32(0)})
+
+  assert_same(tree, {"step": np.asarray(1.5, np.float32)})
+
+
 def test_a_step_is_written_once(open_checkpoints):
   checkpoints = open_checkpoints()
   save_steps(checkpoints, 1)

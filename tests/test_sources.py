@@ -209,3 +209,16 @@ def test_prepare_leaves_with_2_when_the_user_must_act(
 
   assert code == 2
   assert said in capsys.readouterr().err
+
+
+def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
+  for version in "3.0.2", "3.0.10", "2.1.0":
+    (tmp_path / "cats" / version).mkdir(parents=True)
+    (tmp_path / "cats" / version / "dataset_info.json").write_text("{}")
+
+  newest = sources.find_prepared("cats", str(tmp_path))
+  named = sources.find_prepared("cats:2.1.0", str(tmp_path))
+
+  assert newest.name == "3.0.10"
+  assert named.name == "2.1.0"
+  assert sources.find_prepared("cats:1.0.0", str(tmp_path)) is None

@@ -288,7 +288,8 @@ def _class_names(
   for key in (image_key, label_key):
     if key not in features:
       raise UserError(
-        f"{name} has no feature {key!r}. There are: {', '.join(features)}."
+        f"{name} has no feature {key!r}. There are:"
+        f" {', '.join(sorted(features))}."
       )
   label = features[label_key]
   if getattr(label, "num_classes", None) is None:

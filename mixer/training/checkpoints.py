@@ -115,9 +115,9 @@ class Checkpoints:
     self.wait()
     if jax.process_index() == 0 and step not in self.steps:
       metric = None if metric is None else float(metric)
-      self._pending = self._writer.submit(
-        self._save, step, _name_leaves(tree), metric
-      )
+      # Orbax gives NumPy's scalars back as numbers of Python.
+      arrays = jax.tree.map(np.asarray, _name_leaves(tree))
+      self._pending = self._writer.submit(self._save, step, arrays, metric)
 
   def wait(self) -> None:
     """Returns when what `save` started is on the disk.
