@@ -6,7 +6,7 @@ recipe does not say is off.
 
 Durations come in three units, by suffix: `total_steps` (updates),
 `total_epochs` (passes over the training split), `total_examples`. One of the
-three is set, the others are None.
+three is set; None or 0, which a flag can give, leaves the others unset.
 """
 
 import difflib
@@ -153,7 +153,7 @@ def steps(
     examples: in an epoch.
 
   Returns:
-    Updates, rounded down and at least 1 (0 stays 0); None if none is set.
+    Updates, rounded down and at least 1; None if none is set.
 
   Raises:
     UserError: more than one unit is set, or an epoch's length is unknown.
@@ -161,15 +161,13 @@ def steps(
   given = {
     unit: config[f"{prefix}_{unit}"]
     for unit in UNITS
-    if config[f"{prefix}_{unit}"] is not None
+    if config[f"{prefix}_{unit}"]
   }
   if not given:
     return None
   if len(given) > 1:
     both = " and ".join(f"{prefix}_{u} = {v}" for u, v in given.items())
-    raise UserError(
-      f"{both} are both set: keep one, and set the others to None."
-    )
+    raise UserError(f"{both} are both set: set all but one to 0.")
   [(unit, value)] = given.items()
   if value < 0:
     raise UserError(f"{prefix}_{unit} = {value} is negative.")
@@ -183,7 +181,7 @@ def steps(
     "epochs": (examples or 0) / batch,
     "examples": 1 / batch,
   }
-  return max(int(value * factor[unit]), 1) if value else 0
+  return max(int(value * factor[unit]), 1)
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:

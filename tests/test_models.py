@@ -44,8 +44,10 @@ def test_a_variant_has_the_papers_parameters_and_costs_its_gmacs(name):
   body = create(name)
   whole = create(name, num_classes=1000)
 
-  assert cost.count_params(cost.abstract_params(body, (224, 224))) == headless
-  assert cost.count_params(cost.abstract_params(whole, (224, 224))) == with_head
+  params = cost.abstract_params(whole, (224, 224))
+  assert cost.count_params(params) == with_head
+  del params["head"]
+  assert cost.count_params(params) == headless
   assert cost.multiply_accumulates(body, (224, 224)) == macs
 
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes for the tests, and their golden texts.
+
+`python tests/recipes.py` writes the goldens anew, after a recipe was changed
+on purpose; read the difference before it is committed.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).parent.parent
+GOLDENS = Path(__file__).parent / "goldens" / "recipes"
+
+VARIANTS = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16", "H/14")
+DATA_SETS = (
+  "imagenet2012",
+  "cifar10",
+  "cifar100",
+  "oxford_iiit_pet",
+  "oxford_flowers102",
+)
+RECIPES = [
+  ("digits", ""),
+  *(("pretrain_i21k", variant) for variant in VARIANTS),
+  *(("pretrain_i1k", variant) for variant in VARIANTS),
+  ("pretrain_i1k", "B/16,epochs=60"),
+  *(("finetune", f"dataset={name}") for name in DATA_SETS),
+  *(("finetune", f"dataset={name},full=True") for name in DATA_SETS),
+  ("finetune", "dataset=imagenet2012,model=Mixer-L/16,res=448,eval=resize"),
+]
+
+
+def load(name: str, arg: str = "") -> ConfigDict:
+  """What --config=configs/NAME.py:ARG gives."""
+  path = ROOT / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg or None)
+
+
+def golden(name: str, arg: str) -> Path:
+  suffix = arg.replace("/", "_").replace(",", "-")
+  return GOLDENS / f"{name}{'-' if suffix else ''}{suffix}.txt"
+
+
+def text(config: ConfigDict) -> str:
+  """The whole config, and what it comes to."""
+  from mixer.plan import make_plan
+
+  plan = make_plan(config, devices=1)
+  assert not plan.problems, plan.problems
+  return (
+    f"{plan.config}"
+    f"total steps: {plan.total_steps}\n"
+    f"warm-up steps: {plan.warmup_steps}\n"
+    f"checkpoint every: {plan.checkpoint_every}\n"
+    f"image size: {plan.image_size}\n"
+    f"on one device: {plan.accumulation} x {plan.per_device}\n"
+    f"evaluations every: "
+    f"{ {name: part.every for name, part in plan.evals.items()} }\n"
+  )
+
+
+if __name__ == "__main__":
+  sys.path.insert(0, str(ROOT))
+  GOLDENS.mkdir(parents=True, exist_ok=True)
+  for recipe in RECIPES:
+    golden(*recipe).write_text(text(load(*recipe)))

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import recipes
+from ml_collections import ConfigDict
+
+from mixer.config import default, evaluator, parse_arg, steps
+from mixer.config_check import check_values, complete, differences, to_dict
+from mixer.errors import UserError
+from mixer.plan import make_plan
+
+
+def plan_digits(digits_dir, **changes):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.update_from_flattened_dict(
+    {key.replace("__", "."): value for key, value in changes.items()}
+  )
+  return make_plan(config)
+
+
+def test_keys_that_the_schema_lacks_are_all_named_with_the_nearest():
+  config = default()
+  config.optimizer = {"learning_rat": 3.0}
+  config.bach = 3
+  config.evals.val = {"splt": "test"}
+
+  with pytest.raises(UserError) as error:
+    complete(config)
+
+  lines = str(error.value).splitlines()
+  assert len(lines) == 3
+  assert any(
+    "learning_rat " in s and "optimizer.learning_rate?" in s for s in lines
+  )
+  assert any("bach " in s and "mean batch?" in s for s in lines)
+  assert any("splt " in s and "evals.val.split?" in s for s in lines)
+
+
+def test_what_a_replaced_part_leaves_out_has_its_default():
+  config = default()
+  config.optimizer = {"learning_rate": 3.0}
+
+  assert complete(config).optimizer.learning_rate == 3.0
+  assert complete(config).optimizer.b2 == 0.999
+
+
+def test_values_of_another_type_are_named():
+  config = default()
+  config.optimizer = {"learning_rate": "fast"}
+
+  with pytest.raises(UserError, match="'fast' is of type str, not float"):
+    complete(config)
+
+
+def test_values_out_of_range_are_all_named():
+  config = default()
+  config.loss = "hinge"
+  config.label_smoothing = 2.0
+  config.optimizer.multipliers = (("(", 1.0), "head")
+
+  problems = list(check_values(config))
+
+  assert len(problems) == 4
+  assert "'softmax', 'sigmoid'" in problems[0]
+
+
+@pytest.mark.parametrize(
+  "unit, value, expected",
+  [("steps", 7, 7), ("epochs", 2.5, 250), ("examples", 1000, 100)],
+)
+def test_durations_come_in_three_units(unit, value, expected):
+  config = default()
+  config[f"total_{unit}"] = value
+
+  assert steps(config, "total", batch=10, examples=1000) == expected
+
+
+def test_two_units_at_once_are_refused():
+  config = default()
+  config.total_steps, config.total_epochs = 3, 4.0
+
+  with pytest.raises(UserError, match="total_steps = 3 and total_epochs = 4.0"):
+    steps(config, "total", batch=10, examples=1000)
+
+
+def test_a_recipes_argument_may_begin_without_its_key():
+  arg = parse_arg(
+    "L/16,epochs=60,full=true", variant="B/16", epochs=300.0, full=False
+  )
+
+  assert arg == ConfigDict({"variant": "L/16", "epochs": 60.0, "full": True})
+
+
+def test_only_changes_of_the_result_count_as_differences():
+  old, new = recipes.load("digits"), recipes.load("digits")
+  new.log.every_steps = 1
+  new.checkpoint.keep = 9
+  new.max_per_device = 2
+  new.data.threads = 7
+  new.evals.test.per_class = True
+
+  assert not list(differences(to_dict(old), to_dict(new)))
+
+  new.optimizer.learning_rate = 0.5
+  assert list(differences(to_dict(old), to_dict(new))) == [
+    "optimizer.learning_rate: 0.003 -> 0.5"
+  ]
+
+
+def test_the_digits_recipe_is_without_complaints(digits_dir):
+  plan = plan_digits(digits_dir)
+
+  assert not plan.problems and not plan.missing
+
+
+def test_the_micro_batch_is_the_largest_that_obeys_the_limit(digits_dir):
+  plan = plan_digits(digits_dir, batch=96, max_per_device=5)
+
+  # 12 images a device: 4 at once, three times.
+  assert (plan.per_device, plan.accumulation) == (4, 3)
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    (dict(batch=100), "100 is not divided by the 8 devices: take 96 or 104"),
+    (dict(batch=64, accumulation=3), "accumulation = 3 does not divide the 8"),
+    (dict(model__num_classes=11), "digits has 10 classes, the model 11"),
+    (dict(model__patch=3), "8 x 8 px are not divided by patches of 3 px"),
+    (dict(data__examples=5), "has 1437 examples in 'train', and not 5"),
+    (dict(data__split="trian"), "no split 'trian'"),
+    (dict(data__ops="pad(1) | random_corp(8)"), "did you mean 'random_crop'"),
+    (dict(data__ops="flip"), "end it with a crop or a resize"),
+    (dict(data__ops="central_crop(4)"), "makes images of 8 x 8 px, training"),
+    (dict(model__name="Mixer-B/17"), "Nearest: Mixer-B/16"),
+    (dict(model__name="Mixer", model__blocks=None), "needs blocks"),
+    (dict(schedule__warmup_epochs=1000.0), "does not end within the run"),
+    (dict(total_steps=5), "total_steps = 5 and total_epochs"),
+    (dict(total_epochs=0.0), "length of the run is not set"),
+    (dict(checkpoint__best="eval/tset/accuracy"), "mean eval/test/accuracy?"),
+    (dict(init="nowhere.npz"), "There are no weights at nowhere.npz"),
+    (
+      dict(optimizer__multipliers=(("haed/.*", 0.0),)),
+      "'haed/.*' is the first match of no parameter",
+    ),
+  ],
+)
+def test_what_does_not_fit_together_is_said_before_anything_compiles(
+  digits_dir, changes, words
+):
+  plan = plan_digits(digits_dir, **changes)
+
+  assert any(words in problem for problem in plan.problems), plan.problems
+
+
+def test_all_complaints_come_together(digits_dir):
+  plan = plan_digits(
+    digits_dir, batch=100, model__num_classes=11, checkpoint__best="x"
+  )
+  plan.config.evals.test.ops = "flip"
+
+  with pytest.raises(UserError) as error:
+    plan.raise_complaints()
+
+  assert len(str(error.value).splitlines()) >= 4
+
+
+def test_an_evaluators_type_is_checked(digits_dir):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.evals.other = evaluator(type="clasification", ops="central_crop(8)")
+
+  problems = make_plan(config).problems
+
+  assert "did you mean classification?" in problems[0]

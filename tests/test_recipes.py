@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+import recipes
+from layouts import write_tfds
+
+from mixer.errors import UserError
+from mixer.plan import make_plan
+from mixer.training import loop
+
+
+@pytest.fixture(autouse=True)
+def no_data(tmp_path, monkeypatch):
+  """An empty folder of data sets, whatever this machine has."""
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES, ids=" ".join)
+def test_a_recipe_resolves_to_its_golden_text(recipe):
+  """Fails when a recipe changes unnoticed; see tests/recipes.py."""
+  assert recipes.text(recipes.load(*recipe)) == (
+    recipes.golden(*recipe).read_text()
+  )
+
+
+def test_every_golden_has_its_recipe():
+  expected = {recipes.golden(*recipe) for recipe in recipes.RECIPES}
+
+  assert set(recipes.GOLDENS.iterdir()) == expected
+
+
+def test_the_pre_training_recipes_hold_to_the_papers_table_4():
+  table_4 = {
+    # RandAugment m, mixup p, and common to all: epochs, rate, decay, dropout
+    # and stochastic depth.
+    ("pretrain_i1k", "B/16"): (15, 0.5),
+    ("pretrain_i1k", "L/16"): (15, 0.5),
+    ("pretrain_i21k", "B/16"): (10, 0.2),
+    ("pretrain_i21k", "L/16"): (20, 0.5),
+  }
+  for recipe, (magnitude, mixup) in table_4.items():
+    config = recipes.load(*recipe)
+    assert f"randaug(2, {magnitude})" in config.data.ops
+    assert config.mixup == mixup
+    assert config.total_epochs == 300
+    assert config.optimizer.learning_rate == 0.001
+    # The paper's 0.1 is AdamW's coefficient, multiplied by the learning rate.
+    assert config.optimizer.weight_decay == pytest.approx(0.1 * 0.001)
+    assert config.model.dropout == 0
+    assert config.model.stoch_depth == 0.1
+    assert config.optimizer.clip_norm == 1
+    assert (config.optimizer.b1, config.optimizer.b2) == (0.9, 0.999)
+    assert config.batch == 4096
+    assert config.schedule.kind == "linear"
+    assert config.schedule.warmup_steps == 10_000
+
+
+def test_a_missing_data_set_is_reported_beside_everything_else(capsys):
+  config = recipes.load("pretrain_i21k", "B/16")
+
+  with pytest.raises(UserError) as error:
+    loop.dry_run(config)
+
+  assert "imagenet21k is not prepared" in str(error.value)
+  printed = capsys.readouterr().out
+  for fact in (
+    "75,908,739 parameters",
+    "25.2 GFLOP an image forward",
+    "1,036,078 steps, 300 epochs",
+    "warm-up 10,000 steps",
+    "global 4096 = 8 x cpu x 512 x 1 accumulated",
+  ):
+    assert fact in printed
+
+
+def shrink(config):
+  """The same code path, small enough for two steps here."""
+  for key in ("steps", "epochs", "examples"):
+    config[f"total_{key}"] = None
+    config.schedule[f"warmup_{key}"] = None
+    config.checkpoint[f"every_{key}"] = None
+    config.checkpoint[f"milestone_{key}"] = None
+  config.total_steps = 2
+  config.schedule.warmup_steps = 1
+  config.batch = 32
+  config.max_per_device = 2
+  config.model.update(hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
+  config.data.examples = None
+  config.data.split = config.data.split.replace("51200", "12")
+  for options in config.evals.values():
+    options.examples = None
+    options.split = options.split.replace("102400", "20").replace("51200", "12")
+  return config
+
+
+PATHS = {
+  # Soft labels and bfloat16, sigmoid, RandAugment, accumulation, Adam.
+  ("pretrain_i21k", "B/16"): {"imagenet21k": {"full": 40}},
+  # Evaluation on a second data set.
+  ("pretrain_i1k", "B/32"): {
+    "imagenet2012": {"train": 100, "validation": 9},
+    "imagenet_v2/matched-frequency": {"test": 5},
+  },
+  # Momentum, resize-small and random crop, a sum of splits, no held-out part.
+  ("finetune", "dataset=oxford_flowers102,full=True"): {
+    "oxford_flowers102": {"train": 20, "validation": 20, "test": 9}
+  },
+  # The best checkpoint by a held-out part, the other evaluation crop.
+  ("finetune", "dataset=cifar10,eval=resize"): {
+    "cifar10": {"train": 200, "test": 9}
+  },
+}
+
+
+@pytest.mark.parametrize("recipe", PATHS, ids=" ".join)
+def test_a_code_path_takes_two_steps_on_records_as_tfds_lays_them_out(
+  recipe, tmp_path
+):
+  for name, splits in PATHS[recipe].items():
+    write_tfds(tmp_path / "data", name, splits)
+  config = shrink(recipes.load(*recipe))
+
+  code = loop.train(config, str(tmp_path / "run"))
+
+  assert code == 0
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert [row["step"] for row in rows] == [1, 2]
+  for name in config.evals:
+    assert 0 <= rows[-1][f"eval/{name}/accuracy"] <= 1
+  assert (tmp_path / "run" / "weights.npz").exists()
+
+
+def test_an_unknown_data_set_or_argument_of_a_recipe_is_named():
+  with pytest.raises(UserError, match="oxford_flower.*oxford_flowers102"):
+    recipes.load("finetune", "dataset=oxford_flower")
+  with pytest.raises(UserError, match="'resolution'.*res=224"):
+    recipes.load("finetune", "resolution=448")
+  plan = make_plan(recipes.load("pretrain_i21k", "B/17"))
+  assert "Nearest: Mixer-B/16" in plan.problems[0]

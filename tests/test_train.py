@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs on the digits: what they leave, and what cannot harm them."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import recipes
+
+from mixer import weights
+from mixer.errors import UserError
+from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
+from mixer.training import evaluations, loop
+
+ROOT = Path(__file__).parent.parent
+STEPS = 120
+# The digits recipe, small. Every kind of randomness is on.
+SMALL = {
+  "total_epochs": 0.0,
+  "total_steps": STEPS,
+  "batch": 32,
+  "model.hidden": 16,
+  "model.blocks": 2,
+  "model.tokens_mlp": 8,
+  "model.channels_mlp": 32,
+  "model.stoch_depth": 0.2,
+  "model.dropout": 0.1,
+  "schedule.warmup_epochs": 0.0,
+  "schedule.warmup_steps": 5,
+  "checkpoint.every_epochs": 0.0,
+  "checkpoint.every_steps": 10,
+  "evals.test.every_epochs": 0.0,
+  "evals.test.every_steps": 40,
+  "log.every_steps": 1,
+}
+
+
+def small(digits_dir, **changes):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.update_from_flattened_dict(
+    SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+  )
+  return config
+
+
+def command(digits_dir, workdir, *flags, **changes):
+  """The command line of the same run, on one device."""
+  values = SMALL | {"data.data_dir": digits_dir} | changes
+  return [
+    sys.executable,
+    "train.py",
+    "--config=configs/digits.py",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in values.items()),
+    *flags,
+  ]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+  """Of a process with one device; programs are compiled once for all."""
+  cache = tmp_path_factory.mktemp("compiled")
+  return os.environ | {
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def run(arguments, environment):
+  return subprocess.run(
+    arguments,
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def read_rows(workdir):
+  lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def results(rows):
+  """Rows without what depends on the time of day."""
+  return [
+    {k: v for k, v in row.items() if k.startswith(("step", "train", "eval"))}
+    for row in rows
+  ]
+
+
+def assert_same_weights(one, other):
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    weights.load(one),
+    weights.load(other),
+  )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits_dir, environment, tmp_path_factory):
+  """The folder of a run that nothing happened to, in a process of its own."""
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  done = run(command(digits_dir, workdir), environment)
+  assert done.returncode == DONE, done.stderr
+  return workdir
+
+
+def test_a_run_leaves_what_others_rely_on(undisturbed):
+  rows = read_rows(undisturbed)
+  config = json.loads((undisturbed / "config.json").read_text())
+  origin = json.loads((undisturbed / "provenance.json").read_text())
+
+  assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+  assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+  assert {
+    "eval/test/loss",
+    "eval/test/accuracy",
+    "eval/test/accuracy_top5",
+  } <= (rows[-1].keys())
+  assert {
+    "train/learning_rate",
+    "train/gradient_norm",
+    "train/update_norm",
+    "train/parameter_norm",
+    "images_per_second",
+    "images_per_second_per_device",
+    "data_wait",
+  } <= rows[-1].keys()
+  assert config["model"]["hidden"] == 16
+  assert origin["starts"][0]["packages"]["jax"] == jax.__version__
+  assert (undisturbed / "classes.txt").read_text().split() == list("0123456789")
+  assert "stem/kernel" in (undisturbed / "parameters.txt").read_text()
+  assert weights.load(undisturbed)["stem"]["kernel"].shape == (2, 2, 3, 16)
+  picture = (undisturbed / "learning_curve.png").read_bytes()
+  assert picture.startswith(b"\x89PNG")
+  assert list(undisturbed.glob("events.out.tfevents.*"))
+
+
+def test_five_kills_at_random_moments_change_nothing(
+  undisturbed, digits_dir, environment, tmp_path
+):
+  """Invariant 2, to the bit; one of the kills falls into a save."""
+  moments = random.Random(int(time.time()))
+  fifth = STEPS // 6
+  for i in range(5):
+    process = subprocess.Popen(
+      command(digits_dir, tmp_path),
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+    target = i * fifth + moments.randint(1, fifth)
+    wait_until(process, tmp_path, target, during_save=i == 2)
+    process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it was done before the kill"
+
+  done = run(command(digits_dir, tmp_path), environment)
+
+  assert done.returncode == DONE, done.stderr
+  assert_same_weights(tmp_path, undisturbed)
+  assert results(read_rows(tmp_path)) == results(read_rows(undisturbed))
+  assert event_steps(tmp_path) == event_steps(undisturbed)
+  half_written = [
+    path.name
+    for path in (tmp_path / "checkpoints").iterdir()
+    if not path.name.isdecimal()
+  ]
+  assert not half_written
+
+
+def wait_until(process, workdir, step, *, during_save=False):
+  """Returns when the run has logged a step, and if asked, is saving."""
+  deadline = time.monotonic() + 120
+  while process.poll() is None:
+    assert time.monotonic() < deadline
+    if has_logged(workdir, step) and (not during_save or is_saving(workdir)):
+      return
+    time.sleep(0.0005)
+
+
+def has_logged(workdir, step):
+  try:
+    last = (workdir / "metrics.jsonl").read_bytes().splitlines()[-1]
+    return json.loads(last)["step"] >= step
+  except (OSError, ValueError, IndexError):
+    return False
+
+
+def is_saving(workdir):
+  folder = workdir / "checkpoints"
+  return any(not path.name.isdecimal() for path in folder.glob("*"))
+
+
+def event_steps(workdir):
+  """Steps of every loss in TensorBoard's files, in order."""
+  from tensorboard.backend.event_processing import event_file_loader
+
+  return sorted(
+    event.step
+    for path in workdir.glob("events.out.tfevents.*")
+    for event in event_file_loader.EventFileLoader(str(path)).Load()
+    for value in event.summary.value
+    if value.tag == "train/loss"
+  )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
+  number, undisturbed, digits_dir, environment, tmp_path
+):
+  arguments = command(digits_dir, tmp_path, **{"checkpoint.every_steps": 1000})
+  process = subprocess.Popen(
+    arguments,
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  wait_until(process, tmp_path, 20)
+  process.send_signal(number)
+  out, error = process.communicate(timeout=120)
+
+  assert process.returncode == START_AGAIN, error
+  assert "Traceback" not in error
+  saved = int(re.search(r"saved at step (\d+)", out)[1])
+  assert (tmp_path / "checkpoints" / str(saved)).is_dir()
+
+  # How often it saves may change on the way.
+  done = run(command(digits_dir, tmp_path), environment)
+
+  assert done.returncode == DONE, done.stderr
+  assert f"Goes on from the checkpoint of step {saved}" in done.stdout
+  assert_same_weights(tmp_path, undisturbed)
+
+
+def test_devices_and_accumulation_do_not_change_the_losses(
+  undisturbed, digits_dir, tmp_path
+):
+  """Invariant 2: eight devices, of 4 images each, 2 at once."""
+  config = small(digits_dir, max_per_device=2)
+
+  assert loop.train(config, str(tmp_path)) == DONE
+
+  for one, other in zip(
+    read_rows(undisturbed), read_rows(tmp_path), strict=True
+  ):
+    assert other["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
+    if one["step"] <= 50:
+      assert other["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
+
+
+def test_a_finished_run_started_again_says_so_and_changes_nothing(
+  undisturbed, digits_dir, environment
+):
+  before = read_rows(undisturbed)
+
+  again = run(command(digits_dir, undisturbed), environment)
+
+  assert again.returncode == DONE, again.stderr
+  assert f"Goes on from the checkpoint of step {STEPS}" in again.stdout
+  assert read_rows(undisturbed) == before
+
+
+def test_eval_gives_what_the_run_gave_last(
+  undisturbed, digits_dir, environment
+):
+  arguments = command(digits_dir, undisturbed)
+  arguments[1] = "eval.py"
+
+  done = run(arguments, environment)
+
+  assert done.returncode == DONE, done.stderr
+  last = read_rows(undisturbed)[-1]
+  for name in ("loss", "accuracy", "accuracy_top5"):
+    [printed] = re.findall(rf"eval/test/{name} +([\d.]+)", done.stdout)
+    assert float(printed) == pytest.approx(last[f"eval/test/{name}"], abs=1e-5)
+
+
+def test_eval_finds_the_best_checkpoint_and_a_given_step(
+  undisturbed, digits_dir, capsys
+):
+  rows = [r for r in read_rows(undisturbed) if "eval/test/accuracy" in r]
+  best = max(rows, key=lambda row: (row["eval/test/accuracy"], row["step"]))
+  config = small(digits_dir)
+
+  assert evaluations.evaluate(config, undisturbed, best=True) == DONE
+
+  assert f"step {best['step']} of" in capsys.readouterr().out
+  with pytest.raises(UserError, match="no sound checkpoint of step 7|step 7"):
+    evaluations.evaluate(config, undisturbed, step=7)
+
+
+def test_weights_can_be_evaluated_and_trained_on(
+  undisturbed, digits_dir, tmp_path, capsys
+):
+  config = small(digits_dir, init=str(undisturbed))
+
+  assert evaluations.evaluate(config, str(tmp_path)) == DONE
+  printed = capsys.readouterr().out
+  last = read_rows(undisturbed)[-1]
+  assert f"{last['eval/test/accuracy']:.5f}" in printed
+
+  config.total_steps = 2
+  config.schedule.warmup_steps = 0
+  assert loop.train(config, str(tmp_path)) == DONE
+  first = read_rows(tmp_path)[0]
+  assert first["train/loss"] < read_rows(undisturbed)[0]["train/loss"]
+
+
+def test_a_linear_probe_trains_the_head_alone(
+  undisturbed, digits_dir, tmp_path
+):
+  config = small(digits_dir, init=str(undisturbed), init_head="zeros")
+  config.total_steps = 3
+  config.average_decay = 0.0
+  config.schedule.warmup_steps = 0
+  config.optimizer.multipliers = (("head/.*", 1.0), (".*", 0.0))
+
+  assert loop.train(config, str(tmp_path)) == DONE
+
+  old, new = weights.load(undisturbed), weights.load(tmp_path)
+  assert new["head"]["kernel"].any()
+  del old["head"], new["head"]
+  jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+def test_a_run_with_another_config_is_not_gone_on_with_by_mistake(
+  undisturbed, digits_dir
+):
+  config = small(digits_dir, optimizer__learning_rate=0.5)
+
+  with pytest.raises(UserError) as error:
+    loop.train(config, str(undisturbed))
+
+  assert "optimizer.learning_rate: 0.003 -> 0.5" in str(error.value)
+  assert "--accept_changes" in str(error.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused_whole(
+  undisturbed, digits_dir
+):
+  config = small(digits_dir, model__hidden=24)
+
+  with pytest.raises(UserError) as error:
+    loop.train(config, str(undisturbed), accept_changes=True)
+
+  assert "belongs to another model" in str(error.value)
+  assert (undisturbed / "checkpoints" / str(STEPS)).is_dir()
+
+
+def test_per_class_results_and_confusion_are_written_on_request(
+  undisturbed, digits_dir
+):
+  config = small(
+    digits_dir, evals__test__per_class=True, evals__test__confusion=True
+  )
+
+  evaluations.evaluate(config, undisturbed)
+
+  per_class = (undisturbed / "eval/test_per_class.csv").read_text()
+  rows = [line.split(",") for line in per_class.splitlines()[1:]]
+  assert sum(int(row[1]) for row in rows) == 360
+  correct = sum(int(row[2]) for row in rows)
+  last = read_rows(undisturbed)[-1]
+  assert correct / 360 == pytest.approx(last["eval/test/accuracy"])
+  confusion = (undisturbed / "eval/test_confusion.csv").read_text()
+  matrix = np.array(
+    [line.split(",")[1:] for line in confusion.splitlines()[1:]], int
+  )
+  assert matrix.sum() == 360
+  assert np.trace(matrix) == correct
+  assert list(matrix.sum(axis=1)) == [int(row[1]) for row in rows]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(
+  undisturbed, digits_dir, environment, tmp_path
+):
+  """A limit on the size of files stands for the disk's end."""
+  arguments = command(digits_dir, tmp_path)
+  limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", *arguments]
+
+  full = run(limited, environment)
+  assert full.returncode == CHANGE_SOMETHING, full.stderr
+  assert "Traceback" not in full.stderr
+  assert "start the same command again" in full.stderr
+
+  done = run(arguments, environment)
+  assert done.returncode == DONE, done.stderr
+  assert_same_weights(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (["--config=configs/digit.py"], "no recipe to read"),
+    (["--config={tmp}/broken.py"], "broken.py, line 1: ModuleNotFoundError"),
+    (
+      ["--config=configs/digits.py", "--config.optimizer.learning_rat=1"],
+      "no key learning_rat; did you mean learning_rate?",
+    ),
+    (
+      ["--config=configs/digits.py", "--config.batch=many"],
+      "invalid literal for int",
+    ),
+    (["--config=configs/pretrain_i21k.py:B/17"], "Mixer-B/16"),
+    (
+      ["--config=configs/digits.py", "--config.data.data_dir={tmp}"],
+      "python -m mixer.data prepare digits",
+    ),
+    (
+      ["--config=configs/digits.py", "--workdir=/proc/run"],
+      "Cannot write to --workdir=/proc/run",
+    ),
+    (["--confg=configs/digits.py"], "Did you mean: config ?"),
+  ],
+)
+def test_what_the_user_must_change_is_one_message_and_exit_2(
+  flags, words, environment, tmp_path
+):
+  (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+  flags = [flag.format(tmp=tmp_path) for flag in flags]
+  if not any(flag.startswith("--workdir") for flag in flags):
+    flags.append(f"--workdir={tmp_path}/run")
+
+  ended = run([sys.executable, "train.py", *flags], environment)
+
+  assert ended.returncode == CHANGE_SOMETHING
+  assert words in ended.stderr
+  assert "Traceback" not in ended.stderr
