@@ -15,8 +15,8 @@ from mixer.config import default, evaluator
 def get_config(arg=None):
   """Returns the config; the recipe takes no argument."""
   config = default()
-  config.total_epochs = 200.0
-  config.batch = 128
+  config.total_epochs = 100.0
+  config.batch = 64
 
   config.model.name = "Mixer"
   config.model.num_classes = 10
@@ -30,17 +30,18 @@ def get_config(arg=None):
   config.data.split = "train"
   config.data.examples = 1_437
   config.data.ops = "pad(1) | random_crop(8)"  # shifts by up to one pixel
-  config.mixup = 0.2
+  config.mixup = 0.5
+  config.average_decay = 0.99
 
   config.optimizer.learning_rate = 3e-3
   config.optimizer.weight_decay = 3e-4  # decoupled, x schedule: AdamW's 0.1
   config.optimizer.clip_norm = 1.0
   config.schedule.kind = "cosine"
-  config.schedule.warmup_epochs = 10.0
+  config.schedule.warmup_epochs = 5.0
 
   config.evals.test = evaluator(
-    split="test", examples=360, ops="central_crop(8)", every_epochs=20.0
+    split="test", examples=360, ops="central_crop(8)", every_epochs=10.0
   )
-  config.checkpoint.every_epochs = 20.0
+  config.checkpoint.every_epochs = 10.0
   config.checkpoint.best = "eval/test/accuracy"
   return config

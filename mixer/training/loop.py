@@ -23,6 +23,7 @@ from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
 from mixer.training.evaluations import Evaluations
 from mixer.training.hardware import model_flops_utilisation
+from mixer.training.host_memory import keep_freed_memory
 from mixer.training.log import RunLog
 from mixer.training.profile import Profile
 from mixer.training.progress import Progress
@@ -81,6 +82,8 @@ class Run:
 
   def __init__(self, plan: Plan, folder: Path):
     config, devices = plan.config, jax.local_devices()
+    if devices[0].platform == "cpu":
+      keep_freed_memory()
     self.plan = plan
     self.folder = folder
     self.schedule, self.optimizer = create_optimizer(plan)
