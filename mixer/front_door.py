@@ -14,12 +14,14 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from mixer.errors import UserError
+from mixer.host_memory import keep_freed_memory
 
 DONE, CHANGE_SOMETHING, START_AGAIN = 0, 2, 75
 
 
 def run(main: Callable[[], int]):
   """Parses the flags, runs `main`, leaves with its exit code."""
+  keep_freed_memory()
   app.run(lambda _: _without_traceback(main), flags_parser=_parse)
 
 
@@ -41,6 +43,9 @@ def _without_traceback(main: Callable[[], int]) -> int:
     return main()
   except UserError as error:
     _stop(error)
+  except KeyboardInterrupt:
+    print("Interrupted. The same command starts again.", file=sys.stderr)
+    return START_AGAIN
 
 
 def _stop(message: object):

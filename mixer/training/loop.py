@@ -16,14 +16,15 @@ from mixer import weights
 from mixer.data import ops as image_ops
 from mixer.data.device_feed import to_devices
 from mixer.data.loader import train_batches
+from mixer.errors import UserError
 from mixer.front_door import DONE, START_AGAIN
-from mixer.plan import Plan, describe, make_plan
+from mixer.plan import Plan, make_plan
+from mixer.plan_text import describe
 from mixer.training import interruption, run_folder
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
 from mixer.training.evaluations import Evaluations
 from mixer.training.hardware import model_flops_utilisation
-from mixer.training.host_memory import keep_freed_memory
 from mixer.training.log import RunLog
 from mixer.training.profile import Profile
 from mixer.training.progress import Progress
@@ -59,6 +60,10 @@ def train(
   Raises:
     UserError: something for the user to change; nothing was lost.
   """
+  if config.get("deterministic_operations"):
+    # Read when jax first looks for devices, which is in make_plan.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
   with interruption.guard() as interrupted:
     folder = run_folder.make_folder(workdir)
     plan = make_plan(config)
@@ -82,8 +87,6 @@ class Run:
 
   def __init__(self, plan: Plan, folder: Path):
     config, devices = plan.config, jax.local_devices()
-    if devices[0].platform == "cpu":
-      keep_freed_memory()
     self.plan = plan
     self.folder = folder
     self.schedule, self.optimizer = create_optimizer(plan)
@@ -114,9 +117,16 @@ class Run:
   def resume_or_begin(self) -> tuple[int, TrainState]:
     """The newest sound checkpoint's step and state, or a run's first."""
     template = abstract_state(self.plan, self.optimizer)
-    if (restored := self.checkpoints.restore(template)) is not None:
-      return restored
-    return 0, initial_state(self.plan, self.optimizer)
+    restored = self.checkpoints.restore(template)
+    if restored is None:
+      return 0, initial_state(self.plan, self.optimizer)
+    if restored[0] > self.plan.total_steps:
+      raise UserError(
+        f"{self.folder} has come to step {restored[0]:,} already, beyond the "
+        f"{self.plan.total_steps:,} of this config: choose another --workdir, "
+        "or lengthen the run."
+      )
+    return restored
 
   def go(self, interrupted: Callable[[], bool]) -> int:
     """Trains and returns the process's exit code."""
@@ -131,7 +141,12 @@ class Run:
     ):
       step = self.loop(interrupted)
     if step < self.plan.total_steps:
-      print(f"Stopped and saved at step {step:,}. The same command goes on.")
+      print(
+        f"Stopped and saved at step {step:,}. The same command goes on from "
+        "there."
+        if step > self.start
+        else "Stopped before the first step. The same command starts again."
+      )
       return START_AGAIN
     self.conclude()
     return DONE

@@ -80,11 +80,6 @@ def make_optimizer(
     ValueError: a pattern matches no parameter, or everything is frozen.
   """
   factors = multiplier_tree(params, multipliers)
-  if not any(jax.tree.leaves(factors)):
-    raise ValueError(
-      f"optimizer.multipliers = {multipliers} freezes every parameter: give "
-      "what should train a factor above 0."
-    )
   if name == "adam":
     direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=accumulator_dtype)
   else:
@@ -115,7 +110,11 @@ def make_optimizer(
 def multiplier_tree(
   params: dict, multipliers: tuple[tuple[str, float], ...]
 ) -> dict:
-  """Gives every parameter its factor on the learning rate."""
+  """Gives every parameter its factor on the learning rate.
+
+  Raises:
+    ValueError: a pattern matches no parameter, or everything is frozen.
+  """
   unused = dict.fromkeys(pattern for pattern, _ in multipliers)
   names = []
 
@@ -134,6 +133,11 @@ def multiplier_tree(
       f"optimizer.multipliers: {next(iter(unused))!r} is the first match of no "
       f"parameter. Parameters have names such as {names[0]!r} and "
       f"{names[-1]!r}."
+    )
+  if not any(jax.tree.leaves(factors)):
+    raise ValueError(
+      f"optimizer.multipliers = {multipliers} freezes every parameter: give "
+      "what should train a factor above 0."
     )
   return factors
 

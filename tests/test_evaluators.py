@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every example counts exactly once, whatever the batch and the devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from sklearn import metrics
+
+from mixer.evaluators import Classification
+from mixer.training.setup import replicate
+
+EXAMPLES, CLASSES = 37, 7
+
+
+class Pixels(nn.Module):
+  """Logits are the first pixels: an image decides its own prediction."""
+
+  @nn.compact
+  def __call__(self, images, *, train=False):
+    scale = self.param("scale", nn.initializers.ones, ())
+    return scale * images[:, 0, :CLASSES, 0], {}
+
+
+@pytest.fixture
+def examples():
+  rng = np.random.RandomState(0)
+  return {
+    "image": rng.randint(0, 256, (EXAMPLES, 1, 8, 3)).astype(np.uint8),
+    "label": rng.randint(0, CLASSES, EXAMPLES).astype(np.int32),
+  }
+
+
+def padded(examples, batch):
+  """Batches as `eval_batches` gives them, the last one filled up."""
+  for start in range(0, EXAMPLES, batch):
+    part = {k: v[start : start + batch] for k, v in examples.items()}
+    n = len(part["label"])
+    yield {
+      "image": np.pad(part["image"], [(0, batch - n)] + [(0, 0)] * 3),
+      "label": np.pad(part["label"], (0, batch - n)),
+      "mask": np.arange(batch) < n,
+    }
+
+
+def evaluate(examples, *, batch, devices, loss="softmax", **files):
+  some = jax.local_devices()[:devices]
+  evaluator = Classification(
+    lambda: padded(examples, batch),
+    model=Pixels(),
+    loss=loss,
+    devices=some,
+    class_names=[f"class {k}" for k in range(CLASSES)],
+    **files,
+  )
+  return evaluator.run(replicate({"scale": jnp.float32(3)}, some))
+
+
+def truth(examples):
+  logits = 3 * (examples["image"][:, 0, :CLASSES, 0] / 127.5 - 1)
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  labels = examples["label"]
+  return {
+    "loss": metrics.log_loss(labels, p, labels=range(CLASSES)),
+    "accuracy": metrics.accuracy_score(labels, logits.argmax(1)),
+    "accuracy_top5": metrics.top_k_accuracy_score(
+      labels, logits, k=5, labels=range(CLASSES)
+    ),
+  }
+
+
+@pytest.mark.parametrize("batch, devices", [(8, 1), (16, 8), (40, 8), (64, 2)])
+def test_results_are_scikit_learns_for_any_batch_and_devices(
+  examples, batch, devices
+):
+  result = evaluate(examples, batch=batch, devices=devices)
+
+  assert result == pytest.approx(truth(examples), rel=1e-6)
+
+
+def test_the_sigmoid_loss_is_summed_over_classes(examples):
+  result = evaluate(examples, batch=16, devices=2, loss="sigmoid")
+
+  logits = 3 * (examples["image"][:, 0, :CLASSES, 0] / 127.5 - 1)
+  target = np.eye(CLASSES)[examples["label"]]
+  p = 1 / (1 + np.exp(-logits))
+  expected = -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum(1)
+  assert result["loss"] == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_files_hold_every_example_once(examples, tmp_path):
+  per_class, confusion = tmp_path / "a" / "per_class.csv", tmp_path / "c.csv"
+
+  evaluate(
+    examples, batch=16, devices=8, per_class=per_class, confusion=confusion
+  )
+
+  logits = examples["image"][:, 0, :CLASSES, 0].astype(int)
+  expected = metrics.confusion_matrix(
+    examples["label"], logits.argmax(1), labels=range(CLASSES)
+  )
+  lines = confusion.read_text().splitlines()
+  matrix = [list(map(int, line.split(",")[1:])) for line in lines[1:]]
+  np.testing.assert_array_equal(matrix, expected)
+  first = per_class.read_text().splitlines()[1].split(",")
+  assert first[0] == "class 0"
+  assert [int(x) for x in first[1:3]] == [expected[0].sum(), expected[0, 0]]
