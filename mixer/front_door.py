@@ -49,7 +49,9 @@ def _without_traceback(main: Callable[[], int]) -> int:
 
 
 def _stop(message: object):
-  print(f"error: {message}", file=sys.stderr)
+  for line in str(message).splitlines():
+    # Indented lines go on with the one before them.
+    print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
   sys.exit(CHANGE_SOMETHING)
 
 

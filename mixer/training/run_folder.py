@@ -65,9 +65,8 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
   if changes:
     listed = "\n  ".join(changes)
     raise UserError(
-      f"{path} holds a run with another config:\n  {listed}\nChoose another "
-      "--workdir, go back to its values, or go on with these: "
-      "--accept_changes."
+      f"{path} holds a run with another config: choose another --workdir, go "
+      f"back to its values, or go on with these (--accept_changes).\n  {listed}"
     )
 
 
