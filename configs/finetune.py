@@ -22,6 +22,8 @@ Published and not published:
   for CIFAR-10.
 - The paper dropped the inception crop in fine-tuning without saying what took
   its place: resize-small and random crop, as in the authors' transfer recipe.
+- res is 224 or a multiple of it. A larger one takes the model of appendix C,
+  whose token-mixing MLPs grow with the number of patches.
 - eval=resize_small is table 3's preprocessing, eval=resize is table 2's.
 - Flowers trains on the official training and validation images together, as
   the paper counts them.
@@ -29,6 +31,7 @@ Published and not published:
 
 from mixer.config import default, did_you_mean, evaluator, parse_arg
 from mixer.errors import UserError
+from mixer.models import mixer
 
 # classes, steps, warm-up steps, test split and its examples, and of the whole
 # training split, its part that is trained on, and the held-out rest: split and
@@ -69,6 +72,19 @@ DATA_SETS = {
 AT_ONCE = {"S": 512, "B": 256, "L": 128, "H": 64}
 
 
+def grown_tokens_mlp(model, res):
+  """D_S of appendix C: K * K times the model's own at K times 224 px."""
+  factor, rest = divmod(res, 224)
+  if rest or not factor:
+    raise UserError(
+      f"res={res} is not a multiple of 224, as the paper's appendix C has it."
+    )
+  if factor == 1 or model not in mixer.VARIANTS:
+    return None
+  sizes = dict(zip(mixer.COLUMNS, mixer.VARIANTS[model], strict=True))
+  return factor**2 * sizes["tokens_mlp"]
+
+
 def get_config(arg=None):
   """Returns the config for an argument such as "dataset=cifar10,res=448"."""
   arg = parse_arg(
@@ -95,6 +111,7 @@ def get_config(arg=None):
   config.max_per_device = max(at_once * 224**2 // arg.res**2, 1)
 
   config.model.name = arg.model
+  config.model.tokens_mlp = grown_tokens_mlp(arg.model, arg.res)
   config.model.num_classes = classes
   config.init_head = "zeros"
   config.loss = "softmax"

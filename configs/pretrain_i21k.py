@@ -17,7 +17,9 @@ Published and not published:
 - Weight decay, schedule and loss are those of the authors' ImageNet-1k code
   (google-research/big_vision, mlp_mixer_i1k.py); paper: "weight decay 0.1".
 - The head's bias is that of their ImageNet-21k recipe for ViT (vit_i21k.py),
-  as are the split and its evaluation part.
+  as is the training split; of the rest they make two parts, this recipe one.
+- They computed in float32 on TPUs, which round the factors of matrix products
+  to bfloat16; dtype = "bfloat16" does the same on every device.
 - 14,197,122 images is the count of the fall 2011 release, 21,843 the width of
   the published heads.
 """

@@ -153,7 +153,7 @@ def steps(
     examples: in an epoch.
 
   Returns:
-    Updates, rounded down and at least 1; None if none is set.
+    Updates, rounded to the nearest and at least 1; None if none is set.
 
   Raises:
     UserError: more than one unit is set, or an epoch's length is unknown.
@@ -176,12 +176,12 @@ def steps(
       f"{prefix}_epochs = {value} needs the number of training examples: set "
       "data.examples."
     )
-  factor = {
-    "steps": 1,
-    "epochs": (examples or 0) / batch,
-    "examples": 1 / batch,
+  lengths = {
+    "steps": value,
+    "epochs": value * (examples or 0) / batch,
+    "examples": value / batch,
   }
-  return max(int(value * factor[unit]), 1)
+  return max(round(lengths[unit]), 1)
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:

@@ -91,7 +91,11 @@ class Plan:
 
 
 def make_plan(
-  config: ConfigDict, *, devices: int | None = None, trains: bool = True
+  config: ConfigDict,
+  *,
+  devices: int | None = None,
+  trains: bool = True,
+  begins: bool = True,
 ) -> Plan:
   """Resolves a config and collects complaints.
 
@@ -99,6 +103,7 @@ def make_plan(
     config: as a recipe and the command line made it.
     devices: that share a batch; those of this process if None.
     trains: False does without the training data.
+    begins: False does without config.init, which a checkpoint supersedes.
 
   Raises:
     UserError: keys that the schema does not have; nothing else can be said
@@ -106,11 +111,18 @@ def make_plan(
   """
   plan = Plan(complete(config), devices or jax.local_device_count())
   plan.problems += check_values(plan.config)
+  if jax.process_count() > 1:
+    plan.problems.append(
+      f"This is one of {jax.process_count()} processes that share a batch, and "
+      "runs take one: start it on a machine of its own."
+    )
   if plan.problems:
     return plan
   _plan_durations(plan)
   _plan_batch(plan)
   _plan_model(plan)
+  if begins:
+    _plan_start(plan)
   _plan_evals(plan)
   if trains:
     _plan_training_data(plan)
@@ -197,13 +209,27 @@ def _plan_model(plan: Plan):
     return
   with plan.collecting("config."):
     multiplier_tree(plan.abstract_params, plan.config.optimizer.multipliers)
-  if plan.config.init:
-    with plan.collecting(f"config.init = {plan.config.init}: "):
-      plan.initial_params, plan.initial_note = weights.fit(
-        weights.load(os.path.expanduser(plan.config.init)),
-        plan.abstract_params,
-        head=plan.config.init_head,
+
+
+def _plan_start(plan: Plan):
+  config = plan.config
+  if not config.init:
+    if config.init_head != "auto":
+      plan.problems.append(
+        f"config.init_head = {config.init_head!r}, but config.init names no "
+        "weights: give --config.init=FILE, or --config.init_head=auto to start "
+        "from random ones."
       )
+    return
+  if plan.abstract_params is None:
+    return
+  with plan.collecting(f"config.init = {config.init}: "):
+    plan.initial_params, plan.initial_note = weights.fit(
+      weights.load(os.path.expanduser(config.init)),
+      plan.abstract_params,
+      head=config.init_head,
+      head_bias=config.model.head_bias,
+    )
 
 
 def output_size(ops: str) -> tuple[int, int]:

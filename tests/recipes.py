@@ -51,7 +51,7 @@ def text(config: ConfigDict) -> str:
   """The whole config, and what it comes to."""
   from mixer.plan import make_plan
 
-  plan = make_plan(config, devices=1)
+  plan = make_plan(config, devices=1, begins=False)
   assert not plan.problems, plan.problems
   return (
     f"{plan.config}"

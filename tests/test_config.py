@@ -75,6 +75,14 @@ def test_durations_come_in_three_units(unit, value, expected):
   assert steps(config, "total", batch=10, examples=1000) == expected
 
 
+@pytest.mark.parametrize("batch", [49, 98, 103])
+def test_whole_batches_are_whole_steps(batch):
+  config = default()
+  for k in (1, 2, 3, 57):
+    config.total_examples = k * batch
+    assert steps(config, "total", batch=batch, examples=None) == k
+
+
 def test_two_units_at_once_are_refused():
   config = default()
   config.total_steps, config.total_epochs = 3, 4.0

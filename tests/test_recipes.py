@@ -6,6 +6,7 @@ import recipes
 from layouts import write_tfds
 
 from mixer.errors import UserError
+from mixer.models import cost
 from mixer.plan import make_plan
 from mixer.training import loop
 
@@ -82,6 +83,7 @@ def shrink(config):
     config.checkpoint[f"every_{key}"] = None
     config.checkpoint[f"milestone_{key}"] = None
   config.total_steps = 2
+  config.init_head = "auto"
   config.schedule.warmup_steps = 1
   config.batch = 32
   config.max_per_device = 2
@@ -132,10 +134,31 @@ def test_a_code_path_takes_two_steps_on_records_as_tfds_lays_them_out(
   assert (tmp_path / "run" / "weights.npz").exists()
 
 
+def test_fine_tuning_without_weights_is_no_accident():
+  plan = make_plan(recipes.load("finetune", "dataset=cifar10"))
+
+  assert any("--config.init=FILE" in problem for problem in plan.problems)
+
+
+def test_fine_tuning_at_448_px_takes_the_model_of_appendix_c():
+  plan = make_plan(
+    recipes.load("finetune", "model=Mixer-L/16,res=448"), begins=False
+  )
+
+  # Derived in the paper's terms: 279.5 M parameters and 237.4 GMAC, headless.
+  head = 1024 * 1000 + 1000
+  assert cost.count_params(plan.abstract_params) - head == pytest.approx(
+    279.5e6, rel=1e-3
+  )
+  assert plan.multiply_accumulates == pytest.approx(237.4e9, rel=1e-3)
+
+
 def test_an_unknown_data_set_or_argument_of_a_recipe_is_named():
   with pytest.raises(UserError, match="oxford_flower.*oxford_flowers102"):
     recipes.load("finetune", "dataset=oxford_flower")
   with pytest.raises(UserError, match="'resolution'.*res=224"):
     recipes.load("finetune", "resolution=448")
+  with pytest.raises(UserError, match="res=384 is not a multiple of 224"):
+    recipes.load("finetune", "res=384")
   plan = make_plan(recipes.load("pretrain_i21k", "B/17"))
   assert "Nearest: Mixer-B/16" in plan.problems[0]

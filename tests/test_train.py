@@ -17,9 +17,10 @@ import pytest
 import recipes
 
 from mixer import weights
+from mixer.data.loader import eval_batches
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
-from mixer.training import evaluations, loop
+from mixer.training import evaluations, loop, run_folder
 
 ROOT = Path(__file__).parent.parent
 STEPS = 120
@@ -388,6 +389,37 @@ def test_per_class_results_and_confusion_are_written_on_request(
   assert list(matrix.sum(axis=1)) == [int(row[1]) for row in rows]
 
 
+def test_two_runs_in_one_folder_do_not_get_into_each_others_way(
+  undisturbed, digits_dir
+):
+  with run_folder.locked(undisturbed):
+    with pytest.raises(UserError, match="Another process trains in"):
+      loop.train(small(digits_dir), str(undisturbed))
+
+
+def test_what_a_stop_left_unevaluated_is_evaluated_when_the_run_goes_on(
+  undisturbed, digits_dir, tmp_path, monkeypatch
+):
+  """A stop in the middle of the last evaluation saves and asks for more."""
+  config = small(digits_dir, total_steps=4, evals__test__every_steps=0)
+  config.schedule.warmup_steps = 1
+
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluations, "eval_batches", signal_first)
+    assert loop.train(config, str(tmp_path)) == START_AGAIN
+  assert (tmp_path / "checkpoints" / "4").is_dir()
+  assert "eval/test/loss" not in read_rows(tmp_path)[-1]
+
+  assert loop.train(config, str(tmp_path)) == DONE
+  assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3, 4]
+  assert "eval/test/loss" in read_rows(tmp_path)[-1]
+
+
+def signal_first(*arguments, **options):
+  signal.raise_signal(signal.SIGTERM)
+  return eval_batches(*arguments, **options)
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_it(
   undisturbed, digits_dir, environment, tmp_path
 ):
@@ -419,6 +451,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
       "invalid literal for int",
     ),
     (["--config=configs/pretrain_i21k.py:B/17"], "Mixer-B/16"),
+    (
+      ["--config=configs/digits.py", "--workdir=gs://bucket/run"],
+      "not a folder of this machine",
+    ),
     (
       ["--config=configs/digits.py", "--config.data.data_dir={tmp}"],
       "python -m mixer.data prepare digits",

@@ -44,6 +44,15 @@ def test_a_head_of_another_width_is_replaced_by_zeros_and_said():
   assert "7 classes" in note and "(5)" in note
 
 
+def test_a_new_head_has_the_models_bias():
+  fitted, _ = weights.fit(
+    weights.load(FILE), wanted(num_classes=5), head_bias=-6.9
+  )
+
+  assert np.all(fitted["head"]["bias"] == np.float32(-6.9))
+  assert not fitted["head"]["kernel"].any()
+
+
 @pytest.mark.parametrize(
   "options, words",
   [

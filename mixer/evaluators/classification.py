@@ -40,9 +40,18 @@ def eval_step(
   _, top = jax.lax.top_k(logits, min(TOP, classes))
   return {
     "loss": LOSSES[loss](logits, soft_labels(batch["label"], classes)),
-    "prediction": top[:, 0],
+    "prediction": jnp.argmax(logits, axis=-1),
     "in_top": jnp.any(top == batch["label"][:, None], axis=1),
   }
+
+
+@functools.cache
+def bind_to_devices(
+  model: nn.Module, loss: str, devices: tuple[jax.Device, ...]
+) -> Callable:
+  """`eval_step` on devices; the same one for equal arguments compiles once."""
+  step = functools.partial(eval_step, model=model, loss=loss)
+  return jax.pmap(step, axis_name=AXIS, devices=devices)
 
 
 class Classification:
@@ -76,11 +85,7 @@ class Classification:
     self._class_names = class_names
     self._per_class = per_class
     self._confusion = confusion
-    self._step = jax.pmap(
-      functools.partial(eval_step, model=model, loss=loss),
-      axis_name=AXIS,
-      devices=devices,
-    )
+    self._step = bind_to_devices(model, loss, tuple(devices))
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters that every device holds.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluators of a plan: when they are due, and on a run that is there."""
 
-import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.front_door import DONE
 from mixer.plan import EvalPlan, Plan, make_plan
+from mixer.training.interruption import Interrupted
 from mixer.training.setup import (
   abstract_state,
   create_optimizer,
@@ -26,10 +26,16 @@ from mixer.training.setup import (
 class Evaluations:
   """All evaluators, made once, compiled when first used."""
 
-  def __init__(self, plan: Plan, folder: Path, devices: Sequence[jax.Device]):
+  def __init__(
+    self,
+    plan: Plan,
+    folder: Path,
+    devices: Sequence[jax.Device],
+    interrupted: Callable[[], bool] = lambda: False,
+  ):
     self._plan = plan
     self._evaluators = {
-      name: _create(plan, name, evaluation, folder, devices)
+      name: _create(plan, name, evaluation, folder, devices, interrupted)
       for name, evaluation in plan.evals.items()
     }
 
@@ -47,6 +53,9 @@ class Evaluations:
 
     Returns:
       "eval/NAME/RESULT" and the number.
+
+    Raises:
+      Interrupted: a stop was asked for on the way.
     """
     return {
       f"eval/{name}/{key}": value
@@ -61,15 +70,22 @@ def _create(
   evaluation: EvalPlan,
   folder: Path,
   devices: Sequence[jax.Device],
+  interrupted: Callable[[], bool],
 ):
   options = evaluation.options
-  batches = functools.partial(
-    eval_batches,
-    evaluation.source,
-    image_ops.parse(options.ops),
-    batch=evaluation.batch,
-    threads=plan.config.data.threads or os.cpu_count(),
-  )
+  ops = image_ops.parse(options.ops)
+
+  def batches():
+    for batch in eval_batches(
+      evaluation.source,
+      ops,
+      batch=evaluation.batch,
+      threads=plan.config.data.threads or os.cpu_count(),
+    ):
+      if interrupted():
+        raise Interrupted
+      yield batch
+
   return TYPES[options.type](
     batches,
     model=plan.model,

@@ -5,6 +5,11 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
+
+class Interrupted(Exception):  # noqa: N818, not an error
+  """Leaves what a stop makes pointless."""
+
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

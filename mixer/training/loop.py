@@ -21,14 +21,16 @@ from mixer.front_door import DONE, START_AGAIN
 from mixer.plan import Plan, make_plan
 from mixer.plan_text import describe
 from mixer.training import interruption, run_folder
+from mixer.training.checkpoints import Checkpoints
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
 from mixer.training.evaluations import Evaluations
 from mixer.training.hardware import model_flops_utilisation
-from mixer.training.log import RunLog
+from mixer.training.log import RunLog, read_rows
 from mixer.training.profile import Profile
 from mixer.training.progress import Progress
 from mixer.training.setup import (
+  CHECKPOINTS,
   abstract_state,
   create_optimizer,
   create_update,
@@ -64,12 +66,12 @@ def train(
     # Read when jax first looks for devices, which is in make_plan.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
-  with interruption.guard() as interrupted:
-    folder = run_folder.make_folder(workdir)
-    plan = make_plan(config)
+  folder = run_folder.make_folder(workdir)
+  with run_folder.locked(folder), interruption.guard() as interrupted:
+    plan = make_plan(config, begins=not Checkpoints(folder / CHECKPOINTS).steps)
     plan.raise_complaints()
     run_folder.check_config(folder, plan.config, accept_changes=accept_changes)
-    return Run(plan, folder).go(interrupted)
+    return Run(plan, folder, interrupted).go()
 
 
 def dry_run(config: ConfigDict) -> int:
@@ -85,13 +87,14 @@ def dry_run(config: ConfigDict) -> int:
 class Run:
   """One start of a run: its parts, and the loop over them."""
 
-  def __init__(self, plan: Plan, folder: Path):
+  def __init__(self, plan: Plan, folder: Path, interrupted: Callable[[], bool]):
     config, devices = plan.config, jax.local_devices()
     self.plan = plan
     self.folder = folder
+    self.interrupted = interrupted
     self.schedule, self.optimizer = create_optimizer(plan)
     self.checkpoints = open_checkpoints(plan, folder)
-    self.evaluations = Evaluations(plan, folder / "eval", devices)
+    self.evaluations = Evaluations(plan, folder / "eval", devices, interrupted)
     self.start, state = self.resume_or_begin()
     self.state = replicate(state, devices)
     self.update = create_update(plan, self.optimizer, devices)
@@ -105,6 +108,12 @@ class Run:
     )
     self.batches = to_devices(
       index_examples(batches, config.batch), devices, config.data.prefetch
+    )
+    self.is_start_evaluated = self.start == 0 or any(
+      name.startswith("eval/")
+      for row in read_rows(folder)
+      if row["step"] == self.start
+      for name in row
     )
     self.progress = Progress(plan.total_steps)
     self.clock = Clock(
@@ -128,7 +137,7 @@ class Run:
       )
     return restored
 
-  def go(self, interrupted: Callable[[], bool]) -> int:
+  def go(self) -> int:
     """Trains and returns the process's exit code."""
     self.introduce()
     with (
@@ -139,20 +148,18 @@ class Run:
         self.folder, from_step=self.start, on_values=self.show
       ) as self.log,
     ):
-      step = self.loop(interrupted)
-    if step < self.plan.total_steps:
-      print(
-        f"Stopped and saved at step {step:,}. The same command goes on from "
-        "there."
-        if step > self.start
-        else "Stopped before the first step. The same command starts again."
-      )
+      step = self.loop()
+    if self.interrupted():
+      print(f"Stopped and saved at step {step:,}. The same command goes on.")
       return START_AGAIN
     self.conclude()
     return DONE
 
   def introduce(self):
     """Says on paper and on the terminal what this run is."""
+    if self.start < self.plan.total_steps:
+      # Of a run that was shorter, and went on.
+      (self.folder / weights.RUN_FILE).unlink(missing_ok=True)
     run_folder.describe_run(self.folder, self.plan.config, from_step=self.start)
     names = "".join(f"{name}\n" for name in self.plan.source.class_names)
     (self.folder / "classes.txt").write_text(names)
@@ -164,7 +171,7 @@ class Run:
     if self.start:
       print(f"Goes on from the checkpoint of step {self.start:,}.", flush=True)
 
-  def loop(self, interrupted: Callable[[], bool]) -> int:
+  def loop(self) -> int:
     """Applies updates until all are done or a stop is asked for.
 
     Returns:
@@ -177,12 +184,10 @@ class Run:
     in_flight, clock_runs = collections.deque(), contextlib.nullcontext()
     for step in range(self.start, total + 1):
       # Here `step` updates are applied to the state.
-      stop = step == total or interrupted()
-      if step > self.start:
-        with self.clock.pause():
-          results = self.evaluate(step)
-          if stop or self.is_save_due(step, results):
-            self.save(step, results)
+      results = self.evaluate(step)
+      stop = step == total or self.interrupted()
+      if step > self.start and (stop or self.is_save_due(step, results)):
+        self.save(step, results)
       if stop:
         break
 
@@ -201,16 +206,24 @@ class Run:
     return step
 
   def evaluate(self, step: int) -> dict[str, float]:
-    """Runs what is due and logs it; an empty dict if nothing is."""
+    """Runs what is due and logs it; an empty dict if nothing is.
+
+    When a stop is asked for, saving comes first: what is not evaluated then is
+    evaluated when the run goes on.
+    """
     due = self.evaluations.due(step)
-    results = self.evaluations.run(due, self.state.eval_params)
-    if results:
+    if not due or (step == self.start and self.is_start_evaluated):
+      return {}
+    jax.block_until_ready(self.state)  # the updates up to here are no pause
+    with self.clock.pause(), contextlib.suppress(interruption.Interrupted):
+      results = self.evaluations.run(due, self.state.eval_params)
       self.log.write(step, results)
       self.progress.message(
         f"step {step:,}: "
         + ", ".join(f"{name} {x:.4f}" for name, x in results.items())
       )
-    return results
+      return results
+    return {}
 
   def is_save_due(self, step: int, results: dict[str, float]) -> bool:
     every = self.plan.checkpoint_every, self.plan.milestone_every
@@ -221,12 +234,14 @@ class Run:
 
   def save(self, step: int, results: dict[str, float]):
     """Starts writing a checkpoint; rows up to it are on disk before it is."""
-    self.log.flush()
-    self.checkpoints.save(
-      step,
-      to_host(self.state),
-      metric=results.get(self.plan.config.checkpoint.best),
-    )
+    jax.block_until_ready(self.state)
+    with self.clock.pause():
+      self.log.flush()
+      self.checkpoints.save(
+        step,
+        to_host(self.state),
+        metric=results.get(self.plan.config.checkpoint.best),
+      )
 
   def log_update(self, step: int, metrics: dict[str, jax.Array]):
     """Logs update number `step`, without waiting for it."""

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run's folder says about the run: its config and where it came from."""
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -38,6 +41,11 @@ def make_folder(workdir: str | None) -> Path:
   """
   if not workdir:
     raise UserError("Name the run's folder: --workdir=DIR.")
+  if "://" in workdir:
+    raise UserError(
+      f"--workdir={workdir} is not a folder of this machine: mount the bucket, "
+      "or name a folder."
+    )
   path = Path(workdir).expanduser().absolute()
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -50,6 +58,24 @@ def make_folder(workdir: str | None) -> Path:
       "folder, or change its permissions."
     ) from error
   return path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+  """Keeps other processes from training in the folder; a kill unlocks it.
+
+  Raises:
+    UserError: another process does so now.
+  """
+  with (path / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f"Another process trains in {path}: wait for it to end, or choose "
+        "another --workdir."
+      ) from error
+    yield
 
 
 def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):

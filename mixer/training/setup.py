@@ -22,6 +22,8 @@ from mixer.training.step import (
   train_step,
 )
 
+CHECKPOINTS = "checkpoints"  # in a run's folder
+
 
 def create_optimizer(
   plan: Plan,
@@ -111,7 +113,7 @@ def to_host(tree):
 def open_checkpoints(plan: Plan, folder: Path) -> Checkpoints:
   options = plan.config.checkpoint
   return Checkpoints(
-    folder / "checkpoints",
+    folder / CHECKPOINTS,
     keep=options.keep,
     keep_every_steps=plan.milestone_every,
     best="min" if options.best.endswith("/loss") else "max",

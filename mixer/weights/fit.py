@@ -7,7 +7,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mixer.errors import UserError
 
 
-def fit(params: dict, wanted: dict, *, head: str = "auto") -> tuple[dict, str]:
+def fit(
+  params: dict, wanted: dict, *, head: str = "auto", head_bias: float = 0.0
+) -> tuple[dict, str]:
   """Checks names and shapes, and keeps or replaces the head.
 
   Args:
@@ -15,6 +17,7 @@ def fit(params: dict, wanted: dict, *, head: str = "auto") -> tuple[dict, str]:
     wanted: the model's parameters or their shapes.
     head: "keep" the head, start it from "zeros" (as the paper fine-tunes), or
       "auto": keep it where the number of classes is the same.
+    head_bias: initial value of a new head's bias.
 
   Returns:
     float32 parameters for the model, and a sentence about the head.
@@ -26,13 +29,13 @@ def fit(params: dict, wanted: dict, *, head: str = "auto") -> tuple[dict, str]:
   given = flatten_dict(params, sep="/")
   needed = flatten_dict(wanted, sep="/")
   new_head = {
-    name: np.zeros(shape.shape, np.float32)
+    name: np.full(shape.shape, head_bias if name == "head/bias" else 0)
     for name, shape in needed.items()
     if name.startswith("head/")
   }
   same = all(
-    name in given and given[name].shape == zeros.shape
-    for name, zeros in new_head.items()
+    name in given and given[name].shape == new.shape
+    for name, new in new_head.items()
   )
   if not new_head:
     kept, sentence = {}, "The model has no head."
