@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer import front_door
+from mixer.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/digits.py."
@@ -20,6 +21,8 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> int:
+  if STEP.value is not None and BEST.value:
+    raise UserError("--step and --best name two checkpoints: give one.")
   from mixer.training import evaluations  # after the flags: it takes seconds
 
   return evaluations.evaluate(

@@ -26,7 +26,7 @@ def main() -> int:
   from mixer.training import loop  # after the flags: it takes seconds
 
   if DRY_RUN.value:
-    return loop.dry_run(CONFIG.value)
+    return loop.dry_run(CONFIG.value, WORKDIR.value)
   return loop.train(
     CONFIG.value, WORKDIR.value, accept_changes=ACCEPT_CHANGES.value
   )

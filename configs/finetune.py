@@ -75,7 +75,7 @@ AT_ONCE = {"S": 512, "B": 256, "L": 128, "H": 64}
 def grown_tokens_mlp(model, res):
   """D_S of appendix C: K * K times the model's own at K times 224 px."""
   factor, rest = divmod(res, 224)
-  if rest or not factor:
+  if rest or factor < 1:
     raise UserError(
       f"res={res} is not a multiple of 224, as the paper's appendix C has it."
     )
@@ -104,6 +104,8 @@ def get_config(arg=None):
   classes, steps, warmup, test_split, test_examples = sizes
   larger = arg.res * 8 // 7  # 256 for 224
 
+  tokens_mlp = grown_tokens_mlp(arg.model, arg.res)
+
   config = default()
   config.total_steps = steps
   config.batch = 512
@@ -111,7 +113,7 @@ def get_config(arg=None):
   config.max_per_device = max(at_once * 224**2 // arg.res**2, 1)
 
   config.model.name = arg.model
-  config.model.tokens_mlp = grown_tokens_mlp(arg.model, arg.res)
+  config.model.tokens_mlp = tokens_mlp
   config.model.num_classes = classes
   config.init_head = "zeros"
   config.loss = "softmax"

@@ -10,6 +10,7 @@ three is set; None or 0, which a flag can give, leaves the others unset.
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
@@ -169,8 +170,8 @@ def steps(
     both = " and ".join(f"{prefix}_{u} = {v}" for u, v in given.items())
     raise UserError(f"{both} are both set: set all but one to 0.")
   [(unit, value)] = given.items()
-  if value < 0:
-    raise UserError(f"{prefix}_{unit} = {value} is negative.")
+  if not 0 <= value < math.inf:
+    raise UserError(f"{prefix}_{unit} = {value} is not a length.")
   if unit == "epochs" and not examples:
     raise UserError(
       f"{prefix}_epochs = {value} needs the number of training examples: set "

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Iterator
+from math import isfinite
 
 from ml_collections import ConfigDict
 
@@ -110,8 +111,9 @@ def check_values(config: ConfigDict) -> Iterator[str]:
       yield f"config.{key} = {value!r} is none of {words}."
   for key, (low, high) in _RANGES.items():
     value = _get(config, key)
-    if value is not None and not low <= value <= high:
-      yield f"config.{key} = {value} is outside {low} to {high}."
+    if value is not None and not (low <= value <= high and isfinite(value)):
+      allowed = f"{low} to {high}" if isfinite(high) else f"{low} or more"
+      yield f"config.{key} = {value} must be {allowed}."
   for pair in config.optimizer.multipliers:
     if not (
       isinstance(pair, (tuple, list))
@@ -142,7 +144,7 @@ _CHOICES = {
 _INFINITY = float("inf")
 _RANGES = {
   "accumulation": (1, _INFINITY),
-  "average_decay": (0, 1),
+  "average_decay": (0, 0.999999),
   "batch": (1, _INFINITY),
   "checkpoint.keep": (1, _INFINITY),
   "data.examples": (1, _INFINITY),
@@ -153,12 +155,17 @@ _RANGES = {
   "log.profile_steps": (0, _INFINITY),
   "max_per_device": (1, _INFINITY),
   "mixup": (0, _INFINITY),
+  "model.blocks": (1, _INFINITY),
+  "model.channels_mlp": (1, _INFINITY),
   "model.dropout": (0, 0.999),
   "model.head_bias": (-1000, 1000),
+  "model.hidden": (1, _INFINITY),
   "model.num_classes": (1, _INFINITY),
+  "model.patch": (1, _INFINITY),
   "model.stoch_depth": (0, 0.999),
-  "optimizer.b1": (0, 1),
-  "optimizer.b2": (0, 1),
+  "model.tokens_mlp": (1, _INFINITY),
+  "optimizer.b1": (0, 0.999999),
+  "optimizer.b2": (0, 0.999999),
   "optimizer.clip_norm": (0, _INFINITY),
   "optimizer.eps": (0, 1),
   "optimizer.learning_rate": (0, _INFINITY),

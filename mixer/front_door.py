@@ -32,6 +32,11 @@ def _parse(argv: list[str]) -> list[str]:
     if flags.FLAGS["verbosity"].using_default_value:
       logging.set_verbosity(logging.WARNING)
     flags.FLAGS["config"].value.keys()  # a missing file is an error only now
+    if rest[1:]:
+      raise UserError(
+        f"{' '.join(rest[1:])} is no flag: write --NAME=VALUE, such as "
+        "--config.batch=64."
+      )
     return rest
   except Exception as error:
     # A recipe is code of the user's: whatever it raises is theirs to mend.
@@ -58,13 +63,19 @@ def _stop(message: object):
 def _explain(error: Exception) -> str:
   """Says what is wrong, and where in the recipe it was raised."""
   message = str(error)
+  if "Traceback (most recent call last)" in message:
+    # config_flags puts what a recipe raises into its own, traceback and all.
+    return message.strip().splitlines()[-1].removeprefix(_USER_ERROR)
   if nearest := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', message):
     return f"The config has no key {nearest[2]}; did you mean {nearest[1]}?"
+  if "must have a value other than None" in message:
+    return "Name a recipe, such as --config=configs/digits.py."
   if isinstance(error, (UserError, flags.Error)):
     return message
   if isinstance(error, OSError):
     given = [arg for arg in sys.argv if re.match("--?config(=|$)", arg)]
-    return f"There is no recipe to read at {given[0]}. Recipes are in configs/."
+    folder = Path(__file__).parent.parent / "configs"
+    return f"There is no recipe to read at {given[0]}. Recipes are in {folder}."
   if isinstance(error, AttributeError) and not _places(error):
     return f"The config has no key {message.strip(_QUOTES)}."
   if isinstance(error, SyntaxError):  # its message has the place
@@ -83,4 +94,5 @@ def _places(error: Exception) -> list[str]:
 
 
 _QUOTES = "'\""
+_USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "
 _NOT_RECIPES = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))

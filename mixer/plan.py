@@ -262,9 +262,9 @@ def _plan_evals(plan: Plan):
         f"{did_you_mean(options.type, TYPES)}"
       )
     batch = options.batch or plan.devices * (plan.per_device or 1)
-    if batch % plan.devices:
+    if batch < 1 or batch % plan.devices:
       plan.problems.append(
-        f"{here}.batch = {batch} is not divided by the {plan.devices} devices."
+        f"{here}.batch = {batch} is no multiple of the {plan.devices} devices."
       )
     every = None
     with plan.collecting(f"{here}."):
@@ -322,4 +322,5 @@ def _open(plan: Plan, name: str, options: ConfigDict, where: str) -> Source:
       f"{plan.config.model.num_classes}: set config.model.num_classes = "
       f"{source.num_classes}."
     )
+  source.read([0, len(source) - 1])  # files that are missing or damaged
   return source

@@ -222,3 +222,15 @@ def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
   assert newest.name == "3.0.10"
   assert named.name == "2.1.0"
   assert sources.find_prepared("cats:1.0.0", str(tmp_path)) is None
+
+
+def test_damaged_record_files_are_said_with_the_way_out(tmp_path):
+  write_tfds(tmp_path, "cifar10", {"train": 4})
+  [file] = tmp_path.glob("cifar10/*/*train*array_record*")
+  file.write_bytes(file.read_bytes()[:100])
+
+  with pytest.raises(UserError, match="missing or damaged"):
+    sources.open_source("cifar10", "train", str(tmp_path)).read([0])
+  file.unlink()
+  with pytest.raises(UserError, match="missing or damaged"):
+    sources.open_source("cifar10", "train", str(tmp_path)).read([0])

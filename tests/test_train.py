@@ -389,6 +389,31 @@ def test_per_class_results_and_confusion_are_written_on_request(
   assert list(matrix.sum(axis=1)) == [int(row[1]) for row in rows]
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+  digits_dir, tmp_path
+):
+  config = small(digits_dir, optimizer__learning_rate=1e30)
+  config.optimizer.clip_norm = 0.0
+
+  with pytest.raises(UserError, match="nothing is saved any more"):
+    loop.train(config, str(tmp_path))
+
+  assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_damaged_records_of_a_run_are_named(undisturbed, digits_dir):
+  config = small(digits_dir)
+  for name, words in (
+    ("config.json", "config.json is damaged"),
+    ("metrics.jsonl", "Line 2 of .*metrics.jsonl is not a row"),
+  ):
+    whole = (undisturbed / name).read_bytes()
+    (undisturbed / name).write_bytes(b'{"step": 1}\nxx\n' + whole)
+    with pytest.raises(UserError, match=words):
+      loop.train(config, str(undisturbed))
+    (undisturbed / name).write_bytes(whole)
+
+
 def test_two_runs_in_one_folder_do_not_get_into_each_others_way(
   undisturbed, digits_dir
 ):
@@ -463,6 +488,12 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
       ["--config=configs/digits.py", "--workdir=/proc/run"],
       "Cannot write to --workdir=/proc/run",
     ),
+    (
+      ["--config=configs/finetune.py:dataset=cifar11"],
+      "error: There is no fine-tuning recipe for 'cifar11'; did you mean",
+    ),
+    (["--config=configs/digits.py", "batch=64"], "batch=64 is no flag"),
+    (["configs/digits.py"], "Name a recipe, such as --config="),
     (["--confg=configs/digits.py"], "Did you mean: config ?"),
   ],
 )

@@ -87,8 +87,11 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
   np.savez(tmp_path / "code.npz", x=np.array([print], dtype=object))
 
   for name in ("text.npz", "cut.npz", "code.npz"):
-    with pytest.raises(UserError, match="is not an .npz file of arrays"):
+    with pytest.raises(UserError, match="is not an .npz file of arrays of"):
       weights.load(tmp_path / name)
+  np.savez(tmp_path / "nan.npz", **{"head/bias": [np.nan]})
+  with pytest.raises(UserError, match="not finite, in head/bias"):
+    weights.load(tmp_path / "nan.npz")
   with pytest.raises(UserError, match="There are no weights"):
     weights.load(tmp_path / "nothing.npz")
   with pytest.raises(UserError, match="when it is done"):

@@ -29,8 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
   given = parser.parse_args(arguments)
   try:
     folder = prepare(given.name, given.data_dir)
-  except UserError as error:
-    print(error, file=sys.stderr)
+  except (UserError, OSError) as error:
+    # What the system refuses, such as a folder, says which in its message.
+    print(f"error: {error}", file=sys.stderr)
     return 2
   print(describe(given.name, folder))
   return 0

@@ -56,10 +56,19 @@ class Source:
 
     examples = []
     # One by one: the batched read starts a pool of threads at every call.
-    for i in ids:
+    for i in map(int, ids):
+      try:
+        record = self.records[i]
+      except RuntimeError as error:  # of the reader of ArrayRecord
+        reason = str(error).partition(";")[0].partition("\n")[0]
+        raise UserError(
+          f"Cannot read example {i} of {self.name} {self.split} ({reason}): a"
+          " file of the data set is missing or damaged. Delete its folder and"
+          " prepare it again."
+        ) from error
       # Parsed here because TFDS would decode the features that nobody asked
       # for as well: pets, for one, have a mask with every image.
-      example = tf_example_pb2.Example.FromString(self.records[int(i)])
+      example = tf_example_pb2.Example.FromString(record)
       feature = example.features.feature
       image = feature[self.image_key].bytes_list.value[0]
       label = feature[self.label_key].int64_list.value[0]

@@ -2,6 +2,7 @@
 """Ctrl-C and SIGTERM (how machines announce a preemption) as a question."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -24,6 +25,8 @@ def guard() -> Iterator[Callable[[], bool]]:
   def note(number, frame):
     del frame
     received.append(number)
+    # Not print, which the signal may have come in the middle of.
+    os.write(2, b"\nStopping: saves first. Again to stop at once.\n")
     signal.signal(number, before[number])
 
   before = {number: signal.signal(number, note) for number in SIGNALS}

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mixer.errors import UserError
 from mixer.training.background import Background
 from mixer.training.event_files import EventFiles
 
@@ -34,7 +35,16 @@ def read_rows(workdir: str | os.PathLike) -> list[dict[str, Number]]:
   if not path.exists():
     return []
   complete = path.read_bytes().rpartition(b"\n")[0]
-  return [json.loads(line) for line in complete.splitlines()]
+  rows = []
+  for number, line in enumerate(complete.splitlines(), start=1):
+    try:
+      rows.append(json.loads(line))
+      rows[-1]["step"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f"Line {number} of {path} is not a row: mend it or move the file away."
+      ) from error
+  return rows
 
 
 class RunLog:

@@ -74,12 +74,14 @@ def train(
     return Run(plan, folder, interrupted).go()
 
 
-def dry_run(config: ConfigDict) -> int:
+def dry_run(config: ConfigDict, workdir: str | None = None) -> int:
   """Prints what the config comes to; raises UserError with what is missing."""
   plan = make_plan(config)
   print(plan.config)
   print(describe(plan))
   plan.raise_complaints()
+  if workdir:
+    run_folder.check_config(Path(workdir), plan.config, accept_changes=False)
   print("Nothing is missing: without --dry_run this trains.")
   return DONE
 
@@ -196,12 +198,12 @@ class Run:
         batch = next(self.batches)
       # The first call compiles.
       with self.clock.pause() if step == self.start else clock_runs:
-        self.state, metrics = self.update(self.state, batch)
-      in_flight.append(metrics)
+        self.state, self.metrics = self.update(self.state, batch)
+      in_flight.append(self.metrics)
       if len(in_flight) > IN_FLIGHT:
         jax.block_until_ready(in_flight.popleft())
       if (step + 1) % config.log.every_steps == 0 or step + 1 in (1, total):
-        self.log_update(step + 1, metrics)
+        self.log_update(step + 1, self.metrics)
     profile.close()
     return step
 
@@ -233,8 +235,21 @@ class Run:
     return metric is not None and self.checkpoints.is_best(metric)
 
   def save(self, step: int, results: dict[str, float]):
-    """Starts writing a checkpoint; rows up to it are on disk before it is."""
-    jax.block_until_ready(self.state)
+    """Starts writing a checkpoint; rows up to it are on disk before it is.
+
+    Raises:
+      UserError: loss or gradients are not finite; what is saved stays sound.
+    """
+    for name in ("loss", "gradient_norm", "parameter_norm"):
+      value = float(self.metrics[name][0])  # waits for the update
+      if not np.isfinite(value):
+        kept = self.checkpoints.steps
+        raise UserError(
+          f"At step {step:,} {name} is {value}: nothing is saved any more. "
+          + (f"The checkpoint of step {kept[-1]:,} is sound. " if kept else "")
+          + "Try a lower optimizer.learning_rate, a longer warm-up or "
+          "optimizer.clip_norm."
+        )
     with self.clock.pause():
       self.log.flush()
       self.checkpoints.save(

@@ -87,7 +87,14 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
   file = path / "config.json"
   if not file.exists() or accept_changes:
     return
-  changes = list(differences(json.loads(file.read_text()), to_dict(config)))
+  try:
+    before = dict(json.loads(file.read_text()))
+  except (ValueError, TypeError) as error:
+    raise UserError(
+      f"{file} is damaged: move it away if you know that the run's config is "
+      "the one you give."
+    ) from error
+  changes = list(differences(before, to_dict(config)))
   if changes:
     listed = "\n  ".join(changes)
     raise UserError(
@@ -100,7 +107,10 @@ def describe_run(path: Path, config: ConfigDict, *, from_step: int):
   """Writes config.json and adds this start to provenance.json."""
   _write_json(path / "config.json", to_dict(config))
   file = path / "provenance.json"
-  starts = json.loads(file.read_text())["starts"] if file.exists() else []
+  try:
+    starts = list(json.loads(file.read_text())["starts"])
+  except (OSError, ValueError, KeyError, TypeError):
+    starts = []  # the first one, or a file that somebody has edited
   starts.append(provenance() | {"from_step": from_step})
   _write_json(file, {"starts": starts})
 

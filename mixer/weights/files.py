@@ -40,18 +40,27 @@ def load(path: str | os.PathLike) -> dict:
     )
   try:
     with np.load(path, allow_pickle=False) as arrays:
-      flat = {name: arrays[name] for name in arrays.files}
+      flat = {name: arrays[name].astype(np.float32) for name in arrays.files}
   except (
-    ValueError,
-    OSError,
-    EOFError,
     AttributeError,
+    EOFError,
+    OSError,
+    TypeError,
+    ValueError,
     zipfile.BadZipFile,
-  ) as e:
+  ) as error:
     raise UserError(
-      f"{path} is not an .npz file of arrays, or it is damaged ({e}): fetch it "
-      "again."
-    ) from e
+      f"{path} is not an .npz file of arrays of numbers, or it is damaged: "
+      "fetch it again."
+    ) from error
+  broken = [
+    name for name, array in flat.items() if not np.isfinite(array).all()
+  ]
+  if broken:
+    raise UserError(
+      f"{path} has values that are not finite, in {broken[0]}: take weights of "
+      "an earlier step."
+    )
   return unflatten_dict(flat, sep="/")
 
 

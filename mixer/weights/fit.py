@@ -45,7 +45,7 @@ def fit(
   else:
     kept = new_head
     width = new_head["head/bias"].shape[0]
-    found = given.get("head/bias", np.zeros(0)).shape[0]
+    found = given.get("head/bias", np.zeros(0)).size
     sentence = f"The head ({found} classes) is replaced by zeros ({width})."
   body = {k: v for k, v in given.items() if not k.startswith("head/")}
   result = body | kept
