@@ -14,14 +14,12 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from mixer.errors import UserError
-from mixer.host_memory import keep_freed_memory
 
 DONE, CHANGE_SOMETHING, START_AGAIN = 0, 2, 75
 
 
 def run(main: Callable[[], int]):
   """Parses the flags, runs `main`, leaves with its exit code."""
-  keep_freed_memory()
   app.run(lambda _: _without_traceback(main), flags_parser=_parse)
 
 
