@@ -3,7 +3,6 @@
 
 import io
 import json
-import logging
 import os
 import resource
 import signal
@@ -511,7 +510,6 @@ def test_rates_leave_out_pauses_and_count_waiting_for_data():
     "data_wait": 0.25,
   }
   assert nothing_new == {}
-  assert clock.elapsed() == 108.0
 
 
 def test_each_measurement_is_of_its_own_interval():
@@ -558,8 +556,6 @@ def test_a_terminal_gets_one_line_that_messages_do_not_garble():
   now.pass_by(75.0)
   progress.show(500, loss=1.25, images_per_second=12345.6, remaining=3661)
   progress.message("checkpoint saved")
-  record = logging.LogRecord("x", 20, "", 1, "from a %s", ("logger",), None)
-  progress.logging_handler().handle(record)
   now.pass_by(0.01)
   progress.show(501)
   progress.close()
@@ -572,7 +568,6 @@ def test_a_terminal_gets_one_line_that_messages_do_not_garble():
     "first\n"
     f"{erase}{line}"
     f"{erase}checkpoint saved\n{erase}{line}"
-    f"{erase}from a logger\n{erase}{line}"
     f"{erase}1:15 · step 501/2000 (25%)\n"
   )
 

@@ -109,12 +109,6 @@ def open_source(
   )
 
 
-def split_examples(name: str, split: str, data_dir: str | None = None) -> int:
-  """Counts the examples of a split; raises what `open_source` raises."""
-  builder = _open_builder(name, data_dir)
-  return _split_info(builder, name, split).num_examples
-
-
 def resolve_data_dir(data_dir: str | None = None) -> epath.Path:
   """Returns the folder of data sets that `data_dir` stands for."""
   # TFDS reads the variable once, when it is imported; this reads it now.

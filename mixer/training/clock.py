@@ -37,7 +37,7 @@ class Clock:
     self._devices = devices
     self._now = now
     self._paused = False
-    self._start = self._interval_start = now()
+    self._interval_start = now()
     self._step = step
     self._pauses = self._waits = 0.0
     self._steady = None
@@ -89,10 +89,6 @@ class Clock:
       "images_per_second_per_device": rate / self._devices,
       "data_wait": min(1.0, waits / seconds),
     }
-
-  def elapsed(self) -> float:
-    """Seconds since this start of the run."""
-    return self._now() - self._start
 
   def remaining(self, step: int) -> float | None:
     """Seconds until total_steps, pauses included; None if not yet known.

@@ -16,8 +16,8 @@ MARKERS = "osD^vP"
 def draw_learning_curve(workdir: str | os.PathLike) -> Path:
   """Draws WORKDIR/metrics.jsonl as WORKDIR/learning_curve.png.
 
-  Training loss above, evaluation accuracies below, over steps; the legends
-  state the final numbers, and of each accuracy the best.
+  Losses of training and evaluation above, evaluation accuracies below, over
+  steps; the legends state the final numbers, and of each accuracy the best.
 
   Returns:
     The picture's path.
@@ -35,6 +35,11 @@ def draw_learning_curve(workdir: str | os.PathLike) -> Path:
     if name.startswith("eval/")
     and (name.endswith("/accuracy") or name.startswith("eval/fewshot/"))
   }
+  evaluation_losses = {
+    name.removeprefix("eval/").removesuffix("/loss"): collect(rows, name)
+    for name in names
+    if name.startswith("eval/") and name.endswith("/loss")
+  }
   if not loss[0] and not accuracies:
     raise UserError(
       f"Nothing to draw in {Path(workdir) / 'metrics.jsonl'}: it has neither "
@@ -43,7 +48,7 @@ def draw_learning_curve(workdir: str | os.PathLike) -> Path:
   figure = Figure(figsize=(7.2, 6), layout="constrained")
   FigureCanvasAgg(figure)
   upper, lower = figure.subplots(2, 1, sharex=True)
-  draw_loss(upper, *loss)
+  draw_losses(upper, *loss, evaluation_losses)
   draw_accuracies(lower, accuracies)
   for axes in (upper, lower):
     axes.grid(color="0.9", linewidth=0.8)
@@ -59,15 +64,32 @@ def draw_learning_curve(workdir: str | os.PathLike) -> Path:
   return path
 
 
-def draw_loss(axes, steps: list[int], losses: list[float]) -> None:
-  axes.set_ylabel("training loss")
+def draw_losses(
+  axes,
+  steps: list[int],
+  losses: list[float],
+  evaluations: dict[str, tuple[list[int], list[float]]],
+) -> None:
+  axes.set_ylabel("loss")
   if not steps:
     return
-  axes.plot(steps, losses, color="black", linewidth=1.3)
-  positive = [value for value in losses if value > 0]
+  # One step's loss jumps, the more so with mixup: it stays in the background.
+  axes.plot(steps, losses, color="0.6", linewidth=1, label="training")
+  for i, (name, values) in enumerate(evaluations.items()):
+    axes.plot(
+      *values,
+      color=COLORS[i % len(COLORS)],
+      marker=MARKERS[i % len(MARKERS)],
+      markersize=4,
+      linewidth=1.3,
+      label=f"{name}: {values[1][-1]:.4g}",
+    )
+  axes.legend(loc="best", frameon=False)
+  every = [losses, *(values for _, values in evaluations.values())]
+  positive = [value for values in every for value in values if value > 0]
   if positive and max(positive) > 20 * min(positive):
     axes.set_yscale("log")
-    axes.set_ylabel("training loss (log scale)")
+    axes.set_ylabel("loss (log scale)")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
   axes.set_title(
     f"training loss {losses[-1]:.4g} at step {steps[-1]:,}",

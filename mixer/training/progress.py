@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run stands, for the person who watches the terminal."""
 
-import logging
 import shutil
 import sys
 import threading
@@ -112,10 +111,6 @@ class Progress:
       self._stream.flush()
       self._enabled = False
 
-  def logging_handler(self) -> logging.Handler:
-    """Sends log records through `message`, so that they spare the line."""
-    return _MessageHandler(self)
-
   def _draw(self) -> None:
     if not self._line:
       return
@@ -127,15 +122,6 @@ class Progress:
       self._stream.write(self._line + "\n")
     self._stream.flush()
     self._is_line_shown = True
-
-
-class _MessageHandler(logging.Handler):
-  def __init__(self, progress: Progress):
-    super().__init__()
-    self._progress = progress
-
-  def emit(self, record: logging.LogRecord) -> None:
-    self._progress.message(self.format(record))
 
 
 def format_seconds(seconds: float) -> str:
