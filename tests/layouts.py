@@ -99,4 +99,4 @@ def _random_value(
     return tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
   if isinstance(feature, tfds.features.Text):
     return f"{key}_{i}"
-  raise NotImplementedError(f"no random {type(feature).__name__}")
+  raise TypeError(f"No random value for a {type(feature).__name__}.")

@@ -7,8 +7,8 @@ from pathlib import Path
 from mixer.errors import UserError
 from mixer.training.log import Number, read_rows
 
-# Okabe and Ito's colours, told apart by colour-blind readers; black is for
-# the loss. Markers differ as well, for prints in grey.
+# Okabe and Ito's colours, told apart by colour-blind readers; grey is for
+# training. Markers differ as well, for prints in grey.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = "osD^vP"
 
@@ -78,10 +78,7 @@ def draw_losses(
   for i, (name, values) in enumerate(evaluations.items()):
     axes.plot(
       *values,
-      color=COLORS[i % len(COLORS)],
-      marker=MARKERS[i % len(MARKERS)],
-      markersize=4,
-      linewidth=1.3,
+      **line_style(i),
       label=f"{name}: {values[1][-1]:.4g}",
     )
   axes.legend(loc="best", frameon=False)
@@ -98,6 +95,16 @@ def draw_losses(
   )
 
 
+def line_style(i: int) -> dict[str, str | float]:
+  """The look of evaluator number `i`, the same in both halves."""
+  return {
+    "color": COLORS[i % len(COLORS)],
+    "marker": MARKERS[i % len(MARKERS)],
+    "markersize": 4,
+    "linewidth": 1.3,
+  }
+
+
 def draw_accuracies(
   axes, accuracies: dict[str, tuple[list[int], list[float]]]
 ) -> None:
@@ -110,10 +117,7 @@ def draw_accuracies(
     axes.plot(
       steps,
       shares,
-      color=COLORS[i % len(COLORS)],
-      marker=MARKERS[i % len(MARKERS)],
-      markersize=4,
-      linewidth=1.3,
+      **line_style(i),
       label=f"{name}: {shares[-1]:.1%}, best {max(shares):.1%}",
     )
   axes.legend(loc="best", frameon=False)

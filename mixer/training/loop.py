@@ -295,7 +295,7 @@ class Run:
     print(
       f"Done: {self.plan.total_steps:,} steps.\n"
       f"weights        {self.folder / weights.RUN_FILE}\n"
-      f"checkpoints    {self.folder / 'checkpoints'}\n"
+      f"checkpoints    {self.folder / CHECKPOINTS}\n"
       f"numbers        {self.folder / 'metrics.jsonl'}, and for TensorBoard: "
       f"tensorboard --logdir={self.folder}\n"
       f"learning curve {curve}"
