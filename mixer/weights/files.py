@@ -21,7 +21,8 @@ def load(path: str | os.PathLike) -> dict:
       folder of a run that is done.
 
   Returns:
-    Nested dict of float32 NumPy arrays, as `model.apply({"params": ...})` takes it.
+    Nested dict of float32 NumPy arrays, as `model.apply({"params": ...})`
+    takes it.
 
   Raises:
     UserError: there is nothing there, or it is not such a file.
