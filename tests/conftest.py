@@ -20,3 +20,9 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
   folder = tmp_path_factory.mktemp("tensorflow_datasets")
   prepare("digits", str(folder))
   return str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
+  """Keeps what is cached between runs out of the user's own folder."""
+  os.environ["MIXER_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))

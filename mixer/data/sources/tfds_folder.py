@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where examples come from: TFDS data sets on disk, read at random.
-
-Everything is read from the prepared folder alone, so a data set whose builder
-is unknown here works as well, and TensorFlow is never imported.
-"""
+"""TFDS data sets: where they lie, how to prepare them, and one split opened."""
 
 import dataclasses
 import difflib
@@ -14,98 +10,84 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from mixer.data.sources.array_record import ArrayRecords
+from mixer.data.sources.base import NotPrepared, Source
+from mixer.data.sources.record_files import is_remote
+from mixer.data.sources.shards import Records, Shards
+from mixer.data.sources.tfrecord import TFRecords
+from mixer.data.sources.tfrecord_index import SplitFiles
 from mixer.errors import UserError
 
 INFO = "dataset_info.json"
 
 
-class NotPrepared(UserError):
-  """The data set is known, but not on disk in a form that can be read."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """One split of a data set; examples are numbered from 0.
+class TfdsSource(Source):
+  """One split of a prepared TFDS data set.
 
   Attributes:
-    name: as asked for, such as `imagenet2012`.
-    split: as asked for, such as `train[:99%]`.
-    class_names: one for each label, in order.
     image_key: the feature that holds the image.
     label_key: the feature that holds the label.
     records: serialized examples, tf.train.Example, by id.
   """
 
-  name: str
-  split: str
-  class_names: tuple[str, ...]
   image_key: str
   label_key: str
-  records: Sequence[bytes] = dataclasses.field(repr=False)
-
-  @property
-  def num_classes(self) -> int:
-    return len(self.class_names)
+  records: Records = dataclasses.field(repr=False)
 
   def __len__(self) -> int:
     return len(self.records)
 
   def read(self, ids: Sequence[int]) -> list[tuple[bytes, int]]:
     """Returns (encoded image, label) for each id in 0..len-1, in order."""
+    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
     examples = []
-    # One by one: the batched read starts a pool of threads at every call.
     for i in map(int, ids):
+      record = self.records[i]
       try:
-        record = self.records[i]
-      except RuntimeError as error:  # of the reader of ArrayRecord
-        reason = str(error).partition(";")[0].partition("\n")[0]
+        # Parsed here because TFDS would decode the features that nobody asked
+        # for as well: pets, for one, have a mask with every image.
+        example = tf_example_pb2.Example.FromString(record)
+        feature = example.features.feature
+        image = feature[self.image_key].bytes_list.value[0]
+        label = feature[self.label_key].int64_list.value[0]
+      except (DecodeError, IndexError) as error:
         raise UserError(
-          f"Cannot read example {i} of {self.name} {self.split} ({reason}): a"
-          " file of the data set is missing or damaged. Delete its folder and"
-          " prepare it again."
+          f"{self.locate(i)}, is not an example with {self.image_key!r} and"
+          f" {self.label_key!r}: the file is damaged. Copy it again, or prepare"
+          " the data set again."
         ) from error
-      # Parsed here because TFDS would decode the features that nobody asked
-      # for as well: pets, for one, have a mask with every image.
-      example = tf_example_pb2.Example.FromString(record)
-      feature = example.features.feature
-      image = feature[self.image_key].bytes_list.value[0]
-      label = feature[self.label_key].int64_list.value[0]
       examples.append((image, label))
     return examples
 
+  def locate(self, i: int) -> str:
+    """Returns the file and the number of the record in it."""
+    return self.records.locate(i)
 
-def open_source(
+
+def open_split(
   name: str,
   split: str,
-  data_dir: str | None = None,
+  data_dir: str | None,
   *,
-  image_key: str = "image",
-  label_key: str = "label",
-) -> Source:
-  """Opens a prepared data set for random access.
-
-  Args:
-    name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION of TFDS.
-    split: TFDS's syntax, such as `train[:99%]` or `train+validation`.
-    data_dir: where data sets lie; None means $TFDS_DATA_DIR, and without it
-      ~/tensorflow_datasets.
-    image_key: the feature that holds the image.
-    label_key: the feature that holds the label.
-
-  Raises:
-    NotPrepared: there is no such data set on disk, or not as ArrayRecord.
-    UserError: the name, the split or a key does not exist.
-  """
-  builder = _open_builder(name, data_dir)
-  return Source(
+  image_key: str,
+  label_key: str,
+) -> TfdsSource:
+  """See `mixer.data.sources.open_source`."""
+  folder = find_prepared(name, data_dir)
+  if folder is None:
+    raise NotPrepared(_what_to_do(name, data_dir))
+  file_format = _readable_format(folder, name, data_dir)
+  builder = read_builder(folder, name, file_format)
+  return TfdsSource(
     name=name,
     split=split,
     class_names=_class_names(builder, name, image_key, label_key),
     image_key=image_key,
     label_key=label_key,
-    records=_open_split(builder, name, split),
+    records=_open_records(builder, name, split, file_format),
   )
 
 
@@ -131,19 +113,69 @@ def find_prepared(name: str, data_dir: str | None = None) -> epath.Path | None:
 
 
 def split_name(name: str) -> tuple[str, str | None, str | None]:
-  """Splits `NAME/CONFIG:VERSION` into its parts; None for what is not there."""
+  """Splits `NAME/CONFIG:VERSION` into its parts; None for what is not there.
+
+  Raises:
+    UserError: it is no such name.
+  """
   path, _, version = name.partition(":")
-  dataset, _, config = path.partition("/")
-  return dataset, config or None, version or None
+  parts = path.split("/")
+  # These would lead to other folders.
+  if len(parts) > 2 or {"", ".", ".."} & {*parts} or "/" in version:
+    raise UserError(
+      f"{name!r} is not the name of a data set: write NAME, NAME/CONFIG,"
+      " NAME:VERSION or NAME/CONFIG:VERSION. For images in folders, write"
+      " folder:DIR."
+    )
+  dataset, config = parts if len(parts) == 2 else (path, None)
+  return dataset, config, version or None
 
 
 def formats(folder: epath.Path) -> set[str]:
   """Returns the record formats in a version folder, such as `tfrecord`."""
-  info = json.loads((folder / INFO).read_text())
+  info = _read_json(folder / INFO)
   return {
     info.get("fileFormat", "tfrecord"),
     *info.get("alternativeFileFormats", ()),
   }
+
+
+def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
+  """Returns a TFDS builder for what is in a version folder.
+
+  Args:
+    folder: of one version.
+    name: of the data set, for a folder that does not say what it holds.
+    file_format: one of `formats(folder)`; None means the first.
+
+  Raises:
+    UserError: the metadata are damaged.
+  """
+  import tensorflow_datasets as tfds
+  from google.protobuf.json_format import ParseError
+
+  try:
+    if (folder / "features.json").exists():
+      builder = tfds.builder_from_directory(folder)
+    else:
+      # TFDS before 4.0 did not write down the features.
+      dataset, _, _ = split_name(name)
+      config = folder.parent.name if folder.parent.name != dataset else None
+      root = folder.parents[2 if config else 1]
+      builder = builder_class(dataset)(
+        config=config, version=folder.name, data_dir=root
+      )
+    if file_format:
+      # Which files the splits mean.
+      builder.info.set_file_format(
+        file_format, override=True, override_if_initialized=True
+      )
+    return builder
+  except (ValueError, KeyError, TypeError, AssertionError, ParseError) as error:
+    raise UserError(
+      f"{folder / INFO} or features.json beside it is damaged ({error}): copy"
+      " them again, or delete the folder and prepare the data set again."
+    ) from error
 
 
 def prepare_command(name: str, data_dir: str | None) -> str:
@@ -155,7 +187,6 @@ def builder_class(name: str):
   """Returns the TFDS builder class that prepares a data set.
 
   Raises:
-    NotPrepared: the data set exists, but no program can prepare it.
     UserError: neither TFDS nor this project has one; shows the nearest names.
   """
   import tensorflow_datasets as tfds
@@ -167,12 +198,6 @@ def builder_class(name: str):
   try:
     return tfds.builder_cls(dataset)
   except tfds.core.DatasetNotFoundError:
-    if dataset == "imagenet21k":
-      raise NotPrepared(
-        "TFDS has no imagenet21k and no command here can make it: put a copy"
-        " prepared elsewhere, as ArrayRecord with a split `full`, into"
-        " imagenet21k/1.0.0 in the folder of data sets."
-      ) from None
     known = {*ours, *tfds.list_builders(with_community_datasets=False)}
     near = difflib.get_close_matches(dataset, sorted(known))
     hint = "https://www.tensorflow.org/datasets/catalog lists what there is"
@@ -183,7 +208,7 @@ def builder_class(name: str):
 
 def our_builders() -> dict[str, str]:
   """Returns the module of each builder that this project ships, by name."""
-  folder = epath.Path(__file__).parent.parent / "datasets"
+  folder = epath.Path(__file__).parent.parent.parent / "datasets"
   return {
     module.parent.name: f"mixer.datasets.{module.parent.name}.{module.stem}"
     for module in folder.glob("*/*_dataset_builder.py")
@@ -215,7 +240,7 @@ def _default_config(folder: epath.Path, dataset: str) -> epath.Path:
     return folder
   metadata = folder / ".config" / "metadata.json"
   if metadata.exists():
-    return folder / json.loads(metadata.read_text())["default_config_name"]
+    return folder / _read_json(metadata)["default_config_name"]
   configs = [child for child in folder.iterdir() if _versions(child)]
   if len(configs) > 1:
     names = ", ".join(sorted(f"{dataset}/{child.name}" for child in configs))
@@ -223,19 +248,34 @@ def _default_config(folder: epath.Path, dataset: str) -> epath.Path:
   return configs[0] if configs else folder
 
 
-def _open_builder(name: str, data_dir: str | None):
-  folder = find_prepared(name, data_dir)
-  if folder is None:
-    raise NotPrepared(_what_to_do(name, data_dir))
-  if "array_record" not in formats(folder):
-    raise NotPrepared(
-      f"{name} is in {folder} as {'/'.join(sorted(formats(folder)))}, which"
-      " cannot be read in random order; ArrayRecord is needed. Add it beside"
-      f" what is there with: {prepare_command(name, data_dir)}"
-    )
-  import tensorflow_datasets as tfds
+def _read_json(path: epath.Path) -> dict:
+  try:
+    content = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"{path} is damaged ({error}): copy it again, or delete the folder and"
+      " prepare the data set again."
+    ) from error
+  if not isinstance(content, dict):
+    raise UserError(f"{path} is not metadata of TFDS.")
+  return content
 
-  return tfds.builder_from_directory(folder)
+
+def _readable_format(
+  folder: epath.Path, name: str, data_dir: str | None
+) -> str:
+  """Picks the record format to read."""
+  there = formats(folder)
+  if "array_record" in there and not is_remote(folder):
+    return "array_record"
+  for file_format in ("tfrecord", "array_record"):
+    if file_format in there:
+      return file_format
+  raise NotPrepared(
+    f"{name} is in {folder} as {'/'.join(sorted(there))}, which cannot be read"
+    " in random order: ArrayRecord or TFRecord is needed. Move that folder"
+    f" away, and run: {prepare_command(name, data_dir)}"
+  )
 
 
 def _what_to_do(name: str, data_dir: str | None) -> str:
@@ -243,10 +283,7 @@ def _what_to_do(name: str, data_dir: str | None) -> str:
   root = resolve_data_dir(data_dir)
   folder = root.joinpath(*filter(None, split_name(name)))
   missing = f"{name} is not prepared: there is no data set in {folder}."
-  try:
-    manual = manual_instructions(name)
-  except NotPrepared as error:
-    return f"{missing} {error}"
+  manual = manual_instructions(name)
   command = prepare_command(name, data_dir)
   if manual:
     return (
@@ -262,7 +299,7 @@ def _split_info(builder, name: str, split: str):
     info = splits[split]
     # A slice beyond the end is only noticed when it is resolved.
     num_examples = info.num_examples
-  except (AssertionError, KeyError, ValueError) as error:
+  except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
     sizes = ", ".join(f"{s} ({splits[s].num_examples})" for s in splits)
     raise UserError(
       f"{name} has no split {split!r}. There are: {sizes}; parts are written"
@@ -273,14 +310,23 @@ def _split_info(builder, name: str, split: str):
   return info
 
 
-def _open_split(builder, name: str, split: str) -> Sequence[bytes]:
-  import tensorflow_datasets as tfds
+def _open_records(builder, name: str, split: str, file_format: str) -> Records:
+  shards = Shards.of(_split_info(builder, name, split).file_instructions)
+  if file_format == "array_record":
+    return ArrayRecords(shards)
+  wholes = map(_split_files, builder.info.splits.values())
+  return TFRecords(
+    shards, [whole for whole in wholes if {*whole.files} & {*shards.files}]
+  )
 
-  _split_info(builder, name, split)
-  return builder.as_data_source(
-    split,
-    deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-    file_format="array_record",
+
+def _split_files(info) -> SplitFiles:
+  """Returns all record files of a split of TFDS that hold something."""
+  instructions = info.file_instructions
+  return SplitFiles(
+    name=info.name,
+    files=tuple(each.filename for each in instructions),
+    lengths=tuple(each.take for each in instructions),
   )
 
 

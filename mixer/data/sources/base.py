@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the loader asks of a data set, wherever its examples lie."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+from mixer.errors import UserError
+
+
+class NotPrepared(UserError):
+  """The data set is known, but not on disk in a form that can be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(abc.ABC):
+  """One split of a data set; examples are numbered from 0.
+
+  Small enough to be sent to worker processes, and safe to read from many
+  threads at once.
+
+  Attributes:
+    name: as asked for, such as `imagenet2012`.
+    split: as asked for, such as `train[:99%]`.
+    class_names: one for each label, in order.
+  """
+
+  name: str
+  split: str
+  class_names: tuple[str, ...] = dataclasses.field(repr=False)
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """Number of examples."""
+
+  @abc.abstractmethod
+  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int]]:
+    """Returns (encoded image, label) for each id in 0..len-1, in order.
+
+    Raises:
+      UserError: an example's file is missing or damaged.
+    """
+
+  @abc.abstractmethod
+  def locate(self, i: int) -> str:
+    """Where a person finds an example: a file, or a file and its record."""

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the splits, classes and images of a folder of images."""
+
+import concurrent.futures
+import dataclasses
+import difflib
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from mixer.data.sources.base import NotPrepared
+from mixer.data.sources.record_files import is_remote
+from mixer.errors import UserError
+
+SUFFIXES = frozenset(
+  {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+)
+
+# Formats as they begin; WebP has its length in between.
+_BEGINNINGS = (
+  b"\xff\xd8\xff",
+  b"\x89PNG\r\n\x1a\n",
+  b"BM",
+  b"II*\0",
+  b"MM\0*",
+  b"GIF8",
+)
+
+# Folders that systems leave among the user's own.
+_IGNORED = frozenset({"@eaDir", "__MACOSX", "lost+found"})
+
+_THREADS = 32
+_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+  """What a folder holds: names of folders and of images, sorted."""
+
+  folders: list[str]
+  images: list[str]
+  others: list[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FolderSplit:
+  """The class folders in one folder; they are listed when first asked for.
+
+  TFDS's split syntax is resolved against `num_examples` and `shard_lengths`.
+  """
+
+  folder: str
+  classes: tuple[str, ...]
+
+  @property
+  def num_examples(self) -> int:
+    return sum(len(entries.images) for entries in self.entries)
+
+  @property
+  def shard_lengths(self) -> list[int]:
+    return [self.num_examples]
+
+  @functools.cached_property
+  def entries(self) -> list[Entries]:
+    """What each class folder holds."""
+    folders = [f"{self.folder}/{name}" for name in self.classes]
+    entries = _scan_all(folders)
+    for folder, found in zip(folders, entries, strict=True):
+      if found.folders:
+        raise UserError(
+          f"The images of a class must lie directly in its folder, but {folder}"
+          f" holds folders as well: {some(found.folders)}. {_expected()}"
+        )
+    return entries
+
+  def listing(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns file names, bytes [n], and the place of each one's class, int32.
+
+    They are in an order that depends on nothing but the names of class and
+    file, and is else as good as random: a part of it is a random sample.
+    """
+    images = [entries.images for entries in self.entries]
+    names = np.array([os.fsencode(name) for part in images for name in part])
+    places = np.repeat(
+      np.arange(len(images), dtype=np.int32), [*map(len, images)]
+    )
+    keys = (
+      hashlib.blake2b(os.fsencode(f"{kind}/{name}"), digest_size=8).digest()
+      for kind, part in zip(self.classes, images, strict=True)
+      for name in part
+    )
+    keys = np.frombuffer(b"".join(keys), ">u8")
+    order = np.argsort(keys, kind="stable")
+    return names[order], places[order]
+
+  def check(self) -> None:
+    """Raises UserError if a class has no image that begins like one."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      sound = pool.map(self._has_image, self.classes, self.entries)
+      empty = [
+        name for name, fine in zip(self.classes, sound, strict=True) if not fine
+      ]
+    if empty:
+      raise UserError(
+        f"{len(empty)} of {len(self.classes)} class folders in {self.folder}"
+        f" hold no image that can be read: {some(empty)}. Images are files"
+        f" with the suffixes {' '.join(sorted(SUFFIXES))}. Fill these folders"
+        " or remove them."
+      )
+
+  def _has_image(self, name: str, entries: Entries) -> bool:
+    paths = (f"{self.folder}/{name}/{image}" for image in entries.images)
+    return any(map(_begins_like_an_image, paths))
+
+
+def find_splits(root: str) -> dict[str, FolderSplit]:
+  """Returns the splits of a folder of images by name.
+
+  Raises:
+    NotPrepared: there is no such folder.
+    UserError: it is not laid out as DIR/SPLIT/CLASS/IMAGE or DIR/CLASS/IMAGE.
+  """
+  if not epath.Path(root).is_dir():
+    raise NotPrepared(_no_such_folder(root))
+  top = scan(root)
+  if top.images:
+    raise UserError(
+      f"Images lie loose in {root}: {some(top.images)}. {_expected()}"
+    )
+  inside = _scan_all([f"{root}/{name}" for name in top.folders])
+  inside = dict(zip(top.folders, inside, strict=True))
+  nested = [name for name, entries in inside.items() if entries.folders]
+  flat = [name for name, entries in inside.items() if entries.images]
+  if nested and flat:
+    raise UserError(
+      f"{root} mixes images with class folders: {some(flat)} hold images,"
+      f" {some(nested)} hold folders. {_expected()} Move what does not belong"
+      " there out of it."
+    )
+  if nested:
+    return {
+      name: FolderSplit(f"{root}/{name}", tuple(entries.folders))
+      for name, entries in inside.items()
+    }
+  if flat:
+    split = FolderSplit(root, tuple(inside))
+    # It is all listed already.
+    split.__dict__["entries"] = list(inside.values())
+    return {"train": split}
+  found = some([*(f"{name}/" for name in top.folders), *top.others])
+  raise UserError(
+    f"There are no class folders with images in {root}, but"
+    f" {found or 'nothing at all'}. {_expected()}"
+  )
+
+
+def scan(folder: str) -> Entries:
+  """Lists a folder, without what systems hide or leave in it."""
+  folders, images, others = [], [], []
+  try:
+    for entry in _entries(folder):
+      if entry.name.startswith(".") or entry.name in _IGNORED:
+        continue
+      # By name first: asking a bucket what is a folder takes long.
+      if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+        images.append(entry.name)
+      elif entry.is_dir():
+        folders.append(entry.name)
+      else:
+        others.append(entry.name)
+  except OSError as error:
+    raise UserError(
+      f"Cannot list {folder}: {error.strerror or error}. Check its permissions."
+    ) from error
+  return Entries(sorted(folders), sorted(images), sorted(others))
+
+
+def _entries(folder: str):
+  if is_remote(folder):
+    return list(epath.Path(folder).iterdir())
+  with os.scandir(folder) as entries:
+    return list(entries)
+
+
+def _scan_all(folders: Sequence[str]) -> list[Entries]:
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(scan, folders))
+
+
+def _begins_like_an_image(path: str) -> bool:
+  try:
+    opened = (
+      epath.Path(path).open("rb") if is_remote(path) else open(path, "rb")
+    )
+    with opened as file:
+      head = file.read(12)
+  except OSError:
+    return False
+  webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+  return webp or head.startswith(_BEGINNINGS)
+
+
+def _no_such_folder(root: str) -> str:
+  parent = epath.Path(root).parent
+  said = f"There is no folder {root}"
+  if not parent.is_dir():
+    return f"{said}, nor {parent}."
+  siblings = scan(str(parent)).folders
+  near = difflib.get_close_matches(epath.Path(root).name, siblings)
+  shown = near or siblings
+  return f"{said}. In {parent} there is {some(shown) or 'no folder at all'}."
+
+
+def _expected() -> str:
+  return (
+    "What is expected is DIR/SPLIT/CLASS/IMAGE, such as train/cat/1.jpg and"
+    " test/cat/2.jpg, or DIR/CLASS/IMAGE, such as cat/1.jpg, which is one split"
+    " train."
+  )
+
+
+def some(names: Sequence[str]) -> str:
+  more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+  return ", ".join(names[:_SHOWN]) + more

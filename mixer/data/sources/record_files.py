@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files read at any offset by many threads, on a disk or in a bucket."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import resource
+import threading
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from mixer.data.sources.base import NotPrepared
+
+# Of a thousand shards not all can stay open: many systems give a process 1,024
+# descriptors.
+MAX_OPEN = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+
+class LocalFile:
+  """Closed when the last thread that reads it has forgotten it."""
+
+  def __init__(self, path: str):
+    self._descriptor = os.open(path, os.O_RDONLY)
+    if hasattr(os, "posix_fadvise"):  # Linux
+      # Else the system reads on beyond each record: the whole file, in effect.
+      os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+  def read(self, offset: int, size: int) -> bytes:
+    """Returns `size` bytes from `offset` on, fewer at the end of the file."""
+    return os.pread(self._descriptor, size, offset)
+
+  def __del__(self):
+    # Nothing to close where opening failed.
+    if hasattr(self, "_descriptor"):
+      os.close(self._descriptor)
+
+
+class RemoteFile:
+  """The same in a bucket, one thread after the other."""
+
+  def __init__(self, path: str):
+    self._lock = threading.Lock()
+    self._stack = contextlib.ExitStack()
+    with _os_errors():
+      self._file = self._stack.enter_context(epath.Path(path).open("rb"))
+
+  def read(self, offset: int, size: int) -> bytes:
+    with self._lock, _os_errors():
+      self._file.seek(offset)
+      return self._file.read(size)
+
+  def __del__(self):
+    self._stack.close()
+
+
+def open_file(path: str) -> LocalFile | RemoteFile:
+  return RemoteFile(path) if is_remote(path) else LocalFile(path)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether a path lies in a bucket, out of reach of the system's calls."""
+  return "://" in os.fspath(path)
+
+
+def stat_files(files: Sequence[str]) -> list[tuple[int, int]]:
+  """Returns (size, time of change) of each file; the time is 0 in a bucket.
+
+  Raises:
+    NotPrepared: files are missing; shows the first of them.
+  """
+  if any(map(is_remote, files)):
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+      found = list(pool.map(_stat, files))
+  else:
+    found = list(map(_stat, files))
+  missing = [
+    file for file, stat in zip(files, found, strict=True) if stat is None
+  ]
+  if missing:
+    raise NotPrepared(
+      f"{len(missing)} of {len(files)} record files are missing, the first is"
+      f" {missing[0]}. Copy what is missing again, or delete the folder and"
+      " prepare the data set again."
+    )
+  return found
+
+
+def fingerprint(*facts: object) -> str:
+  """Returns a short name for what is known of some files."""
+  return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+
+def _stat(file: str) -> tuple[int, int] | None:
+  try:
+    if is_remote(file):
+      return epath.Path(file).stat().length, 0
+    stat = os.stat(file)
+  except FileNotFoundError:
+    return None
+  return stat.st_size, stat.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+  """Makes OSErrors of what libraries for buckets raise, whichever it is."""
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    raise OSError(str(error)) from error

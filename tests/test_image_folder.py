@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in folders: splits, classes, and what is said of a wrong layout."""
+
+import hashlib
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photographs import encoded
+
+from mixer.data.decoding import decode
+from mixer.data.sources import (
+  NotPrepared,
+  folder_layout,
+  image_folder,
+  open_source,
+)
+from mixer.errors import UserError
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def write(path, value=0, kind="PNG"):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  image = np.full((4, 4, 3), value, np.uint8)
+  path.write_bytes(encoded(image, kind))
+
+
+@pytest.fixture
+def tree(tmp_path):
+  """train with 20 images a class, test with 5; each its own grey value."""
+  for split, number in ("train", 20), ("test", 5):
+    for label, name in enumerate(CLASSES):
+      for i in range(number):
+        write(tmp_path / "pets" / split / name / f"{i}.png", 25 * label + i)
+  return tmp_path / "pets"
+
+
+def open_folder(folder, split="train", **options):
+  return open_source(f"folder:{folder}", split, **options)
+
+
+def paths(source):
+  return [source.locate(i) for i in range(len(source))]
+
+
+def refused(folder, split="train", **options):
+  """Returns what is said of a folder that cannot be opened."""
+  with pytest.raises(UserError) as caught:
+    open_folder(folder, split, **options)
+  return str(caught.value)
+
+
+def test_images_and_labels_are_those_of_the_folders(tree):
+  source = open_folder(tree)
+
+  examples = source.read(range(60))
+
+  assert (len(source), source.class_names) == (60, CLASSES)
+  for i, (image, label) in enumerate(examples):
+    path = Path(source.locate(i))
+    assert path.parent == tree / "train" / CLASSES[label]
+    assert image == path.read_bytes()
+    assert (decode(image) == 25 * label + int(path.stem)).all()
+  assert len(set(paths(source))) == 60
+  assert len(open_folder(tree, "test")) == 15
+
+
+def test_the_order_is_that_of_a_hash_of_class_and_file(tree):
+  def key(path):
+    relative = os.path.relpath(path, tree / "train").encode()
+    return hashlib.blake2b(relative, digest_size=8).digest()
+
+  expected = sorted(map(str, tree.glob("train/*/*")), key=key)
+
+  assert paths(open_folder(tree)) == expected
+  moved = shutil.move(tree, tree.parent / "elsewhere")
+  assert [
+    path.replace(str(moved), str(tree)) for path in paths(open_folder(moved))
+  ] == expected
+
+
+def test_parts_of_a_split_are_a_random_sample(tree):
+  whole = paths(open_folder(tree))
+
+  first = paths(open_folder(tree, "train[:50%]"))
+  second = paths(open_folder(tree, "train[50%:]"))
+
+  assert first + second == whole
+  for part in first, second:
+    assert {Path(path).parent.name for path in part} == {*CLASSES}
+
+
+@pytest.mark.parametrize(
+  "split, begin, end",
+  [
+    ("train[10:]", 10, 60),
+    ("train[-7:]", 53, 60),
+    ("train[5:-5]", 5, 55),
+    ("train[:99%]", 0, 59),
+    ("train[25%:75%]", 15, 45),
+    ("train[0shard]", 0, 60),
+  ],
+)
+def test_the_split_syntax_is_that_of_tfds(tree, split, begin, end):
+  whole = paths(open_folder(tree))
+
+  assert paths(open_folder(tree, split)) == whole[begin:end]
+
+
+def test_splits_can_be_added(tree):
+  source = open_folder(tree, "train[:10]+test+train[55:]")
+
+  train, test = paths(open_folder(tree)), paths(open_folder(tree, "test"))
+  assert paths(source) == train[:10] + test + train[55:]
+  assert paths(open_folder(tree, "all")) == test + train
+  [(image, label)] = source.read([12])
+  assert image == Path(test[2]).read_bytes()
+  assert Path(test[2]).parent.name == CLASSES[label]
+
+
+def test_class_folders_alone_are_one_split(tree):
+  source = open_folder(tree / "train")
+
+  assert paths(source) == paths(open_folder(tree))
+  assert "train (60)" in refused(tree / "train", "test")
+
+
+def test_classes_are_those_of_all_splits(tree):
+  shutil.rmtree(tree / "train" / "ant")
+  write(tree / "train" / "dog" / "1.png")
+
+  assert open_folder(tree).class_names == ("ant", "bee", "cat", "dog")
+  labels = [label for _, label in open_folder(tree).read(range(41))]
+  assert np.bincount(labels).tolist() == [0, 20, 20, 1]
+
+
+def test_a_file_gives_the_order_of_the_classes(tree):
+  file = tree.parent / "classes.txt"
+  file.write_text("\ncat\nant \n\n  bee\nzebra\n")
+
+  source = open_folder(tree, classes=str(file))
+
+  assert source.class_names == ("cat", "ant", "bee", "zebra")
+  for i, (_, label) in enumerate(source.read(range(60))):
+    assert Path(source.locate(i)).parent.name == source.class_names[label]
+
+
+@pytest.mark.parametrize(
+  "content, said",
+  [
+    ("ant\nbees\n", "not in .*classes.txt: bee, cat.*nearest.*: bees"),
+    ("ant\nbee\ncat\nbee\n", "more than once: bee"),
+  ],
+)
+def test_a_file_of_classes_that_does_not_fit_is_refused(tree, content, said):
+  file = tree.parent / "classes.txt"
+  file.write_text(content)
+
+  with pytest.raises(UserError, match=said):
+    open_folder(tree, classes=str(file))
+  with pytest.raises(UserError, match="Cannot read the classes.*nowhere.txt"):
+    open_folder(tree, classes="nowhere.txt")
+
+
+def test_kinds_of_images_are_known_by_suffix_in_any_case(tmp_path):
+  kinds = {"JPG": "JPEG", "jpeg": "JPEG", "png": "PNG", "WebP": "WEBP"}
+  kinds |= {"bmp": "BMP", "tif": "TIFF", "TIFF": "TIFF", "gif": "GIF"}
+  for suffix, kind in kinds.items():
+    # A class each: it has to pass for an image by its first bytes.
+    write(tmp_path / suffix / f"1.{suffix}", 7, kind)
+  for name in ".hidden.png", "Thumbs.db", ".DS_Store", "notes.txt", "x.npy":
+    (tmp_path / "png" / name).write_bytes(b"x")
+  (tmp_path / ".git").mkdir()
+  (tmp_path / "README.md").write_text("Mine.")
+
+  source = open_folder(tmp_path)
+
+  assert len(source) == len(kinds)
+  assert source.class_names == tuple(sorted(kinds))
+
+
+def test_a_source_is_small_when_sent_to_another_process(tmp_path):
+  for name in "ab":
+    write(tmp_path / name / "0.png")
+    for i in range(1, 2000):
+      os.link(tmp_path / name / "0.png", tmp_path / name / f"{i:011}.png")
+  source = open_folder(tmp_path)
+
+  sent = pickle.dumps(source)
+
+  assert len(sent) < 4000 * (15 + 4) + 2000
+  assert paths(pickle.loads(sent)) == paths(source)
+
+
+def test_opening_does_not_import_tensorflow(tree):
+  code = f"""
+import sys
+from mixer.data.sources import open_source
+source = open_source("folder:{tree}", "train[:50%]")
+assert len(source.read(range(30))) == 30
+assert "tensorflow" not in sys.modules
+"""
+
+  done = subprocess.run([sys.executable, "-c", code], timeout=60)
+
+  assert done.returncode == 0
+
+
+def test_the_home_folder_may_be_short(tree, monkeypatch):
+  monkeypatch.setenv("HOME", str(tree.parent))
+
+  assert paths(open_folder("~/pets")) == paths(open_folder(tree))
+
+
+def test_a_missing_folder_shows_its_neighbours(tree):
+  with pytest.raises(
+    NotPrepared, match="no folder .*pest. In .* there is pets"
+  ):
+    open_folder(tree.parent / "pest")
+  with pytest.raises(NotPrepared, match="nor /nowhere"):
+    open_folder("/nowhere/all")
+  with pytest.raises(UserError, match="names no folder"):
+    open_folder("")
+
+
+def test_a_folder_without_classes_shows_what_is_expected(tmp_path):
+  assert "nothing at all" in refused(tmp_path)
+  (tmp_path / "data").mkdir()
+  (tmp_path / "labels.csv").write_text("1,2")
+
+  said = refused(tmp_path)
+
+  assert "data/, labels.csv" in said
+  assert "DIR/SPLIT/CLASS/IMAGE" in said
+  assert "DIR/CLASS/IMAGE" in said
+
+
+def test_loose_images_are_refused(tree):
+  write(tree / "loose.png")
+  assert "lie loose" in refused(tree)
+  assert "loose.png" in refused(tree)
+  (tree / "loose.png").unlink()
+
+  write(tree / "test" / "loose.png")
+  said = refused(tree)
+  assert "test hold images, test, train hold folders" in said
+
+
+def test_class_folders_within_class_folders_are_refused(tree):
+  write(tree / "train" / "bee" / "drone" / "1.png")
+
+  said = refused(tree)
+
+  assert f"{tree}/train/bee holds folders as well: drone" in said
+  assert len(open_folder(tree, "test")) == 15
+
+
+@pytest.mark.parametrize("split", ["val", "train[", "train[:99]", "all[:5]"])
+def test_a_wrong_split_shows_the_splits_there_are(tree, split):
+  assert "There are: test (15), train (60)" in refused(tree, split)
+
+
+@pytest.mark.parametrize("split", ["train[:0]", "train[30:20]"])
+def test_an_empty_split_is_refused(tree, split):
+  assert "holds no examples" in refused(tree, split)
+
+
+def test_a_class_without_a_readable_image_is_refused(tree):
+  for path in (tree / "train" / "ant").iterdir():
+    path.write_text("<html>")
+  for path in (tree / "train" / "cat").iterdir():
+    path.unlink()
+
+  said = refused(tree)
+
+  assert f"2 of 3 class folders in {tree}/train hold no image" in said
+  assert "can be read: ant, cat." in said
+  assert len(open_folder(tree, "test")) == 15
+  write(tree / "train" / "ant" / "7.png")
+  assert "can be read: cat." in refused(tree)
+
+
+def test_a_folder_that_may_not_be_read_is_said():
+  # Not in pytest's own folder, where another user may read nothing at all.
+  with tempfile.TemporaryDirectory() as folder:
+    os.chmod(folder, 0o755)
+    for name in "ab":
+      write(Path(folder) / name / "1.png")
+    os.chmod(f"{folder}/b", 0)
+    user = os.geteuid()
+    try:
+      if user == 0:  # who may read everything
+        os.seteuid(65534)
+      said = refused(folder)
+    finally:
+      os.seteuid(user)
+      os.chmod(f"{folder}/b", 0o755)
+
+  assert f"Cannot list {folder}/b: Permission denied" in said
+
+
+def test_a_file_that_vanishes_is_named(tree):
+  source = open_folder(tree)
+  os.unlink(source.locate(3))
+
+  assert len(source.read([2, 4])) == 2
+  with pytest.raises(UserError, match=f"{source.locate(3)}: No such file"):
+    source.read([3])
+
+
+def test_a_bucket_is_read_the_same_way(tree, monkeypatch):
+  expected = open_folder(tree, "train[:30]")
+  examples = expected.read(range(30))
+
+  # Through epath, which for a path like gs:// goes to the bucket.
+  monkeypatch.setattr(folder_layout, "is_remote", lambda path: True)
+  monkeypatch.setattr(image_folder, "is_remote", lambda path: True)
+  source = open_folder(tree, "train[:30]")
+
+  assert paths(source) == paths(expected)
+  assert source.read(range(30)) == examples
+
+
+def test_classes_are_for_folders_alone(digits_dir):
+  with pytest.raises(UserError, match="classes=x.txt.*digits"):
+    open_source("digits", "train", digits_dir, classes="x.txt")

@@ -1,0 +1,522 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TFRecord files of TFDS, read in any order through an index of their own."""
+
+import functools
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import cloudpickle
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from layouts import write_tfds
+
+from mixer.data.sources import (
+  NotPrepared,
+  array_record,
+  open_source,
+  record_files,
+  tfds_folder,
+  tfrecord,
+  tfrecord_index,
+)
+from mixer.errors import UserError
+
+SPLITS = {"train": 40, "test": 7}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """The same data set in both formats: {format: folder of data sets}."""
+  folders = {}
+  for file_format in "tfrecord", "array_record":
+    folder = tmp_path_factory.mktemp(file_format)
+    write_tfds(folder, "cifar10", SPLITS, 32, file_format)
+    folders[file_format] = str(folder)
+  return folders
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  folder = tmp_path / "cache"
+  monkeypatch.setenv("MIXER_CACHE_DIR", str(folder))
+  return folder
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+  """A data set that a test may damage, and the file of its split train."""
+  shutil.copytree(prepared["tfrecord"], tmp_path / "copied")
+  [file] = (tmp_path / "copied").glob("cifar10/*/*train*")
+  return str(tmp_path / "copied"), file
+
+
+@pytest.fixture
+def sharded(prepared, tmp_path):
+  """The 40 records of train in 16 files: the folder, and the records."""
+  return write_shards(prepared, tmp_path / "sharded", "tfrecord", 16)
+
+
+def write_shards(prepared, target, file_format, shards):
+  """Spreads train over files by TFDS's own writers."""
+  source = open_source("cifar10", "train", prepared[file_format])
+  records = [bytes(record) for record in source.records]
+  folder = target / "cifar10" / "3.0.2"
+  shutil.copytree(prepared[file_format] + "/cifar10/3.0.2", folder)
+  [old] = folder.glob("*train*")
+  old.unlink()
+  bounds = [round(40 * shard / shards) for shard in range(shards + 1)]
+  kind = tfds.core.FileFormat(file_format)
+  adapter = tfds.core.file_adapters.ADAPTER_FOR_FORMAT[kind]
+  for shard in range(shards):
+    part = records[bounds[shard] : bounds[shard + 1]]
+    name = f"cifar10-train.{file_format}-{shard:05d}-of-{shards:05d}"
+    adapter.write_examples(folder / name, enumerate(part))
+  info = json.loads((folder / "dataset_info.json").read_text())
+  info["splits"][0]["shardLengths"] = np.diff(bounds).astype(str).tolist()
+  (folder / "dataset_info.json").write_text(json.dumps(info))
+  return str(target), records
+
+
+def open_train(folder, split="train"):
+  return open_source("cifar10", split, folder)
+
+
+def index_files(cache):
+  return sorted(cache.glob("tfrecord_index/*/*"))
+
+
+@pytest.mark.parametrize(
+  "split",
+  ["train", "train[:90%]", "train[3:-5]", "test+train[35:]", "train[:3]+train"],
+)
+def test_both_formats_give_the_same_examples(prepared, split):
+  ours = open_train(prepared["tfrecord"], split)
+  theirs = open_train(prepared["array_record"], split)
+
+  assert isinstance(ours.records, tfrecord.TFRecords)
+  assert isinstance(theirs.records, array_record.ArrayRecords)
+  assert len(ours) == len(theirs)
+  everything = range(len(ours))
+  assert ours.read(everything) == theirs.read(everything)
+  assert ours.class_names == theirs.class_names
+
+
+def test_records_of_many_files_are_found(sharded):
+  folder, records = sharded
+
+  whole = open_train(folder)
+  part = open_train(folder, "train[7:31]")
+
+  assert [bytes(record) for record in whole.records] == records
+  assert [bytes(record) for record in part.records] == records[7:31]
+  with pytest.raises(IndexError):
+    part.records[24]
+
+
+def test_array_record_is_taken_where_there_is_both(copied, prepared):
+  folder, file = copied
+  [other] = tfds_folder.epath.Path(prepared["array_record"]).glob("*/*/*train*")
+  shutil.copy(other, file.parent)
+  info = file.parent / "dataset_info.json"
+  content = json.loads(info.read_text())
+  content["alternativeFileFormats"] = ["array_record"]
+  info.write_text(json.dumps(content))
+
+  source = open_train(folder)
+
+  assert isinstance(source.records, array_record.ArrayRecords)
+  assert source.read([5]) == open_train(prepared["tfrecord"]).read([5])
+
+
+def test_folders_of_the_first_versions_of_tfds_can_be_read(copied):
+  folder, file = copied
+  before = open_train(folder)
+  (file.parent / "features.json").unlink()
+  info = file.parent / "dataset_info.json"
+  content = json.loads(info.read_text())
+  del content["fileFormat"]
+  for split in content["splits"]:
+    del split["filepathTemplate"]
+  info.write_text(json.dumps(content))
+
+  source = open_train(folder)
+
+  assert source.read(range(40)) == before.read(range(40))
+  assert source.class_names == before.class_names
+
+
+def test_an_example_is_located_by_file_and_record(sharded, prepared):
+  folder, records = sharded
+  source = open_train(folder, "train[7:]")
+
+  where = [source.locate(i) for i in range(len(source))]
+
+  counts = {}
+  for i, place in enumerate(where):
+    path, record = re.fullmatch(r"(.*), record (\d+)", place).groups()
+    whole = tfds.core.file_adapters.TfRecordFileAdapter.make_tf_data(path)
+    assert [*whole.as_numpy_iterator()][int(record)] == records[7 + i]
+    counts[path] = counts.get(path, 0) + 1
+  assert len(counts) == 14
+  other = open_train(prepared["array_record"], "train[7:]").locate(2)
+  assert other.endswith("cifar10-train.array_record-00000-of-00001, record 9")
+
+
+def test_reading_does_not_import_tensorflow(prepared):
+  code = f"""
+import sys
+from mixer.data.sources import open_source
+source = open_source("cifar10", "train", {prepared["tfrecord"]!r})
+assert len(source.read(range(40))) == 40
+assert "tensorflow" not in sys.modules
+"""
+
+  done = subprocess.run([sys.executable, "-c", code], timeout=60)
+
+  assert done.returncode == 0
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_many_threads_share_few_open_files(
+  prepared, tmp_path, monkeypatch, file_format
+):
+  folder, _ = write_shards(prepared, tmp_path / "sharded", file_format, 16)
+  module = {"tfrecord": tfrecord, "array_record": array_record}[file_format]
+  tiny = functools.lru_cache(2)(module._open.__wrapped__)
+  monkeypatch.setattr(module, "_open", tiny)
+  source = open_train(folder, "train+test+train")
+  expected = source.read(range(len(source)))
+  before = len(os.listdir("/proc/self/fd"))
+  most = 0
+
+  def read(seed):
+    nonlocal most
+    for i in np.random.default_rng(seed).permutation(len(source)):
+      assert source.read([i]) == [expected[i]]
+      most = max(most, len(os.listdir("/proc/self/fd")))
+
+  with ThreadPoolExecutor(8) as pool:
+    list(pool.map(read, range(8)))
+
+  # In the hands of each thread: a file, and the list itself.
+  assert most <= before + 2 + 2 * 8
+  assert tiny.cache_info().misses > 100
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_more_shards_than_a_process_may_open_can_be_read(
+  prepared, tmp_path, file_format
+):
+  folder, records = write_shards(
+    prepared, tmp_path / "sharded", file_format, 40
+  )
+  code = f"""
+import resource
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (36, most))
+from mixer.data.sources import open_source
+source = open_source("cifar10", "train", {folder!r})
+for _ in range(2):
+  print(sum(len(source.records[i]) for i in range(40)))
+"""
+
+  done = subprocess.run(
+    [sys.executable, "-c", code], timeout=60, capture_output=True, text=True
+  )
+
+  assert done.stderr == ""
+  assert done.stdout.split() == [str(sum(map(len, records)))] * 2
+
+
+def test_a_source_is_small_when_sent_to_another_process(sharded):
+  folder, records = sharded
+  source = open_train(folder)
+  source.read([0])
+
+  sent = cloudpickle.dumps(source)
+  received = pickle.loads(sent)
+
+  assert len(sent) < 1000 + 200 * 16
+  assert received.read(range(40)) == source.read(range(40))
+  assert isinstance(received.records._indexes[0]._offsets.base, np.memmap)
+
+
+def test_the_index_is_made_once(copied, cache, monkeypatch):
+  folder, _ = copied
+  whole = open_train(folder).read(range(40))
+  monkeypatch.setattr(tfrecord_index, "_build", None)
+
+  again = open_train(folder)
+  part = open_train(folder, "train[:10]")
+
+  assert again.read(range(40)) == whole
+  assert part.read(range(10)) == whole[:10]
+  [index] = index_files(cache)
+  assert index.name.startswith("train.")
+
+
+def test_an_index_that_no_longer_fits_is_made_anew(copied, cache, capsys):
+  folder, file = copied
+  open_train(folder)
+  assert capsys.readouterr().err == ""
+  records = [bytes(record) for record in open_train(folder).records]
+
+  def write(file, examples):
+    file.unlink()
+    tfds.core.file_adapters.TfRecordFileAdapter.write_examples(file, examples)
+
+  # Of another size; then as long as at first, twice, in different orders.
+  write(file, enumerate(records[:39] + records[:1]))
+  longer = [bytes(record) for record in open_train(folder).records]
+  said_of_longer = capsys.readouterr().err
+  write(file, enumerate([records[39], *records[:39]]))
+  turned = [bytes(record) for record in open_train(folder).records]
+  write(file, enumerate(records))
+  back = [bytes(record) for record in open_train(folder).records]
+
+  assert longer == records[:39] + records[:1]
+  assert "no longer fits" in said_of_longer
+  assert turned == [records[39], *records[:39]]
+  assert back == records
+  assert capsys.readouterr().err.count("no longer fits") == 2
+  assert len(index_files(cache)) == 1
+
+
+def test_making_an_index_for_long_says_how_far_it_is(
+  sharded, monkeypatch, capsys
+):
+  folder, _ = sharded
+  monkeypatch.setattr(tfrecord_index, "_SILENT_SECONDS", -1)
+
+  open_train(folder)
+
+  assert "files of train: 16 of 16 files in" in capsys.readouterr().err
+
+
+def test_a_damaged_index_is_made_anew(copied, cache):
+  folder, _ = copied
+  expected = open_train(folder).read(range(40))
+  [index] = index_files(cache)
+  sound = index.read_bytes()
+
+  for damage in sound[:100], b"", sound[:-8] + bytes(8):
+    index.write_bytes(damage)
+    assert open_train(folder).read(range(40)) == expected
+    assert index.read_bytes() == sound
+
+
+def test_an_index_that_cannot_be_kept_stops_nothing(
+  copied, cache, monkeypatch, capsys
+):
+  folder, _ = copied
+  cache.write_text("a file, in which no folder can be made")
+  tfrecord_index._say_once.cache_clear()
+
+  sources = [open_train(folder), open_train(folder)]
+
+  assert len(sources[0].read(range(40))) == 40
+  assert pickle.loads(pickle.dumps(sources[1])).read([3]) == sources[0].read(
+    [3]
+  )
+  said = capsys.readouterr().err
+  assert said.count("cannot be kept") == 1
+  assert "MIXER_CACHE_DIR" in said
+
+
+def test_processes_may_make_the_same_index_at_once(sharded, cache):
+  folder, records = sharded
+  code = f"""
+from mixer.data.sources import open_source
+source = open_source("cifar10", "train", {folder!r})
+assert len([source.records[i] for i in range(40)]) == 40
+"""
+
+  shutil.rmtree(cache)
+  running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+  threads = [
+    threading.Thread(target=open_train, args=[folder]) for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+
+  assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+  for thread in threads:
+    thread.join()
+  assert [bytes(record) for record in open_train(folder).records] == records
+  assert len(index_files(cache)) == 1
+
+
+def test_the_cache_is_where_the_system_wants_it(copied, tmp_path, monkeypatch):
+  folder, _ = copied
+  monkeypatch.delenv("MIXER_CACHE_DIR")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+
+  open_train(folder)
+
+  assert len(index_files(tmp_path / "xdg" / "mixer")) == 1
+
+
+def frames(file):
+  """Returns (begin, length) of each record, by TensorFlow's own reader."""
+  adapter = tfds.core.file_adapters.TfRecordFileAdapter
+  begin, found = 0, []
+  for record in adapter.make_tf_data(str(file)).as_numpy_iterator():
+    found.append((begin, len(record)))
+    begin += len(record) + 16
+  return found
+
+
+def test_a_file_cut_short_is_said_with_its_place(copied):
+  folder, file = copied
+  whole = file.read_bytes()
+  begin, length = frames(file)[30]
+
+  for cut in begin + 3, begin + 11, begin + 12 + length, begin + length + 15:
+    file.write_bytes(whole[:cut])
+    with pytest.raises(UserError) as caught:
+      open_train(folder)
+    message = str(caught.value)
+    assert f"{file} was cut short: it ends at byte {cut}" in message
+    assert f"record 30, which begins at byte {begin}" in message
+    assert "Copy the file again" in message
+
+
+def test_a_file_cut_between_records_is_noticed(copied):
+  folder, file = copied
+  file.write_bytes(file.read_bytes()[: frames(file)[30][0]])
+
+  with pytest.raises(UserError, match=f"{file} holds 30 records.* says 40"):
+    open_train(folder)
+
+
+def test_more_records_than_the_metadata_say_are_noticed(copied):
+  folder, file = copied
+  file.write_bytes(file.read_bytes() + file.read_bytes())
+
+  with pytest.raises(UserError, match=f"{file} holds more than 40.* says 40"):
+    open_train(folder)
+
+
+@pytest.mark.parametrize(
+  "garbage", [b"\xff" * 8, bytes(8), (3000).to_bytes(8, "little")]
+)
+def test_a_garbage_length_is_said_with_its_place(copied, garbage):
+  folder, file = copied
+  begin, _ = frames(file)[20]
+  content = bytearray(file.read_bytes())
+  content[begin : begin + 8] = garbage
+  file.write_bytes(content)
+
+  with pytest.raises(UserError, match=f"byte {begin}, where record 20 should"):
+    open_train(folder)
+
+
+def test_a_file_of_another_kind_is_noticed(copied):
+  folder, file = copied
+  file.write_bytes(b"<html>" * 1000)
+
+  with pytest.raises(UserError, match="byte 0, where record 0 should"):
+    open_train(folder)
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_missing_files_are_named_at_opening(prepared, tmp_path, file_format):
+  shutil.copytree(prepared[file_format], tmp_path / "copied")
+  [file] = (tmp_path / "copied").glob("cifar10/*/*train*")
+  file.unlink()
+
+  with pytest.raises(NotPrepared, match=f"1 of 1 .*the first is {file}"):
+    open_train(str(tmp_path / "copied"))
+  assert len(open_train(str(tmp_path / "copied"), "test")) == 7
+
+
+def test_a_file_that_changes_under_the_reader_is_noticed(copied):
+  folder, file = copied
+  source = open_train(folder)
+  source.read([3])
+  content = bytearray(file.read_bytes())
+  begin, _ = frames(file)[20]
+  content[begin] ^= 1
+  file.write_bytes(content)
+
+  assert len(source.read([3])) == 1
+  with pytest.raises(UserError, match=f"{file} is not what it was.*record 20"):
+    source.read([20])
+
+
+def test_a_file_that_vanishes_under_the_reader_is_named(copied):
+  folder, file = copied
+  source = open_train(folder)
+  file.unlink()
+
+  with pytest.raises(UserError, match=f"{file}, record 3: No such file"):
+    source.read([3])
+
+
+def test_a_record_without_the_features_is_named(copied, prepared):
+  folder, file = copied
+  records = [bytes(record) for record in open_train(folder).records]
+  records[5:7] = [b"", b"\xff" * 10]
+  write = tfds.core.file_adapters.TfRecordFileAdapter.write_examples
+  write(file, enumerate(records))
+  source = open_train(folder)
+
+  for i in 5, 6:
+    with pytest.raises(UserError, match=f"{file}, record {i}, is not an exam"):
+      source.read([i])
+
+
+def test_files_are_read_the_same_way_from_a_bucket(copied, monkeypatch):
+  folder, file = copied
+  expected = open_train(folder).read(range(40))
+
+  # Through epath, which for a path like gs:// goes to the bucket.
+  monkeypatch.setattr(tfrecord, "open_file", record_files.RemoteFile)
+  monkeypatch.setattr(tfrecord_index, "open_file", record_files.RemoteFile)
+  monkeypatch.setattr(record_files, "is_remote", lambda path: True)
+  monkeypatch.setattr(tfrecord_index, "is_remote", lambda path: True)
+  monkeypatch.setenv("MIXER_CACHE_DIR", str(file.parent / "cache"))
+  source = open_train(folder)
+  with ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda i: source.read([i])[0], range(40)))
+
+  assert found == expected
+  file.unlink()
+  with pytest.raises(NotPrepared, match=f"the first is {file}"):
+    open_train(folder)
+
+
+def test_array_record_in_a_bucket_says_what_to_do(prepared, monkeypatch):
+  monkeypatch.setattr(array_record, "is_remote", lambda path: True)
+
+  with pytest.raises(UserError, match="gcsfuse.*TFRecord"):
+    open_train(prepared["array_record"])
+
+
+def test_another_format_says_what_is_needed(copied):
+  folder, file = copied
+  info = file.parent / "dataset_info.json"
+  content = json.loads(info.read_text())
+  content["fileFormat"] = "riegeli"
+  info.write_text(json.dumps(content))
+
+  with pytest.raises(NotPrepared, match="as riegeli.*prepare cifar10"):
+    open_train(folder)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ["", '{"splits": [{"na', "[]", '{"a": 1}'])
+def test_damaged_metadata_are_said(copied, name, content):
+  folder, file = copied
+  (file.parent / name).write_text(content)
+
+  with pytest.raises(UserError, match=f"{file.parent}/"):
+    open_train(folder)
