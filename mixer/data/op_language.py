@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
@@ -17,6 +18,8 @@ from mixer.errors import UserError
 
 # A number of pixels for squares, or (height, width).
 Size = int | tuple[int, int]
+
+UNIONS = (typing.Union, types.UnionType)
 
 Op = Callable[..., object]
 Registry = Mapping[str, type]
@@ -139,6 +142,8 @@ def _matches(value: object, wanted: object) -> bool:
     return len(sides) == 2 and all(_is_whole(s) and s > 0 for s in sides)
   if typing.get_origin(wanted) is Literal:
     return value in typing.get_args(wanted)
+  if typing.get_origin(wanted) in UNIONS:
+    return any(_matches(value, one) for one in typing.get_args(wanted))
   if wanted is float:
     return isinstance(value, float) or _is_whole(value)
   return _is_whole(value) if wanted is int else isinstance(value, wanted)
@@ -148,8 +153,11 @@ def _describe(wanted: object) -> str:
   if wanted == Size:
     return "a whole number of pixels above 0, or a pair (height, width)"
   if typing.get_origin(wanted) is Literal:
-    return "one of " + ", ".join(map(repr, typing.get_args(wanted)))
-  return {int: "a whole number", float: "a number"}.get(wanted, "a text")
+    return " or ".join(map(repr, typing.get_args(wanted)))
+  if typing.get_origin(wanted) in UNIONS:
+    return " or ".join(map(_describe, typing.get_args(wanted)))
+  names = {int: "a whole number", float: "a number", bool: "True or False"}
+  return names.get(wanted, "a text")
 
 
 def _usage(name: str, op: type) -> str:

@@ -3,8 +3,7 @@
 
 A recipe says `inception_crop(224) | flip`; `parse` turns that into a function
 from a uint8 image [h, w, 3] and a NumPy Generator to a uint8 image. Results
-agree with the TensorFlow operations of the paper's training code: half-pixel
-centres, no antialiasing, float32 arithmetic, fractions cut off.
+agree with those of the TensorFlow operations of the paper's training code.
 """
 
 import dataclasses
@@ -16,9 +15,8 @@ import numpy as np
 
 from mixer.data import op_language, randaug
 from mixer.data.op_language import Size
+from mixer.data.resizing import Method, check_method, check_size, resize
 from mixer.errors import UserError
-
-Method = Literal["bilinear", "area"]
 
 OPS: dict[str, type] = {}
 
@@ -37,73 +35,6 @@ def op(name: str) -> Callable[[type], type]:
   return register
 
 
-def decode(data: bytes) -> np.ndarray:
-  """Decodes a JPEG or PNG into uint8 RGB [h, w, 3].
-
-  Grey images get three equal channels, transparency is dropped, and the
-  orientation that a camera noted is not applied, all as TensorFlow does.
-
-  Raises:
-    ValueError: the bytes are not an image that OpenCV can read.
-  """
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-  try:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-  except cv2.error:
-    image = None
-  if image is None:
-    raise ValueError(
-      f"Cannot decode {len(data)} bytes that begin with {data[:8]!r}: they are"
-      " not a whole JPEG or PNG image."
-    )
-  return image
-
-
-def resize_image(
-  image: np.ndarray, height: int, width: int, method: Method = "bilinear"
-) -> np.ndarray:
-  """Resizes uint8 [h, w, c] to uint8 [height, width, c]."""
-  image = image.astype(np.float32)
-  if method == "bilinear":
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-  else:
-    image = _resize_area(image, height, width)
-  # Averages of uint8 values lie within 0..255, give or take a rounding error,
-  # which must not wrap around in the cast.
-  return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def _resize_area(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Averages the input area under each output pixel, in float32."""
-  h, w = image.shape[:2]
-  # OpenCV interpolates both axes as soon as one of them grows, so it gets only
-  # those that shrink.
-  if height < h or width < w:
-    smaller = min(width, w), min(height, h)
-    image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-  if height > h:
-    image = _grow_area(image, height, axis=0)
-  if width > w:
-    image = _grow_area(image, width, axis=1)
-  return image
-
-
-def _grow_area(image: np.ndarray, size: int, axis: int) -> np.ndarray:
-  """Area averages along an axis that grows: at most two pixels under each."""
-  scale = np.float32(image.shape[axis]) / np.float32(size)
-  begin = np.arange(size, dtype=np.float32) * scale
-  end = np.arange(1, size + 1, dtype=np.float32) * scale
-  first = np.floor(begin)
-  shape = [1, 1, 1]
-  shape[axis] = size
-  left = np.where(first + 1 > end, scale, first + 1 - begin).reshape(shape)
-  right = np.maximum(end - (first + 1), 0).reshape(shape)
-  first = first.astype(np.int64)
-  second = np.minimum(first + 1, image.shape[axis] - 1)
-  total = left * image.take(first, axis) + right * image.take(second, axis)
-  return total * (np.float32(1) / scale)
-
-
 def _height_width(size: Size) -> tuple[int, int]:
   return (size, size) if isinstance(size, int) else size
 
@@ -118,9 +49,14 @@ class Resize:
 
   size: Size
   method: Method = "bilinear"
+  antialias: bool = False
+
+  def __post_init__(self) -> None:
+    check_method(self.method, self.antialias)
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return resize_image(image, *_height_width(self.size), self.method)
+    h, w = _height_width(self.size)
+    return resize(image, h, w, self.method, self.antialias)
 
 
 @op("resize_small")
@@ -129,13 +65,19 @@ class ResizeSmall:
 
   size: int
   method: Method = "area"
+  antialias: bool = False
+
+  def __post_init__(self) -> None:
+    check_method(self.method, self.antialias)
+    if self.size < 1:
+      raise ValueError("size must be above 0")
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     sides = np.array(image.shape[:2], np.float32)
     # Half goes to even and the product is float32, as in the training code:
     # otherwise some images come out one pixel longer or shorter.
-    sides = np.round(sides * (np.float32(self.size) / sides.min()))
-    return resize_image(image, int(sides[0]), int(sides[1]), self.method)
+    h, w = np.round(sides * (np.float32(self.size) / sides.min()))
+    return resize(image, int(h), int(w), self.method, self.antialias)
 
 
 @op("central_crop")
@@ -186,8 +128,10 @@ class InceptionCrop:
   ratio_min: float = 0.75
   ratio_max: float = 1.33
   method: Method = "bilinear"
+  antialias: bool = False
 
   def __post_init__(self) -> None:
+    check_method(self.method, self.antialias)
     if not 0 < self.area_min <= self.area_max <= 100:
       raise ValueError("area_min and area_max must rise within 0..100 per cent")
     if not 0 < self.ratio_min <= self.ratio_max:
@@ -195,8 +139,8 @@ class InceptionCrop:
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     box = self.sample(image.shape[0], image.shape[1], rng)
-    height, width = _height_width(self.size)
-    return resize_image(_crop(image, *box), height, width, self.method)
+    h, w = _height_width(self.size)
+    return resize(_crop(image, *box), h, w, self.method, self.antialias)
 
   def sample(
     self, height: int, width: int, rng: np.random.Generator
@@ -244,7 +188,7 @@ class Flip:
   """Mirrors left and right for every second image."""
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    return cv2.flip(image, 1) if rng.random() < 0.5 else image
 
 
 @op("pad")
@@ -261,8 +205,60 @@ class Pad:
       raise ValueError("pixels must not be negative")
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    check_size(*(side + 2 * self.pixels for side in image.shape[:2]))
     border = (self.pixels, self.pixels)
     return np.pad(image, (border, border, (0, 0)), constant_values=self.value)
+
+
+@op("random_erasing")
+class RandomErasing:
+  """Covers a random box with noise, or with a grey level (arXiv 1708.04896).
+
+  Areas are in per cent of the image; the ratio, height over width, lies
+  between ratio_min and its inverse. As in the paper's algorithm 1 all four are
+  drawn uniformly, and anew as long as the box hangs over the edge.
+  """
+
+  probability: float = 0.25
+  area_min: float = 2
+  area_max: float = 33
+  ratio_min: float = 0.3
+  fill: Literal["noise"] | int = "noise"
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.probability <= 1:
+      raise ValueError("probability must lie within 0..1")
+    if not 0 < self.area_min <= self.area_max < 100:
+      raise ValueError("area_min and area_max must rise within 0..100 per cent")
+    if not 0 < self.ratio_min <= 1:
+      raise ValueError("ratio_min must lie above 0 and not above 1")
+    if self.fill != "noise" and not 0 <= self.fill <= 255:
+      raise ValueError("fill must be 'noise' or lie within 0..255")
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() >= self.probability:
+      return image
+    y, x, h, w = self.sample(image.shape[0], image.shape[1], rng)
+    image = image.copy()
+    box = _crop(image, y, x, h, w)
+    if self.fill == "noise":
+      box[:] = rng.integers(256, size=box.shape, dtype=np.uint8)
+    else:
+      box[:] = self.fill
+    return image
+
+  def sample(
+    self, height: int, width: int, rng: np.random.Generator
+  ) -> tuple[int, int, int, int]:
+    """Draws (y, x, h, w); of no height where nothing was found to fit."""
+    for _ in range(100):
+      area = rng.uniform(self.area_min, self.area_max) / 100 * height * width
+      ratio = rng.uniform(self.ratio_min, 1 / self.ratio_min)
+      h, w = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+      y, x = int(rng.integers(height)), int(rng.integers(width))
+      if y + h <= height and x + w <= width:
+        return y, x, h, w
+    return 0, 0, 0, 0
 
 
 @op("randaug")
