@@ -284,40 +284,6 @@ def test_a_pattern_that_matches_nothing_is_refused():
     apply_once(params, params, learning_rate=0.1, multipliers=((".*", 0.0),))
 
 
-def test_mixup_mixes_with_the_previous_example_of_the_global_batch():
-  """The same weight for all, at least a half, from Beta(p, p)."""
-  from mixer.training.step import roll_by_one
-
-  x = np.arange(16).reshape(8, 2)
-
-  rolled = jax.pmap(roll_by_one, axis_name="batch")(x)
-
-  np.testing.assert_array_equal(rolled.reshape(-1), np.roll(np.arange(16), 1))
-
-
-def test_mixed_examples_are_convex_combinations_with_their_labels():
-  from mixer.training.step import to_examples
-
-  batch = make_batch()
-  part = batch | {
-    "partner_image": np.roll(batch["image"], 1, axis=0),
-    "partner_label": np.roll(batch["label"], 1),
-  }
-
-  images, labels = to_examples(
-    part, Objective("softmax", 5, label_smoothing=0.2), 0.75
-  )
-
-  x = batch["image"] / 127.5 - 1
-  y = np.eye(5)[batch["label"]] * 0.8 + 0.2 / 5
-  np.testing.assert_allclose(
-    images, 0.75 * x + 0.25 * np.roll(x, 1, axis=0), atol=1e-6
-  )
-  np.testing.assert_allclose(
-    labels, 0.75 * y + 0.25 * np.roll(y, 1, axis=0), atol=1e-6
-  )
-
-
 def test_the_average_follows_the_parameters():
   objective = Objective("softmax", 5, average_decay=0.9)
 

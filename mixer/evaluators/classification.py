@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from mixer.data.device_feed import to_devices
 from mixer.training.losses import LOSSES, soft_labels
-from mixer.training.step import AXIS, normalise
+from mixer.training.mixing import AXIS, normalise
 
 TOP = 5
 

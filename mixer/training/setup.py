@@ -52,6 +52,8 @@ def create_update(
     num_classes=config.model.num_classes,
     label_smoothing=config.label_smoothing,
     mixup=config.mixup,
+    cutmix=config.cutmix,
+    cutmix_share=config.cutmix_share,
     accumulation=plan.accumulation,
     average_decay=config.average_decay,
     seed=config.seed,

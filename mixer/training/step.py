@@ -15,9 +15,8 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from mixer.training.losses import LOSSES, soft_labels
-
-AXIS = "batch"
+from mixer.training.losses import LOSSES
+from mixer.training.mixing import AXIS, add_partners, draw_mixing, to_examples
 
 
 @struct.dataclass
@@ -49,6 +48,8 @@ class Objective:
   num_classes: width of the labels.
   label_smoothing: share of the uniform distribution in the labels.
   mixup: p of Beta(p, p), from which a step's mixing weight is drawn; 0 is off.
+  cutmix: p of Beta(p, p), from which a step's box is drawn; 0 is off.
+  cutmix_share: of the steps that take CutMix, where mixup is on as well.
   accumulation: micro-batches that a device's part of the batch is cut into.
   average_decay: of the moving average of parameters; 0 is off.
   seed: of mixing weights and drop masks.
@@ -58,6 +59,8 @@ class Objective:
   num_classes: int
   label_smoothing: float = 0.0
   mixup: float = 0.0
+  cutmix: float = 0.0
+  cutmix_share: float = 0.5
   accumulation: int = 1
   average_decay: float = 0.0
   seed: int = 0
@@ -100,20 +103,24 @@ def train_step(
     The next state, and float32 scalars: loss (mean over the global batch),
     gradient_norm (before clipping), update_norm, parameter_norm.
   """
-  key = jax.random.key(objective.seed, impl="threefry2x32")
-  key = jax.random.fold_in(key, state.step)
-  mixup_key, drop_key = jax.random.split(key)
-  batch = dict(batch)
-  if objective.mixup:
-    weight = jax.random.beta(mixup_key, objective.mixup, objective.mixup)
-    batch["partner_image"] = roll_by_one(batch["image"])
-    batch["partner_label"] = roll_by_one(batch["label"])
-    weight = jnp.maximum(weight, 1 - weight)
-  else:
-    weight = None
+  mixing_key, drop_key = step_keys(objective.seed, state.step)
+  mixing = draw_mixing(
+    mixing_key,
+    batch["image"].shape[1:3],
+    mixup=objective.mixup,
+    cutmix=objective.cutmix,
+    cutmix_share=objective.cutmix_share,
+  )
+  if mixing is not None:
+    batch = add_partners(batch)
 
   def mean_loss(params, part):
-    images, labels = to_examples(part, objective, weight)
+    images, labels = to_examples(
+      part,
+      mixing,
+      num_classes=objective.num_classes,
+      label_smoothing=objective.label_smoothing,
+    )
     fold = functools.partial(jax.random.fold_in, drop_key)
     drop_keys = jax.vmap(fold)(part["index"])
     logits, _ = model.apply(
@@ -145,49 +152,17 @@ def train_step(
   return state, metrics
 
 
+def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+  """The randomness of a step's mixing, and that of its drop masks."""
+  # Threefry, because the same on every kind of device.
+  key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+  mixing_key, drop_key = jax.random.split(key)
+  return mixing_key, drop_key
+
+
 def bind_to_devices(step, devices: Sequence[jax.Device]):
   """Runs a step on every device, on its own part; the state is donated."""
   return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
-
-
-def normalise(images: jax.Array) -> jax.Array:
-  """uint8 0..255 to float32 -1..1, the authors' value range."""
-  return images.astype(jnp.float32) / 127.5 - 1
-
-
-def to_examples(part, objective: Objective, weight):
-  """uint8 images and int labels to what the model and the loss take.
-
-  With mixup (arXiv 1710.09412) an example is `weight` of itself and the rest
-  of its partner.
-
-  Returns:
-    float32 [n, h, w, 3] in [-1, 1] and float32 [n, classes].
-  """
-
-  def labels(x):
-    return soft_labels(x, objective.num_classes, objective.label_smoothing)
-
-  if weight is None:
-    return normalise(part["image"]), labels(part["label"])
-  return (
-    weight * normalise(part["image"])
-    + (1 - weight) * normalise(part["partner_image"]),
-    weight * labels(part["label"])
-    + (1 - weight) * labels(part["partner_label"]),
-  )
-
-
-def roll_by_one(x: jax.Array) -> jax.Array:
-  """numpy.roll(x, 1, axis=0) of the global batch, whose parts the devices hold.
-
-  The authors roll inside each device's part, which makes the result depend on
-  the number of devices.
-  """
-  devices = jax.lax.axis_size(AXIS)
-  ring = [(i, (i + 1) % devices) for i in range(devices)]
-  first = jax.lax.ppermute(x[-1:], AXIS, ring)
-  return jnp.concatenate([first, x[:-1]])
 
 
 def accumulate(value_and_grad, params, batch, parts: int):
