@@ -49,6 +49,8 @@ def default() -> ConfigDict:
   config.loss = "softmax"  # or "sigmoid", summed over classes
   config.label_smoothing = 0.0  # share of the uniform distribution, 0..1
   config.mixup = 0.0  # p of Beta(p, p); 0 is off
+  config.cutmix = 0.0  # p of Beta(p, p); 0 is off
+  config.cutmix_share = 0.5  # of the steps, where mixup is on as well
   # Exponential moving average of the parameters, evaluated and published in
   # their place; 0 is off.
   config.average_decay = 0.0
@@ -70,14 +72,21 @@ def default() -> ConfigDict:
   model.channels_mlp = placeholder(int)  # D_C
 
   config.data = data = ConfigDict()
-  data.name = placeholder(str)  # of a TFDS data set
+  data.name = placeholder(str)  # of a TFDS data set, or "folder:DIR"
   data.split = "train"  # in TFDS's syntax, such as "train[:99%]"
   # In that split, so that steps are known before the data are there.
   data.examples = placeholder(int)
   data.label = "label"  # name of the label's feature
   data.data_dir = ""  # where data sets are; "": TFDS_DATA_DIR, or TFDS's own
   data.ops = placeholder(str)  # of images, such as "inception_crop(224) | flip"
-  data.threads = 0  # that decode and augment; 0: one a core
+  # With folder:DIR, a file with the class folders in the order of their labels,
+  # one a line; "": in sorted order.
+  data.classes = ""
+  # An image that cannot be decoded: "error", or "replace" by the next of the
+  # order that can (evaluators leave it out); the end of the run tells which.
+  data.on_bad_image = "error"
+  data.workers = 0  # that decode and augment; 0: one a core
+  data.worker_kind = "thread"  # or "process", where many cores stay idle
   data.prefetch = 2  # batches kept ready on the devices
 
   config.optimizer = optimizer = ConfigDict()
@@ -122,7 +131,7 @@ def evaluator(**given) -> ConfigDict:
   """Returns the schema of one evaluator, with these keys set."""
   config = ConfigDict()
   config.type = "classification"
-  config.name = placeholder(str)  # of the data set; None: the training one
+  config.name = placeholder(str)  # as data.name; None: the training one
   config.split = placeholder(str)
   config.examples = placeholder(int)  # in that split
   config.label = "label"

@@ -15,8 +15,10 @@ WITHOUT_EFFECT = (
   "accumulation",
   "checkpoint",
   "data.data_dir",
+  "data.on_bad_image",
   "data.prefetch",
-  "data.threads",
+  "data.worker_kind",
+  "data.workers",
   "evals",
   "log",
   "max_per_device",
@@ -134,6 +136,8 @@ def check_values(config: ConfigDict) -> Iterator[str]:
 
 
 _CHOICES = {
+  "data.on_bad_image": ("error", "replace"),
+  "data.worker_kind": ("thread", "process"),
   "init_head": ("auto", "keep", "zeros"),
   "loss": ("softmax", "sigmoid"),
   "model.dtype": ("float32", "bfloat16"),
@@ -147,9 +151,11 @@ _RANGES = {
   "average_decay": (0, 0.999999),
   "batch": (1, _INFINITY),
   "checkpoint.keep": (1, _INFINITY),
+  "cutmix": (0, _INFINITY),
+  "cutmix_share": (0, 1),
   "data.examples": (1, _INFINITY),
   "data.prefetch": (1, _INFINITY),
-  "data.threads": (0, _INFINITY),
+  "data.workers": (0, _INFINITY),
   "label_smoothing": (0, 1),
   "log.every_steps": (1, _INFINITY),
   "log.profile_steps": (0, _INFINITY),

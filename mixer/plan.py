@@ -20,7 +20,9 @@ from mixer import weights
 from mixer.config import did_you_mean, steps
 from mixer.config_check import check_values, complete
 from mixer.data import ops as image_ops
-from mixer.data.sources import NotPrepared, Source, open_source
+from mixer.data.bad_images import BadImages
+from mixer.data.sources import NotPrepared, Source, image_folder, open_source
+from mixer.data.workers import Workers
 from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.models import cost, create
@@ -66,6 +68,7 @@ class Plan:
   initial_note: str = ""
   source: Source | None = None
   evals: dict[str, EvalPlan] = dataclasses.field(default_factory=dict)
+  bad_images: BadImages | None = None  # of training and evaluators together
   problems: list[str] = dataclasses.field(default_factory=list)
   missing: list[str] = dataclasses.field(default_factory=list)
 
@@ -84,6 +87,12 @@ class Plan:
     """Raises UserError with everything that stands in the way."""
     if complaints := self.problems + self.missing:
       raise UserError("\n".join(complaints))
+
+  @property
+  def workers(self) -> Workers:
+    """Those that read and augment."""
+    data = self.config.data
+    return Workers(data.workers or None, data.worker_kind)
 
   @property
   def class_names(self) -> list[str]:
@@ -118,6 +127,8 @@ def make_plan(
     )
   if plan.problems:
     return plan
+  if plan.config.data.on_bad_image == "replace":
+    plan.bad_images = BadImages()
   _plan_durations(plan)
   _plan_batch(plan)
   _plan_model(plan)
@@ -304,11 +315,15 @@ def _open(plan: Plan, name: str, options: ConfigDict, where: str) -> Source:
   """Opens a split and compares it with what the config says of it."""
   if not options.split:
     raise UserError("split is not set, such as 'validation'.")
+  data = plan.config.data
+  # Evaluators on folders share the classes of training.
+  has_classes = where == "data" or name.startswith(image_folder.PREFIX)
   source = open_source(
     name,
     options.split,
-    data_dir=plan.config.data.data_dir or None,
+    data_dir=data.data_dir or None,
     label_key=options.label,
+    classes=data.classes or None if has_classes else None,
   )
   if options.examples and options.examples != len(source):
     raise UserError(

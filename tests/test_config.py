@@ -104,7 +104,7 @@ def test_only_changes_of_the_result_count_as_differences():
   new.log.every_steps = 1
   new.checkpoint.keep = 9
   new.max_per_device = 2
-  new.data.threads = 7
+  new.data.workers = 7
   new.evals.test.per_class = True
 
   assert not list(differences(to_dict(old), to_dict(new)))

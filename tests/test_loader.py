@@ -12,9 +12,12 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mixer.data import ops
+from mixer.data.bad_images import BadImages
 from mixer.data.device_feed import to_devices
-from mixer.data.loader import GlobalOrder, eval_batches, train_batches
-from mixer.data.sources import open_source
+from mixer.data.loader import CHUNK, eval_batches, train_batches
+from mixer.data.order import GlobalOrder
+from mixer.data.sources import Source, open_source
+from mixer.data.workers import Workers
 from mixer.errors import UserError
 
 SHIFT = ops.parse("pad(1) | random_crop(8)")
@@ -142,15 +145,23 @@ def test_hosts_together_see_what_one_sees(train, hosts):
   assert_same(join(parts), alone)
 
 
-@pytest.mark.parametrize("threads, prefetch", [(1, 1), (4, 1), (4, 5)])
-def test_threads_change_nothing(train, threads, prefetch):
-  alone = take(train_batches(train, SHIFT, batch=80, seed=5, threads=0), 4)
-
-  threaded = train_batches(
-    train, SHIFT, batch=80, seed=5, threads=threads, prefetch=prefetch
+@pytest.mark.parametrize(
+  "workers",
+  [
+    Workers(1, ahead=1),
+    Workers(4, ahead=1),
+    Workers(4, ahead=5),
+    Workers(2, "process"),
+  ],
+)
+def test_workers_change_nothing(train, workers):
+  alone = take(
+    train_batches(train, SHIFT, batch=80, seed=5, workers=Workers(0)), 4
   )
 
-  assert_same(take(threaded, 4), alone)
+  ahead = train_batches(train, SHIFT, batch=80, seed=5, workers=workers)
+
+  assert_same(take(ahead, 4), alone)
 
 
 def test_starting_late_equals_having_iterated(train):
@@ -201,25 +212,109 @@ def test_evaluation_counts_every_example_once(train, batch, hosts):
   assert labels.tolist() == [label for _, label in train.read(range(1437))]
 
 
-def test_a_broken_image_is_named(train):
-  class Broken(list):
-    def read(self, ids):
-      return [(b"broken" if i == 7 else image, 0) for i in ids]
+@dataclasses.dataclass(frozen=True)
+class Damaged(Source):
+  """A source of which some images are not images."""
 
-  image = train.read([0])[0][0]
-  source = Broken(range(20))
-  source.name, source.split = "cats", "train[:20]"
+  source: Source
+  bad: tuple[int, ...]
 
-  with pytest.raises(UserError, match=r"Example 7 of cats, split train\[:20\]"):
-    list(eval_batches(source, PLAIN, batch=10))
+  def __len__(self):
+    return len(self.source)
+
+  def read(self, ids):
+    examples = zip(ids, self.source.read(ids), strict=True)
+    return [
+      (b"broken" if i in self.bad else image, label)
+      for i, (image, label) in examples
+    ]
+
+  def locate(self, i):
+    return f"record {i}"
+
+
+@pytest.fixture
+def damaged(few):
+  return Damaged(few.name, few.split, few.class_names, few, bad=(2, 7))
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_a_broken_image_is_named(damaged, kind):
+  batches = train_batches(
+    damaged, PLAIN, batch=10, seed=0, workers=Workers(1, kind)
+  )
+
+  # The order begins with 6, 1, 0, 5, 3, 8, 7.
+  named = r"Example 7 of digits, split train\[:10\] \(record 7\): .*replace"
+  with pytest.raises(UserError, match=named):
+    next(batches)
+
+
+@pytest.mark.parametrize("workers", [Workers(0), Workers(2, "process")])
+def test_a_broken_image_is_replaced_by_the_next_of_the_order(
+  few, damaged, workers
+):
+  ids = GlobalOrder(10, seed=0)(np.arange(100))
+  bad_images = BadImages()
+  batches = train_batches(
+    damaged, PLAIN, batch=30, seed=0, workers=workers, bad_images=bad_images
+  )
+
+  labels = np.concatenate([batch["label"] for batch in take(batches, 2)])
+
+  expected = [
+    next(i for i in ids[position:] if i not in damaged.bad)
+    for position in range(60)
+  ]
+  all_labels = np.array([label for _, label in few.read(range(10))])
+  assert labels.tolist() == all_labels[expected].tolist()
+  report = bad_images.report()
+  assert "2 images of digits, split train[:10]" in report
+  assert "met 12 times" in report
+  assert "example 2 (record 2)" in report and "example 7 (record 7)" in report
+
+
+def test_evaluation_leaves_broken_images_out(damaged):
+  bad_images = BadImages()
+
+  batches = list(eval_batches(damaged, PLAIN, batch=48, bad_images=bad_images))
+
+  mask = np.concatenate([batch["mask"] for batch in batches])
+  positions = np.concatenate([batch["position"] for batch in batches])[mask]
+  assert positions.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+  assert "met 2 times" in bad_images.report()
+
+
+def test_a_report_shows_ten_examples_and_counts_the_rest(damaged):
+  bad_images = BadImages()
+
+  assert bad_images.report() == ""
+  for i in range(13):
+    bad_images.add(damaged, i)
+
+  lines = bad_images.report().splitlines()
+  assert lines[1] == "  example 0 (record 0)"
+  assert lines[-1] == "  and 3 more"
+  assert len(lines) == 12
+
+
+def test_a_data_set_of_broken_images_is_refused(damaged):
+  hopeless = dataclasses.replace(damaged, bad=tuple(range(10)))
+
+  with pytest.raises(UserError, match="100 images in a row of digits"):
+    next(
+      train_batches(hopeless, PLAIN, batch=8, seed=0, bad_images=BadImages())
+    )
 
 
 def test_images_of_different_sizes_are_refused(train):
   def ragged(image, rng):
     return image[: rng.integers(1, 9)]
 
-  with pytest.raises(UserError, match="different sizes.*fixed size"):
-    next(train_batches(train, ragged, batch=32, seed=0))
+  # In one chunk, and between two.
+  for batch in 16, 2 * CHUNK:
+    with pytest.raises(UserError, match="different sizes.*fixed size"):
+      next(train_batches(train, ragged, batch=batch, seed=0))
 
 
 def test_arguments_that_do_not_fit_are_refused_at_once(train):
@@ -236,10 +331,10 @@ def test_closing_and_forgetting_stop_the_threads(train):
     names = [thread.name for thread in threading.enumerate()]
     return [name for name in names if name.startswith("grain-prefetch")]
 
-  closed = train_batches(train, PLAIN, batch=32, seed=0, threads=3)
+  closed = train_batches(train, PLAIN, batch=32, seed=0, workers=Workers(3))
   next(closed)
   forgotten = to_devices(
-    train_batches(train, PLAIN, batch=32, seed=0, threads=3),
+    train_batches(train, PLAIN, batch=32, seed=0, workers=Workers(3)),
     jax.local_devices(),
   )
   next(forgotten)

@@ -17,6 +17,7 @@ import pytest
 import recipes
 
 from mixer import weights
+from mixer.config_check import to_dict
 from mixer.data.loader import eval_batches
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
@@ -220,21 +221,28 @@ def event_steps(workdir):
   )
 
 
+@pytest.mark.parametrize("kind", ["thread", "process"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
-  number, undisturbed, digits_dir, environment, tmp_path
+  number, kind, undisturbed, digits_dir, environment, tmp_path
 ):
-  arguments = command(digits_dir, tmp_path, **{"checkpoint.every_steps": 1000})
+  changes = {
+    "checkpoint.every_steps": 1000,
+    "data.workers": 2,
+    "data.worker_kind": kind,
+  }
   process = subprocess.Popen(
-    arguments,
+    command(digits_dir, tmp_path, **changes),
     cwd=ROOT,
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    start_new_session=True,
   )
   wait_until(process, tmp_path, 20)
-  process.send_signal(number)
+  # As a terminal or a scheduler does it: to worker processes as well.
+  os.killpg(process.pid, number)
   out, error = process.communicate(timeout=120)
 
   assert process.returncode == START_AGAIN, error
@@ -242,7 +250,7 @@ def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
   saved = int(re.search(r"saved at step (\d+)", out)[1])
   assert (tmp_path / "checkpoints" / str(saved)).is_dir()
 
-  # How often it saves may change on the way.
+  # How often it saves and who loads may change on the way.
   done = run(command(digits_dir, tmp_path), environment)
 
   assert done.returncode == DONE, done.stderr
@@ -351,6 +359,21 @@ def test_a_run_with_another_config_is_not_gone_on_with_by_mistake(
 
   assert "optimizer.learning_rate: 0.003 -> 0.5" in str(error.value)
   assert "--accept_changes" in str(error.value)
+
+
+def test_keys_that_a_run_was_started_before_stand_at_their_defaults(
+  digits_dir, tmp_path
+):
+  config = small(digits_dir)
+  older = to_dict(config)
+  del older["cutmix"], older["data"]["classes"]
+  (tmp_path / "config.json").write_text(json.dumps(older))
+
+  run_folder.check_config(tmp_path, config, accept_changes=False)
+
+  config.cutmix = 1.0
+  with pytest.raises(UserError, match="cutmix: 0.0 -> 1.0"):
+    run_folder.check_config(tmp_path, config, accept_changes=False)
 
 
 def test_a_checkpoint_of_another_model_is_refused_whole(

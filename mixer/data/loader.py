@@ -1,72 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of decoded, augmented images, as a function of (seed, step).
 
-A batch never depends on the number of threads or hosts, nor on where a run was
-interrupted: every example has a position in one endless global order, and the
-position alone says which example it is and how it is augmented.
+A batch never depends on who works on it, nor on the number of hosts, nor on
+where a run was interrupted: every example has a position in one endless global
+order, and the position alone says which example it is and how it is augmented.
 """
 
-import functools
+import contextlib
 import itertools
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grain
 import numpy as np
 
-from mixer.data.ops import decode
+from mixer.data.bad_images import BadImages
+from mixer.data.chunks import (
+  Arrays,
+  Ops,
+  check_shapes,
+  eval_chunk,
+  train_chunk,
+)
+from mixer.data.order import GlobalOrder
 from mixer.data.sources import Source
+from mixer.data.workers import ONE_A_CORE, Workers
 from mixer.errors import UserError
 
-Ops = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-Batch = dict[str, np.ndarray]
-
-# One chunk is decoded by one thread. Smaller ones spread a batch better over
-# the threads, larger ones cost less bookkeeping.
+# One chunk is decoded by one worker. Smaller ones spread a batch better over
+# the workers, larger ones cost less bookkeeping.
 CHUNK = 16
 
 # More steps than any run takes; Grain needs a length.
 ENDLESS_STEPS = 2**31
-
-
-class GlobalOrder:
-  """Says which example stands at a position of the endless shuffled order.
-
-  Grain's own shuffle is not used here: it derives epoch 1 of seed 0 and epoch
-  0 of seed 1 from the same number, and takes milliseconds an example for data
-  sets of a few dozen images.
-  """
-
-  def __init__(self, examples: int, seed: int):
-    self.examples = examples
-    self.seed = seed
-    self._lock = threading.Lock()
-    # Threads work on either side of the border between two epochs.
-    self._permutation = functools.lru_cache(maxsize=2)(self._permute)
-
-  def __call__(self, positions: np.ndarray) -> np.ndarray:
-    """Maps int64 positions [n] to int64 example ids [n]."""
-    epochs, places = np.divmod(positions, self.examples)
-    ids = np.empty_like(positions)
-    for epoch in np.unique(epochs):
-      inside = epochs == epoch
-      ids[inside] = self.permutation(int(epoch))[places[inside]]
-    return ids
-
-  def permutation(self, epoch: int) -> np.ndarray:
-    """Returns the example ids of an epoch in order, int64 [examples]."""
-    with self._lock:
-      return self._permutation(epoch)
-
-  def _permute(self, epoch: int) -> np.ndarray:
-    # RandomState, because NumPy promises never to change what it draws.
-    bits = np.random.MT19937(np.random.SeedSequence([self.seed, epoch]))
-    return np.random.RandomState(bits).permutation(self.examples)
-
-
-def augmentation_rng(seed: int, position: int) -> np.random.Generator:
-  """Returns the randomness of the example at a position of a seed's order."""
-  return np.random.Generator(np.random.Philox(key=[seed, position]))
 
 
 def train_batches(
@@ -78,9 +43,9 @@ def train_batches(
   start_step: int = 0,
   host: int = 0,
   hosts: int = 1,
-  threads: int = 16,
-  prefetch: int = 2,
-) -> Iterator[Batch]:
+  workers: Workers = ONE_A_CORE,
+  bad_images: BadImages | None = None,
+) -> Iterator[Arrays]:
   """Yields this host's part of batch start_step, start_step + 1, ... endlessly.
 
   Args:
@@ -91,13 +56,14 @@ def train_batches(
     start_step: the first step to yield, reached at once.
     host: which slice of each global batch, of `hosts` equal ones.
     hosts: number of slices.
-    threads: that read, decode and augment; 0 does it all in the caller.
-    prefetch: batches that are worked on ahead of the caller.
+    workers: that read, decode and augment, ahead of the caller.
+    bad_images: told of images that cannot be decoded, which are then replaced
+      by the next of the order that can; None makes them errors.
 
   Yields:
     image uint8 [n, h, w, 3], label int32 [n], position int64 [n] (the place in
     the global order), with n = batch // hosts. The iterator's close() stops
-    the threads; so does forgetting it.
+    the workers; so does forgetting it.
 
   Raises:
     UserError: an example cannot be decoded, or the arguments do not fit.
@@ -107,16 +73,15 @@ def train_batches(
     raise UserError(f"seed={seed} and start_step={start_step} count from 0 on.")
   order = GlobalOrder(len(source), seed)
   chunks = -(-size // CHUNK)
+  replaces = bad_images is not None
 
-  def load(number: int) -> Batch:
-    step, chunk = divmod(number, chunks)
-    first = step * batch + host * size
-    begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
-    positions = np.arange(first + begin, first + end, dtype=np.int64)
-    return _load(source, ops, order(positions), positions, seed)
+  def load(number: int) -> Arrays:
+    positions = _positions(number, chunks, batch, host * size, size)
+    return train_chunk(source, ops, order, positions, replaces)
 
   numbers = grain.MapDataset.range(start_step * chunks, ENDLESS_STEPS * chunks)
-  return _in_batches(numbers.map(load), chunks, threads, prefetch * chunks)
+  results = workers.run(numbers.map(load), chunks)
+  return _in_batches(source, results, size, chunks, bad_images)
 
 
 def eval_batches(
@@ -126,13 +91,14 @@ def eval_batches(
   batch: int,
   host: int = 0,
   hosts: int = 1,
-  threads: int = 16,
-  prefetch: int = 2,
-) -> Iterator[Batch]:
+  workers: Workers = ONE_A_CORE,
+  bad_images: BadImages | None = None,
+) -> Iterator[Arrays]:
   """Yields every example once, in order, over all hosts together.
 
-  The arguments are those of `train_batches`. All hosts yield the same number
-  of batches, and the last ones are filled up.
+  The arguments are those of `train_batches`, but images that cannot be decoded
+  are left out. All hosts yield the same number of batches, and the last ones
+  are filled up.
 
   Yields:
     image uint8 [n, h, w, 3], label int32 [n], mask bool [n] (False where an
@@ -141,28 +107,16 @@ def eval_batches(
   """
   size = _host_batch(source, batch, host, hosts)
   chunks = -(-size // CHUNK)
-  examples = len(source)
+  skips = bad_images is not None
 
-  def load(number: int) -> Batch:
-    step, chunk = divmod(number, chunks)
-    first = step * batch + host * size
-    begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
-    positions = np.arange(first + begin, first + end, dtype=np.int64)
-    mask = positions < examples
-    # Even a chunk beyond the end needs one image, for its shape.
-    ids = np.minimum(positions[: max(mask.sum(), 1)], examples - 1)
-    loaded = _load(source, ops, ids, ids, seed=0)
-    missing = len(positions) - len(ids)
-    padded = {key: _pad(value, missing) for key, value in loaded.items()}
-    return padded | {"mask": mask, "position": positions}
+  def load(number: int) -> Arrays:
+    positions = _positions(number, chunks, batch, host * size, size)
+    return eval_chunk(source, ops, positions, skips)
 
-  steps = -(-examples // batch)
+  steps = -(-len(source) // batch)
   numbers = grain.MapDataset.range(steps * chunks)
-  return _in_batches(numbers.map(load), chunks, threads, prefetch * chunks)
-
-
-def _pad(values: np.ndarray, rows: int) -> np.ndarray:
-  return np.pad(values, [(0, rows)] + [(0, 0)] * (values.ndim - 1))
+  results = workers.run(numbers.map(load), chunks)
+  return _in_batches(source, results, size, chunks, bad_images)
 
 
 def _host_batch(source: Source, batch: int, host: int, hosts: int) -> int:
@@ -178,59 +132,37 @@ def _host_batch(source: Source, batch: int, host: int, hosts: int) -> int:
   return batch // hosts
 
 
-def _load(
-  source: Source,
-  ops: Ops,
-  ids: np.ndarray,
-  positions: np.ndarray,
-  seed: int,
-) -> Batch:
-  """Reads, decodes and augments the examples of one chunk."""
-  examples = source.read(ids)
-  images = [
-    _image(source, ops, int(i), data, augmentation_rng(seed, int(position)))
-    for i, (data, _), position in zip(ids, examples, positions, strict=True)
-  ]
-  shapes = {image.shape for image in images}
-  if len(shapes) > 1:
-    raise UserError(
-      f"The ops leave images of {source.name} {source.split} in different"
-      f" sizes, {' and '.join(map(str, sorted(shapes)[:2]))}: end them with a"
-      " crop or a resize to a fixed size."
-    )
-  return {
-    "image": np.stack(images),
-    "label": np.array([label for _, label in examples], np.int32),
-    "position": positions,
-  }
-
-
-def _image(
-  source: Source, ops: Ops, i: int, data: bytes, rng: np.random.Generator
+def _positions(
+  number: int, chunks: int, batch: int, first: int, size: int
 ) -> np.ndarray:
-  try:
-    return ops(decode(data), rng)
-  except ValueError as error:
-    raise UserError(
-      f"Example {i} of {source.name}, split {source.split}: {error}"
-    ) from error
+  """Positions of a chunk: `size` from `first` on of each batch, in chunks."""
+  step, chunk = divmod(number, chunks)
+  begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
+  return step * batch + first + np.arange(begin, end, dtype=np.int64)
 
 
 def _in_batches(
-  dataset: grain.MapDataset, chunks: int, threads: int, prefetch: int
-) -> Iterator[Batch]:
-  """Computes chunks on threads, in order, and joins them to batches."""
-  ahead = max(prefetch, threads) if threads else 0
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-  iterator = iter(dataset.to_iter_dataset(options))
-  try:
+  source: Source,
+  results: Iterator[Arrays],
+  size: int,
+  chunks: int,
+  bad_images: BadImages | None,
+) -> Iterator[Arrays]:
+  """Puts the chunks of each batch together, as they come."""
+  with contextlib.closing(results):
     while True:
-      # Grain ends at a multiple of `chunks`, that is, with a whole batch.
-      parts = list(itertools.islice(iterator, chunks))
-      if not parts:
+      batch: Arrays = {}
+      filled = 0
+      # There are whole batches of chunks.
+      for chunk in itertools.islice(results, chunks):
+        for i in chunk.pop("bad"):
+          bad_images.add(source, int(i))
+        for key, values in chunk.items():
+          if not filled:
+            batch[key] = np.empty((size, *values.shape[1:]), values.dtype)
+          check_shapes(source, {batch[key].shape[1:], values.shape[1:]})
+          batch[key][filled : filled + len(values)] = values
+        filled += len(values)
+      if not filled:
         return
-      yield {
-        key: np.concatenate([part[key] for part in parts]) for key in parts[0]
-      }
-  finally:
-    iterator.close()
+      yield batch

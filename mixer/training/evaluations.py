@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluators of a plan: when they are due, and on a run that is there."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -80,7 +79,8 @@ def _create(
       evaluation.source,
       ops,
       batch=evaluation.batch,
-      threads=plan.config.data.threads or os.cpu_count(),
+      workers=plan.workers,
+      bad_images=plan.bad_images,
     ):
       if interrupted():
         raise Interrupted
@@ -132,6 +132,8 @@ def evaluate(
   for name in plan.evals:
     for result, value in evaluations.run([name], params).items():
       print(f"{result:40} {value:.5f}", flush=True)
+  if plan.bad_images and (report := plan.bad_images.report()):
+    print(report)
   return DONE
 
 

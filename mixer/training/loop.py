@@ -106,7 +106,8 @@ class Run:
       batch=config.batch,
       seed=config.seed,
       start_step=self.start,
-      threads=config.data.threads or os.cpu_count(),
+      workers=plan.workers,
+      bad_images=plan.bad_images,
     )
     self.batches = to_devices(
       index_examples(batches, config.batch), devices, config.data.prefetch
@@ -151,6 +152,8 @@ class Run:
       ) as self.log,
     ):
       step = self.loop()
+    if self.plan.bad_images and (report := self.plan.bad_images.report()):
+      print(report)
     if self.interrupted():
       print(f"Stopped and saved at step {step:,}. The same command goes on.")
       return START_AGAIN

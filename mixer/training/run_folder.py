@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from mixer.config import default
 from mixer.config_check import differences, to_dict
 from mixer.errors import UserError
 
@@ -94,6 +95,7 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
       f"{file} is damaged: move it away if you know that the run's config is "
       "the one you give."
     ) from error
+  before = _filled_in(before, to_dict(default()))
   changes = list(differences(before, to_dict(config)))
   if changes:
     listed = "\n  ".join(changes)
@@ -101,6 +103,16 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
       f"{path} holds a run with another config: choose another --workdir, go "
       f"back to its values, or go on with these (--accept_changes).\n  {listed}"
     )
+
+
+def _filled_in(config: dict, defaults: dict) -> dict:
+  """Adds the keys that there were not yet when the config was written."""
+  return defaults | {
+    key: _filled_in(value, defaults[key])
+    if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    else value
+    for key, value in config.items()
+  }
 
 
 def describe_run(path: Path, config: ConfigDict, *, from_step: int):

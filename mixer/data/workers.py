@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads or processes that work ahead of the loop, by Grain."""
+
+import contextlib
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Literal
+
+import grain
+from absl import flags
+
+Kind = Literal["thread", "process"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+  """Who computes the elements of a data set, and how far ahead.
+
+  Attributes:
+    number: of workers; None means one a core that this process may use, 0 that
+      the caller does it all.
+    kind: threads share one interpreter, whose lock they release in decoding and
+      in most ops; processes do not, and take a few seconds to start.
+    ahead: batches that are worked on before the caller asks for them.
+  """
+
+  number: int | None = None
+  kind: Kind = "thread"
+  ahead: int = 2
+
+  def run(self, dataset: grain.MapDataset, per_batch: int) -> Iterator:
+    """Yields the elements in order; its close() ends the workers.
+
+    Args:
+      dataset: of elements that are functions of their index alone; picklable by
+        cloudpickle where workers are processes.
+      per_batch: elements in a batch.
+    """
+    number = usable_cores() if self.number is None else self.number
+    ahead = max(self.ahead * per_batch, number)
+    if not number:
+      return iter(dataset.to_iter_dataset(grain.ReadOptions(0, 0)))
+    if self.kind == "thread":
+      return iter(dataset.to_iter_dataset(grain.ReadOptions(number, ahead)))
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain asks for flags of its own
+    options = grain.MultiprocessingOptions(number, -(-ahead // number))
+    elements = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
+    return _shielded(iter(elements.mp_prefetch(options, _begin_worker)))
+
+
+ONE_A_CORE = Workers()
+
+# A terminal sends the one, a scheduler the other, to every process of a job.
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _shielded(elements: grain.DatasetIterator) -> Iterator:
+  """Starts worker processes such that Ctrl-C and the like pass them by."""
+  with contextlib.closing(elements):
+    # Processes start with the first element. They inherit what is blocked,
+    # until they can look after themselves.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+      first = list(itertools.islice(elements, 1))
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from first
+    yield from elements
+
+
+def _begin_worker(worker: int, workers: int) -> None:
+  """Makes a worker process live exactly as long as the one that started it."""
+  # The parent decides when to stop: after it has saved.
+  for number in STOPS:
+    signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(0)
+
+
+def usable_cores() -> int:
+  """Cores that this process may use, which a container can limit."""
+  return len(os.sched_getaffinity(0))
