@@ -9,14 +9,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-# Neither TFDS nor this project can prepare these; people bring the folder.
-UNREGISTERED = {
-  "imagenet21k": {
-    "image": tfds.features.Image(encoding_format="jpeg"),
-    "label": tfds.features.ClassLabel(num_classes=21843),
-    "file_name": tfds.features.Text(),
-  }
-}
+from mixer.data.sources.tfds_folder import builder_class
 
 
 def write_tfds(
@@ -30,21 +23,16 @@ def write_tfds(
 
   Args:
     data_dir: the folder of data sets.
-    name: a name of TFDS, with or without config, or `imagenet21k`.
+    name: a name of TFDS or of this project, with or without config.
     examples: number of examples by split.
     size: side of the images in pixels, where the features leave it open.
     file_format: `array_record` or `tfrecord`.
   """
   dataset, _, config = name.partition("/")
-  if dataset in UNREGISTERED:
-    official, version = None, "1.0.0"
-    features = tfds.features.FeaturesDict(UNREGISTERED[dataset])
-    configs = []
-  else:
-    official = tfds.builder(name, data_dir=data_dir)
-    version, features = str(official.version), official.info.features
-    configs = list(official.BUILDER_CONFIGS)
-    config = official.builder_config_name or ""
+  official = builder_class(name)(data_dir=data_dir, config=config or None)
+  version, features = str(official.version), official.info.features
+  configs = list(official.BUILDER_CONFIGS)
+  config = official.builder_config_name
 
   class Miniature(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(version)
@@ -75,7 +63,7 @@ def write_tfds(
         )
 
   Miniature.name = dataset
-  builder = Miniature(data_dir=data_dir, config=config or None)
+  builder = Miniature(data_dir=data_dir, config=config)
   builder.download_and_prepare(file_format=file_format)
 
 

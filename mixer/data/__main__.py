@@ -1,85 +1,173 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares data sets: python -m mixer.data prepare NAME [--data_dir=DIR]."""
+"""Prepares data sets, finds what two of them share, and shows a step's images.
+
+python -m mixer.data prepare NAME [--data_dir=DIR]
+python -m mixer.data hash NAME --split=SPLIT --out=FILE [--data_dir=DIR]
+python -m mixer.data show --config=FILE --out=sheet.png [--step=N] [--images=N]
+"""
 
 import argparse
-import json
+import difflib
+import inspect
 import logging
 import os
 import sys
 
 from etils import epath
 
-from mixer.data import sources
+from mixer.data import duplicates
+from mixer.data.sources import (
+  NotPrepared,
+  image_folder,
+  open_source,
+  tfds_folder,
+)
 from mixer.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  parser = argparse.ArgumentParser(prog="python -m mixer.data")
-  commands = parser.add_subparsers(dest="command", required=True)
-  prepare_parser = commands.add_parser(
-    "prepare", help="download a data set and store it as ArrayRecord"
-  )
-  prepare_parser.add_argument(
-    "name", help="a name of TFDS, or digits; NAME/CONFIG picks a config"
-  )
-  prepare_parser.add_argument(
-    "--data_dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
-  )
-  given = parser.parse_args(arguments)
+  given = vars(_parser().parse_args(arguments))
+  run = given.pop("run")
   try:
-    folder = prepare(given.name, given.data_dir)
+    print(run(**given))
   except (UserError, OSError) as error:
     # What the system refuses, such as a folder, says which in its message.
     print(f"error: {error}", file=sys.stderr)
     return 2
-  print(describe(given.name, folder))
+  except KeyboardInterrupt:
+    print("Stopped.", file=sys.stderr)
+    return 130
   return 0
 
 
-def prepare(name: str, data_dir: str | None = None) -> epath.Path:
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog="python -m mixer.data")
+  commands = parser.add_subparsers(required=True)
+  shared = argparse.ArgumentParser(add_help=False)
+  shared.add_argument(
+    "--data_dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
+  )
+
+  prepare_parser = commands.add_parser(
+    "prepare",
+    parents=[shared],
+    help="download a data set and store it as ArrayRecord",
+  )
+  prepare_parser.add_argument(
+    "name",
+    help="a name of TFDS, digits or imagenet21k; NAME/CONFIG picks a config",
+  )
+  prepare_parser.add_argument(
+    "--workers",
+    type=int,
+    help="processes, for imagenet21k; default: one a core",
+  )
+  prepare_parser.add_argument(
+    "--exclude",
+    action="append",
+    metavar="FILE",
+    help="leave out the images that resemble one in this list, which the"
+    " command hash wrote; for imagenet21k; may be given several times",
+  )
+  prepare_parser.set_defaults(run=_prepare)
+
+  hash_parser = commands.add_parser(
+    "hash", parents=[shared], help="write a list for prepare --exclude"
+  )
+  hash_parser.add_argument("name", help="a prepared data set, or folder:DIR")
+  hash_parser.add_argument("--split", required=True, help="such as test")
+  hash_parser.add_argument("--out", required=True, metavar="FILE")
+  hash_parser.set_defaults(run=_hash)
+
+  # Its flags are those of train.py; see the end of this file.
+  commands.add_parser("show", help="draw what a step of a recipe feeds a model")
+  return parser
+
+
+def _prepare(name: str, data_dir: str | None, **options) -> str:
+  given = {key: value for key, value in options.items() if value is not None}
+  return describe(name, prepare(name, data_dir, **given))
+
+
+def _hash(name: str, data_dir: str | None, split: str, out: str) -> str:
+  source = open_source(name, split, data_dir)
+  images, plain, unreadable = duplicates.write(source, out)
+  return (
+    f"{images:,} images of {name} {split} are in {out}; {plain:,} too plain for"
+    f" a hash and {unreadable:,} that cannot be decoded."
+  )
+
+
+def prepare(
+  name: str, data_dir: str | None = None, **options: object
+) -> epath.Path:
   """Brings a data set to disk as ArrayRecord, and returns its folder.
+
+  Args:
+    name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
+    data_dir: the folder of data sets.
+    **options: for the builder, if it takes such.
 
   Raises:
     UserError: there is no such data set, or files that only the user can
       fetch are missing.
   """
-  folder = sources.find_prepared(name, data_dir)
+  if name.startswith(image_folder.PREFIX):
+    raise UserError(
+      f"{name} needs no preparation: images are read as they are."
+    )
+  _check_options(name, options)
+  folder = tfds_folder.find_prepared(name, data_dir)
   if folder is None:
-    _generate(name, data_dir)
-    return sources.find_prepared(name, data_dir)
-  if "array_record" in sources.formats(folder):
-    print(f"{name} is already prepared.")
-  else:
-    _add_array_record(folder)
+    _generate(name, data_dir, options)
+    return tfds_folder.find_prepared(name, data_dir)
+  print(f"{name} is already prepared.")
   return folder
+
+
+def _check_options(name: str, options: dict[str, object]) -> None:
+  known = inspect.signature(tfds_folder.builder_class(name).__init__).parameters
+  for option in options:
+    if option not in known:
+      raise UserError(
+        f"--{option} is for imagenet21k; the preparation of {name} knows no"
+        " such option."
+      )
 
 
 def describe(name: str, folder: epath.Path) -> str:
   """Returns where a data set is, and the size of each split."""
-  import tensorflow_datasets as tfds
-
-  splits = tfds.builder_from_directory(folder).info.splits
+  splits = tfds_folder.read_builder(folder, name).info.splits
   sizes = [
     f"  {split}: {splits[split].num_examples} examples" for split in splits
   ]
   return "\n".join([f"{name} is in {folder}", *sizes])
 
 
-def _generate(name: str, data_dir: str | None) -> None:
-  dataset, config, version = sources.split_name(name)
-  builder_class = sources.builder_class(name)
-  root = sources.resolve_data_dir(data_dir)
-  manual = sources.manual_instructions(name)
+def _generate(
+  name: str, data_dir: str | None, options: dict[str, object]
+) -> None:
+  dataset, config, version = tfds_folder.split_name(name)
+  builder_class = tfds_folder.builder_class(name)
+  _check_config(builder_class, dataset, config)
+  import tensorflow_datasets as tfds
+
+  root = tfds_folder.resolve_data_dir(data_dir)
+  manual = tfds_folder.manual_instructions(name)
   if manual and not any((root / "downloads" / "manual").glob("*")):
-    raise sources.NotPrepared(
+    raise NotPrepared(
       f"{dataset} cannot be downloaded by a program. Put the files into"
       f" {root / 'downloads' / 'manual'} ({manual}), then run this again."
     )
   try:
-    builder = builder_class(config=config, version=version, data_dir=root)
+    builder = builder_class(
+      config=config, version=version, data_dir=root, **options
+    )
   except (ValueError, AssertionError) as error:
     raise UserError(f"Cannot prepare {name}: {error}") from error
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   try:
     builder.download_and_prepare(file_format="array_record")
   except (AssertionError, FileNotFoundError) as error:
@@ -87,56 +175,31 @@ def _generate(name: str, data_dir: str | None) -> None:
     # files, the fault lies elsewhere.
     if not manual:
       raise
-    raise sources.NotPrepared(
+    raise NotPrepared(
       f"{dataset} needs files that are not in"
       f" {root / 'downloads' / 'manual'} ({manual}). {error}"
     ) from error
 
 
-def _add_array_record(folder: epath.Path) -> None:
-  """Copies each TFRecord file of a data set to an ArrayRecord beside it.
-
-  TFDS's own conversion needs Apache Beam.
-  """
-  files = sorted(folder.glob("*.tfrecord-*"))
-  if not files:
-    raise UserError(
-      f"{folder} holds neither ArrayRecord nor TFRecord files: delete it, and"
-      " prepare the data set again."
-    )
-  for file in files:
-    print(f"Copying {file.name} to ArrayRecord.")
-    _copy_records(file)
-  info = json.loads((folder / sources.INFO).read_text())
-  info.setdefault("alternativeFileFormats", []).append("array_record")
-  _replace(folder / sources.INFO, json.dumps(info, indent=2))
-
-
-def _copy_records(file: epath.Path) -> None:
-  import tensorflow as tf
-  from array_record.python import array_record_module
-
-  target = file.parent / file.name.replace(".tfrecord-", ".array_record-")
-  unfinished = target.parent / f"incomplete.{target.name}"
-  # One record a group, as TFDS writes it: groups are read and unpacked whole.
-  writer = array_record_module.ArrayRecordWriter(
-    str(unfinished), "group_size:1"
-  )
-  for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
-    writer.write(record)
-  writer.close()
-  unfinished.replace(target)
-
-
-def _replace(path: epath.Path, text: str) -> None:
-  """Writes a file such that it is never seen half written."""
-  unfinished = path.parent / f"incomplete.{path.name}"
-  unfinished.write_text(text)
-  unfinished.replace(path)
+def _check_config(builder_class, dataset: str, config: str | None) -> None:
+  # TFDS's own words are many, and name no config where there are none.
+  names = {known.name for known in builder_class.builder_configs.values()}
+  if not config or config in names:
+    return
+  near = sorted(names)
+  if len(near) > 10:
+    near = difflib.get_close_matches(config, near, n=10, cutoff=0)
+  hint = f"write one of {', '.join(near)}" if near else f"write just {dataset}"
+  raise UserError(f"{dataset} has no config {config!r}: {hint}.")
 
 
 if __name__ == "__main__":
   # TFDS encodes with TensorFlow, which is talkative.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   logging.getLogger().setLevel(logging.ERROR)
+  if sys.argv[1:2] == ["show"]:
+    from mixer import contact_sheet
+
+    sys.argv[:2] = [f"{sys.argv[0]} show"]
+    contact_sheet.main()
   sys.exit(main())

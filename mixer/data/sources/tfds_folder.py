@@ -6,6 +6,7 @@ import difflib
 import importlib
 import json
 import os
+import re
 from collections.abc import Sequence
 
 from etils import epath
@@ -19,6 +20,11 @@ from mixer.data.sources.tfrecord_index import SplitFiles
 from mixer.errors import UserError
 
 INFO = "dataset_info.json"
+
+# With a dot or a slash in other places it would lead to other folders.
+_NAME = re.compile(
+  r"(?P<dataset>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\w[\w.]*))?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,17 +124,14 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
   Raises:
     UserError: it is no such name.
   """
-  path, _, version = name.partition(":")
-  parts = path.split("/")
-  # These would lead to other folders.
-  if len(parts) > 2 or {"", ".", ".."} & {*parts} or "/" in version:
+  match = _NAME.fullmatch(name)
+  if not match:
     raise UserError(
       f"{name!r} is not the name of a data set: write NAME, NAME/CONFIG,"
       " NAME:VERSION or NAME/CONFIG:VERSION. For images in folders, write"
       " folder:DIR."
     )
-  dataset, config = parts if len(parts) == 2 else (path, None)
-  return dataset, config, version or None
+  return match["dataset"], match["config"], match["version"]
 
 
 def formats(folder: epath.Path) -> set[str]:

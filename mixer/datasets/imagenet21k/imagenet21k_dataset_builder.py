@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageNet-21k from the official tar of tars, as ArrayRecord.
+
+  python -m mixer.data prepare imagenet21k [--workers=N] [--exclude=FILE ...]
+
+Config fall11, the default, is the release of fall 2011 that the paper and the
+published weights use; winter21 is the one of 2021 with fewer people in it,
+which keeps the classes of its archive, sorted.
+
+One split, `full`, in the order of a hash of the file names: any slice of it is
+a random sample of all classes, the same on every machine, and `full[:51200]` is
+the part that configs/pretrain_i21k.py holds out. Images keep their bytes. Those
+that cannot be decoded are left out and listed in unreadable.txt beside the
+records, those that --exclude finds in other data sets in excluded.txt.
+
+Interrupted, the same command goes on with the next shard: unfinished work lies
+in VERSION.unfinished beside the data set. Needs the disk space of the archive
+once more, and 0.7 GB of memory for each worker.
+
+synsets.txt has the 21,843 classes in the order of the published heads, each
+with its names: those of fall 2011 and n03931044 and n09859684, of which that
+archive has no images. The list was published with BiT (Google Research,
+imagenet21k_wordnet_ids.txt) and is, as the names from WordNet 3.0, taken from
+timm (Apache-2.0).
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_builder
+
+from mixer.data import duplicates
+from mixer.data.sources import NotPrepared
+from mixer.data.workers import usable_cores
+from mixer.datasets.imagenet21k import archive, shards, unfinished
+from mixer.errors import UserError
+
+MAX_SHARDS = 2048
+
+
+class Builder(dataset_builder.FileReaderBuilder):
+  """Configs fall11 and winter21, split `full`."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(
+      name="fall11", description="14,197,122 images, 21,841 of 21,843 classes"
+    ),
+    tfds.core.BuilderConfig(
+      name="winter21", description="the classes of the archive, sorted"
+    ),
+  ]
+  MANUAL_DOWNLOAD_INSTRUCTIONS = """\
+  fall11_whole.tar, or winter21_whole.tar for imagenet21k/winter21, from
+  https://image-net.org/download-images after registering
+  """
+  SHARD_BYTES = 640 << 20
+
+  def __init__(
+    self,
+    *,
+    workers: int | None = None,
+    exclude: Sequence[str | os.PathLike] = (),
+    **kwargs,
+  ):
+    """See `tfds.core.DatasetBuilder` for the other arguments.
+
+    Args:
+      workers: processes; None means one a core that this process may use.
+      exclude: lists of `python -m mixer.data hash`, whose images to leave out.
+    """
+    super().__init__(**kwargs)
+    if workers is not None and workers < 1:
+      raise UserError(f"workers={workers} must be at least 1.")
+    self._workers = workers or usable_cores()
+    self._exclude = tuple(os.fspath(Path(file).absolute()) for file in exclude)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    # The names of winter21 come with its archive.
+    names = list(synsets()) if self.builder_config.name == "fall11" else None
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description="ImageNet-21k from its official archive.",
+      homepage="https://image-net.org",
+      features=shards.features(tfds.features.ClassLabel(names=names)),
+      supervised_keys=("image", "label"),
+      disable_shuffling=True,  # the hash has shuffled
+    )
+
+  def _download_and_prepare(
+    self,
+    dl_manager: tfds.download.DownloadManager,
+    download_config: tfds.download.DownloadConfig | None = None,
+  ) -> None:
+    if self.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+      raise UserError(
+        'imagenet21k is only written as file_format="array_record".'
+      )
+    path = self._archive(Path(dl_manager.manual_dir))
+    folder = self._unfinished()
+    with unfinished.claim(folder, self._plan(path)):
+      self._clear_stale()
+      tars = archive.inner_tars(path)
+      self._set_names(tars, path)
+      index = folder / unfinished.INDEX
+      if not index.exists():
+        self._write_index(tars, index)
+      files = self._files(folder, index)
+      contents = shards.write(path, index, files, self._exclude, self._workers)
+      self._take_over(files, contents)
+      self._report(index, contents)
+
+  def _post_download_and_prepare_hook(self) -> None:
+    shutil.rmtree(self._unfinished())
+
+  def _archive(self, folder: Path) -> Path:
+    release = self.builder_config.name
+    path = archive.find(folder, release)
+    if path is None:
+      raise NotPrepared(
+        f"There is no {release}_whole.tar in {folder}. It comes from"
+        " https://image-net.org/download-images, after registering: put it"
+        " there, packed as it is, and run this again."
+      )
+    return path
+
+  def _unfinished(self) -> Path:
+    """Returns the folder of unfinished work.
+
+    A sibling of the data set: TFDS deletes its own where something fails.
+    """
+    config = Path(self.data_dir_root) / self.name / self.builder_config.name
+    return config / f"{self.version}.unfinished"
+
+  def _clear_stale(self) -> None:
+    """Deletes the folders that TFDS left where it was killed."""
+    for folder in self._unfinished().parent.glob(
+      f"incomplete.*_{self.version}"
+    ):
+      if folder != Path(self.data_path):
+        shutil.rmtree(folder)
+
+  def _plan(self, path: Path) -> dict[str, object]:
+    """Returns all that the shards depend on."""
+    stat = path.stat()
+    duplicates.load(self._exclude)  # what is wrong with a list is said now
+    digests = [
+      hashlib.sha256(Path(file).read_bytes()).hexdigest()
+      for file in self._exclude
+    ]
+    return {
+      "archive": [path.name, stat.st_size, stat.st_mtime_ns],
+      "list of exclusions": [duplicates.DISTANCE, *digests],
+      "size of the shards": self.SHARD_BYTES,
+    }
+
+  def _set_names(self, found: Collection[str], path: Path) -> None:
+    label = self.info.features["label"]
+    if label.num_classes is None:
+      label.names = sorted(found)
+    unknown = sorted(set(found) - set(label.names))
+    if unknown:
+      raise UserError(
+        f"{path} has classes that are not of this release:"
+        f" {_first(unknown)}. Is it the archive of another release?"
+      )
+
+  def _write_index(self, tars: archive.Tars, index: Path) -> None:
+    print("Looking up where the images lie.")
+    names = self.info.features["label"].names
+    rows = archive.index(tars, names, self._workers)
+    incomplete = index.with_name(shards.INCOMPLETE + index.name)
+    np.save(incomplete, rows)
+    incomplete.replace(index)
+
+  def _files(self, folder: Path, index: Path) -> list[Path]:
+    """Returns the path of each shard, and sees that there is room for them."""
+    num_bytes = int(np.load(index, mmap_mode="r")["size"].sum())
+    there = sum(file.stat().st_size for file in folder.glob("*array_record-*"))
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes - there:
+      raise UserError(
+        f"{folder} needs {(num_bytes - there) / 1e9:,.1f} GB more, and"
+        f" {free / 1e9:,.1f} GB are free: make room, or choose another"
+        " --data_dir."
+      )
+    number = min(max(-(-num_bytes // self.SHARD_BYTES), 1), MAX_SHARDS)
+    template = self._get_filename_template("full").replace(data_dir=folder)
+    return [
+      Path(template.sharded_filepath(shard_index=i, num_shards=number))
+      for i in range(number)
+    ]
+
+  def _take_over(
+    self, files: Sequence[Path], contents: Sequence[shards.Contents]
+  ) -> None:
+    """Brings finished shards, and what was left out, into the data set."""
+    target = Path(self.data_path)
+    for file in files:
+      _link(file, target / file.name)
+    for kind in "unreadable", "excluded":
+      lines = [line for shard in contents for line in getattr(shard, kind)]
+      (target / f"{kind}.txt").write_text(
+        "".join(f"{name}\t{why}\n" for name, why in sorted(lines))
+      )
+    split = tfds.core.SplitInfo(
+      name="full",
+      shard_lengths=[shard.written for shard in contents],
+      num_bytes=sum(shard.num_bytes for shard in contents),
+      filename_template=self._get_filename_template("full"),
+    )
+    self.info.set_splits(tfds.core.SplitDict([split]))
+
+  def _report(self, index: Path, contents: Sequence[shards.Contents]) -> None:
+    names = self.info.features["label"].names
+    unreadable = sum(len(shard.unreadable) for shard in contents)
+    excluded = sum(len(shard.excluded) for shard in contents)
+    seen = np.unique(np.load(index, mmap_mode="r")["label"])
+    empty = sorted(set(names) - {names[i] for i in seen})
+    if empty:
+      print(
+        f"{len(empty):,} of {len(names):,} classes have no images:"
+        f" {_first(empty)}."
+      )
+    print(
+      f"{sum(shard.written for shard in contents):,} images written; left out:"
+      f" {unreadable:,} that cannot be decoded (unreadable.txt), {excluded:,}"
+      " that other data sets hold (excluded.txt)."
+    )
+
+
+def synsets() -> dict[str, str]:
+  """Returns the names of each class by its synset, in the heads' order."""
+  text = Path(__file__).with_name("synsets.txt").read_text(encoding="utf-8")
+  return dict(line.split("\t") for line in text.splitlines())
+
+
+def _first(names: Sequence[str], number: int = 5) -> str:
+  more = f" and {len(names) - number:,} more" if len(names) > number else ""
+  return ", ".join(names[:number]) + more
+
+
+def _link(file: Path, target: Path) -> None:
+  """Gives a file a second name: a stop here must not cost what is finished."""
+  try:
+    os.link(file, target)
+  except OSError:  # there are file systems without
+    file.replace(target)

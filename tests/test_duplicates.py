@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images count as the same, on photographs."""
+
+import importlib.resources
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import skimage.data
+from sklearn.datasets import load_sample_image
+
+from mixer.data import decoding, duplicates
+from mixer.data.__main__ import main
+from mixer.data.sources import open_source
+from mixer.errors import UserError
+
+# Those that come with the package itself; for others it asks the network.
+IN_THE_PACKAGE = (
+  *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png"),
+  *("clock_motion.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
+  *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"),
+  *("retina.jpg", "rocket.jpg", "microaneurysms.png", "page.png", "text.png"),
+)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+  folder = importlib.resources.files(skimage.data)
+  images = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+  for name in IN_THE_PACKAGE:
+    with PIL.Image.open(folder / name) as image:
+      # Fewer pixels, less work; some are small enough.
+      factor = max(min(image.size) // 200, 1)
+      images.append(np.array(image.convert("RGB").reduce(factor)))
+  return images
+
+
+def hashes_of(images):
+  codes = [duplicates.difference_hash(image) for image in images]
+  names = [str(i) for i in range(len(images))]
+  return duplicates.Hashes(np.array(codes, np.uint64).T, names)
+
+
+def recompress(image, quality):
+  bgr = np.ascontiguousarray(image[..., ::-1])
+  data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+  return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+
+
+@pytest.mark.parametrize("quality", [50, 70, 95])
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1, 1.5])
+def test_recompressed_and_resized_photographs_are_found(
+  photographs, quality, scale
+):
+  known = hashes_of(photographs)
+
+  found = [
+    known.find(recompress(cv2.resize(image, None, fx=scale, fy=scale), quality))
+    for image in photographs
+  ]
+
+  assert found == list(known.names)
+
+
+def test_other_photographs_and_their_parts_are_not_found(photographs):
+  rng = np.random.default_rng(0)
+
+  for i, image in enumerate(photographs):
+    known = hashes_of([*photographs[:i], *photographs[i + 1 :]])
+    for _ in range(20):
+      h, w = (rng.integers(side // 4, side) for side in image.shape[:2])
+      y = rng.integers(image.shape[0] - h)
+      x = rng.integers(image.shape[1] - w)
+      part = image[y : y + h, x : x + w]
+      assert known.find(part) is None
+      assert known.find(np.ascontiguousarray(part[:, ::-1])) is None
+
+
+def test_mirrored_turned_and_cropped_photographs_are_other_images(photographs):
+  known = hashes_of(photographs)
+
+  for image in photographs:
+    h, w = image.shape[:2]
+    assert known.find(np.ascontiguousarray(image[:, ::-1])) is None
+    assert known.find(np.ascontiguousarray(np.rot90(image))) is None
+    assert known.find(image[: int(0.7 * h), : int(0.7 * w)]) is None
+
+
+def test_the_hash_is_the_signs_of_differences_of_mean_greys():
+  rng = np.random.default_rng(0)
+  # 72 x 72 pixels: fields of 9 x 8 and 8 x 9 are whole numbers of pixels.
+  image = np.repeat(rng.integers(256, size=(72, 72, 1), dtype=np.uint8), 3, 2)
+  grey = image[..., 0].astype(np.float64)
+  wide = grey.reshape(8, 9, 9, 8).mean((1, 3))
+  high = grey.reshape(9, 8, 8, 9).mean((1, 3))
+  rises = [wide[:, 1:] > wide[:, :-1], high[1:] > high[:-1]]
+  expected = [
+    int("".join(str(int(rise)) for rise in part.ravel()), 2) for part in rises
+  ]
+
+  assert duplicates.difference_hash(image).tolist() == expected
+
+
+def plain_images():
+  rng = np.random.default_rng(0)
+  white = np.full((64, 64, 3), 255, np.uint8)
+  noise = rng.integers(250, 253, (64, 64, 3)).astype(np.uint8)
+  sky = np.repeat(np.linspace(90, 200, 64)[:, None, None], 64, 1)
+  sky = np.repeat(sky + rng.normal(0, 1, (64, 64, 1)), 3, 2).astype(np.uint8)
+  return {"white": white, "noise": noise, "sky": sky}
+
+
+@pytest.mark.parametrize("name", plain_images())
+def test_plain_images_are_nobodys_duplicates(name):
+  image = plain_images()[name]
+
+  assert duplicates.difference_hash(image) is None
+  assert hashes_of([]).find(image) is None
+
+
+def test_of_several_the_nearest_is_named_and_far_ones_are_not(photographs):
+  code = duplicates.difference_hash(photographs[0])
+  codes = np.stack([code] * 3)
+  codes[0, 0] ^= np.uint64(0b1111111)
+  codes[1, 1] ^= np.uint64(1 << 63)
+  codes[2] ^= np.uint64((1 << 10) - 1)
+  near = duplicates.Hashes(codes.T, ["by 7", "by 1", "by 20"])
+  ten_and_eleven = codes[:2].copy()
+  ten_and_eleven[0] = code ^ np.array([(1 << 10) - 1, 0], np.uint64)
+  ten_and_eleven[1] = code ^ np.array([(1 << 10) - 1, 1], np.uint64)
+
+  assert near.find(photographs[0]) == "by 1"
+  for which, found in (0, "it"), (1, None):
+    one = duplicates.Hashes(ten_and_eleven[[which]].T, ["it"])
+    assert one.find(photographs[0]) == found
+
+
+def test_the_command_writes_a_line_for_each_image(
+  photographs, tmp_path, capsys
+):
+  folder = tmp_path / "images" / "test" / "things"
+  folder.mkdir(parents=True)
+  images = [*photographs[:3], plain_images()["white"]]
+  for i, image in enumerate(images):
+    PIL.Image.fromarray(image).save(folder / f"{i}.png")
+  (folder / "4.png").write_bytes(b"no image")
+  name, out = f"folder:{tmp_path / 'images'}", tmp_path / "hashes.txt"
+
+  code = main(["hash", name, "--split=test", f"--out={out}"])
+
+  assert code == 0
+  said = capsys.readouterr().out
+  assert "5 images" in said and "1 too plain" in said
+  assert "1 that cannot be decoded" in said
+  lines = [line.split("\t") for line in out.read_text().splitlines()]
+  assert [line[1:] for line in lines[1:]] == [
+    [name, "test", str(i)] for i in range(5)
+  ]
+  assert [line[0] for line in lines].count("-") == 2
+  source = open_source(name, "test")
+  loaded = duplicates.load([out, out])
+  assert len(loaded.names) == 6
+  for image in images[:3]:
+    [(data, _)] = source.read([int(loaded.find(image).split()[-1])])
+    np.testing.assert_array_equal(decoding.decode(data), image)
+  assert loaded.find(images[3]) is None
+
+
+def test_any_split_of_a_tfds_data_set_can_be_hashed(digits_dir, tmp_path):
+  out = tmp_path / "hashes.txt"
+
+  code = main(
+    ["hash", "digits", "--split=test[:70]", f"--out={out}"]
+    + [f"--data_dir={digits_dir}"]
+  )
+
+  assert code == 0
+  assert len(out.read_text().splitlines()) == 71
+  known = duplicates.load([out])
+  [(data, _)] = open_source("digits", "test", digits_dir).read([69])
+  assert known.find(decoding.decode(data)) == "digits test[:70] 69"
+
+
+@pytest.mark.parametrize("line", ["0123\ta\ttest\t0", "z" * 32 + "\ta\tb\t0"])
+def test_a_spoilt_list_says_which_line(tmp_path, line):
+  file = tmp_path / "hashes.txt"
+  file.write_text(f"{duplicates.HEADER}\n{'0' * 32}\ta\ttest\t0\n{line}\n")
+
+  with pytest.raises(UserError, match="Line 3 of .*hashes.txt"):
+    duplicates.load([file])

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TFDS's own preparation of ImageNet, on a miniature of the official files."""
+
+import io
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from mixer.data import decoding
+from mixer.data.__main__ import main
+from mixer.data.sources import open_source
+
+# Two that TFDS knows by name: the one is CMYK, the other a PNG.
+CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
+# Places in the sorted list of the 1,000 classes.
+CLASSES = {"n01440764": 0, "n01739381": 59, "n02105855": 230, "n15075141": 999}
+# Of the first five: sea snake, alp, Shetland sheepdog, soup bowl, cradle.
+VALIDATION_LABELS = [65, 970, 230, 809, 516]
+
+
+def picture(seed):
+  """A smooth image, which JPEG keeps well."""
+  corners = np.random.default_rng(seed).integers(40, 216, (3, 3, 3), np.uint8)
+  return np.array(PIL.Image.fromarray(corners).resize((48, 40)))
+
+
+def encoded(seed, name):
+  file = io.BytesIO()
+  image = PIL.Image.fromarray(picture(seed))
+  if name == PNG:
+    image.save(file, "PNG")
+  else:
+    image.convert("CMYK" if name == CMYK else "RGB").save(file, "JPEG")
+  return file.getvalue()
+
+
+def add(tar, name, data):
+  entry = tarfile.TarInfo(name)
+  entry.size = len(data)
+  tar.addfile(entry, io.BytesIO(data))
+
+
+def images():
+  """The bytes of each image and its label, by its file name, by split."""
+  names = [f"{synset}_{i}.JPEG" for synset in CLASSES for i in range(3)]
+  names = sorted([*names, CMYK, PNG])
+  return {
+    "train": {
+      name: (encoded(seed, name), CLASSES[name.partition("_")[0]])
+      for seed, name in enumerate(names)
+    },
+    "validation": {
+      f"ILSVRC2012_val_{i + 1:08}.JPEG": (encoded(100 + i, ""), label)
+      for i, label in enumerate(VALIDATION_LABELS)
+    },
+  }
+
+
+def write_archives(folder):
+  folder.mkdir(parents=True)
+  splits = images()
+  with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as outer:
+    for synset in CLASSES:
+      inner = io.BytesIO()
+      with tarfile.open(fileobj=inner, mode="w") as tar:
+        for name, (data, _) in splits["train"].items():
+          if name.startswith(synset):
+            add(tar, name, data)
+      add(outer, f"{synset}.tar", inner.getvalue())
+  with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as tar:
+    # Not in the order of their names, which the labels follow.
+    for name, (data, _) in reversed(splits["validation"].items()):
+      add(tar, name, data)
+
+
+@pytest.fixture(scope="module")
+def data_dirs(tmp_path_factory):
+  """Folders in which prepare wrote ArrayRecord, and TFDS TFRecord."""
+  written = tmp_path_factory.mktemp("array_record")
+  write_archives(written / "downloads" / "manual")
+  assert main(["prepare", "imagenet2012", f"--data_dir={written}"]) == 0
+
+  older = tmp_path_factory.mktemp("tfrecord")
+  write_archives(older / "downloads" / "manual")
+  builder = tfds.builder("imagenet2012", data_dir=older)
+  builder.download_and_prepare(file_format="tfrecord")
+  return {"array_record": str(written), "tfrecord": str(older)}
+
+
+def records(data_dir, split):
+  """(image, label) of each example by its file name."""
+  source = open_source("imagenet2012", split, data_dir)
+  found = {}
+  for i, example in enumerate(source.read(range(len(source)))):
+    record = tf_example_pb2.Example.FromString(source.records[i])
+    [name] = record.features.feature["file_name"].bytes_list.value
+    found[name.decode()] = example
+  return found
+
+
+@pytest.mark.parametrize("which", ["array_record", "tfrecord"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_images_keep_their_bytes_and_classes(data_dirs, which, split):
+  expected = images()[split]
+
+  found = records(data_dirs[which], split)
+
+  assert found.keys() == expected.keys()
+  for name in found.keys() - {CMYK, PNG}:
+    assert found[name] == expected[name]
+
+
+@pytest.mark.parametrize("which", ["array_record", "tfrecord"])
+def test_the_cmyk_and_the_png_image_become_rgb_jpegs(data_dirs, which):
+  splits = images()
+  seeds = {name: seed for seed, name in enumerate(splits["train"])}
+  found = records(data_dirs[which], "train")
+
+  for name in CMYK, PNG:
+    data, label = found[name]
+    with PIL.Image.open(io.BytesIO(data)) as image:
+      assert (image.format, image.mode) == ("JPEG", "RGB")
+    difference = decoding.decode(data).astype(int) - picture(seeds[name])
+    assert label == splits["train"][name][1]
+    assert np.abs(difference).mean() < 4
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_both_formats_give_the_same_examples_in_the_same_order(
+  data_dirs, split
+):
+  new, old = (
+    open_source("imagenet2012", split, data_dirs[which])
+    for which in ("array_record", "tfrecord")
+  )
+
+  assert "array_record" in new.locate(0) and "tfrecord" in old.locate(0)
+  assert new.num_classes == old.num_classes == 1000
+  everything = range(len(images()[split]))
+  assert new.read(everything) == old.read(everything)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `python -m mixer.data prepare` says, and when it refuses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixer.data.__main__ import main, prepare
+
+
+@pytest.mark.parametrize("name", ["", "../x", "/digits", "digits/..", "a b"])
+def test_what_cannot_be_a_name_is_refused(tmp_path, capsys, name):
+  code = main(["prepare", name, f"--data_dir={tmp_path}"])
+
+  assert code == 2
+  assert f"{name!r} is not the name of a data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "name, said",
+  [
+    ("digits/foo", "digits has no config 'foo': write just digits."),
+    ("imagenet21k/fall12", "no config 'fall12': write one of fall11, winter21"),
+    ("folder:cats", "folder:cats needs no preparation"),
+  ],
+)
+def test_a_wrong_config_shows_those_there_are(tmp_path, capsys, name, said):
+  code = main(["prepare", name, f"--data_dir={tmp_path}"])
+
+  assert code == 2
+  assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["", "{", "{}", "null"])
+def test_a_damaged_description_is_said_with_the_way_out(
+  tmp_path, capsys, damage
+):
+  info = prepare("digits", str(tmp_path)) / "dataset_info.json"
+  info.write_text(damage)
+
+  code = main(["prepare", "digits", f"--data_dir={tmp_path}"])
+
+  assert code == 2
+  assert (
+    f"{info} or features.json beside it is damaged" in capsys.readouterr().err
+  )
+
+
+def test_without_a_terminal_no_progress_bars_are_drawn(tmp_path):
+  command = [sys.executable, "-m", "mixer.data", "prepare", "digits"]
+
+  done = subprocess.run(
+    [*command, f"--data_dir={tmp_path}"],
+    env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    capture_output=True,
+    text=True,
+  )
+
+  assert done.returncode == 0
+  assert done.stderr == ""
+  assert "train: 1437 examples" in done.stdout
