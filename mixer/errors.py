@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user can put right, as opposed to what is wrong with the code."""
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
   """One or two sentences: what is wrong, and what to do about it.
 
   The front doors print the message without a traceback and exit with 2.
   """
+
+
+def some(names: Sequence[str], shown: int = 10) -> str:
+  """Lists the first names for a message, and counts the others."""
+  more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+  return ", ".join(names[:shown]) + more

@@ -9,7 +9,7 @@ reported together.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from mixer.data import ops as image_ops
 from mixer.data.bad_images import BadImages
 from mixer.data.sources import NotPrepared, Source, image_folder, open_source
 from mixer.data.workers import Workers
-from mixer.errors import UserError
+from mixer.errors import UserError, some
 from mixer.evaluators import TYPES
 from mixer.models import cost, create
 from mixer.training.optimizer import multiplier_tree
@@ -142,6 +142,8 @@ def make_plan(
       evaluation.source = _open(
         plan, evaluation.data_name, evaluation.options, "evals." + name
       )
+      if plan.source is not None:
+        check_classes(evaluation.source, plan.source.class_names, "training")
   return plan
 
 
@@ -309,6 +311,21 @@ def _plan_training_data(plan: Plan):
     return
   with plan.collecting("config.data: "):
     plan.source = _open(plan, data.name, data, "data")
+
+
+def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
+  """Raises UserError if a folder's labels stand for other classes.
+
+  Data sets of TFDS are not looked at: some spell the same classes otherwise.
+  """
+  is_folder = source.name.startswith(image_folder.PREFIX)
+  if is_folder and source.class_names != tuple(trained):
+    strange = sorted({*source.class_names} ^ {*trained})
+    raise UserError(
+      f"{source.name} has other classes than {where}, or in another order"
+      f"{strange and f' ({some(strange)})'}: give both the same file, one class"
+      " a line, with config.data.classes, such as a run's classes.txt."
+    )
 
 
 def _open(plan: Plan, name: str, options: ConfigDict, where: str) -> Source:

@@ -132,13 +132,20 @@ def test_class_folders_alone_are_one_split(tree):
   assert "train (60)" in refused(tree / "train", "test")
 
 
-def test_classes_are_those_of_all_splits(tree):
-  shutil.rmtree(tree / "train" / "ant")
-  write(tree / "train" / "dog" / "1.png")
+def test_classes_are_those_of_train(tree):
+  write(tree / "annotations" / "boxes" / "1.png")
+  write(tree / "test" / "dog" / "1.png")
 
-  assert open_folder(tree).class_names == ("ant", "bee", "cat", "dog")
-  labels = [label for _, label in open_folder(tree).read(range(41))]
-  assert np.bincount(labels).tolist() == [0, 20, 20, 1]
+  assert open_folder(tree).class_names == CLASSES
+  assert "test are not in train: dog" in refused(tree, "test")
+  assert "annotations are not in train: boxes" in refused(tree, "annotations")
+
+
+def test_without_train_classes_are_those_of_all_splits(tree):
+  (tree / "train").rename(tree / "day")
+  write(tree / "test" / "dog" / "1.png")
+
+  assert open_folder(tree, "day").class_names == (*CLASSES, "dog")
 
 
 def test_a_file_gives_the_order_of_the_classes(tree):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worker processes live as long as the loader that started them."""
 
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -8,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -37,6 +40,18 @@ if __name__ == "__main__":
 """
 
 
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def workers_of(process):
+  return [
+    child
+    for child in process.children()
+    if "spawn_main" in " ".join(child.cmdline())
+  ]
+
+
 @pytest.fixture
 def loading(digits_dir, tmp_path):
   """A process that loads with two worker processes, and these."""
@@ -46,16 +61,11 @@ def loading(digits_dir, tmp_path):
     [sys.executable, script, digits_dir],
     stdout=subprocess.PIPE,
     text=True,
-    env=os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"},
+    env=ENVIRONMENT,
     start_new_session=True,
   )
   assert process.stdout.readline() == "loading\n"
-  workers = [
-    child
-    for child in psutil.Process(process.pid).children(recursive=True)
-    if "spawn_main" in " ".join(child.cmdline())
-  ]
-  yield process, workers
+  yield process, workers_of(psutil.Process(process.pid))
   process.kill()
   process.wait()
 
@@ -90,6 +100,36 @@ def test_workers_do_not_import_tensorflow(loading):
     assert not any("tensorflow" in name for name in mapped)
 
 
+@pytest.mark.parametrize("delay", [0, 0.3, 1])
+def test_workers_are_deaf_while_they_start(digits_dir, tmp_path, delay):
+  """What stops the parent then, must not look like a crash of theirs."""
+  script = tmp_path / "loads.py"
+  script.write_text(
+    LOADS_FOR_EVER.replace(
+      "import sys, time",
+      "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: None)",
+    )
+  )
+  process = subprocess.Popen(
+    [sys.executable, script, digits_dir],
+    stdout=subprocess.PIPE,
+    text=True,
+    env=ENVIRONMENT,
+    start_new_session=True,
+  )
+  parent = psutil.Process(process.pid)
+  deadline = time.monotonic() + 60
+  while not workers_of(parent) and time.monotonic() < deadline:
+    time.sleep(0.001)
+  time.sleep(delay)
+
+  os.killpg(process.pid, signal.SIGINT)
+
+  assert process.stdout.readline() == "loading\n"
+  process.kill()
+  process.wait()
+
+
 def test_closing_ends_worker_processes(digits_dir):
   source = open_source("digits", "train", digits_dir)
   batches = train_batches(
@@ -117,3 +157,38 @@ def test_there_is_one_worker_for_each_core_that_may_be_used():
     assert usable_cores() == 1
   finally:
     os.sched_setaffinity(0, allowed)
+
+
+def test_a_recipe_s_own_op_works_in_worker_processes(digits_dir, tmp_path):
+  recipe = tmp_path / "recipe.py"
+  recipe.write_text(
+    "from __future__ import annotations\n"
+    "from mixer.data.ops import op\n"
+    '@op("brighten")\n'
+    "class Brighten:\n"
+    "  by: int\n"
+    "  def __call__(self, image, rng):\n"
+    "    return image + self.by\n"
+  )
+  # As config_flags loads it: under a name that nobody can import.
+  spec = importlib.util.spec_from_file_location("config_config", recipe)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules["config_config"] = module
+  spec.loader.exec_module(module)
+  source = open_source("digits", "train", digits_dir)
+  images = [
+    next(
+      train_batches(
+        source,
+        ops.parse(spec),
+        batch=16,
+        seed=0,
+        workers=Workers(1, "process"),
+      )
+    )["image"]
+    for spec in ("resize(8)", "resize(8) | brighten(3)")
+  ]
+
+  assert np.array_equal(images[0] + 3, images[1])
+
+  ops.OPS.pop("brighten")

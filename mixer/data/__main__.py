@@ -122,6 +122,11 @@ def prepare(
   if folder is None:
     _generate(name, data_dir, options)
     return tfds_folder.find_prepared(name, data_dir)
+  if "exclude" in options:
+    raise UserError(
+      f"{name} is in {folder} already, and nothing is left out of what is"
+      " written: delete the folder and run this again."
+    )
   print(f"{name} is already prepared.")
   return folder
 

@@ -24,6 +24,11 @@ class BadImages:
     if (split, i) not in self._places and len(ids) <= SHOWN:
       self._places[split, i] = source.locate(i)
 
+  @property
+  def met(self) -> int:
+    """How often one was met, in all splits."""
+    return sum(ids.total() for ids in self._met.values())
+
   def report(self) -> str:
     """Says how many were met and which came first; "" if there were none."""
     return "\n".join(

@@ -121,6 +121,8 @@ def write(source: Source, file: str | os.PathLike) -> tuple[int, int, int]:
     be decoded; neither has a hash.
   """
   file = Path(file)
+  if not file.parent.is_dir():
+    raise UserError(f"There is no folder {file.parent} for {file}: make it.")
   unfinished = file.with_name(f"incomplete.{file.name}")
   outcomes = {"plain": 0, "unreadable": 0}
   with unfinished.open("w") as lines:

@@ -111,6 +111,7 @@ class _Part:
     self, name: str, given: list[object], named: dict[str, object]
   ) -> Op:
     signature = inspect.signature(self.registry[name])
+    annotations = typing.get_type_hints(self.registry[name])
     usage = _usage(name, self.registry[name])
     for argument in named:
       if argument not in signature.parameters:
@@ -121,7 +122,7 @@ class _Part:
     except TypeError as error:
       raise self.error(f"{error}; write {usage}") from error
     for argument, value in arguments.items():
-      wanted = signature.parameters[argument].annotation
+      wanted = annotations[argument]
       if not _matches(value, wanted):
         raise self.error(
           f"{argument}={value!r} is not {_describe(wanted)}; write {usage}"

@@ -7,9 +7,11 @@ agree with those of the TensorFlow operations of the paper's training code.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Literal
 
+import cloudpickle
 import cv2
 import numpy as np
 
@@ -30,6 +32,9 @@ def op(name: str) -> Callable[[type], type]:
 
   def register(cls: type) -> type:
     OPS[name] = dataclasses.dataclass(frozen=True)(cls)
+    if not cls.__module__.startswith("mixer."):
+      # A recipe's own op: worker processes cannot import recipes by name.
+      cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
     return OPS[name]
 
   return register
@@ -267,7 +272,7 @@ class RandAugment:
 
   layers: int
   magnitude: float
-  contrast: str = "paper"
+  contrast: Literal["paper", "fixed"] = "paper"
 
   def __post_init__(self) -> None:
     randaug.check(self.layers, self.magnitude, self.contrast)

@@ -209,7 +209,7 @@ def either_sign(value: float, rng: np.random.Generator) -> float:
   return value if rng.integers(2) else -value
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def source_pixels(
   h: int, w: int, matrix: tuple[float, float, float, float, float, float]
 ) -> np.ndarray:

@@ -7,14 +7,17 @@ import dataclasses
 import functools
 import itertools
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 import grain
 from absl import flags
+
+from mixer.errors import UserError
 
 Kind = Literal["thread", "process"]
 
@@ -54,7 +57,7 @@ class Workers:
       flags.FLAGS.mark_as_parsed()  # Grain asks for flags of its own
     options = grain.MultiprocessingOptions(number, -(-ahead // number))
     elements = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
-    return _shielded(iter(elements.mp_prefetch(options, _begin_worker)))
+    return _in_processes(iter(elements.mp_prefetch(options, _begin_worker)))
 
 
 ONE_A_CORE = Workers()
@@ -66,18 +69,38 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _shielded(elements: grain.DatasetIterator) -> Iterator:
-  """Starts worker processes such that Ctrl-C and the like pass them by."""
+def _in_processes(elements: grain.DatasetIterator) -> Iterator:
+  """Starts worker processes and yields what they make."""
   with contextlib.closing(elements):
-    # Processes start with the first element. They inherit what is blocked,
-    # until they can look after themselves.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
-      first = list(itertools.islice(elements, 1))
-    finally:
-      signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    yield from first
-    yield from elements
+      # Processes start with the first element.
+      with passed_by(STOPS):
+        first = list(itertools.islice(elements, 1))
+      yield from first
+      yield from elements
+    except RuntimeError as error:
+      if "terminated unexpectedly" not in str(error):
+        raise
+      raise UserError(
+        f"A worker process was killed: {error} Code -7 means that /dev/shm"
+        " is full (docker run --shm-size=8g), -9 that memory is: give more, or"
+        " set config.data.worker_kind = 'thread' or fewer config.data.workers."
+      ) from error
+
+
+@contextlib.contextmanager
+def passed_by(signals: Collection[signal.Signals]) -> Iterator[None]:
+  """Lets processes that begin inside not hear of these signals.
+
+  They inherit what is blocked, until they can look after themselves.
+  """
+  # Python starts this helper with the first process, and then unblocks.
+  multiprocessing.resource_tracker.ensure_running()
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(worker: int, workers: int) -> None:

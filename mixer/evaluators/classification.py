@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from mixer.data.device_feed import to_devices
+from mixer.errors import UserError
 from mixer.training.losses import LOSSES, soft_labels
 from mixer.training.mixing import AXIS, normalise
 
@@ -101,6 +102,8 @@ class Classification:
       np.concatenate(values)
       for values in zip(*self._judge(params), strict=True)
     )
+    if not len(labels):
+      raise UserError("No image of the evaluator's split can be decoded.")
     correct = labels == predictions
     if self._per_class:
       self._write_per_class(labels, correct)

@@ -12,9 +12,10 @@ from mixer.data.loader import eval_batches
 from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.front_door import DONE
-from mixer.plan import EvalPlan, Plan, make_plan
+from mixer.plan import EvalPlan, Plan, check_classes, make_plan
 from mixer.training.interruption import Interrupted
 from mixer.training.setup import (
+  CLASSES,
   abstract_state,
   create_optimizer,
   open_checkpoints,
@@ -51,16 +52,21 @@ class Evaluations:
     """Runs evaluators on replicated parameters.
 
     Returns:
-      "eval/NAME/RESULT" and the number.
+      "eval/NAME/RESULT" and the number; "eval/NAME/left_out" where images could
+      not be decoded.
 
     Raises:
       Interrupted: a stop was asked for on the way.
     """
-    return {
-      f"eval/{name}/{key}": value
-      for name in names
-      for key, value in self._evaluators[name].run(params).items()
-    }
+    results = {}
+    for name in names:
+      bad_images = self._plan.bad_images
+      before = bad_images.met if bad_images else 0
+      for key, value in self._evaluators[name].run(params).items():
+        results[f"eval/{name}/{key}"] = value
+      if bad_images and bad_images.met > before:
+        results[f"eval/{name}/left_out"] = bad_images.met - before
+    return results
 
 
 def _create(
@@ -122,8 +128,9 @@ def evaluate(
   plan = make_plan(config, trains=False)
   if not plan.evals:
     plan.problems.append("The config has no evaluators: add to config.evals.")
-  plan.raise_complaints()
   folder = Path(workdir or ".").expanduser()
+  _check_classes(plan, folder / CLASSES)
+  plan.raise_complaints()
   params, origin = _find_params(plan, folder, step, best)
   print(f"Evaluates {origin}.", flush=True)
   devices = jax.local_devices()
@@ -135,6 +142,17 @@ def evaluate(
   if plan.bad_images and (report := plan.bad_images.report()):
     print(report)
   return DONE
+
+
+def _check_classes(plan: Plan, file: Path):
+  """Compares folders of images with the classes that travel with the run."""
+  if not file.exists():
+    return
+  trained = file.read_text().splitlines()
+  for name, evaluation in plan.evals.items():
+    with plan.collecting(f"config.evals.{name}: "):
+      if evaluation.source is not None:
+        check_classes(evaluation.source, trained, str(file))
 
 
 def _find_params(

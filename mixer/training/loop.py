@@ -31,6 +31,7 @@ from mixer.training.profile import Profile
 from mixer.training.progress import Progress
 from mixer.training.setup import (
   CHECKPOINTS,
+  CLASSES,
   abstract_state,
   create_optimizer,
   create_update,
@@ -167,7 +168,7 @@ class Run:
       (self.folder / weights.RUN_FILE).unlink(missing_ok=True)
     run_folder.describe_run(self.folder, self.plan.config, from_step=self.start)
     names = "".join(f"{name}\n" for name in self.plan.source.class_names)
-    (self.folder / "classes.txt").write_text(names)
+    (self.folder / CLASSES).write_text(names)
     overview = parameter_overview.get_parameter_overview(
       self.plan.abstract_params, include_stats=False
     )

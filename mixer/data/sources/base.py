@@ -16,8 +16,7 @@ class NotPrepared(UserError):
 class Source(abc.ABC):
   """One split of a data set; examples are numbered from 0.
 
-  Small enough to be sent to worker processes, and safe to read from many
-  threads at once.
+  Every worker process is sent a copy; many threads read it at once.
 
   Attributes:
     name: as asked for, such as `imagenet2012`.

@@ -14,10 +14,11 @@ from etils import epath
 
 from mixer.data.sources.base import NotPrepared
 from mixer.data.sources.record_files import is_remote
-from mixer.errors import UserError
+from mixer.errors import UserError, some
 
 SUFFIXES = frozenset(
-  {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+  {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+  | {".gif"}
 )
 
 # Formats as they begin; WebP has its length in between.
@@ -34,7 +35,6 @@ _BEGINNINGS = (
 _IGNORED = frozenset({"@eaDir", "__MACOSX", "lost+found"})
 
 _THREADS = 32
-_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +221,3 @@ def _expected() -> str:
     " test/cat/2.jpg, or DIR/CLASS/IMAGE, such as cat/1.jpg, which is one split"
     " train."
   )
-
-
-def some(names: Sequence[str]) -> str:
-  more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-  return ", ".join(names[:_SHOWN]) + more

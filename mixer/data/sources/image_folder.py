@@ -16,7 +16,7 @@ from mixer.data.sources import folder_layout
 from mixer.data.sources.base import Source
 from mixer.data.sources.folder_layout import FolderSplit
 from mixer.data.sources.record_files import is_remote
-from mixer.errors import UserError
+from mixer.errors import UserError, some
 
 PREFIX = "folder:"
 
@@ -61,21 +61,17 @@ def open_split(
   if not root:
     raise UserError(f"{name!r} names no folder: write {PREFIX}DIR.")
   splits = folder_layout.find_splits(root)
-  class_names = sorted(
-    {*itertools.chain(*(s.classes for s in splits.values()))}
-  )
-  if classes:
-    class_names = _ordered(class_names, classes, root)
+  windows = _windows(splits, name, split)
+  used = {window.splitname: splits[window.splitname] for window in windows}
+  class_names = _class_names(splits, classes)
+  _check_known(used, class_names, classes)
   labels = {class_name: label for label, class_name in enumerate(class_names)}
 
-  windows = _windows(splits, name, split)
   listed = {}
-  for part in {window.splitname for window in windows}:
-    splits[part].check()
-    files, places = splits[part].listing()
-    of_place = np.array(
-      [labels[each] for each in splits[part].classes], np.int32
-    )
+  for part, folder in used.items():
+    folder.check()
+    files, places = folder.listing()
+    of_place = np.array([labels[each] for each in folder.classes], np.int32)
     listed[part] = files, of_place[places]
   parts = [
     [column[window.from_ : window.to] for column in listed[window.splitname]]
@@ -117,8 +113,13 @@ def _windows(splits: Mapping[str, FolderSplit], name: str, split: str) -> list:
   return windows
 
 
-def _ordered(found: Sequence[str], file: str, root: str) -> list[str]:
-  """Returns the class names of a file, which must have all class folders."""
+def _class_names(
+  splits: Mapping[str, FolderSplit], file: str | None
+) -> list[str]:
+  """Returns the classes of a file; else of train; else of all splits."""
+  if not file:
+    parts = [splits["train"]] if "train" in splits else splits.values()
+    return sorted({*itertools.chain(*(part.classes for part in parts))})
   try:
     lines = epath.Path(os.path.expanduser(file)).read_text().splitlines()
   except (OSError, UnicodeDecodeError) as error:
@@ -127,19 +128,25 @@ def _ordered(found: Sequence[str], file: str, root: str) -> list[str]:
   twice = [name for name, n in collections.Counter(names).items() if n > 1]
   if twice:
     raise UserError(
-      f"{file} names classes more than once: {folder_layout.some(twice)}."
-      " Leave one line for each."
-    )
-  strange = sorted({*found} - {*names})
-  if strange:
-    near = difflib.get_close_matches(strange[0], names)
-    hint = f" (nearest to the first: {', '.join(near)})" if near else ""
-    raise UserError(
-      f"Class folders of {root} are not in {file}:"
-      f" {folder_layout.some(strange)}{hint}. Add a line for each, or remove"
-      " the folders."
+      f"{file} names classes more than once: {some(twice)}. Leave one line for"
+      " each."
     )
   return names
+
+
+def _check_known(
+  used: Mapping[str, FolderSplit], names: Sequence[str], file: str | None
+) -> None:
+  """Raises UserError if a split has class folders that are no classes."""
+  for part in used.values():
+    strange = sorted({*part.classes} - {*names})
+    if strange:
+      near = difflib.get_close_matches(strange[0], names)
+      hint = f" (nearest to the first: {', '.join(near)})" if near else ""
+      raise UserError(
+        f"Class folders of {part.folder} are not in {file or 'train'}:"
+        f" {some(strange)}{hint}. Add them there, or remove the folders."
+      )
 
 
 def _read(path: str) -> bytes:

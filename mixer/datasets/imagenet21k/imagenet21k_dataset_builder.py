@@ -38,7 +38,7 @@ from mixer.data import duplicates
 from mixer.data.sources import NotPrepared
 from mixer.data.workers import usable_cores
 from mixer.datasets.imagenet21k import archive, shards, unfinished
-from mixer.errors import UserError
+from mixer.errors import UserError, some
 
 MAX_SHARDS = 2048
 
@@ -167,7 +167,7 @@ class Builder(dataset_builder.FileReaderBuilder):
     if unknown:
       raise UserError(
         f"{path} has classes that are not of this release:"
-        f" {_first(unknown)}. Is it the archive of another release?"
+        f" {some(unknown)}. Is it the archive of another release?"
       )
 
   def _write_index(self, tars: archive.Tars, index: Path) -> None:
@@ -225,7 +225,7 @@ class Builder(dataset_builder.FileReaderBuilder):
     if empty:
       print(
         f"{len(empty):,} of {len(names):,} classes have no images:"
-        f" {_first(empty)}."
+        f" {some(empty)}."
       )
     print(
       f"{sum(shard.written for shard in contents):,} images written; left out:"
@@ -238,11 +238,6 @@ def synsets() -> dict[str, str]:
   """Returns the names of each class by its synset, in the heads' order."""
   text = Path(__file__).with_name("synsets.txt").read_text(encoding="utf-8")
   return dict(line.split("\t") for line in text.splitlines())
-
-
-def _first(names: Sequence[str], number: int = 5) -> str:
-  more = f" and {len(names) - number:,} more" if len(names) > number else ""
-  return ", ".join(names[:number]) + more
 
 
 def _link(file: Path, target: Path) -> None:

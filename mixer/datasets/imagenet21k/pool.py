@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from mixer.data.workers import end_with_parent
+from mixer.data.workers import end_with_parent, passed_by
 from mixer.errors import UserError
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
@@ -22,13 +22,10 @@ def run(
   with concurrent.futures.ProcessPoolExecutor(
     workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
   ) as pool:
-    # The workers, which begin here, inherit what is blocked: Ctrl-C, which
-    # reaches every process of a terminal, must not find one half begun.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    # The workers begin here: Ctrl-C, which reaches every process of a terminal,
+    # must not find one half begun.
+    with passed_by({signal.SIGINT}):
       futures = [pool.submit(function, task) for task in tasks]
-    finally:
-      signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
       for future in concurrent.futures.as_completed(futures):
         yield future.result()

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on folders of images: classes travel, broken images are counted."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import recipes
+from layouts import write_tfds
+
+from mixer.config import evaluator
+from mixer.data.__main__ import main
+from mixer.errors import UserError
+from mixer.front_door import DONE
+from mixer.training import evaluations, loop
+
+CLASSES = ("dark", "grey", "light")
+
+
+def write_images(folder, classes, number):
+  rng = np.random.default_rng(0)
+  for level, name in enumerate(classes):
+    (folder / name).mkdir(parents=True)
+    for i in range(number):
+      image = rng.integers(80 * level, 80 * level + 80, (8, 8, 3), np.uint8)
+      cv2.imwrite(str(folder / name / f"{i}.png"), image)
+
+
+@pytest.fixture
+def images(tmp_path):
+  write_images(tmp_path / "images" / "train", CLASSES, 12)
+  write_images(tmp_path / "images" / "validation", CLASSES, 5)
+  return tmp_path / "images"
+
+
+@pytest.fixture
+def config(images):
+  config = recipes.load("digits")
+  config.total_epochs, config.total_steps = 0.0, 12
+  config.schedule.warmup_epochs = 0.0
+  config.batch = 16
+  config.mixup = 0.0
+  config.model.num_classes = 3
+  config.data.name = f"folder:{images}"
+  config.data.examples = None
+  config.data.ops = "resize(8)"
+  config.checkpoint.best = ""
+  config.checkpoint.every_epochs = 0.0
+  del config.evals.test
+  config.evals.val = evaluator(split="validation", ops="resize(8)")
+  return config
+
+
+def last_row(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return json.loads(lines[-1])
+
+
+def test_a_run_learns_the_classes_of_folders(config, tmp_path):
+  config.total_steps = 60
+
+  assert loop.train(config, str(tmp_path / "run")) == DONE
+
+  classes = (tmp_path / "run" / "classes.txt").read_text().split()
+  assert classes == list(CLASSES)
+  assert last_row(tmp_path / "run")["eval/val/accuracy"] > 0.9
+
+
+def test_broken_images_are_replaced_left_out_and_told(
+  config, images, tmp_path, capsys
+):
+  for broken in "train/dark/3.png", "validation/grey/0.png":
+    (images / broken).write_bytes(b"<html>404</html>")
+
+  with pytest.raises(UserError) as error:
+    loop.train(config, str(tmp_path / "run"))
+  assert "dark/3.png" in str(error.value) or "grey/0.png" in str(error.value)
+  assert "on_bad_image=replace" in str(error.value)
+
+  # A run that met the error may go on this way.
+  config.data.on_bad_image = "replace"
+  assert loop.train(config, str(tmp_path / "run")) == DONE
+
+  out = capsys.readouterr().out
+  assert f"1 image of folder:{images}, split train, could not be decoded" in out
+  assert f"{images}/train/dark/3.png" in out
+  assert f"{images}/validation/grey/0.png" in out
+  assert last_row(tmp_path / "run")["eval/val/left_out"] == 1
+
+
+def test_an_evaluator_without_one_sound_image_is_an_error(
+  config, images, tmp_path
+):
+  for file in (images / "validation").glob("*/*"):
+    file.write_bytes(b"\x89PNG\r\n\x1a\n")
+  config.data.on_bad_image = "replace"
+
+  with pytest.raises(UserError, match="No image of the evaluator's split"):
+    loop.train(config, str(tmp_path / "run"))
+
+
+def test_folders_with_other_classes_are_not_evaluated_on(config, tmp_path):
+  write_images(tmp_path / "others", ("dark", "grey", "pale"), 2)
+  workdir = str(tmp_path / "run")
+  assert loop.train(config, workdir) == DONE
+  config.evals.val.name = f"folder:{tmp_path / 'others'}"
+  config.evals.val.split = "train"
+
+  with pytest.raises(UserError, match=r"other classes than training.*pale"):
+    loop.train(config, workdir)
+  with pytest.raises(UserError, match=r"other classes than .*classes.txt"):
+    evaluations.evaluate(config, workdir)
+
+
+def test_images_of_some_classes_are_evaluated_with_the_run_s_own_classes(
+  config, tmp_path
+):
+  write_images(tmp_path / "some", ("dark", "light"), 3)
+  workdir = tmp_path / "run"
+  config.total_steps = 60
+  assert loop.train(config, str(workdir)) == DONE
+  config.evals.val.name = f"folder:{tmp_path / 'some'}"
+  config.evals.val.split = "train"
+  config.data.classes = str(workdir / "classes.txt")
+
+  assert evaluations.evaluate(config, str(workdir)) == DONE
+
+
+def test_what_is_written_already_is_not_said_to_be_de_duplicated(
+  tmp_path, capsys
+):
+  write_tfds(tmp_path, "imagenet21k", {"full": 3})
+  arguments = [f"--data_dir={tmp_path}", f"--exclude={tmp_path / 'list'}"]
+
+  assert main(["prepare", "imagenet21k", *arguments]) == 2
+
+  assert "nothing is left out of what is written" in capsys.readouterr().err
