@@ -74,7 +74,8 @@ def default() -> ConfigDict:
   config.data = data = ConfigDict()
   data.name = placeholder(str)  # of a TFDS data set, or "folder:DIR"
   data.split = "train"  # in TFDS's syntax, such as "train[:99%]"
-  # In that split, so that steps are known before the data are there.
+  # In that split, so that steps are known before the data are there; 0: as many
+  # as there are.
   data.examples = placeholder(int)
   data.label = "label"  # name of the label's feature
   data.data_dir = ""  # where data sets are; "": TFDS_DATA_DIR, or TFDS's own

@@ -153,7 +153,7 @@ _RANGES = {
   "checkpoint.keep": (1, _INFINITY),
   "cutmix": (0, _INFINITY),
   "cutmix_share": (0, 1),
-  "data.examples": (1, _INFINITY),
+  "data.examples": (0, _INFINITY),
   "data.prefetch": (1, _INFINITY),
   "data.workers": (0, _INFINITY),
   "label_smoothing": (0, 1),

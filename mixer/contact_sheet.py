@@ -31,14 +31,16 @@ def main() -> None:
   flags.mark_flag_as_required("config")
 
   def show() -> int:
-    draw(config.value, out.value, step=step.value, images=images.value)
-    print(f"Drew step {step.value:,} in {out.value}.")
+    drawn = draw(config.value, out.value, step=step.value, images=images.value)
+    print(f"Drew {drawn} images of step {step.value:,} in {out.value}.")
     return front_door.DONE
 
   front_door.run(show)
 
 
-def draw(config: ConfigDict, out: str, *, step: int = 0, images: int = 36):
+def draw(
+  config: ConfigDict, out: str, *, step: int = 0, images: int = 36
+) -> int:
   """Draws the first examples of a step, augmented and mixed as in training.
 
   Args:
@@ -46,6 +48,9 @@ def draw(config: ConfigDict, out: str, *, step: int = 0, images: int = 36):
     out: the picture's file; its suffix says which kind.
     step: of the run, from 0 on.
     images: how many; a whole batch if there are fewer.
+
+  Returns:
+    How many it has drawn.
 
   Raises:
     UserError: the data are not there, or the picture cannot be written.
@@ -55,7 +60,7 @@ def draw(config: ConfigDict, out: str, *, step: int = 0, images: int = 36):
     plan.raise_complaints()
   pixels, labels = fed_examples(plan, step, images)
   rows = -(-len(pixels) // COLUMNS)
-  figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows + 0.5), layout="tight")
+  figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows + 0.5), layout="constrained")
   figure.suptitle(
     f"{plan.source.name}, {plan.source.split}, step {step:,}: "
     f"{plan.config.data.ops}"
@@ -70,6 +75,7 @@ def draw(config: ConfigDict, out: str, *, step: int = 0, images: int = 36):
     figure.savefig(out, dpi=150)
   except (OSError, ValueError) as error:
     raise UserError(f"Cannot write --out={out}: {error}") from error
+  return len(pixels)
 
 
 def fed_examples(

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from mixer.config import did_you_mean, steps
 from mixer.config_check import check_values, complete
 from mixer.data import ops as image_ops
 from mixer.data.bad_images import BadImages
+from mixer.data.decoding import decode
 from mixer.data.sources import NotPrepared, Source, image_folder, open_source
 from mixer.data.workers import Workers
 from mixer.errors import UserError, some
@@ -28,6 +30,7 @@ from mixer.evaluators import TYPES
 from mixer.models import cost, create
 from mixer.training.optimizer import multiplier_tree
 
+CLASSES = "classes.txt"  # in a run's folder, in the order of the labels
 RESULTS = ("loss", "accuracy", "accuracy_top5")
 
 
@@ -129,14 +132,13 @@ def make_plan(
     return plan
   if plan.config.data.on_bad_image == "replace":
     plan.bad_images = BadImages()
+  _plan_training_data(plan, trains)
   _plan_durations(plan)
   _plan_batch(plan)
   _plan_model(plan)
   if begins:
     _plan_start(plan)
   _plan_evals(plan)
-  if trains:
-    _plan_training_data(plan)
   for name, evaluation in plan.evals.items():
     with plan.collecting(f"config.evals.{name}: "):
       evaluation.source = _open(
@@ -237,11 +239,26 @@ def _plan_start(plan: Plan):
   if plan.abstract_params is None:
     return
   with plan.collecting(f"config.init = {config.init}: "):
+    _check_head(plan)
     plan.initial_params, plan.initial_note = weights.fit(
       weights.load(os.path.expanduser(config.init)),
       plan.abstract_params,
       head=config.init_head,
       head_bias=config.model.head_bias,
+    )
+
+
+def _check_head(plan: Plan):
+  """Raises UserError if a run's head would stand for other classes."""
+  file = Path(plan.config.init).expanduser() / CLASSES
+  if plan.config.init_head != "auto" or not file.is_file() or not plan.source:
+    return
+  trained = file.read_text().splitlines()
+  if len(trained) == plan.source.num_classes and trained != plan.class_names:
+    raise UserError(
+      f"The head was trained on other classes, or in another order ({file}):"
+      " give images in folders that file with config.data.classes, or say with"
+      " config.init_head whether to 'keep' the head or to begin with 'zeros'."
     )
 
 
@@ -253,10 +270,14 @@ def output_size(ops: str) -> tuple[int, int]:
   """
   transform = image_ops.parse(ops)
   rng = np.random.default_rng(0)
-  sizes = {
-    transform(np.zeros((*size, 3), np.uint8), rng).shape[:2]
-    for size in ((480, 640), (640, 480), (500, 375))
-  }
+  sizes = set()
+  for size in ((480, 640), (640, 480), (500, 375)):
+    try:
+      sizes.add(transform(np.zeros((*size, 3), np.uint8), rng).shape[:2])
+    except UserError as error:
+      raise UserError(
+        f"{ops!r} fails on a photograph of {size[0]} x {size[1]}: {error}"
+      ) from error
   if len(sizes) > 1:
     raise UserError(
       f"{ops!r} makes images of different sizes of photographs of different "
@@ -304,13 +325,20 @@ def _plan_evals(plan: Plan):
     )
 
 
-def _plan_training_data(plan: Plan):
+def _plan_training_data(plan: Plan, trains: bool):
+  """Opens the training split; an epoch is as long as it, if not told."""
   data = plan.config.data
+  if not trains:
+    if not data.examples and data.name and data.split:
+      with contextlib.suppress(UserError):  # evaluating needs no such data
+        data.examples = len(_open(plan, data.name, data, "data"))
+    return
   if not data.name:
     plan.problems.append("config.data.name, the data set, is not set.")
     return
   with plan.collecting("config.data: "):
     plan.source = _open(plan, data.name, data, "data")
+    data.examples = len(plan.source)
 
 
 def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
@@ -345,8 +373,8 @@ def _open(plan: Plan, name: str, options: ConfigDict, where: str) -> Source:
   if options.examples and options.examples != len(source):
     raise UserError(
       f"{name} has {len(source)} examples in {options.split!r}, and not "
-      f"{options.examples}: correct config.{where}.examples, or prepare the "
-      "data set again."
+      f"{options.examples}: set config.{where}.examples = {len(source)}, or 0, "
+      "which takes what there is."
     )
   if source.num_classes != plan.config.model.num_classes:
     raise UserError(
@@ -354,5 +382,22 @@ def _open(plan: Plan, name: str, options: ConfigDict, where: str) -> Source:
       f"{plan.config.model.num_classes}: set config.model.num_classes = "
       f"{source.num_classes}."
     )
-  source.read([0, len(source) - 1])  # files that are missing or damaged
+  _try_examples(source, options.ops)
   return source
+
+
+def _try_examples(source: Source, ops: str | None):
+  """Prepares the first and the last example: what fails there, fails soon."""
+  for i in {0, len(source) - 1}:
+    [(data, _)] = source.read([i])
+    try:
+      transform, image = image_ops.parse(ops or ""), decode(data)
+    except ValueError:
+      return  # is complained of elsewhere, or may be passed by
+    try:
+      transform(image, np.random.default_rng(0))
+    except ValueError as error:
+      raise UserError(
+        f"The ops fail on example {i} of {source.name}, split {source.split}"
+        f" ({source.locate(i)}): {error}"
+      ) from error

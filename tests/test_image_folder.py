@@ -338,3 +338,9 @@ def test_a_bucket_is_read_the_same_way(tree, monkeypatch):
 def test_classes_are_for_folders_alone(digits_dir):
   with pytest.raises(UserError, match="classes=x.txt.*digits"):
     open_source("digits", "train", digits_dir, classes="x.txt")
+
+
+def test_links_that_lead_nowhere_are_refused(tree):
+  (tree / "train" / "cat" / "lost.png").symlink_to("/nowhere")
+
+  assert "lead nowhere: lost.png" in refused(tree)

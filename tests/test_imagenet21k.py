@@ -303,7 +303,7 @@ def test_ctrl_c_leaves_without_a_traceback_and_can_be_gone_on_from(
   prepare("imagenet21k", str(data_dir))
 
   assert code == 130
-  assert errors == "Stopped.\n"
+  assert errors == "Stopped. Give the same command again.\n"
   assert records(data_dir) == records(prepared)
   assert before.items() <= finished(data_dir, FOLDER).items()
 

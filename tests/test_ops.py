@@ -365,3 +365,9 @@ def test_a_crop_larger_than_the_image_names_both_sizes():
       UserError, match="8 x 9 pixels out of an image of 7 x 9"
     ):
       ops.parse(f"{name}((8, 9))")(numbered(7, 9), rng())
+
+
+def test_an_argument_is_given_once_and_by_its_name():
+  for spec in "resize(size=8, size=9)", "resize(**{'size': 8})":
+    with pytest.raises(UserError, match="character 1 .*once, as name=value"):
+      ops.parse(spec)

@@ -13,6 +13,7 @@ from mixer.config import evaluator
 from mixer.data.__main__ import main
 from mixer.errors import UserError
 from mixer.front_door import DONE
+from mixer.plan import make_plan
 from mixer.training import evaluations, loop
 
 CLASSES = ("dark", "grey", "light")
@@ -125,6 +126,44 @@ def test_images_of_some_classes_are_evaluated_with_the_run_s_own_classes(
   config.data.classes = str(workdir / "classes.txt")
 
   assert evaluations.evaluate(config, str(workdir)) == DONE
+
+
+def test_a_head_of_other_classes_is_not_taken_for_the_own_one(
+  config, images, tmp_path
+):
+  workdir = tmp_path / "run"
+  assert loop.train(config, str(workdir)) == DONE
+  (workdir / "classes.txt").write_text("light\ngrey\ndark\n")
+  config.init = str(workdir)
+
+  assert "another order" in "".join(make_plan(config).problems)
+
+  # The user may know better, or want the classes of the run.
+  config.init_head = "zeros"
+  assert not make_plan(config).problems
+  config.init_head = "auto"
+  config.data.classes = str(workdir / "classes.txt")
+  assert not make_plan(config).problems
+
+
+def test_an_epoch_is_as_long_as_what_there_is(config):
+  config.total_epochs, config.total_steps = 4.0, 0
+  config.data.examples = 0
+
+  plan = make_plan(config)
+
+  assert not plan.problems
+  assert plan.config.data.examples == 36
+  assert plan.total_steps == 9
+
+
+def test_ops_that_do_not_fit_the_images_are_refused_beforehand(config):
+  config.data.ops = "random_crop(250) | resize(8)"
+
+  [problem] = make_plan(config).problems
+
+  assert "The ops fail on example" in problem
+  assert ".png" in problem and "8 x 8" in problem
 
 
 def test_what_is_written_already_is_not_said_to_be_de_duplicated(

@@ -244,3 +244,11 @@ def test_damaged_record_files_are_said_with_the_way_out(tmp_path):
 def test_what_is_no_name_of_a_data_set_is_refused(tmp_path, name):
   with pytest.raises(UserError, match="is not the name.*folder:DIR"):
     open_source(name, "train", str(tmp_path))
+
+
+def test_what_tfds_has_not_finished_is_not_opened(tfrecord_dir):
+  [folder] = Path(tfrecord_dir).glob("cifar10/*/")
+  folder.rename(folder.with_name("incomplete.ABC_3.0.2"))
+
+  with pytest.raises(NotPrepared, match="cifar10 is not prepared"):
+    open_source("cifar10", "train", tfrecord_dir)

@@ -7,10 +7,10 @@ python -m mixer.data show --config=FILE --out=sheet.png [--step=N] [--images=N]
 """
 
 import argparse
-import difflib
 import inspect
 import logging
 import os
+import re
 import sys
 
 from etils import epath
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print("Stopped.", file=sys.stderr)
+    print("Stopped. Give the same command again.", file=sys.stderr)
     return 130
   return 0
 
@@ -155,7 +155,7 @@ def _generate(
 ) -> None:
   dataset, config, version = tfds_folder.split_name(name)
   builder_class = tfds_folder.builder_class(name)
-  _check_config(builder_class, dataset, config)
+  tfds_folder.check_config(name)
   import tensorflow_datasets as tfds
 
   root = tfds_folder.resolve_data_dir(data_dir)
@@ -175,27 +175,17 @@ def _generate(
     tfds.disable_progress_bar()
   try:
     builder.download_and_prepare(file_format="array_record")
-  except (AssertionError, FileNotFoundError) as error:
-    # TFDS says so when one of the user's own files is not there; without such
-    # files, the fault lies elsewhere.
-    if not manual:
+  except UserError:
+    raise
+  except Exception as error:
+    # TFDS, or TensorFlow, says so when one of the user's own files is not
+    # there; without such files, the fault lies elsewhere.
+    if not manual or not re.search("No such file|anual", str(error)):
       raise
     raise NotPrepared(
       f"{dataset} needs files that are not in"
       f" {root / 'downloads' / 'manual'} ({manual}). {error}"
     ) from error
-
-
-def _check_config(builder_class, dataset: str, config: str | None) -> None:
-  # TFDS's own words are many, and name no config where there are none.
-  names = {known.name for known in builder_class.builder_configs.values()}
-  if not config or config in names:
-    return
-  near = sorted(names)
-  if len(near) > 10:
-    near = difflib.get_close_matches(config, near, n=10, cutoff=0)
-  hint = f"write one of {', '.join(near)}" if near else f"write just {dataset}"
-  raise UserError(f"{dataset} has no config {config!r}: {hint}.")
 
 
 if __name__ == "__main__":

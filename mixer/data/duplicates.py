@@ -23,7 +23,7 @@ import numpy as np
 
 from mixer.data import decoding
 from mixer.data.sources.base import Source
-from mixer.errors import UserError
+from mixer.errors import UserError, some
 
 DISTANCE = 10
 
@@ -100,6 +100,11 @@ def load(files: Sequence[str | os.PathLike]) -> Hashes:
           " that python -m mixer.data hash wrote."
         )
       names.append(" ".join(name))
+  if files and not codes:
+    raise UserError(
+      f"There are no hashes in {some([os.fspath(file) for file in files])}:"
+      " write them with python -m mixer.data hash."
+    )
   return Hashes(np.array(codes, np.uint64).reshape(-1, 2).T.copy(), names)
 
 
@@ -121,8 +126,8 @@ def write(source: Source, file: str | os.PathLike) -> tuple[int, int, int]:
     be decoded; neither has a hash.
   """
   file = Path(file)
-  if not file.parent.is_dir():
-    raise UserError(f"There is no folder {file.parent} for {file}: make it.")
+  if file.is_dir() or not file.parent.is_dir():
+    raise UserError(f"{file} is a folder, or lies in none: name a file.")
   unfinished = file.with_name(f"incomplete.{file.name}")
   outcomes = {"plain": 0, "unreadable": 0}
   with unfinished.open("w") as lines:

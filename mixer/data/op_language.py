@@ -76,7 +76,7 @@ class _Part:
     shown = f"{self.text.strip()!r} " if self.text.strip() else ""
     return UserError(
       f"Cannot read {shown}at character {at + 1} of the ops"
-      f" {self.spec!r}: {reason.rstrip('.')}."
+      f" {self.spec!r}: {reason}{'' if reason[-1] in '.?' else '.'}"
     )
 
   def op(self) -> Op:
@@ -96,7 +96,11 @@ class _Part:
         f" {', '.join(sorted(self.registry))})"
       )
     given = [self._literal(value) for value in call.args]
-    named = {item.arg: self._literal(item.value) for item in call.keywords}
+    named = {}
+    for item in call.keywords:
+      if item.arg is None or item.arg in named:
+        raise self.error("write each argument once, as name=value")
+      named[item.arg] = self._literal(item.value)
     return self._create(name, given, named)
 
   def _literal(self, node: ast.expr) -> object:

@@ -94,13 +94,30 @@ def passed_by(signals: Collection[signal.Signals]) -> Iterator[None]:
 
   They inherit what is blocked, until they can look after themselves.
   """
-  # Python starts this helper with the first process, and then unblocks.
-  multiprocessing.resource_tracker.ensure_running()
+  _start_tracker()
   before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
   try:
     yield
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+  """Starts Python's helper that removes what processes leave in memory.
+
+  It would start with the first process, and then unblock signals. What workers
+  had ready when they were stopped it removes with a warning, which says nothing
+  to a user.
+  """
+  said = os.environ.get("PYTHONWARNINGS")
+  quiet = "ignore:resource_tracker"
+  os.environ["PYTHONWARNINGS"] = f"{said},{quiet}" if said else quiet
+  try:
+    multiprocessing.resource_tracker.ensure_running()
+  finally:
+    del os.environ["PYTHONWARNINGS"]
+    if said is not None:
+      os.environ["PYTHONWARNINGS"] = said
 
 
 def _begin_worker(worker: int, workers: int) -> None:

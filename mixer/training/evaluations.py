@@ -12,10 +12,9 @@ from mixer.data.loader import eval_batches
 from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.front_door import DONE
-from mixer.plan import EvalPlan, Plan, check_classes, make_plan
+from mixer.plan import CLASSES, EvalPlan, Plan, check_classes, make_plan
 from mixer.training.interruption import Interrupted
 from mixer.training.setup import (
-  CLASSES,
   abstract_state,
   create_optimizer,
   open_checkpoints,

@@ -18,7 +18,7 @@ from mixer.data.device_feed import to_devices
 from mixer.data.loader import train_batches
 from mixer.errors import UserError
 from mixer.front_door import DONE, START_AGAIN
-from mixer.plan import Plan, make_plan
+from mixer.plan import CLASSES, Plan, check_classes, make_plan
 from mixer.plan_text import describe
 from mixer.training import interruption, run_folder
 from mixer.training.checkpoints import Checkpoints
@@ -31,7 +31,6 @@ from mixer.training.profile import Profile
 from mixer.training.progress import Progress
 from mixer.training.setup import (
   CHECKPOINTS,
-  CLASSES,
   abstract_state,
   create_optimizer,
   create_update,
@@ -72,6 +71,9 @@ def train(
     plan = make_plan(config, begins=not Checkpoints(folder / CHECKPOINTS).steps)
     plan.raise_complaints()
     run_folder.check_config(folder, plan.config, accept_changes=accept_changes)
+    if (folder / CLASSES).exists():
+      trained = (folder / CLASSES).read_text().splitlines()
+      check_classes(plan.source, trained, str(folder / CLASSES))
     return Run(plan, folder, interrupted).go()
 
 

@@ -22,7 +22,6 @@ from mixer.training.step import (
   train_step,
 )
 
-CLASSES = "classes.txt"  # names, in the order of the labels
 CHECKPOINTS = "checkpoints"  # in a run's folder
 
 

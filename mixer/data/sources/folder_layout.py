@@ -176,7 +176,22 @@ def scan(folder: str) -> Entries:
     raise UserError(
       f"Cannot list {folder}: {error.strerror or error}. Check its permissions."
     ) from error
+  if dangling := sorted(_dangling(folder)):
+    raise UserError(
+      f"Links in {folder} lead nowhere: {some(dangling)}. Mend or remove them."
+    )
   return Entries(sorted(folders), sorted(images), sorted(others))
+
+
+def _dangling(folder: str) -> list[str]:
+  if is_remote(folder):
+    return []
+  with os.scandir(folder) as entries:
+    return [
+      entry.name
+      for entry in entries
+      if entry.is_symlink() and not os.path.exists(entry.path)
+    ]
 
 
 def _entries(folder: str):

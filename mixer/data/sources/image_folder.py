@@ -121,7 +121,9 @@ def _class_names(
     parts = [splits["train"]] if "train" in splits else splits.values()
     return sorted({*itertools.chain(*(part.classes for part in parts))})
   try:
-    lines = epath.Path(os.path.expanduser(file)).read_text().splitlines()
+    lines = (
+      epath.Path(os.path.expanduser(file)).read_text("utf-8-sig").splitlines()
+    )
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"Cannot read the classes from {file}: {error}.") from error
   names = [line.strip() for line in lines if line.strip()]
@@ -157,6 +159,6 @@ def _read(path: str) -> bytes:
       return file.read()
   except OSError as error:
     raise UserError(
-      f"Cannot read {path}: {error.strerror or error}. The files of a data set"
-      " must stay as they are while it is in use."
+      f"Cannot read {path}: {error.strerror or error}. Mend its permissions, or"
+      " bring it back: files must stay as they are while they are in use."
     ) from error

@@ -175,8 +175,9 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
       )
     return builder
   except (ValueError, KeyError, TypeError, AssertionError, ParseError) as error:
+    reason = str(error).partition("\n")[0][:200]
     raise UserError(
-      f"{folder / INFO} or features.json beside it is damaged ({error}): copy"
+      f"{folder / INFO} or features.json beside it is damaged ({reason}): copy"
       " them again, or delete the folder and prepare the data set again."
     ) from error
 
@@ -218,6 +219,20 @@ def our_builders() -> dict[str, str]:
   }
 
 
+def check_config(name: str) -> None:
+  """Raises UserError if the builder of a data set has no such config."""
+  dataset, config, _ = split_name(name)
+  names = {known.name for known in builder_class(name).builder_configs.values()}
+  # TFDS's own words are many, and name no config where there are none.
+  if not config or config in names:
+    return
+  near = sorted(names)
+  if len(near) > 10:
+    near = difflib.get_close_matches(config, near, n=10, cutoff=0)
+  hint = f"write one of {', '.join(near)}" if near else f"write just {dataset}"
+  raise UserError(f"{dataset} has no config {config!r}: {hint}.")
+
+
 def manual_instructions(name: str) -> str | None:
   """Returns in one line which files the user must fetch, if there are any."""
   text = getattr(builder_class(name), "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
@@ -228,7 +243,12 @@ def _versions(folder: epath.Path) -> list[epath.Path]:
   """Returns the version folders in `folder`, the oldest first."""
   if not folder.exists():
     return []
-  found = [child for child in folder.iterdir() if (child / INFO).exists()]
+  found = [
+    child
+    for child in folder.iterdir()
+    # TFDS begins so what it has not finished.
+    if (child / INFO).exists() and not child.name.startswith("incomplete.")
+  ]
   return sorted(found, key=_version_order)
 
 
@@ -286,6 +306,7 @@ def _what_to_do(name: str, data_dir: str | None) -> str:
   root = resolve_data_dir(data_dir)
   folder = root.joinpath(*filter(None, split_name(name)))
   missing = f"{name} is not prepared: there is no data set in {folder}."
+  check_config(name)
   manual = manual_instructions(name)
   command = prepare_command(name, data_dir)
   if manual:
@@ -305,10 +326,11 @@ def _split_info(builder, name: str, split: str):
   except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
     sizes = ", ".join(f"{s} ({splits[s].num_examples})" for s in splits)
     raise UserError(
-      f"{name} has no split {split!r}. There are: {sizes}; parts are written"
-      " as train[:99%] or train[1000:], sums as train+test."
+      f"{name} has no split {split!r}, or not so much in it. There are:"
+      f" {sizes}; parts are written as train[:99%] or train[1000:], sums as"
+      " train+test."
     ) from error
-  if not num_examples:
+  if num_examples < 1:
     raise UserError(f"The split {split!r} of {name} holds no examples.")
   return info
 

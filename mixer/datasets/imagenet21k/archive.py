@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer.datasets.imagenet21k import pool, progress
-from mixer.errors import UserError
+from mixer.errors import UserError, some
 
 GZIP = b"\x1f\x8b"
 BLOCK = 512
@@ -45,13 +45,15 @@ def find(folder: Path, release: str) -> Path | None:
 def inner_tars(archive: Path) -> Tars:
   """Returns where the tar of each class lies."""
   size = archive.stat().st_size
-  found = {}
+  found, others = {}, []
   for name, begin, length in _members(archive, 0, size):
     synset, suffix = os.path.splitext(name)
     if suffix == ".tar":
       found[synset] = archive, begin, begin + length
     else:
-      print(f"{name} in {archive.name} is not a tar: left out.")
+      others.append(name)
+  if others:
+    print(f"Left out, because they are no tars: {some(others)}.")
   if not found:
     raise UserError(
       f"{archive} holds no tar archives; the official one holds one for each"
@@ -113,7 +115,9 @@ def _members(
   Raises:
     UserError: it ends too early, or is not a tar.
   """
-  damaged = f"{path} is damaged or cut short at byte {{}}: download it again."
+  damaged = (
+    f"{path} is no tar, damaged or cut short at byte {{}}: download it again."
+  )
   # Without a buffer, headers are read and images are not.
   with path.open("rb", buffering=0) as file:
     file.seek(begin)
