@@ -9,25 +9,23 @@ reported together.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer import weights
 from mixer.config import did_you_mean, steps
 from mixer.config_check import check_values, complete
-from mixer.data import ops as image_ops
 from mixer.data.bad_images import BadImages
-from mixer.data.decoding import decode
-from mixer.data.sources import NotPrepared, Source, image_folder, open_source
+from mixer.data.sources import NotPrepared, Source
 from mixer.data.workers import Workers
-from mixer.errors import UserError, some
+from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.models import cost, create
+from mixer.plan_data import check_classes, open_split, output_size
 from mixer.training.optimizer import multiplier_tree
 
 CLASSES = "classes.txt"  # in a run's folder, in the order of the labels
@@ -141,8 +139,8 @@ def make_plan(
   _plan_evals(plan)
   for name, evaluation in plan.evals.items():
     with plan.collecting(f"config.evals.{name}: "):
-      evaluation.source = _open(
-        plan, evaluation.data_name, evaluation.options, "evals." + name
+      evaluation.source = open_split(
+        plan.config, evaluation.data_name, evaluation.options, "evals." + name
       )
       if plan.source is not None:
         check_classes(evaluation.source, plan.source.class_names, "training")
@@ -262,30 +260,6 @@ def _check_head(plan: Plan):
     )
 
 
-def output_size(ops: str) -> tuple[int, int]:
-  """Height and width that a spec makes of a photograph.
-
-  Raises:
-    UserError: the spec is wrong, or makes other sizes of other images.
-  """
-  transform = image_ops.parse(ops)
-  rng = np.random.default_rng(0)
-  sizes = set()
-  for size in ((480, 640), (640, 480), (500, 375)):
-    try:
-      sizes.add(transform(np.zeros((*size, 3), np.uint8), rng).shape[:2])
-    except UserError as error:
-      raise UserError(
-        f"{ops!r} fails on a photograph of {size[0]} x {size[1]}: {error}"
-      ) from error
-  if len(sizes) > 1:
-    raise UserError(
-      f"{ops!r} makes images of different sizes of photographs of different "
-      "sizes: end it with a crop or a resize to one size."
-    )
-  return sizes.pop()
-
-
 def _plan_evals(plan: Plan):
   config = plan.config
   for name, options in config.evals.items():
@@ -331,73 +305,11 @@ def _plan_training_data(plan: Plan, trains: bool):
   if not trains:
     if not data.examples and data.name and data.split:
       with contextlib.suppress(UserError):  # evaluating needs no such data
-        data.examples = len(_open(plan, data.name, data, "data"))
+        data.examples = len(open_split(plan.config, data.name, data, "data"))
     return
   if not data.name:
     plan.problems.append("config.data.name, the data set, is not set.")
     return
   with plan.collecting("config.data: "):
-    plan.source = _open(plan, data.name, data, "data")
+    plan.source = open_split(plan.config, data.name, data, "data")
     data.examples = len(plan.source)
-
-
-def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
-  """Raises UserError if a folder's labels stand for other classes.
-
-  Data sets of TFDS are not looked at: some spell the same classes otherwise.
-  """
-  is_folder = source.name.startswith(image_folder.PREFIX)
-  if is_folder and source.class_names != tuple(trained):
-    strange = sorted({*source.class_names} ^ {*trained})
-    raise UserError(
-      f"{source.name} has other classes than {where}, or in another order"
-      f"{strange and f' ({some(strange)})'}: give both the same file, one class"
-      " a line, with config.data.classes, such as a run's classes.txt."
-    )
-
-
-def _open(plan: Plan, name: str, options: ConfigDict, where: str) -> Source:
-  """Opens a split and compares it with what the config says of it."""
-  if not options.split:
-    raise UserError("split is not set, such as 'validation'.")
-  data = plan.config.data
-  # Evaluators on folders share the classes of training.
-  has_classes = where == "data" or name.startswith(image_folder.PREFIX)
-  source = open_source(
-    name,
-    options.split,
-    data_dir=data.data_dir or None,
-    label_key=options.label,
-    classes=data.classes or None if has_classes else None,
-  )
-  if options.examples and options.examples != len(source):
-    raise UserError(
-      f"{name} has {len(source)} examples in {options.split!r}, and not "
-      f"{options.examples}: set config.{where}.examples = {len(source)}, or 0, "
-      "which takes what there is."
-    )
-  if source.num_classes != plan.config.model.num_classes:
-    raise UserError(
-      f"{name} has {source.num_classes} classes, the model "
-      f"{plan.config.model.num_classes}: set config.model.num_classes = "
-      f"{source.num_classes}."
-    )
-  _try_examples(source, options.ops)
-  return source
-
-
-def _try_examples(source: Source, ops: str | None):
-  """Prepares the first and the last example: what fails there, fails soon."""
-  for i in {0, len(source) - 1}:
-    [(data, _)] = source.read([i])
-    try:
-      transform, image = image_ops.parse(ops or ""), decode(data)
-    except ValueError:
-      return  # is complained of elsewhere, or may be passed by
-    try:
-      transform(image, np.random.default_rng(0))
-    except ValueError as error:
-      raise UserError(
-        f"The ops fail on example {i} of {source.name}, split {source.split}"
-        f" ({source.locate(i)}): {error}"
-      ) from error

@@ -12,7 +12,8 @@ from mixer.data.loader import eval_batches
 from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.front_door import DONE
-from mixer.plan import CLASSES, EvalPlan, Plan, check_classes, make_plan
+from mixer.plan import CLASSES, EvalPlan, Plan, make_plan
+from mixer.plan_data import check_classes
 from mixer.training.interruption import Interrupted
 from mixer.training.setup import (
   abstract_state,

@@ -18,7 +18,8 @@ from mixer.data.device_feed import to_devices
 from mixer.data.loader import train_batches
 from mixer.errors import UserError
 from mixer.front_door import DONE, START_AGAIN
-from mixer.plan import CLASSES, Plan, check_classes, make_plan
+from mixer.plan import CLASSES, Plan, make_plan
+from mixer.plan_data import check_classes
 from mixer.plan_text import describe
 from mixer.training import interruption, run_folder
 from mixer.training.checkpoints import Checkpoints

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data sets of a config, opened and compared with what it says of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mixer.data import ops as image_ops
+from mixer.data.decoding import decode
+from mixer.data.sources import Source, image_folder, open_source
+from mixer.errors import UserError, some
+
+
+def output_size(ops: str) -> tuple[int, int]:
+  """Height and width that a spec makes of a photograph.
+
+  Raises:
+    UserError: the spec is wrong, or makes other sizes of other images.
+  """
+  transform = image_ops.parse(ops)
+  rng = np.random.default_rng(0)
+  sizes = set()
+  for size in ((480, 640), (640, 480), (500, 375)):
+    try:
+      sizes.add(transform(np.zeros((*size, 3), np.uint8), rng).shape[:2])
+    except UserError as error:
+      raise UserError(
+        f"{ops!r} fails on a photograph of {size[0]} x {size[1]}: {error}"
+      ) from error
+  if len(sizes) > 1:
+    raise UserError(
+      f"{ops!r} makes images of different sizes of photographs of different "
+      "sizes: end it with a crop or a resize to one size."
+    )
+  return sizes.pop()
+
+
+def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
+  """Raises UserError if a folder's labels stand for other classes.
+
+  Data sets of TFDS are not looked at: some spell the same classes otherwise.
+  """
+  is_folder = source.name.startswith(image_folder.PREFIX)
+  if is_folder and source.class_names != tuple(trained):
+    strange = sorted({*source.class_names} ^ {*trained})
+    raise UserError(
+      f"{source.name} has other classes than {where}, or in another order"
+      f"{strange and f' ({some(strange)})'}: give both the same file, one class"
+      " a line, with config.data.classes, such as a run's classes.txt."
+    )
+
+
+def open_split(
+  config: ConfigDict, name: str, options: ConfigDict, where: str
+) -> Source:
+  """Opens a split and compares it with what the config says of it.
+
+  Args:
+    config: the whole.
+    name: of the data set.
+    options: the part of the config that is about this split.
+    where: that part's name, such as "data".
+
+  Raises:
+    NotPrepared: there is no such data set on disk.
+    UserError: it is not what the config says, or the ops fail on its images.
+  """
+  if not options.split:
+    raise UserError("split is not set, such as 'validation'.")
+  # Evaluators on folders share the classes of training.
+  has_classes = where == "data" or name.startswith(image_folder.PREFIX)
+  source = open_source(
+    name,
+    options.split,
+    data_dir=config.data.data_dir or None,
+    label_key=options.label,
+    classes=config.data.classes or None if has_classes else None,
+  )
+  if options.examples and options.examples != len(source):
+    raise UserError(
+      f"{name} has {len(source)} examples in {options.split!r}, and not "
+      f"{options.examples}: set config.{where}.examples = {len(source)}, or 0, "
+      "which takes what there is."
+    )
+  if source.num_classes != config.model.num_classes:
+    raise UserError(
+      f"{name} has {source.num_classes} classes, the model "
+      f"{config.model.num_classes}: set config.model.num_classes = "
+      f"{source.num_classes}."
+    )
+  _try_examples(source, options.ops)
+  return source
+
+
+def _try_examples(source: Source, ops: str | None):
+  """Prepares the first and the last example: what fails there, fails soon."""
+  for i in {0, len(source) - 1}:
+    [(data, _)] = source.read([i])
+    try:
+      transform, image = image_ops.parse(ops or ""), decode(data)
+    except ValueError:
+      return  # is complained of elsewhere, or may be passed by
+    try:
+      transform(image, np.random.default_rng(0))
+    except ValueError as error:
+      raise UserError(
+        f"The ops fail on example {i} of {source.name}, split {source.split}"
+        f" ({source.locate(i)}): {error}"
+      ) from error
