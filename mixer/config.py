@@ -74,14 +74,14 @@ def default() -> ConfigDict:
   config.data = data = ConfigDict()
   data.name = placeholder(str)  # of a TFDS data set, or "folder:DIR"
   data.split = "train"  # in TFDS's syntax, such as "train[:99%]"
-  # In that split, so that steps are known before the data are there; 0: as many
-  # as there are.
+  # In that split, so that steps are known before the data are there; None or 0:
+  # as many as there are.
   data.examples = placeholder(int)
   data.label = "label"  # name of the label's feature
   data.data_dir = ""  # where data sets are; "": TFDS_DATA_DIR, or TFDS's own
   data.ops = placeholder(str)  # of images, such as "inception_crop(224) | flip"
   # With folder:DIR, a file with the class folders in the order of their labels,
-  # one a line; "": in sorted order.
+  # one a line; "": those of the split train, sorted.
   data.classes = ""
   # An image that cannot be decoded: "error", or "replace" by the next of the
   # order that can (evaluators leave it out); the end of the run tells which.
