@@ -17,8 +17,9 @@ import pytest
 
 from mixer.data import ops
 from mixer.data.loader import train_batches
+from mixer.data.processes import usable_cores
 from mixer.data.sources import open_source
-from mixer.data.workers import Workers, usable_cores
+from mixer.data.workers import Workers
 
 LOADS_FOR_EVER = """
 import sys, time

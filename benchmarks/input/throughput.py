@@ -18,8 +18,9 @@ from benchmarks.input import photos
 from benchmarks.input.table import render
 from mixer.data import ops
 from mixer.data.loader import train_batches
+from mixer.data.processes import usable_cores
 from mixer.data.sources import open_source
-from mixer.data.workers import Workers, usable_cores
+from mixer.data.workers import Workers
 
 EXAMPLES = 2_000
 BATCH = 256

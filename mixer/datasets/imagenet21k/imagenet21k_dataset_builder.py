@@ -35,8 +35,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
 from mixer.data import duplicates
+from mixer.data.processes import usable_cores
 from mixer.data.sources import NotPrepared
-from mixer.data.workers import usable_cores
 from mixer.datasets.imagenet21k import archive, shards, unfinished
 from mixer.errors import UserError, some
 

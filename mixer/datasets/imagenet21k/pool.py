@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from mixer.data.workers import end_with_parent, passed_by
+from mixer.data.processes import end_with_parent, passed_by
 from mixer.errors import UserError
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
