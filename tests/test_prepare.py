@@ -34,6 +34,19 @@ def test_a_wrong_config_shows_those_there_are(tmp_path, capsys, name, said):
   assert said in capsys.readouterr().err
 
 
+def test_another_archive_is_not_taken_for_the_missing_one(tmp_path, capsys):
+  manual = tmp_path / "downloads" / "manual"
+  manual.mkdir(parents=True)
+  (manual / "fall11_whole.tar").touch()
+
+  code = main(["prepare", "imagenet2012", f"--data_dir={tmp_path}"])
+
+  said = capsys.readouterr().err
+  assert code == 2
+  assert f"imagenet2012 needs files that are not in {manual}" in said
+  assert "ILSVRC2012_img_val.tar" in said
+
+
 @pytest.mark.parametrize("damage", ["", "{", "{}", "null"])
 def test_a_damaged_description_is_said_with_the_way_out(
   tmp_path, capsys, damage

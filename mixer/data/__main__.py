@@ -10,7 +10,6 @@ import argparse
 import inspect
 import logging
 import os
-import re
 import sys
 
 from etils import epath
@@ -23,6 +22,8 @@ from mixer.data.sources import (
   tfds_folder,
 )
 from mixer.errors import UserError
+
+_NOT_THERE = ("AssertionError", "FileNotFoundError", "NotFoundError")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,17 +176,20 @@ def _generate(
     tfds.disable_progress_bar()
   try:
     builder.download_and_prepare(file_format="array_record")
-  except UserError:
-    raise
   except Exception as error:
-    # TFDS, or TensorFlow, says so when one of the user's own files is not
-    # there; without such files, the fault lies elsewhere.
-    if not manual or not re.search("No such file|anual", str(error)):
+    # TFDS, or TensorFlow, which is not imported for its name, says so when one
+    # of the user's own files is not there; without such files, the fault lies
+    # elsewhere.
+    if not manual or type(error).__name__ not in _NOT_THERE:
       raise
     raise NotPrepared(
       f"{dataset} needs files that are not in"
-      f" {root / 'downloads' / 'manual'} ({manual}). {error}"
+      f" {root / 'downloads' / 'manual'} ({manual}). {_first_line(error)}"
     ) from error
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).partition("\n")[0]
 
 
 if __name__ == "__main__":
