@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worker processes live as long as the loader that started them."""
 
+import contextlib
 import importlib.util
 import itertools
 import multiprocessing
@@ -53,11 +54,10 @@ def workers_of(process):
   ]
 
 
-@pytest.fixture
-def loading(digits_dir, tmp_path):
-  """A process that loads with two worker processes, and these."""
-  script = tmp_path / "loads.py"
-  script.write_text(LOADS_FOR_EVER)
+@contextlib.contextmanager
+def run_script(folder, digits_dir, text=LOADS_FOR_EVER):
+  script = folder / "loads.py"
+  script.write_text(text)
   process = subprocess.Popen(
     [sys.executable, script, digits_dir],
     stdout=subprocess.PIPE,
@@ -65,10 +65,17 @@ def loading(digits_dir, tmp_path):
     env=ENVIRONMENT,
     start_new_session=True,
   )
-  assert process.stdout.readline() == "loading\n"
-  yield process, workers_of(psutil.Process(process.pid))
+  yield process
   process.kill()
   process.wait()
+
+
+@pytest.fixture
+def loading(digits_dir, tmp_path):
+  """A process that loads with two worker processes, and these."""
+  with run_script(tmp_path, digits_dir) as process:
+    assert process.stdout.readline() == "loading\n"
+    yield process, workers_of(psutil.Process(process.pid))
 
 
 def test_a_killed_loader_takes_its_workers_with_it(loading):
@@ -104,31 +111,20 @@ def test_workers_do_not_import_tensorflow(loading):
 @pytest.mark.parametrize("delay", [0, 0.3, 1])
 def test_workers_are_deaf_while_they_start(digits_dir, tmp_path, delay):
   """What stops the parent then, must not look like a crash of theirs."""
-  script = tmp_path / "loads.py"
-  script.write_text(
-    LOADS_FOR_EVER.replace(
-      "import sys, time",
-      "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: None)",
-    )
+  text = LOADS_FOR_EVER.replace(
+    "import sys, time",
+    "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: None)",
   )
-  process = subprocess.Popen(
-    [sys.executable, script, digits_dir],
-    stdout=subprocess.PIPE,
-    text=True,
-    env=ENVIRONMENT,
-    start_new_session=True,
-  )
-  parent = psutil.Process(process.pid)
-  deadline = time.monotonic() + 60
-  while not workers_of(parent) and time.monotonic() < deadline:
-    time.sleep(0.001)
-  time.sleep(delay)
+  with run_script(tmp_path, digits_dir, text) as process:
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while not workers_of(parent) and time.monotonic() < deadline:
+      time.sleep(0.001)
+    time.sleep(delay)
 
-  os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
 
-  assert process.stdout.readline() == "loading\n"
-  process.kill()
-  process.wait()
+    assert process.stdout.readline() == "loading\n"
 
 
 def test_closing_ends_worker_processes(digits_dir):
