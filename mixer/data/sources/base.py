@@ -3,13 +3,22 @@
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mixer.errors import UserError
 
 
 class NotPrepared(UserError):
   """The data set is known, but not on disk in a form that can be read."""
+
+
+def no_such_split(name: str, split: str, sizes: Mapping[str, int]) -> UserError:
+  """Says which splits there are, and how a part of one is written."""
+  there = ", ".join(f"{each} ({size})" for each, size in sizes.items())
+  return UserError(
+    f"{name} has no split {split!r}, or not so much in it. There are: {there};"
+    " parts are written as train[:99%] or train[1000:], sums as train+test."
+  )
 
 
 @dataclasses.dataclass(frozen=True)

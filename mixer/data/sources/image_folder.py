@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from mixer.data.sources import folder_layout
-from mixer.data.sources.base import Source
+from mixer.data.sources.base import Source, no_such_split
 from mixer.data.sources.folder_layout import FolderSplit
 from mixer.data.sources.record_files import is_remote
 from mixer.errors import UserError, some
@@ -97,11 +97,11 @@ def _windows(splits: Mapping[str, FolderSplit], name: str, split: str) -> list:
   except UserError:
     raise
   except (AssertionError, NotImplementedError, ValueError) as error:
-    sizes = ", ".join(f"{s} ({splits[s].num_examples})" for s in splits)
+    sizes = {each: splits[each].num_examples for each in splits}
+    wrong = no_such_split(name, split, sizes)
     raise UserError(
-      f"{name} has no split {split!r}. There are: {sizes}; parts are written as"
-      " train[:90%] or train[1000:], sums as train+test. If these are classes,"
-      " their images must lie directly in them, for a split train of all."
+      f"{wrong} If these are classes, their images must lie directly in them,"
+      " for a split train of all."
     ) from error
   windows = [
     window

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from mixer.data.sources.array_record import ArrayRecords
-from mixer.data.sources.base import NotPrepared, Source
+from mixer.data.sources.base import NotPrepared, Source, no_such_split
 from mixer.data.sources.record_files import is_remote
 from mixer.data.sources.shards import Records, Shards
 from mixer.data.sources.tfrecord import TFRecords
@@ -324,12 +324,8 @@ def _split_info(builder, name: str, split: str):
     # A slice beyond the end is only noticed when it is resolved.
     num_examples = info.num_examples
   except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
-    sizes = ", ".join(f"{s} ({splits[s].num_examples})" for s in splits)
-    raise UserError(
-      f"{name} has no split {split!r}, or not so much in it. There are:"
-      f" {sizes}; parts are written as train[:99%] or train[1000:], sums as"
-      " train+test."
-    ) from error
+    sizes = {each: splits[each].num_examples for each in splits}
+    raise no_such_split(name, split, sizes) from error
   if num_examples < 1:
     raise UserError(f"The split {split!r} of {name} holds no examples.")
   return info
