@@ -25,10 +25,15 @@ from mixer.data.workers import Workers
 from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.models import cost, create
-from mixer.plan_data import check_classes, open_split, output_size
+from mixer.plan_data import (
+  CLASSES,
+  check_classes,
+  open_split,
+  output_size,
+  trained_classes,
+)
 from mixer.training.optimizer import multiplier_tree
 
-CLASSES = "classes.txt"  # in a run's folder, in the order of the labels
 RESULTS = ("loss", "accuracy", "accuracy_top5")
 
 
@@ -248,15 +253,16 @@ def _plan_start(plan: Plan):
 
 def _check_head(plan: Plan):
   """Raises UserError if a run's head would stand for other classes."""
-  file = Path(plan.config.init).expanduser() / CLASSES
-  if plan.config.init_head != "auto" or not file.is_file() or not plan.source:
+  if plan.config.init_head != "auto" or plan.source is None:
     return
-  trained = file.read_text().splitlines()
+  folder = Path(plan.config.init).expanduser()
+  trained = trained_classes(folder) or plan.class_names
   if len(trained) == plan.source.num_classes and trained != plan.class_names:
     raise UserError(
-      f"The head was trained on other classes, or in another order ({file}):"
-      " give images in folders that file with config.data.classes, or say with"
-      " config.init_head whether to 'keep' the head or to begin with 'zeros'."
+      "The head was trained on other classes, or in another order"
+      f" ({folder / CLASSES}): give images in folders that file with"
+      " config.data.classes, or say with config.init_head whether to 'keep' the"
+      " head or to begin with 'zeros'."
     )
 
 

@@ -2,6 +2,7 @@
 """The data sets of a config, opened and compared with what it says of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -10,6 +11,8 @@ from mixer.data import ops as image_ops
 from mixer.data.decoding import decode
 from mixer.data.sources import Source, image_folder, open_source
 from mixer.errors import UserError, some
+
+CLASSES = "classes.txt"  # in a run's folder, in the order of the labels
 
 
 def output_size(ops: str) -> tuple[int, int]:
@@ -34,6 +37,12 @@ def output_size(ops: str) -> tuple[int, int]:
       "sizes: end it with a crop or a resize to one size."
     )
   return sizes.pop()
+
+
+def trained_classes(folder: Path) -> list[str] | None:
+  """The classes of the run in a folder, in the order of their labels."""
+  file = folder / CLASSES
+  return file.read_text().splitlines() if file.is_file() else None
 
 
 def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
@@ -95,12 +104,16 @@ def open_split(
 
 def _try_examples(source: Source, ops: str | None):
   """Prepares the first and the last example: what fails there, fails soon."""
+  try:
+    transform = image_ops.parse(ops or "")
+  except UserError:
+    return  # is complained of with the image size
   for i in {0, len(source) - 1}:
     [(data, _)] = source.read([i])
     try:
-      transform, image = image_ops.parse(ops or ""), decode(data)
+      image = decode(data)
     except ValueError:
-      return  # is complained of elsewhere, or may be passed by
+      continue  # which data.on_bad_image may let pass
     try:
       transform(image, np.random.default_rng(0))
     except ValueError as error:

@@ -12,8 +12,8 @@ from mixer.data.loader import eval_batches
 from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.front_door import DONE
-from mixer.plan import CLASSES, EvalPlan, Plan, make_plan
-from mixer.plan_data import check_classes
+from mixer.plan import EvalPlan, Plan, make_plan
+from mixer.plan_data import CLASSES, check_classes, trained_classes
 from mixer.training.interruption import Interrupted
 from mixer.training.setup import (
   abstract_state,
@@ -129,7 +129,7 @@ def evaluate(
   if not plan.evals:
     plan.problems.append("The config has no evaluators: add to config.evals.")
   folder = Path(workdir or ".").expanduser()
-  _check_classes(plan, folder / CLASSES)
+  _check_classes(plan, folder)
   plan.raise_complaints()
   params, origin = _find_params(plan, folder, step, best)
   print(f"Evaluates {origin}.", flush=True)
@@ -144,15 +144,13 @@ def evaluate(
   return DONE
 
 
-def _check_classes(plan: Plan, file: Path):
+def _check_classes(plan: Plan, folder: Path):
   """Compares folders of images with the classes that travel with the run."""
-  if not file.exists():
-    return
-  trained = file.read_text().splitlines()
+  trained = trained_classes(folder)
   for name, evaluation in plan.evals.items():
     with plan.collecting(f"config.evals.{name}: "):
-      if evaluation.source is not None:
-        check_classes(evaluation.source, trained, str(file))
+      if trained and evaluation.source is not None:
+        check_classes(evaluation.source, trained, str(folder / CLASSES))
 
 
 def _find_params(

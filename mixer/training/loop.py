@@ -18,8 +18,8 @@ from mixer.data.device_feed import to_devices
 from mixer.data.loader import train_batches
 from mixer.errors import UserError
 from mixer.front_door import DONE, START_AGAIN
-from mixer.plan import CLASSES, Plan, make_plan
-from mixer.plan_data import check_classes
+from mixer.plan import Plan, make_plan
+from mixer.plan_data import CLASSES, check_classes, trained_classes
 from mixer.plan_text import describe
 from mixer.training import interruption, run_folder
 from mixer.training.checkpoints import Checkpoints
@@ -72,8 +72,7 @@ def train(
     plan = make_plan(config, begins=not Checkpoints(folder / CHECKPOINTS).steps)
     plan.raise_complaints()
     run_folder.check_config(folder, plan.config, accept_changes=accept_changes)
-    if (folder / CLASSES).exists():
-      trained = (folder / CLASSES).read_text().splitlines()
+    if trained := trained_classes(folder):
       check_classes(plan.source, trained, str(folder / CLASSES))
     return Run(plan, folder, interrupted).go()
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the model and the loss are fed: images in [-1, 1], mixed with partners.
 
-Imports with jax alone, and the losses' labels.
+Imports with jax, flax and optax alone.
 """
 
 import jax
