@@ -18,14 +18,11 @@ class GlobalOrder:
   def __init__(self, examples: int, seed: int):
     self.examples = examples
     self.seed = seed
-    self._begin()
-
-  def _begin(self) -> None:
     self._lock = threading.Lock()
     # Workers are on either side of the border between two epochs.
     self._permutation = functools.lru_cache(maxsize=2)(self._permute)
 
-  def __reduce__(self):
+  def __reduce__(self):  # a lock cannot be sent to another process
     return GlobalOrder, (self.examples, self.seed)
 
   def __call__(self, positions: np.ndarray) -> np.ndarray:
