@@ -19,6 +19,7 @@ from mixer.data.sources import (
   NotPrepared,
   image_folder,
   open_source,
+  tfds_builders,
   tfds_folder,
 )
 from mixer.errors import UserError
@@ -133,7 +134,9 @@ def prepare(
 
 
 def _check_options(name: str, options: dict[str, object]) -> None:
-  known = inspect.signature(tfds_folder.builder_class(name).__init__).parameters
+  known = inspect.signature(
+    tfds_builders.builder_class(name).__init__
+  ).parameters
   for option in options:
     if option not in known:
       raise UserError(
@@ -154,13 +157,13 @@ def describe(name: str, folder: epath.Path) -> str:
 def _generate(
   name: str, data_dir: str | None, options: dict[str, object]
 ) -> None:
-  dataset, config, version = tfds_folder.split_name(name)
-  builder_class = tfds_folder.builder_class(name)
-  tfds_folder.check_config(name)
+  dataset, config, version = tfds_builders.split_name(name)
+  builder_class = tfds_builders.builder_class(name)
+  tfds_builders.check_config(name)
   import tensorflow_datasets as tfds
 
   root = tfds_folder.resolve_data_dir(data_dir)
-  manual = tfds_folder.manual_instructions(name)
+  manual = tfds_builders.manual_instructions(name)
   if manual and not any((root / "downloads" / "manual").glob("*")):
     raise NotPrepared(
       f"{dataset} cannot be downloaded by a program. Put the files into"

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFDS data sets: where they lie, how to prepare them, and one split opened."""
+"""TFDS data sets on disk: where they lie, and one split opened."""
 
 import dataclasses
-import difflib
-import importlib
 import json
 import os
-import re
 from collections.abc import Sequence
 
 from etils import epath
@@ -15,16 +12,18 @@ from mixer.data.sources.array_record import ArrayRecords
 from mixer.data.sources.base import NotPrepared, Source, no_such_split
 from mixer.data.sources.record_files import is_remote
 from mixer.data.sources.shards import Records, Shards
+from mixer.data.sources.tfds_builders import (
+  builder_class,
+  check_config,
+  manual_instructions,
+  prepare_command,
+  split_name,
+)
 from mixer.data.sources.tfrecord import TFRecords
 from mixer.data.sources.tfrecord_index import SplitFiles
 from mixer.errors import UserError
 
 INFO = "dataset_info.json"
-
-# With a dot or a slash in other places it would lead to other folders.
-_NAME = re.compile(
-  r"(?P<dataset>\w+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\w[\w.]*))?"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,22 +117,6 @@ def find_prepared(name: str, data_dir: str | None = None) -> epath.Path | None:
   return versions[-1] if versions else None
 
 
-def split_name(name: str) -> tuple[str, str | None, str | None]:
-  """Splits `NAME/CONFIG:VERSION` into its parts; None for what is not there.
-
-  Raises:
-    UserError: it is no such name.
-  """
-  match = _NAME.fullmatch(name)
-  if not match:
-    raise UserError(
-      f"{name!r} is not the name of a data set: write NAME, NAME/CONFIG,"
-      " NAME:VERSION or NAME/CONFIG:VERSION. For images in folders, write"
-      " folder:DIR."
-    )
-  return match["dataset"], match["config"], match["version"]
-
-
 def formats(folder: epath.Path) -> set[str]:
   """Returns the record formats in a version folder, such as `tfrecord`."""
   info = _read_json(folder / INFO)
@@ -180,63 +163,6 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
       f"{folder / INFO} or features.json beside it is damaged ({reason}): copy"
       " them again, or delete the folder and prepare the data set again."
     ) from error
-
-
-def prepare_command(name: str, data_dir: str | None) -> str:
-  suffix = f" --data_dir={data_dir}" if data_dir else ""
-  return f"python -m mixer.data prepare {name}{suffix}"
-
-
-def builder_class(name: str):
-  """Returns the TFDS builder class that prepares a data set.
-
-  Raises:
-    UserError: neither TFDS nor this project has one; shows the nearest names.
-  """
-  import tensorflow_datasets as tfds
-
-  dataset, _, _ = split_name(name)
-  ours = our_builders()
-  if dataset in ours:
-    return importlib.import_module(ours[dataset]).Builder
-  try:
-    return tfds.builder_cls(dataset)
-  except tfds.core.DatasetNotFoundError:
-    known = {*ours, *tfds.list_builders(with_community_datasets=False)}
-    near = difflib.get_close_matches(dataset, sorted(known))
-    hint = "https://www.tensorflow.org/datasets/catalog lists what there is"
-    if near:
-      hint = f"the nearest names are {', '.join(near)}"
-    raise UserError(f"There is no data set {dataset!r}: {hint}.") from None
-
-
-def our_builders() -> dict[str, str]:
-  """Returns the module of each builder that this project ships, by name."""
-  folder = epath.Path(__file__).parent.parent.parent / "datasets"
-  return {
-    module.parent.name: f"mixer.datasets.{module.parent.name}.{module.stem}"
-    for module in folder.glob("*/*_dataset_builder.py")
-  }
-
-
-def check_config(name: str) -> None:
-  """Raises UserError if the builder of a data set has no such config."""
-  dataset, config, _ = split_name(name)
-  names = {known.name for known in builder_class(name).builder_configs.values()}
-  # TFDS's own words are many, and name no config where there are none.
-  if not config or config in names:
-    return
-  near = sorted(names)
-  if len(near) > 10:
-    near = difflib.get_close_matches(config, near, n=10, cutoff=0)
-  hint = f"write one of {', '.join(near)}" if near else f"write just {dataset}"
-  raise UserError(f"{dataset} has no config {config!r}: {hint}.")
-
-
-def manual_instructions(name: str) -> str | None:
-  """Returns in one line which files the user must fetch, if there are any."""
-  text = getattr(builder_class(name), "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
-  return " ".join(text.split()).rstrip(".") if text else None
 
 
 def _versions(folder: epath.Path) -> list[epath.Path]:
