@@ -28,12 +28,17 @@ def default() -> ConfigDict:
   # Of everything random: initial weights, order of examples, augmentation,
   # mixing weights, drop masks.
   config.seed = 0
-  # Weights to start from: an .npz file or a run's folder; "" starts from
-  # random ones. Does not resume: a run goes on from its own workdir.
+  # Weights to start from: a file, the name of published ones such as
+  # "imagenet21k/Mixer-B_16", or a run's folder; "" starts from random ones.
+  # Does not resume: a run goes on from its own workdir.
   config.init = ""
   # The head of `init`: "keep", "zeros" (a new one), or "auto": kept where the
   # number of classes is the same.
   config.init_head = "auto"
+  # Where the images have another size than `init` was made for: "tiles" grows
+  # the token mixing by a whole factor (paper, appendix C; tokens_mlp grows by
+  # its square), "interpolate" goes to any size, which is beyond the paper.
+  config.init_growth = "none"
   add_duration(config, "total")  # length of the run
   # Examples in one update, over all hosts and devices.
   config.batch = 4096
@@ -59,6 +64,9 @@ def default() -> ConfigDict:
   model.name = "Mixer-B/16"  # a name that mixer.models.create takes
   model.num_classes = 1000
   model.dtype = "float32"  # of computation, or "bfloat16"; parameters stay f32
+  # "tanh", as the authors' code has it, or "exact", as timm's; None: as `init`
+  # was trained, and tanh without.
+  model.gelu = placeholder(str)
   model.dropout = 0.0  # rate inside the MLPs
   model.stoch_depth = 0.0  # rate of the last block; linear from 0 at the first
   model.stoch_depth_rescale = False  # divide by 1 - rate; the authors do not

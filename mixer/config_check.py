@@ -138,9 +138,11 @@ def check_values(config: ConfigDict) -> Iterator[str]:
 _CHOICES = {
   "data.on_bad_image": ("error", "replace"),
   "data.worker_kind": ("thread", "process"),
+  "init_growth": ("none", "tiles", "interpolate"),
   "init_head": ("auto", "keep", "zeros"),
   "loss": ("softmax", "sigmoid"),
   "model.dtype": ("float32", "bfloat16"),
+  "model.gelu": (None, "tanh", "exact"),
   "optimizer.name": ("adam", "momentum"),
   "optimizer.accumulator_dtype": ("float32", "bfloat16"),
   "schedule.kind": ("linear", "cosine", "constant"),

@@ -26,6 +26,8 @@ VARIANTS = {
   "Mixer-H/14": (14,      1280,       32,      640,      5120),
 }  # fmt: skip
 
+GELUS = ("tanh", "exact")
+
 
 def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
   """Which dtype the parts of a Flax layer take: only the products take `dtype`.
@@ -39,10 +41,11 @@ def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
 
 
 class MlpBlock(nn.Module):
-  """Dense, GELU (tanh form, as in the authors' code), Dense, on one vector."""
+  """Dense, GELU, Dense, on one vector."""
 
   hidden: int
   dtype: jnp.dtype | None = None
+  gelu: str = "tanh"
 
   @nn.compact
   def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
@@ -54,7 +57,8 @@ class MlpBlock(nn.Module):
         the caller, because a draw in here would be shared by all vectors.
     """
     types = {"dtype": self.dtype, "promote_dtype": cast_products}
-    y = nn.gelu(nn.Dense(self.hidden, **types)(x))
+    y = nn.Dense(self.hidden, **types)(x)
+    y = nn.gelu(y, approximate=self.gelu == "tanh")
     if scale is not None:
       y = y * scale
     return nn.Dense(x.shape[-1], **types)(y)
@@ -104,6 +108,7 @@ class MixerBlock(nn.Module):
   rescale: bool = False
   dropout: float = 0.0
   dtype: jnp.dtype | None = None
+  gelu: str = "tanh"
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -111,12 +116,13 @@ class MixerBlock(nn.Module):
     n, s, c = x.shape
 
     y = nn.LayerNorm(dtype=self.dtype)(x)
-    mlp = TokenMixing(self.tokens_mlp, self.dtype, name="token_mixing")
+    types = self.dtype, self.gelu
+    mlp = TokenMixing(self.tokens_mlp, *types, name="token_mixing")
     y = mlp(y, self._dropout(keys, 0, (self.tokens_mlp, c)))  # n s c
     x = x + self._drop(y, keys, 1)
 
     y = nn.LayerNorm(dtype=self.dtype)(x)
-    mlp = ChannelMixing(self.channels_mlp, self.dtype, name="channel_mixing")
+    mlp = ChannelMixing(self.channels_mlp, *types, name="channel_mixing")
     y = mlp(y, self._dropout(keys, 3, (s, self.channels_mlp)))  # n s c
     return x + self._drop(y, keys, 4)
 
@@ -152,6 +158,8 @@ class MlpMixer(nn.Module):
   image_channels: 3 for RGB.
   dtype: of the factors of matrix products in the blocks and the stem; sums of
     any kind, skip connections, parameters, head and logits stay float32.
+  gelu: "tanh", the form that the authors' code computes, or "exact", as timm
+    does.
   dropout: rate inside and after both MLPs (table 4 sweeps 0 and 0.1).
   stoch_depth: rate at which the last block's two branches are dropped for an
     example; block i of L has i / (L - 1) of it (appendix B).
@@ -169,6 +177,7 @@ class MlpMixer(nn.Module):
   num_classes: int | None = None
   image_channels: int = 3
   dtype: jnp.dtype | None = None
+  gelu: str = "tanh"
   dropout: float = 0.0
   stoch_depth: float = 0.0
   stoch_depth_rescale: bool = False
@@ -230,6 +239,7 @@ class MlpMixer(nn.Module):
         rescale=self.stoch_depth_rescale,
         dropout=self.dropout,
         dtype=self.dtype,
+        gelu=self.gelu,
         # Without a name nn.remat would call the block CheckpointMixerBlock_i.
         name=f"MixerBlock_{i}",
       )(x, drop_keys)  # n s c
@@ -247,6 +257,8 @@ class MlpMixer(nn.Module):
 
   def _check(self, images):
     """Raises ValueError with both numbers and the way out."""
+    if self.gelu not in GELUS:
+      raise ValueError(f"gelu={self.gelu!r} is none of {', '.join(GELUS)}.")
     if images.ndim != 4:
       raise ValueError(
         f"Images have shape {images.shape}, not [n, height, width, channels]; "

@@ -13,9 +13,12 @@ from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.front_door import DONE
 from mixer.plan import EvalPlan, Plan, make_plan
-from mixer.plan_data import CLASSES, check_classes, trained_classes
+from mixer.plan.data import CLASSES, check_classes, trained_classes
+from mixer.training import run_folder
+from mixer.training.checkpoints import Checkpoints
 from mixer.training.interruption import Interrupted
 from mixer.training.setup import (
+  CHECKPOINTS,
   abstract_state,
   create_optimizer,
   open_checkpoints,
@@ -125,10 +128,13 @@ def evaluate(
   Raises:
     UserError: there is nothing to evaluate, or nothing to evaluate it on.
   """
-  plan = make_plan(config, trains=False)
+  folder = Path(workdir or ".").expanduser()
+  begins = not Checkpoints(folder / CHECKPOINTS).steps
+  if not begins:
+    run_folder.take_over(folder, config)
+  plan = make_plan(config, trains=False, begins=begins)
   if not plan.evals:
     plan.problems.append("The config has no evaluators: add to config.evals.")
-  folder = Path(workdir or ".").expanduser()
   _check_classes(plan, folder)
   plan.raise_complaints()
   params, origin = _find_params(plan, folder, step, best)

@@ -19,8 +19,8 @@ from mixer.data.loader import train_batches
 from mixer.errors import UserError
 from mixer.front_door import DONE, START_AGAIN
 from mixer.plan import Plan, make_plan
-from mixer.plan_data import CLASSES, check_classes, trained_classes
-from mixer.plan_text import describe
+from mixer.plan.data import CLASSES, check_classes, trained_classes
+from mixer.plan.text import describe
 from mixer.training import interruption, run_folder
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.clock import Clock
@@ -69,7 +69,10 @@ def train(
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
   folder = run_folder.make_folder(workdir)
   with run_folder.locked(folder), interruption.guard() as interrupted:
-    plan = make_plan(config, begins=not Checkpoints(folder / CHECKPOINTS).steps)
+    begins = not Checkpoints(folder / CHECKPOINTS).steps
+    if not begins:
+      run_folder.take_over(folder, config)
+    plan = make_plan(config, begins=begins)
     plan.raise_complaints()
     run_folder.check_config(folder, plan.config, accept_changes=accept_changes)
     if trained := trained_classes(folder):

@@ -79,6 +79,13 @@ def locked(path: Path) -> Iterator[None]:
     yield
 
 
+def take_over(path: Path, config: ConfigDict):
+  """Fills in what the weights settled that the folder's run began from."""
+  file = path / "config.json"
+  if config.model.get("gelu") is None and file.exists():
+    config.model.gelu = _recorded(file)["model"].get("gelu")
+
+
 def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
   """Compares with the config that the folder's run was started with.
 
@@ -88,14 +95,7 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
   file = path / "config.json"
   if not file.exists() or accept_changes:
     return
-  try:
-    before = dict(json.loads(file.read_text()))
-  except (ValueError, TypeError) as error:
-    raise UserError(
-      f"{file} is damaged: move it away if you know that the run's config is "
-      "the one you give."
-    ) from error
-  before = _filled_in(before, to_dict(default()))
+  before = _filled_in(_recorded(file), to_dict(default()))
   changes = list(differences(before, to_dict(config)))
   if changes:
     listed = "\n  ".join(changes)
@@ -103,6 +103,17 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
       f"{path} holds a run with another config: choose another --workdir, go "
       f"back to its values, or go on with these (--accept_changes).\n  {listed}"
     )
+
+
+def _recorded(file: Path) -> dict:
+  try:
+    config = dict(json.loads(file.read_text()))
+    return config | {"model": dict(config["model"])}
+  except (KeyError, ValueError, TypeError) as error:
+    raise UserError(
+      f"{file} is damaged: move it away if you know that the run's config is "
+      "the one you give."
+    ) from error
 
 
 def _filled_in(config: dict, defaults: dict) -> dict:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every output of the published heads has its name, in its place."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mixer.datasets import class_names
+
+# The places of ILSVRC 2012's classes that everybody quotes.
+WELL_KNOWN = {
+  0: "tench",
+  1: "goldfish",
+  7: "cock",
+  65: "sea snake",
+  207: "golden retriever",
+  281: "tabby",
+  388: "giant panda",
+  404: "airliner",
+  463: "bucket",
+  504: "coffee mug",
+  657: "missile",
+  744: "projectile",
+  850: "teddy",
+  954: "banana",
+  970: "alp",
+  981: "ballplayer",
+  999: "toilet tissue",
+}
+
+
+@pytest.mark.parametrize("place", WELL_KNOWN)
+def test_a_class_of_imagenet_is_where_everybody_knows_it(place):
+  assert class_names.imagenet2012()[place].split(",")[0] == WELL_KNOWN[place]
+
+
+@pytest.mark.parametrize(
+  ("names", "number"),
+  [(class_names.imagenet2012(), 1000), (class_names.imagenet21k(), 21_843)],
+)
+def test_every_class_has_a_name_of_its_own(names, number):
+  assert len(names) == len(set(names)) == number
+  assert not [name for name in names if name.startswith("n0")]
+
+
+def test_the_order_of_imagenet_is_that_of_its_prepared_data():
+  """TFDS's own feature says which label an id has."""
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_cls("imagenet2012")
+  file = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
+  feature = tfds.features.ClassLabel(names_file=file)
+
+  assert "imagenet2012" in builder.__module__
+  assert class_names.readable(feature.names) == class_names.imagenet2012()
+
+
+def test_the_21k_names_are_where_the_authors_put_them():
+  names = class_names.imagenet21k()
+
+  assert names[0] == "organism, being"
+  assert names[5564].startswith("chemise")
+  # By their ids, which are sorted.
+  assert names.index("kit fox, Vulpes macrotis") < names.index("tabby, queen")
+
+
+def test_birds_and_machines_are_told_apart():
+  names = class_names.imagenet2012()
+
+  assert (names[134], names[517]) == ("crane (n02012849)", "crane (n03126707)")
+
+
+def test_what_is_no_id_of_wordnet_stays():
+  own = ["cat", "n02123045", "n99999999", "cat"]
+
+  assert class_names.readable(own) == (
+    "cat",
+    "tabby, tabby cat",
+    "n99999999",
+    "cat",
+  )
+
+
+def test_names_cost_no_tensorflow():
+  program = (
+    "import sys; from mixer.datasets import class_names as c;"
+    " c.imagenet2012(), c.imagenet21k(); assert 'tensorflow' not in sys.modules"
+  )
+
+  subprocess.run([sys.executable, "-c", program], check=True)
