@@ -1,18 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+import zipfile
+
+import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import cost, create
+from mixer.weights.__main__ import main
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
 FILE = "tests/goldens/mixer_tiny.npz"
 
 
-def wanted(num_classes=7, size=32, **fields):
-  model = create("Mixer", num_classes=num_classes, **(TINY | fields))
+def shapes(name="Mixer", num_classes=7, size=32, **fields):
+  sizes = TINY if name == "Mixer" else {}
+  model = create(name, num_classes=num_classes, **(sizes | fields))
   return cost.abstract_params(model, (size, size))
+
+
+def assert_equal(one, other):
+  one, other = (flatten_dict(tree, sep="/") for tree in (one, other))
+  assert one.keys() == other.keys()
+  for name in one:
+    assert one[name].dtype == other[name].dtype
+    assert one[name].shape == other[name].shape
+    assert one[name].tobytes() == other[name].tobytes()
 
 
 def test_weights_come_back_as_they_were(tmp_path):
@@ -23,13 +41,141 @@ def test_weights_come_back_as_they_were(tmp_path):
   with np.load(FILE) as old, np.load(tmp_path / "again.npz") as new:
     assert set(old.files) == set(new.files)
     assert all(np.array_equal(old[name], new[name]) for name in old.files)
+  assert [file.name for file in tmp_path.iterdir()] == ["again.npz"]
+
+
+def test_weights_pass_through_timms_layout_unchanged(tmp_path):
+  params = weights.load(FILE)
+
+  weights.save(tmp_path / "timms.safetensors", params)
+  again = weights.load(tmp_path / "timms.safetensors")
+
+  assert_equal(again, params)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("gelu", ["tanh", "exact"])
+def test_a_file_says_with_which_gelu_it_was_trained(tmp_path, suffix, gelu):
+  params = weights.load(FILE)
+  path = tmp_path / f"weights{suffix}"
+
+  weights.save(path, params, gelu=gelu)
+
+  assert weights.read(path).gelu == gelu
+  assert_equal(weights.load(path), params)
+
+
+def test_what_the_exact_gelu_leaves_in_an_npz_disturbs_no_other_reader(
+  tmp_path,
+):
+  path = tmp_path / "exact.npz"
+
+  weights.save(path, weights.load(FILE), gelu="exact")
+
+  with np.load(path) as file, np.load(FILE) as old:
+    assert set(file.files) == set(old.files)
+    assert np.array_equal(file["stem/kernel"], old["stem/kernel"])
+  assert zipfile.ZipFile(path).testzip() is None
+
+
+@pytest.mark.parametrize(
+  "place, gelu",
+  [
+    ("mixer_b16_224.goog_in21k/model.safetensors", "tanh"),
+    ("models--timm--mixer_l16_224.goog_in21k_ft_in1k/s/m.safetensors", "tanh"),
+    ("jx_mixer_b16_224-76587d61.safetensors", "tanh"),
+    ("imagenet21k/Mixer-B_16.safetensors", "tanh"),
+    ("mixer_b16_224.miil_in21k/model.safetensors", "exact"),
+    ("model.safetensors", "exact"),
+  ],
+)
+def test_timms_files_have_the_exact_gelu_unless_they_are_googles(
+  tmp_path, place, gelu
+):
+  from safetensors.numpy import load_file, save_file
+
+  path = tmp_path / place
+  path.parent.mkdir(parents=True, exist_ok=True)
+  weights.save(tmp_path / "with.safetensors", weights.load(FILE))
+  save_file(load_file(tmp_path / "with.safetensors"), path)  # no metadata
+
+  assert weights.read(path).gelu == gelu
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("layout", ["npz", "safetensors"])
+def test_halves_become_float32(tmp_path, dtype, layout):
+  params = flatten_dict(weights.load(FILE), sep="/")
+  halves = {name: array.astype(dtype) for name, array in params.items()}
+  path = tmp_path / f"halves.{layout}"
+
+  weights.save(path, halves)
+  again = flatten_dict(weights.load(path), sep="/")
+
+  for name, half in halves.items():
+    assert again[name].dtype == np.float32
+    assert np.array_equal(again[name], half.astype(np.float32))
+
+
+def test_the_shapes_make_the_model():
+  params = weights.load(FILE)
+
+  model = weights.model_of(params, gelu="exact", dropout=0.1)
+
+  assert (model.gelu, model.dropout, model.num_classes) == ("exact", 0.1, 7)
+  assert cost.abstract_params(model, (32, 32)) == shapes()
+  del params["head"]
+  assert weights.model_of(params).num_classes is None
+  with pytest.raises(UserError, match="not the parameters of a Mixer"):
+    weights.model_of({"cls": np.zeros(3)})
+
+
+def test_a_model_of_grown_weights_has_their_token_mixing():
+  grown = weights.grow(weights.load(FILE), factor=2)
+
+  model = weights.model_of(grown)
+
+  assert model.tokens_mlp == 4 * 12
+  assert cost.abstract_params(model, (64, 64)) == shapes(size=64, tokens_mlp=48)
+
+
+def test_what_a_file_does_not_say_is_taken_from_its_shapes(tmp_path):
+  params = weights.load(FILE)
+  wide = weights.grow(params, tokens=(4, 6))
+  weights.save(tmp_path / "wide.npz", wide)
+
+  square = weights.read(FILE)
+
+  assert (square.gelu, square.image_size) == ("tanh", (32, 32))
+  assert square.class_names is None and square.name == FILE
+  assert weights.read(tmp_path / "wide.npz").image_size is None
+
+
+def test_a_runs_folder_says_how_it_was_trained(tmp_path):
+  wide = weights.grow(weights.load(FILE), tokens=(4, 9))  # 36, a square number
+  weights.save(tmp_path / "weights.npz", wide)
+  (tmp_path / "classes.txt").write_text("ant\nbee\nsea horse\n")
+  config = {
+    "data": {"ops": "resize((40, 80)) | central_crop((32, 72))"},
+    "model": {"gelu": "exact"},
+  }
+  (tmp_path / "config.json").write_text(json.dumps(config))
+
+  run = weights.read(str(tmp_path))
+
+  assert run.gelu == "exact" and run.image_size == (32, 72)
+  assert run.class_names == ("ant", "bee", "sea horse")
+  assert run.name == str(tmp_path)
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(UserError, match="config.json is damaged"):
+    weights.read(tmp_path)
 
 
 def test_a_head_of_the_same_width_is_kept_unless_told_otherwise():
   params = weights.load(FILE)
 
-  kept, note = weights.fit(params, wanted())
-  zeros, _ = weights.fit(params, wanted(), head="zeros")
+  kept, note = weights.fit(params, shapes())
+  zeros, _ = weights.fit(params, shapes(), head="zeros")
 
   assert np.array_equal(kept["head"]["kernel"], params["head"]["kernel"])
   assert "kept" in note
@@ -37,7 +183,7 @@ def test_a_head_of_the_same_width_is_kept_unless_told_otherwise():
 
 
 def test_a_head_of_another_width_is_replaced_by_zeros_and_said():
-  fitted, note = weights.fit(weights.load(FILE), wanted(num_classes=5))
+  fitted, note = weights.fit(weights.load(FILE), shapes(num_classes=5))
 
   assert fitted["head"]["kernel"].shape == (24, 5)
   assert not fitted["head"]["kernel"].any()
@@ -46,11 +192,21 @@ def test_a_head_of_another_width_is_replaced_by_zeros_and_said():
 
 def test_a_new_head_has_the_models_bias():
   fitted, _ = weights.fit(
-    weights.load(FILE), wanted(num_classes=5), head_bias=-6.9
+    weights.load(FILE), shapes(num_classes=5), head_bias=-6.9
   )
 
   assert np.all(fitted["head"]["bias"] == np.float32(-6.9))
   assert not fitted["head"]["kernel"].any()
+
+
+def test_the_hidden_layer_under_a_head_goes_with_it():
+  given = weights.load(FILE) | {"pre_logits": {"bias": np.zeros(24)}}
+
+  fitted, _ = weights.fit(given, shapes(num_classes=5))
+
+  assert "pre_logits" not in fitted
+  with pytest.raises(UserError, match="pre_logits/bias: .*missing in the mod"):
+    weights.fit(given, shapes())
 
 
 @pytest.mark.parametrize(
@@ -70,23 +226,109 @@ def test_a_new_head_has_the_models_bias():
 )
 def test_what_does_not_fit_is_listed_with_both_shapes(options, words):
   with pytest.raises(UserError) as error:
-    weights.fit(weights.load(FILE), wanted(**options))
+    weights.fit(weights.load(FILE), shapes(**options))
 
   assert words in str(error.value)
 
 
+def test_a_long_list_ends_with_a_count_and_block_10_is_behind_block_9():
+  with pytest.raises(UserError) as error:
+    weights.fit(shapes("Mixer-B/16", 1000, 224), shapes("Mixer-B/16", 7, 448))
+
+  lines = str(error.value).splitlines()
+  # Of each of 12 blocks, both kernels and the second bias.
+  assert len(lines) == 1 + 8 + 1 and lines[-1] == "  and 28 more"
+  assert [line.split("/")[0].strip() for line in lines[1:9]] == [
+    *3 * ["MixerBlock_0"],
+    *3 * ["MixerBlock_1"],
+    *2 * ["MixerBlock_2"],
+  ]
+
+
+@pytest.mark.parametrize(
+  "wanted, words",
+  [
+    (
+      ("Mixer-B/16", 448),
+      "mix 196 tokens (224 px / 16), the model 784 tokens (448 px / 16): grow "
+      "them by 2 (config.init_growth='tiles' with config.model.tokens_mlp="
+      "1536).",
+    ),
+    (
+      ("Mixer-B/16", 448, dict(tokens_mlp=4 * 384)),
+      "grow them by 2 (config.init_growth='tiles').",
+    ),
+    (
+      ("Mixer-B/16", 192),
+      "the model 144 tokens (192 px / 16): no whole factor apart, so "
+      "interpolate (config.init_growth='interpolate', beyond the paper)",
+    ),
+    (("Mixer-B/32", 224), "for patches of 16 px, the model has 32"),
+    (("Mixer-L/16", 224), "are Mixer-B/16's, the model is Mixer-L/16"),
+    (
+      ("Mixer-B/16", 224, dict(blocks=13)),
+      "the model is a Mixer of 13 blocks, 768 channels and 3,072 hidden units",
+    ),
+    (
+      ("Mixer-B/16", 224, dict(tokens_mlp=400)),
+      "have 384 hidden units in token mixing, the model 400: set "
+      "config.model.tokens_mlp=384.",
+    ),
+    (
+      ("Mixer-B/16", 224, dict(image_channels=1)),
+      "for images of 3 channels, the model for 1",
+    ),
+  ],
+)
+def test_the_first_sentence_says_why_weights_do_not_fit(wanted, words):
+  name, size, *fields = wanted
+  fields = fields[0] if fields else {}
+  params = shapes("Mixer-B/16", 1000, 224)  # shapes are all that is looked at
+
+  with pytest.raises(UserError) as error:
+    weights.fit(params, shapes(name, 7, size, **fields))
+
+  assert words in str(error.value).splitlines()[0]
+
+
+def test_weights_that_were_grown_are_recognised():
+  given = shapes("Mixer-B/16", 7, 448, tokens_mlp=4 * 384)
+
+  with pytest.raises(UserError, match="tokens_mlp=1536, as they were grown by"):
+    weights.fit(given, shapes("Mixer-B/16", 7, 448))
+
+
+def test_other_token_mixing_is_not_taken_for_grown():
+  given = shapes("Mixer-B/16", 7, 448, tokens_mlp=5 * 384)
+
+  with pytest.raises(UserError, match=r"config.model.tokens_mlp=1920\."):
+    weights.fit(given, shapes("Mixer-B/16", 7, 448))
+
+
+def test_weights_of_another_family_are_named():
+  vit = {"Transformer": {"encoder_norm": {"bias": np.zeros(24)}}}
+
+  with pytest.raises(UserError, match="They are a ViT's, the model is a Mixer"):
+    weights.fit(vit, shapes())
+  with pytest.raises(UserError, match=r"another model \(conv1, fc\)"):
+    weights.fit({"conv1": np.zeros(1), "fc": np.zeros(1)}, shapes())
+
+
 def test_a_kept_head_of_another_width_is_refused():
-  with pytest.raises(UserError, match=r"head/bias: \(7,\).*\(5,\)"):
-    weights.fit(weights.load(FILE), wanted(num_classes=5), head="keep")
+  with pytest.raises(UserError, match=r"head/bias: \(7,\).*\(5,\)") as error:
+    weights.fit(weights.load(FILE), shapes(num_classes=5), head="keep")
+
+  assert "keeps, has 7 classes, the model's 5" in str(error.value)
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path):
-  (tmp_path / "text.npz").write_text("not a zip")
   whole = open(FILE, "rb").read()
+  (tmp_path / "text.npz").write_text("not a zip")
   (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
   np.savez(tmp_path / "code.npz", x=np.array([print], dtype=object))
+  np.savez(tmp_path / "words.npz", x=np.array(["a"]))
 
-  for name in ("text.npz", "cut.npz", "code.npz"):
+  for name in ("text.npz", "cut.npz", "code.npz", "words.npz"):
     with pytest.raises(UserError, match="is not an .npz file of arrays of"):
       weights.load(tmp_path / name)
   np.savez(tmp_path / "nan.npz", **{"head/bias": [np.nan]})
@@ -96,3 +338,143 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     weights.load(tmp_path / "nothing.npz")
   with pytest.raises(UserError, match="when it is done"):
     weights.load(tmp_path)
+  (tmp_path / "model.ckpt").touch()
+  with pytest.raises(UserError, match="must end in .npz, .safetensors, .pth"):
+    weights.load(tmp_path / "model.ckpt")
+
+
+def test_safetensors_that_are_damaged_or_of_another_model_are_refused(tmp_path):
+  from safetensors.numpy import save_file
+
+  weights.save(tmp_path / "whole.safetensors", weights.load(FILE))
+  whole = (tmp_path / "whole.safetensors").read_bytes()
+  (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+  (tmp_path / "text.safetensors").write_text("not a header")
+  save_file({"conv1.weight": np.zeros(3)}, tmp_path / "other.safetensors")
+
+  for name in ("cut", "text"):
+    with pytest.raises(UserError, match="damaged"):
+      weights.load(tmp_path / f"{name}.safetensors")
+  with pytest.raises(UserError, match="Only a Mixer's.*conv1.weight"):
+    weights.load(tmp_path / "other.safetensors")
+
+
+def test_what_timm_has_no_names_for_is_not_written_in_its_layout(tmp_path):
+  with pytest.raises(UserError, match="Only a Mixer's parameters.*these .*cls"):
+    weights.save(tmp_path / "vit.safetensors", {"cls": np.zeros((1, 1, 24))})
+  with pytest.raises(UserError, match="must end in .npz or .safetensors"):
+    weights.save(tmp_path / "weights.pth", weights.load(FILE))
+  with pytest.raises(UserError, match="no folder"):
+    weights.save(tmp_path / "nowhere" / "weights.npz", weights.load(FILE))
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "weights.npz").mkdir()
+  with pytest.raises(OSError):
+    weights.save(tmp_path / "weights.npz", weights.load(FILE))
+  assert [file.name for file in tmp_path.iterdir()] == ["weights.npz"]
+
+
+def test_without_pytorch_its_files_say_what_to_install(tmp_path):
+  (tmp_path / "model.pth").write_bytes(b"whatever")
+  # As where it is not installed, wherever this runs.
+  code = (
+    "import sys; sys.modules['torch'] = None\n"
+    "from mixer import weights; weights.load(sys.argv[1])"
+  )
+
+  done = subprocess.run(
+    [sys.executable, "-c", code, str(tmp_path / "model.pth")],
+    capture_output=True,
+    text=True,
+  )
+
+  assert "UserError" in done.stderr
+  assert "pip install torch, or take the .safetensors file" in done.stderr
+
+
+def timms_tensors(torch, tmp_path):
+  from safetensors.numpy import load_file
+
+  weights.save(tmp_path / "timms.safetensors", weights.load(FILE))
+  arrays = load_file(tmp_path / "timms.safetensors")
+  return {name: torch.tensor(array) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("wrapped", [None, "state_dict", "model"])
+def test_files_of_pytorchs_are_read_wrapped_or_not(tmp_path, wrapped):
+  torch = pytest.importorskip("torch")
+  state = timms_tensors(torch, tmp_path)
+  path = tmp_path / "jx_mixer_b16_224-76587d61.pth"
+  torch.save({wrapped: state, "epoch": 3} if wrapped else state, path)
+
+  read = weights.read(path)
+
+  assert_equal(read.params, weights.load(FILE))
+  assert read.gelu == "tanh"
+  torch.save({f"module.{k}": v.bfloat16() for k, v in state.items()}, path)
+  half = weights.load(path)["head"]["bias"]
+  old = weights.load(FILE)["head"]["bias"]
+  assert np.array_equal(half, old.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+class RunsCode:
+  def __reduce__(self):
+    return print, ("this must not run",)
+
+
+def test_files_of_pytorchs_that_would_run_code_are_refused(tmp_path, capsys):
+  torch = pytest.importorskip("torch")
+  torch.save({"state_dict": RunsCode()}, tmp_path / "bad.pth")
+  torch.save([1, 2], tmp_path / "list.pth")
+  torch.save(timms_tensors(torch, tmp_path), tmp_path / "whole.pth")
+  whole = (tmp_path / "whole.pth").read_bytes()
+  (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+  (tmp_path / "text.pth").write_text("not a pickle")
+
+  with pytest.raises(UserError, match="can run any code.*print"):
+    weights.load(tmp_path / "bad.pth")
+  with pytest.raises(UserError, match="no dict of tensors"):
+    weights.load(tmp_path / "list.pth")
+  for name in ("cut.pth", "text.pth"):
+    with pytest.raises(UserError, match="damaged"):
+      weights.load(tmp_path / name)
+  assert capsys.readouterr().out == ""
+
+
+def test_convert_grows_and_says_what_it_did(tmp_path, capsys):
+  target = tmp_path / "grown.safetensors"
+
+  code = main(["convert", FILE, str(target), "--grow=2"])
+
+  out = capsys.readouterr().out
+  assert code == 0
+  assert "16 tokens (32 x 32 px)" in out and "64 tokens (64 x 64 px)" in out
+  assert "timm computes the exact one" in out
+  assert_equal(weights.load(target), weights.grow(weights.load(FILE), factor=2))
+
+
+def test_convert_interpolates_to_rows_and_columns(tmp_path, capsys):
+  target = tmp_path / "wide.npz"
+
+  code = main(["convert", FILE, str(target), "--tokens=4x6"])
+
+  assert code == 0 and "beyond the paper" in capsys.readouterr().out
+  assert_equal(
+    weights.load(target), weights.grow(weights.load(FILE), tokens=(4, 6))
+  )
+
+
+def test_convert_keeps_the_gelu(tmp_path, capsys):
+  weights.save(tmp_path / "exact.npz", weights.load(FILE), gelu="exact")
+
+  main(["convert", f"{tmp_path}/exact.npz", f"{tmp_path}/exact.safetensors"])
+
+  assert "exact GELU, which timm computes" in capsys.readouterr().out
+  assert weights.read(tmp_path / "exact.safetensors").gelu == "exact"
+
+
+def test_the_command_line_reports_without_traceback(tmp_path, capsys):
+  assert main(["convert", "nothing.npz", str(tmp_path / "x.npz")]) == 2
+  assert "error: There are no weights at nothing.npz" in capsys.readouterr().err
+  with pytest.raises(SystemExit):
+    main(["convert", FILE, str(tmp_path / "x.npz"), "--tokens=4"])
+  assert "'4' is not written as 24x24" in capsys.readouterr().err

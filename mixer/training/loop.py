@@ -298,7 +298,9 @@ class Run:
   def conclude(self):
     """Writes the weights and the picture, and says where everything is."""
     weights.save(
-      self.folder / weights.RUN_FILE, to_host(self.state.eval_params)
+      self.folder / weights.RUN_FILE,
+      to_host(self.state.eval_params),
+      gelu=self.plan.model.gelu,
     )
     curve = draw_learning_curve(self.folder)
     print(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters on disk, under the names that the authors published."""
 
-from mixer.weights.checkpoint import Checkpoint
-from mixer.weights.files import RUN_FILE, load, read, save
+from mixer.weights.checkpoint import RUN_FILE, Checkpoint, load, read
+from mixer.weights.files import save
 from mixer.weights.fit import fit
 from mixer.weights.grow import grow, token_grid, whole_factor
+from mixer.weights.sizes import model_of
 
 __all__ = [
   "Checkpoint",
@@ -12,6 +13,7 @@ __all__ = [
   "fit",
   "grow",
   "load",
+  "model_of",
   "read",
   "save",
   "token_grid",

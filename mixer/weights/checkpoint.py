@@ -2,6 +2,22 @@
 """Weights as they are read, with what is known about them."""
 
 import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from mixer.errors import UserError
+from mixer.weights import fetching, files, registry
+from mixer.weights.published import Published
+from mixer.weights.sizes import sizes_of
+
+RUN_FILE = "weights.npz"  # in a run's folder, written when the run is done
+_RUN_FILES = (RUN_FILE, "weights.safetensors")
+# How timm's hub and its releases call what they took over from Google.
+_TIMMS_OF_GOOGLE = r"mixer_[sbl]\d+_224\.goog|jx_mixer_[bl]\d+_224"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +28,8 @@ class Checkpoint:
     params: nested dict of float32 NumPy arrays, under the published names.
     gelu: the form that they were trained with, "tanh" or "exact".
     class_names: in the order of the head's outputs; None if not known.
-    image_size: height and width in pixels; None if not known.
+    image_size: height and width in pixels; of a file that says nothing, of the
+      square image that makes so many tokens; None if not known.
     name: as asked for.
   """
 
@@ -21,3 +38,119 @@ class Checkpoint:
   class_names: tuple[str, ...] | None
   image_size: tuple[int, int] | None
   name: str
+
+
+def load(init: str | os.PathLike) -> dict:
+  """Loads parameters.
+
+  Args:
+    init: a file (.npz, .safetensors, .pth), the name of published weights such
+      as "imagenet21k/Mixer-B_16", which are fetched if need be, or the folder
+      of a run that is done.
+
+  Returns:
+    Nested dict of float32 NumPy arrays, as `model.apply({"params": ...})`
+    takes it.
+
+  Raises:
+    UserError: there is nothing there, it cannot be had, or it is damaged.
+  """
+  return read(init).params
+
+
+def read(init: str | os.PathLike) -> Checkpoint:
+  """Loads parameters with what is known about them; see `load`."""
+  name = os.fspath(init)
+  path = Path(name).expanduser()
+  if path.is_dir():
+    return _read_run(path, name)
+  if path.exists():
+    return _read_file(path, name, _published_at(path))
+  if path.is_absolute() or path.suffix in (*files.SUFFIXES, *files.PICKLES):
+    raise UserError(
+      f"There are no weights at {name}: give a file, the folder of a run that "
+      "is done, or a published name (python -m mixer.weights list)."
+    )
+  published = registry.find(name)
+  return _read_file(fetching.fetch(published), name, published)
+
+
+def _published_at(path: Path) -> Published | None:
+  """What a file is by its place, as in the cache."""
+  place = "/".join(path.absolute().parts[-2:]).removesuffix(path.suffix)
+  return registry.REGISTRY.get(place)
+
+
+def _read_file(
+  path: Path, name: str, published: Published | None
+) -> Checkpoint:
+  content = files.read_file(path)
+  gelu = content.gelu
+  if gelu is None:
+    of_google = (
+      path.suffix == ".npz"
+      or published is not None
+      or re.search(_TIMMS_OF_GOOGLE, str(path.absolute()))
+    )
+    gelu = "tanh" if of_google else "exact"
+  sizes = sizes_of(content.params)
+  class_names = None
+  if published is not None and _has_head(content.params, published):
+    class_names = _names_of(published.classes)
+  if published is not None:
+    image_size = published.image_size
+  else:
+    image_size = sizes and sizes.image_size
+  return Checkpoint(content.params, gelu, class_names, image_size, name)
+
+
+def _has_head(params: dict, published: Published) -> bool:
+  bias = params.get("head", {}).get("bias", np.zeros(0))
+  return len(bias) == published.num_classes
+
+
+def _names_of(classes: str) -> tuple[str, ...]:
+  from mixer.datasets import class_names
+
+  return getattr(class_names, classes)()
+
+
+def _read_run(folder: Path, name: str) -> Checkpoint:
+  path = next((folder / f for f in _RUN_FILES if (folder / f).exists()), None)
+  if path is None:
+    raise UserError(
+      f"{folder} holds no {RUN_FILE}, which a run writes when it is done: let "
+      "it finish (the same command goes on), or name a file."
+    )
+  content = files.read_file(path)
+  classes, config = folder / "classes.txt", folder / "config.json"
+  class_names = None
+  if classes.is_file():
+    class_names = tuple(classes.read_text().splitlines())
+  gelu, image_size = content.gelu, None
+  if config.is_file():
+    gelu, image_size = _recorded(config, gelu)
+  if image_size is None and (sizes := sizes_of(content.params)):
+    image_size = sizes.image_size
+  return Checkpoint(
+    content.params, gelu or "tanh", class_names, image_size, name
+  )
+
+
+def _recorded(
+  config: Path, gelu: str | None
+) -> tuple[str | None, tuple[int, int] | None]:
+  """The form of GELU and the image size of a run's config."""
+  from mixer.data import ops  # which loads more than other weights need
+
+  try:
+    said = json.loads(config.read_text())
+    spec, gelu = said["data"]["ops"], said["model"].get("gelu") or gelu
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{config} is damaged: name the file of weights beside it."
+    ) from error
+  # A run's images are all of one size, whatever they are made of.
+  photograph = np.zeros((480, 640, 3), np.uint8)
+  image = ops.parse(spec)(photograph, np.random.default_rng(0))
+  return gelu, image.shape[:2]

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mixer.errors import UserError
+from mixer.weights.sizes import Sizes, sizes_of
 
 MIXING = "token_mixing"
 Grid = tuple[int, int]  # rows and columns of tokens
@@ -27,23 +28,23 @@ def token_grid(params: dict, image_size: Grid | None = None) -> Grid:
       None means square images.
 
   Raises:
-    UserError: they have no token mixing, or the tokens make no square.
+    UserError: they are no Mixer's, or the tokens make no square.
   """
-  blocks = (part for part in params.values() if MIXING in part)
-  block = next(blocks, None)
-  if block is None:
-    raise UserError("These weights have no token-mixing MLPs: no Mixer's.")
-  tokens = len(block[MIXING]["Dense_0"]["kernel"])
-  if image_size is not None:
-    patch = len(params["stem"]["kernel"])
-    return image_size[0] // patch, image_size[1] // patch
-  side = math.isqrt(tokens)
-  if side * side != tokens:
+  sizes = _sizes(params)
+  image_size = image_size or sizes.image_size
+  if image_size is None:
     raise UserError(
-      f"These weights mix {tokens} tokens, which make no square: say how many "
-      "rows and columns with grid=(rows, columns)."
+      f"These weights mix {sizes.tokens} tokens, which make no square: say how "
+      "many rows and columns with grid=(rows, columns)."
     )
-  return side, side
+  return image_size[0] // sizes.patch, image_size[1] // sizes.patch
+
+
+def _sizes(params: dict) -> Sizes:
+  sizes = sizes_of(params)
+  if sizes is None:
+    raise UserError("These weights have no token-mixing MLPs: no Mixer's.")
+  return sizes
 
 
 def whole_factor(old: Grid, new: Grid) -> int:
@@ -105,6 +106,11 @@ def grow(
       f"factor={factor} is no whole number from 1 on, as the paper's growth "
       "needs: give tokens=(rows, columns) to interpolate, which is beyond the "
       "paper."
+    )
+  if math.prod(old) != _sizes(params).tokens:
+    raise UserError(
+      f"grid={old} makes {old[0]} x {old[1]} tokens, but these weights mix "
+      f"{_sizes(params).tokens} tokens."
     )
   if tokens is not None and min(tokens) < 1:
     raise UserError(f"tokens={tokens} must be rows and columns, from 1 on.")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mixer.cache import cache_folder
 from mixer.data.sources.record_files import (
   fingerprint,
   is_remote,
@@ -127,18 +128,13 @@ def open_index(split: SplitFiles) -> Index:
 
 def _cached_at(split: SplitFiles, sizes: Sequence[int]) -> Path:
   """Returns where the index of files of these sizes lies in the cache."""
-  cache = os.environ.get("MIXER_CACHE_DIR")
-  if not cache:
-    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    cache = os.path.join(user, "mixer")
   folder = os.path.dirname(split.files[0])
   if not is_remote(folder):
     folder = os.path.abspath(folder)
   names = [os.path.basename(file) for file in split.files]
   # Without times: hosts with copies of their own share one cache.
   name = f"{split.name}.{fingerprint(names, split.lengths, sizes)}.npy"
-  cache = Path(os.path.expanduser(cache)) / "tfrecord_index"
-  return cache / fingerprint(folder) / name
+  return cache_folder("tfrecord_index") / fingerprint(folder) / name
 
 
 def _map(path: Path) -> np.ndarray:

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists and fetches published weights, and writes weights in another layout.
+
+python -m mixer.weights list [NAME ...]
+python -m mixer.weights fetch NAME [--cache=DIR]
+python -m mixer.weights convert FROM TO [--grow=K | --tokens=ROWSxCOLUMNS]
+"""
+
+import argparse
+import re
+import sys
+import textwrap
+
+from mixer.errors import UserError
+from mixer.weights import fetching, files
+from mixer.weights.checkpoint import Checkpoint, read
+from mixer.weights.grow import grow, token_grid
+from mixer.weights.published import Mirror, Published
+from mixer.weights.registry import REGISTRY, UNPUBLISHED, WARNINGS, find
+from mixer.weights.sizes import sizes_of
+
+_WIDTH = 100
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Returns the exit code: 0 done, 2 the user must change something."""
+  given = vars(_parser().parse_args(arguments))
+  run = given.pop("run")
+  try:
+    print(run(**given))
+  except (UserError, OSError) as error:
+    # What the system refuses, such as a folder, says which in its message.
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("Stopped. Give the same command again.", file=sys.stderr)
+    return 130
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog="python -m mixer.weights")
+  commands = parser.add_subparsers(required=True)
+
+  list_parser = commands.add_parser(
+    "list", help="what was published, and what was not"
+  )
+  list_parser.add_argument(
+    "names", nargs="*", metavar="NAME", help="to tell all that is known of"
+  )
+  list_parser.set_defaults(run=_list)
+
+  fetch_parser = commands.add_parser("fetch", help="download published weights")
+  fetch_parser.add_argument("name", help="such as imagenet21k/Mixer-B_16")
+  fetch_parser.add_argument(
+    "--cache",
+    metavar="DIR",
+    help="default: $MIXER_CACHE_DIR/weights or ~/.cache/mixer/weights",
+  )
+  fetch_parser.set_defaults(run=_fetch)
+
+  convert_parser = commands.add_parser(
+    "convert", help="write weights in another layout, or for larger images"
+  )
+  convert_parser.add_argument(
+    "source", metavar="FROM", help="a file, a published name, a run's folder"
+  )
+  convert_parser.add_argument(
+    "target",
+    metavar="TO",
+    help="ending in .npz (Google) or .safetensors (timm)",
+  )
+  larger = convert_parser.add_mutually_exclusive_group()
+  larger.add_argument(
+    "--grow", type=int, metavar="K", help="2 for 448 px instead of 224"
+  )
+  larger.add_argument(
+    "--tokens",
+    type=_grid,
+    metavar="24x24",
+    help="interpolate to so many rows and columns, beyond the paper",
+  )
+  convert_parser.set_defaults(run=_convert)
+  return parser
+
+
+def _grid(text: str) -> tuple[int, int]:
+  match = re.fullmatch(r"(\d+)x(\d+)", text)
+  if match is None:
+    raise argparse.ArgumentTypeError(f"{text!r} is not written as 24x24")
+  return int(match[1]), int(match[2])
+
+
+def _list(names: list[str]) -> str:
+  if names:
+    return "\n\n".join(_tell(find(name)) for name in names)
+  head = f"{'name':37} {'classes':>7} {'size':>10} {'top-1':<5}  measured by"
+  rows = [head]
+  for each in REGISTRY.values():
+    size = each.mirrors[0].size or "unknown"
+    top1 = "" if each.top1 is None else f"{each.top1:g}"
+    rows.append(
+      f"{each.name:37} {each.num_classes:>7,} {size:>10} {top1:<5}  "
+      f"{each.measured}".rstrip()
+    )
+  never = [
+    f"{each.what[0].upper()}{each.what[1:]}. {each.instead}"
+    for each in UNPUBLISHED
+  ]
+  return "\n".join(
+    [
+      *rows,
+      "",
+      "ImageNet top-1 in %, of the file as it is. `list NAME` says more.",
+      "",
+      "Never published:",
+      *map(_item, never),
+      "",
+      "Beware:",
+      *map(_item, WARNINGS),
+    ]
+  )
+
+
+def _item(text: str) -> str:
+  return textwrap.fill(
+    text, _WIDTH, initial_indent="- ", subsequent_indent="  "
+  )
+
+
+def _fetch(name: str, cache: str | None) -> str:
+  published = find(name)
+  path = fetching.fetch(published, cache)
+  size = f"{path.stat().st_size / 2**20:,.2f} MiB"
+  return f"{_tell(published)}\nfile       {path}, {size}"
+
+
+def _tell(published: Published) -> str:
+  """All that is known of published weights."""
+  top1 = "" if published.top1 is None else f"{published.top1} % "
+  facts = {
+    "name": published.name,
+    "model": f"{published.model}, patch {published.patch}"
+    if published.patch
+    else published.model,
+    "classes": f"{published.num_classes:,} of {published.classes}",
+    "trained": published.recipe,
+    "top-1": f"{top1}{published.measured and f'({published.measured})'}",
+    "images": published.preprocessing,
+    "GELU": published.gelu,
+    "by": f"{published.authors}; {published.licence}",
+    "mirrors": f"\n{' ' * 11}".join(map(_where, published.mirrors)),
+  }
+  return "\n".join(f"{key:10} {value}" for key, value in facts.items() if value)
+
+
+def _where(mirror: Mirror) -> str:
+  size = f", {mirror.size}" if mirror.size else ""
+  sha256 = f", sha256 {mirror.sha256}..." if mirror.sha256 else ""
+  return f"{mirror.url}{size}{sha256}"
+
+
+def _convert(
+  source: str,
+  target: str,
+  grow: int | None,
+  tokens: tuple[int, int] | None,
+) -> str:
+  checkpoint = read(source)
+  done = [f"{source}: {_describe(checkpoint.params)}."]
+  params = checkpoint.params
+  if grow is not None or tokens is not None:
+    params = _enlarge(checkpoint, grow, tokens)
+    how = f"by {grow}" if grow else "by interpolation, beyond the paper"
+    done.append(f"Grown {how}: {_describe(params)}.")
+  files.save(target, params, gelu=checkpoint.gelu)
+  layout = "Google's" if target.endswith(".npz") else "timm's"
+  done.append(f"Written to {target} in {layout} layout.")
+  done.append(_about_gelu(target, checkpoint.gelu))
+  return "\n".join(done)
+
+
+def _enlarge(
+  checkpoint: Checkpoint, factor: int | None, tokens: tuple[int, int] | None
+) -> dict:
+  grid = token_grid(checkpoint.params, checkpoint.image_size)
+  return grow(checkpoint.params, factor=factor, tokens=tokens, grid=grid)
+
+
+def _describe(params: dict) -> str:
+  sizes = sizes_of(params)
+  if sizes is None:
+    return "not a Mixer"
+  size = sizes.image_size
+  pixels = f" ({size[0]} x {size[1]} px)" if size else ""
+  head = f"{sizes.num_classes:,} classes" if sizes.num_classes else "no head"
+  return (
+    f"{sizes.variant or 'a Mixer'}, {sizes.tokens:,} tokens{pixels}, "
+    f"tokens_mlp {sizes.tokens_mlp:,}, {head}"
+  )
+
+
+def _about_gelu(target: str, gelu: str) -> str:
+  if target.endswith(".npz"):
+    if gelu == "tanh":
+      return (
+        "They were trained with the tanh form of GELU, as Google's all are."
+      )
+    return (
+      "They were trained with the exact GELU, which the file notes for this "
+      "program; others that read .npz compute the tanh form."
+    )
+  if gelu == "exact":
+    return "They were trained with the exact GELU, which timm computes."
+  return (
+    "They were trained with the tanh form of GELU, which the file notes for "
+    "this program; timm computes the exact one, so that its logits differ a "
+    "little."
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of a published checkpoint, and where its file lies.
+
+Names and sizes of Google's files are those of the listings and tables that the
+authors' repositories show (google-research/vision_transformer,
+google-research/big_transfer); where these say no size, none is checked.
+"""
+
+import dataclasses
+
+_GOOGLE = "https://storage.googleapis.com/"
+_HUB = "https://huggingface.co/timm/"
+_RELEASES = (
+  "https://github.com/huggingface/pytorch-image-models/releases/download/"
+)
+
+HEADS = {"imagenet2012": 1000, "imagenet21k": 21_843}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mirror:
+  """A place to fetch a file from.
+
+  url: its ending tells the layout.
+  size: as a listing shows it, to the last digit shown; None if not known.
+  sha256: its first digits; None if not known.
+  """
+
+  url: str
+  size: str | None = None
+  sha256: str | None = None
+
+  @property
+  def suffix(self) -> str:
+    return "." + self.url.rpartition(".")[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A published checkpoint.
+
+  name: as `config.init` takes it.
+  model: name for `mixer.models.create`.
+  classes: of the head, "imagenet2012" or "imagenet21k".
+  recipe: data and training, in words.
+  mirrors: the same weights, in the order in which they are tried.
+  top1: accuracy on ImageNet's 50,000 validation images as the file is, in
+    percent; None if nobody says, or the head is of other classes.
+  measured: who measured it, or what stands in for it.
+  preprocessing: with which it was measured, and with which to use the model.
+  image_size: height and width that it was trained for last; None if any will
+    do.
+  patch: side of a patch, where it is not the one that `model` stands for.
+  authors, licence: as far as their repository says; it names no licence for
+    the weights alone.
+  gelu: the form that it was trained with, in whichever layout it comes.
+  """
+
+  name: str
+  model: str
+  classes: str
+  recipe: str
+  mirrors: tuple[Mirror, ...]
+  top1: float | None = None
+  measured: str = ""
+  preprocessing: str = "pixels in [-1, 1], short side 256, central 224"
+  image_size: tuple[int, int] | None = (224, 224)
+  patch: int | None = None
+  authors: str = "Google Research"
+  licence: str = "Apache-2.0, of the authors' repository"
+  gelu: str = "tanh"
+
+  @property
+  def num_classes(self) -> int:
+    return HEADS[self.classes]
+
+  @property
+  def fields(self) -> dict[str, int]:
+    """For `create`, beside `model`."""
+    patch = {} if self.patch is None else {"patch": self.patch}
+    return {"num_classes": self.num_classes, **patch}
+
+
+def google(path: str, size: str | None = None) -> Mirror:
+  return Mirror(f"{_GOOGLE}{path}.npz".replace("+", "%2B"), size)
+
+
+def timm(tag: str, release: str) -> tuple[Mirror, Mirror]:
+  """The hub's file of a tag, and an older one that is named by its sha256."""
+  sha256 = release.rpartition("-")[2].removesuffix(".pth")
+  return (
+    Mirror(f"{_HUB}{tag}/resolve/main/model.safetensors"),
+    Mirror(f"{_RELEASES}v0.1-vitjx/{release}", sha256=sha256),
+  )

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every published checkpoint by name, and what looks like one and is not."""
+
+import dataclasses
+import difflib
+import re
+
+from mixer.errors import UserError, some
+from mixer.weights.published import Published
+from mixer.weights.published_baselines import BITS, VITS
+from mixer.weights.published_mixers import MIXERS
+
+REGISTRY = {each.name: each for each in (*MIXERS, *VITS, *BITS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpublished:
+  """Weights that people look for, and that nobody has published.
+
+  pattern: of the names under which they look.
+  what: they are.
+  instead: what to do without.
+  """
+
+  pattern: str
+  what: str
+  instead: str
+
+
+UNPUBLISHED = (
+  Unpublished(
+    r"jft|Mixer-H|BiT-L|R200x3|R152x1|R50x2",
+    "anything trained on JFT-300M or JFT-3B: every Mixer-H/14, the Mixers of "
+    "86.78 and 87.94 % in tables 2 and 3, BiT-L, ViT on JFT",
+    "The best Mixer there is to fine-tune is imagenet21k/Mixer-L_16.",
+  ),
+  Unpublished(
+    r"imagenet21k\+.*/Mixer|Mixer.*(ft|21k.*1k|2012|448|384)",
+    "Mixers of ImageNet-21k fine-tuned on ImageNet-1k, at 224 px (80.64 and "
+    "82.89 %) or 448 px (84.15 %)",
+    "Fine-tune imagenet21k/Mixer-B_16 or -L_16 yourself: "
+    "configs/finetune.py:dataset=imagenet2012.",
+  ),
+  Unpublished(
+    r"imagenet1k/Mixer-(S|._32)",
+    "Mixer-S and Mixer-*/32 trained on ImageNet-1k by the paper's recipe",
+    "gsam/ has Mixer-S_8, -S_16, -S_32 and -B_32, trained on ImageNet-1k.",
+  ),
+  Unpublished(
+    r"imagenet21k/Mixer-(S|._32)",
+    "Mixer-S and Mixer-*/32 trained on ImageNet-21k",
+    "ImageNet-21k has Mixer-B_16 and -L_16 alone; smaller ones are in gsam/.",
+  ),
+  Unpublished(
+    r"sam/Mixer-L|(^|[^g])sam/Mixer-S|Mixer-._8",
+    "Mixer-L with SAM or GSAM, Mixer-S with SAM, Mixer-B/8",
+    "gsam/ has Mixer-S_8, -S_16, -S_32, -B_16 and -B_32.",
+  ),
+  Unpublished(
+    r"imagenet1k/ViT|imagenet2012/ViT",
+    "ViT of the ViT paper trained on ImageNet-1k alone",
+    "augreg/ViT-B_16-i1k and augreg/ViT-L_16-i1k are later, better ones.",
+  ),
+)
+
+WARNINGS = (
+  "timm's tag goog_in21k_ft_in1k of Mixer-B/16 and -L/16 is wrong: these are "
+  "imagenet1k/Mixer-B_16 and -L_16, trained on ImageNet-1k alone.",
+  "timm's miil_in21k and miil_in21k_ft_in1k are other people's weights: pixels "
+  "in [0, 1], exact GELU, and 11,221 classes for miil_in21k.",
+  "timm computes the exact GELU also for Google's weights, which were trained "
+  "with the tanh form; fetched or named here, they are computed as trained.",
+)
+
+
+def find(name: str) -> Published:
+  """Returns what was published under a name.
+
+  Raises:
+    UserError: nothing was; with the nearest names, or why there is none.
+  """
+  if name in REGISTRY:
+    return REGISTRY[name]
+  for never in UNPUBLISHED:
+    if re.search(never.pattern, name, re.IGNORECASE):
+      raise UserError(
+        f"{name} was never published, as none of these were: {never.what}. "
+        f"{never.instead}"
+      )
+  near = difflib.get_close_matches(name, REGISTRY, n=4, cutoff=0.4)
+  raise UserError(
+    f"There are no weights at {name}: give a file, the folder of a run that is "
+    "done, or a published name (python -m mixer.weights list)."
+    f"{f' Nearest: {some(near)}.' if near else ''}"
+  )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Mixer's parameters say about the model that they are of."""
+
+import dataclasses
+import math
+
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from mixer.errors import UserError
+from mixer.models import create, mixer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """A Mixer's sizes, as `mixer.models.create` names them, and its tokens.
+
+  num_classes: None without a head.
+  """
+
+  patch: int
+  hidden: int
+  blocks: int
+  tokens_mlp: int
+  channels_mlp: int
+  tokens: int
+  image_channels: int
+  num_classes: int | None
+
+  @property
+  def image_size(self) -> tuple[int, int] | None:
+    """Height and width of the square image that makes so many tokens."""
+    side = math.isqrt(self.tokens)
+    return (side * self.patch,) * 2 if side * side == self.tokens else None
+
+  @property
+  def factor(self) -> int | None:
+    """By how much a variant of the paper has grown to become this (1: it is).
+
+    None if it is none.
+    """
+    for _, *of_variant in mixer.VARIANTS.values():
+      factor = self._growth_of(of_variant)
+      if factor:
+        return factor
+    return None
+
+  @property
+  def variant(self) -> str | None:
+    """Its name in table 1 of the paper; /P for a patch that is not there."""
+    for name, (_, *of_variant) in mixer.VARIANTS.items():
+      if self._growth_of(of_variant):
+        return f"{name.partition('/')[0]}/{self.patch}"
+    return None
+
+  def _growth_of(self, variant: list[int]) -> int | None:
+    hidden, blocks, tokens_mlp, channels_mlp = variant
+    if (self.hidden, self.blocks, self.channels_mlp) != (
+      hidden,
+      blocks,
+      channels_mlp,
+    ):
+      return None
+    factor = math.isqrt(self.tokens_mlp // tokens_mlp)
+    return factor if factor * factor * tokens_mlp == self.tokens_mlp else None
+
+
+def sizes_of(params: dict) -> Sizes | None:
+  """Reads the sizes off the shapes; None if they are not a Mixer's.
+
+  Args:
+    params: nested dict of arrays, or of anything that has a shape.
+  """
+  shapes = {k: v.shape for k, v in flatten_dict(params, sep="/").items()}
+  try:
+    patch, _, image_channels, hidden = shapes["stem/kernel"]
+    tokens, tokens_mlp = shapes["MixerBlock_0/token_mixing/Dense_0/kernel"]
+    _, channels_mlp = shapes["MixerBlock_0/channel_mixing/Dense_0/kernel"]
+    head = shapes.get("head/kernel")
+    num_classes = head if head is None else head[1]
+  except (KeyError, ValueError, IndexError):
+    return None
+  return Sizes(
+    patch=patch,
+    hidden=hidden,
+    blocks=sum(name.startswith("MixerBlock_") for name in params),
+    tokens_mlp=tokens_mlp,
+    channels_mlp=channels_mlp,
+    tokens=tokens,
+    image_channels=image_channels,
+    num_classes=num_classes,
+  )
+
+
+def model_of(params: dict, *, gelu: str = "tanh", **fields) -> nn.Module:
+  """Creates the Mixer that parameters are of.
+
+  Args:
+    params: nested dict of arrays.
+    gelu: "tanh" or "exact", see `Checkpoint.gelu`.
+    **fields: any field of the model, over what the shapes say.
+
+  Raises:
+    UserError: the parameters are not a Mixer's.
+  """
+  sizes = sizes_of(params)
+  if sizes is None:
+    raise UserError(
+      "These are not the parameters of a Mixer, so that their shapes do not "
+      "tell the model: make it with mixer.models.create."
+    )
+  given = dataclasses.asdict(sizes) | {"gelu": gelu} | fields
+  del given["tokens"]
+  return create("Mixer", **given)

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetching from a real server on this machine."""
+
+import contextlib
+import hashlib
+import http.server
+import importlib.util
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mixer import weights
+from mixer.errors import UserError
+from mixer.weights import download, registry
+from mixer.weights.__main__ import main
+from mixer.weights.fetching import fetch
+from mixer.weights.published import Mirror, Published
+
+FILE = Path("tests/goldens/mixer_tiny.npz")
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  """Serves what the server's `files` say, and notes what is asked for."""
+
+  def do_GET(self):
+    asked = self.headers.get("Range")
+    self.server.asked.append((self.path, asked))
+    answer = self.server.files.get(self.path, 404)
+    if isinstance(answer, int):
+      return self.send_error(answer)
+    if isinstance(answer, str):
+      self.send_response(302)
+      self.send_header("Location", answer)
+      self.send_header("Content-Length", "0")
+      return self.end_headers()
+    with contextlib.suppress(ConnectionError):  # of who would not wait
+      self._send(answer, asked)
+
+  def _send(self, file, asked):
+    if "stalls" in file:
+      file["stalls"].wait(30)
+    content, begin = file["content"], 0
+    validators = {file.get("ETag"), file.get("Last-Modified")} - {None}
+    valid = self.headers.get("If-Range") in validators
+    if asked and (valid or file.get("passes over If-Range")):
+      begin = int(asked.removeprefix("bytes=").removesuffix("-"))
+      if begin >= len(content):
+        return self.send_error(416)
+    self.send_response(206 if begin else 200)
+    if begin:
+      last = len(content) - 1
+      self.send_header("Content-Range", f"bytes {begin}-{last}/{last + 1}")
+    self.send_header("Content-Length", str(len(content) - begin))
+    for header in ("ETag", "Last-Modified", "Content-Type"):
+      if header in file:
+        self.send_header(header, file[header])
+    self.end_headers()
+    part = content[begin:]
+    if file.get("breaks"):
+      part = part[: file["breaks"].pop(0)]
+    self.wfile.write(part)
+
+  def log_message(self, *_):
+    pass
+
+
+@pytest.fixture
+def server():
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    server.files, server.asked = {}, []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+def entry(*mirrors, name="test/Mixer-X_1"):
+  return Published(
+    name=name,
+    model="Mixer-B/16",
+    classes="imagenet2012",
+    recipe="none",
+    mirrors=mirrors,
+  )
+
+
+def files_in(folder):
+  files = {path.name for path in folder.rglob("*") if path.is_file()}
+  return files - {"Mixer-X_1.lock"}
+
+
+def test_a_file_is_fetched_once_and_its_sha256_noted(server, tmp_path):
+  server.files["/a.npz"] = {"content": CONTENT, "ETag": '"1"'}
+  published = entry(Mirror(f"{server.url}/a.npz", "0.29 MiB", SHA256[:8]))
+
+  path = fetch(published, str(tmp_path))
+  lock = tmp_path / "test" / "Mixer-X_1.lock"
+  lock.unlink()
+  again = fetch(published, str(tmp_path))
+
+  assert not lock.exists()  # which a cache that is only read cannot have
+  assert path == again == tmp_path / "test" / "Mixer-X_1.npz"
+  assert path.read_bytes() == CONTENT
+  assert len(server.asked) == 1
+  assert files_in(tmp_path) == {"Mixer-X_1.npz", "Mixer-X_1.npz.sha256"}
+  record = path.with_name("Mixer-X_1.npz.sha256").read_text()
+  assert record == f"{SHA256}  Mixer-X_1.npz\n"
+
+
+@pytest.mark.parametrize(
+  "known_by", [{"ETag": '"1"'}, {"Last-Modified": "Mon, 03 May 2021 00:00 GMT"}]
+)
+def test_a_broken_connection_goes_on_where_it_was(server, tmp_path, known_by):
+  file = {"content": CONTENT, "breaks": [100_000, 50_000], **known_by}
+  server.files["/a.npz"] = file
+
+  path = fetch(entry(Mirror(f"{server.url}/a.npz")), str(tmp_path))
+
+  assert path.read_bytes() == CONTENT
+  ranges = [asked for _, asked in server.asked]
+  assert ranges == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_what_an_earlier_command_left_is_continued(server, tmp_path):
+  file = {"content": CONTENT, "ETag": '"1"', "breaks": [70_000, 0, 0]}
+  server.files["/a.npz"] = file
+  published = entry(Mirror(f"{server.url}/a.npz"))
+  with pytest.raises(UserError, match="ended at byte 70,000 of 300,000"):
+    fetch(published, str(tmp_path))
+  assert not (tmp_path / "test" / "Mixer-X_1.npz").exists()
+  server.asked.clear()
+
+  path = fetch(published, str(tmp_path))
+
+  assert path.read_bytes() == CONTENT
+  assert server.asked == [("/a.npz", "bytes=70000-")]
+  assert files_in(tmp_path) == {"Mixer-X_1.npz", "Mixer-X_1.npz.sha256"}
+
+
+@pytest.mark.parametrize(
+  "now, requests",
+  [
+    ({"ETag": '"2"'}, 1),
+    ({"ETag": 'W/"1"'}, 1),
+    ({}, 1),
+    ({"ETag": '"1"'}, 2),  # and yet it has become smaller
+    (
+      {"ETag": '"2"', "content": b"y" * 500_000, "passes over If-Range": True},
+      2,
+    ),
+  ],
+)
+def test_a_part_of_another_file_is_thrown_away(server, tmp_path, now, requests):
+  file = {"content": b"x" * 500_000, "ETag": '"1"', "breaks": [400_000, 0, 0]}
+  server.files["/a.npz"] = file
+  published = entry(Mirror(f"{server.url}/a.npz"))
+  with pytest.raises(UserError):
+    fetch(published, str(tmp_path))
+  now = {"content": CONTENT} | now
+  server.files["/a.npz"] = now
+  server.asked.clear()
+
+  path = fetch(published, str(tmp_path))
+
+  assert path.read_bytes() == now["content"]
+  assert len(server.asked) == requests
+
+
+@pytest.mark.parametrize("header", [{"ETag": 'W/"1"'}, {}])
+def test_without_a_firm_mark_a_file_begins_anew(server, tmp_path, header):
+  file = {"content": CONTENT, "breaks": [100_000], **header}
+  server.files["/a.npz"] = file
+
+  path = fetch(entry(Mirror(f"{server.url}/a.npz")), str(tmp_path))
+
+  assert path.read_bytes() == CONTENT
+  assert [asked for _, asked in server.asked] == [None, None]
+
+
+def test_redirects_are_followed_with_what_is_asked_for(server, tmp_path):
+  server.files["/hub.npz"] = f"{server.url}/store/a"
+  file = {"content": CONTENT, "ETag": '"1"', "breaks": [100_000]}
+  server.files["/store/a"] = file
+
+  path = fetch(entry(Mirror(f"{server.url}/hub.npz")), str(tmp_path))
+
+  assert path.read_bytes() == CONTENT
+  assert ("/store/a", "bytes=100000-") in server.asked
+
+
+def test_mirrors_are_tried_in_order_and_every_failure_is_told(
+  server, tmp_path, monkeypatch, capsys
+):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    closed = f"http://127.0.0.1:{free.getsockname()[1]}/a.npz"
+  never = threading.Event()
+  monkeypatch.setattr(download, "_TIMEOUT", 0.2)
+  server.files |= {
+    "/forbidden.npz": 403,
+    "/page.npz": {"content": b"Sign in", "Content-Type": "text/html"},
+    "/size.npz": {"content": CONTENT[:1000]},
+    "/sha.npz": {"content": b"?" + CONTENT[1:]},
+    "/slow.npz": {"content": CONTENT, "stalls": never},
+    "/good.safetensors": {"content": CONTENT},
+  }
+  bad = [
+    Mirror(f"{server.url}/forbidden.npz"),
+    Mirror(f"{server.url}/missing.npz"),
+    Mirror(f"{server.url}/page.npz"),
+    Mirror(f"{server.url}/size.npz", "0.29 MiB"),
+    Mirror(f"{server.url}/sha.npz", "0.29 MiB", SHA256[:8]),
+    Mirror(f"{server.url}/slow.npz"),
+    Mirror("http://nowhere.invalid/a.npz"),
+    Mirror(closed),
+  ]
+
+  with pytest.raises(UserError) as error:
+    fetch(entry(*bad), str(tmp_path))
+  told = capsys.readouterr().err
+  path = fetch(
+    entry(*bad, Mirror(f"{server.url}/good.safetensors")), str(tmp_path)
+  )
+  never.set()
+
+  lines = str(error.value).splitlines()
+  assert [line.strip() for line in lines[1:17:2]] == [m.url for m in bad]
+  for line, words in zip(
+    lines[2:18:2],
+    [
+      "403 Forbidden",
+      "404 Not Found",
+      "a web page came",
+      "it has 0.00 MiB instead of 0.29 MiB",
+      f"instead of {SHA256[:8]}",
+      "no answer within 0.2 s",
+      "no network, or no such host",
+      "refused",
+    ],
+    strict=True,
+  ):
+    assert words in line
+  assert lines[-1].strip() == str(tmp_path / "test" / "Mixer-X_1.npz")
+  assert f"{server.url}/forbidden.npz: 403 Forbidden." in told
+  assert path.name == "Mixer-X_1.safetensors"
+  assert path.read_bytes() == CONTENT
+  assert not (tmp_path / "test" / "Mixer-X_1.npz").exists()
+
+
+def test_a_file_of_pytorchs_is_passed_over_where_it_cannot_be_read(
+  server, tmp_path
+):
+  server.files["/a.pth"] = {"content": CONTENT}
+  published = entry(Mirror(f"{server.url}/a.pth", sha256=SHA256[:8]))
+
+  if importlib.util.find_spec("torch") is not None:
+    assert fetch(published, str(tmp_path)).suffix == ".pth"
+    return
+  with pytest.raises(UserError, match="PyTorch, which reads it, is not"):
+    fetch(published, str(tmp_path))
+  assert not server.asked
+
+
+def test_damage_in_the_cache_is_seen(server, tmp_path):
+  server.files["/a.npz"] = {"content": CONTENT}
+  published = entry(Mirror(f"{server.url}/a.npz"))
+  path = fetch(published, str(tmp_path))
+  damaged = bytearray(CONTENT)
+  damaged[1000] ^= 1
+  path.write_bytes(damaged)
+
+  with pytest.raises(UserError, match="has changed since it was fetched"):
+    fetch(published, str(tmp_path))
+
+
+def test_a_file_that_was_brought_by_hand_is_looked_at(server, tmp_path):
+  published = entry(Mirror(f"{server.url}/a.npz", "0.29 MiB", SHA256[:8]))
+  path = tmp_path / "test" / "Mixer-X_1.npz"
+  path.parent.mkdir()
+  path.write_bytes(CONTENT[:200_000])
+
+  with pytest.raises(UserError, match="has 0.19 MiB instead of 0.29"):
+    fetch(published, str(tmp_path))
+  path.write_bytes(CONTENT)
+
+  assert fetch(published, str(tmp_path)) == path
+  assert path.with_name(f"{path.name}.sha256").exists()
+  assert not server.asked
+
+
+def test_two_who_fetch_the_same_fetch_it_once(server, tmp_path, capsys):
+  go_on = threading.Event()
+  server.files["/a.npz"] = {"content": CONTENT, "stalls": go_on}
+  published = entry(Mirror(f"{server.url}/a.npz"))
+  paths = []
+
+  def run():
+    paths.append(fetch(published, str(tmp_path)))
+
+  threads = [threading.Thread(target=run) for _ in range(3)]
+  for thread in threads:
+    thread.start()
+  err = ""
+  for _ in range(1000):
+    if err.count("Another process fetches") == 2:
+      break
+    time.sleep(0.01)
+    err += capsys.readouterr().err
+  go_on.set()
+  for thread in threads:
+    thread.join()
+
+  assert [path.read_bytes() == CONTENT for path in paths] == [True] * 3
+  assert len(server.asked) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / "file").touch()
+
+  with pytest.raises(UserError, match="file/test .*MIXER_CACHE_DIR"):
+    fetch(entry(Mirror("http://nowhere.invalid/a.npz")), f"{tmp_path}/file")
+
+
+@pytest.fixture
+def published(server, monkeypatch):
+  """Puts a name into the registry that the server has."""
+  server.files["/a.npz"] = {"content": FILE.read_bytes(), "ETag": '"1"'}
+  each = entry(Mirror(f"{server.url}/a.npz"))
+  monkeypatch.setitem(registry.REGISTRY, each.name, each)
+
+
+def test_a_name_is_fetched_when_it_is_loaded(
+  published, server, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("MIXER_CACHE_DIR", str(tmp_path))
+
+  checkpoint = weights.read("test/Mixer-X_1")
+  weights.load("test/Mixer-X_1")
+
+  assert checkpoint.params["stem"]["kernel"].shape == (8, 8, 3, 24)
+  assert checkpoint.name == "test/Mixer-X_1" and checkpoint.gelu == "tanh"
+  assert checkpoint.class_names is None  # it has a head of 7
+  assert (tmp_path / "weights" / "test" / "Mixer-X_1.npz").exists()
+  assert len(server.asked) == 1
+
+
+def test_the_command_fetches_and_says_what_it_is(
+  published, tmp_path, capsys, server
+):
+  assert main(["fetch", "test/Mixer-X_1", f"--cache={tmp_path}"]) == 0
+
+  out = capsys.readouterr().out
+  assert str(tmp_path / "test" / "Mixer-X_1.npz") in out
+  assert "Mixer-B/16" in out and "[-1, 1]" in out
+  server.files.clear()
+  assert main(["fetch", "test/Mixer-X_1", f"--cache={tmp_path}/empty"]) == 2
+  err = capsys.readouterr().err
+  assert "error: test/Mixer-X_1 could not be fetched" in err
+  assert "404 Not Found" in err and "Traceback" not in err

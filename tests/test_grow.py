@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights for another resolution, against the model that they come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer import weights
+from mixer.errors import UserError
+from mixer.models import create
+
+TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
+FILE = "tests/goldens/mixer_tiny.npz"
+
+
+@pytest.fixture
+def highest_precision():
+  with jax.default_matmul_precision("highest"):
+    yield
+
+
+def images(rng, *size):
+  return jnp.asarray(rng.uniform(-1, 1, (2, *size, 3)), jnp.float32)
+
+
+def tiles(image, factor):
+  """The factor x factor parts of images, as one batch: [n * t, h, w, 3]."""
+  n, h, w, c = image.shape
+  k = factor
+  parts = image.reshape(n, k, h // k, k, w // k, c).transpose(0, 1, 3, 2, 4, 5)
+  return parts.reshape(n * k * k, h // k, w // k, c)
+
+
+def pre_logits(model, params, image):
+  _, out = jax.jit(model.apply)({"params": params}, image)
+  return np.asarray(out["pre_logits"])
+
+
+def random_params(model, size):
+  """Like `init`, but nothing is zero: biases and scales count too."""
+  params = model.init(jax.random.key(0), jnp.zeros((1, *size, 3)))["params"]
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: np.asarray(x + 0.02 * rng.standard_normal(x.shape), np.float32),
+    params,
+  )
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_the_grown_model_is_the_mean_of_the_old_one_over_tiles(
+  factor, highest_precision
+):
+  params = weights.load(FILE)
+  image = images(np.random.default_rng(1), 32 * factor, 32 * factor)
+
+  grown = weights.grow(params, factor=factor)
+
+  large = create("Mixer", **(TINY | {"tokens_mlp": factor**2 * 12}))
+  small = pre_logits(create("Mixer", **TINY), params, tiles(image, factor))
+  expected = small.reshape(2, factor**2, 24).mean(1)
+  np.testing.assert_allclose(
+    pre_logits(large, grown, image), expected, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_so_it_is_at_the_size_of_b32(factor, highest_precision):
+  small = create("Mixer-B/32")
+  params = random_params(small, (224, 224))
+  image = images(np.random.default_rng(1), 224 * factor, 224 * factor)[:1]
+
+  grown = weights.grow(params, factor=factor)
+
+  large = create("Mixer-B/32", tokens_mlp=factor**2 * 384)
+  expected = pre_logits(small, params, tiles(image, factor)).mean(0)
+  actual = pre_logits(large, grown, image)[0]
+  assert np.abs(expected).max() > 0.1
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_images_that_are_no_squares_grow_with_their_grid_told():
+  model = create("Mixer", **TINY)
+  params = random_params(model, (16, 40))
+  image = images(np.random.default_rng(1), 32, 80)
+
+  grown = weights.grow(params, factor=2, grid=(2, 5))
+
+  large = create("Mixer", **(TINY | {"tokens_mlp": 48}))
+  expected = pre_logits(model, params, tiles(image, 2)).reshape(2, 4, 24)
+  np.testing.assert_allclose(
+    pre_logits(large, grown, image), expected.mean(1), atol=1e-5
+  )
+
+
+def test_a_token_sees_its_own_tile_alone_and_all_of_it():
+  params = weights.load(FILE)
+  model = create("Mixer", **(TINY | {"tokens_mlp": 48}))
+  grown = weights.grow(params, factor=2)
+  image = images(np.random.default_rng(1), 64, 64)[:1]
+
+  def first_token(image):  # of the tile at the bottom left: row 4 of 8
+    return model.apply({"params": grown}, image)[1]["block01"][0, 4 * 8].sum()
+
+  sees = np.abs(jax.grad(first_token)(image))[0].max(-1) > 0
+  assert sees[32:, :32].all()
+  assert not sees[:32].any() and not sees[32:, 32:].any()
+
+
+def test_growing_by_one_and_to_the_same_tokens_changes_nothing():
+  params = weights.load(FILE)
+
+  for same in (
+    weights.grow(params, factor=1),
+    weights.grow(params, tokens=(4, 4)),
+  ):
+    for a, b in zip(
+      jax.tree.leaves(params), jax.tree.leaves(same), strict=True
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+def test_what_does_not_mix_tokens_is_left_alone():
+  params = weights.load(FILE)
+
+  for grown in (
+    weights.grow(params, factor=2),
+    weights.grow(params, tokens=(6, 6)),
+  ):
+    assert grown["stem"] is params["stem"]
+    assert grown["head"] is params["head"]
+    for part in ("LayerNorm_0", "LayerNorm_1", "channel_mixing"):
+      assert grown["MixerBlock_1"][part] is params["MixerBlock_1"][part]
+
+
+@pytest.mark.parametrize("side", [8, 6, 3])
+def test_interpolated_units_answer_to_a_smooth_picture_as_before(side):
+  """Filters and pictures that are smooth give the same sums on any grid."""
+  params = weights.load(FILE)
+  mixing = params["MixerBlock_0"]["token_mixing"]
+  coarse = (np.arange(4) + 0.5) / 4
+  fine = (np.arange(side) + 0.5) / side
+  mixing["Dense_0"]["kernel"] = np.float32(
+    np.outer(1 + coarse, 2 - coarse).reshape(16, 1) * np.ones(12)
+  )
+  mixing["Dense_1"]["kernel"] = np.ones((12, 16), np.float32)
+  mixing["Dense_1"]["bias"] = np.full(16, 0.5, np.float32)
+
+  grown = weights.grow(params, tokens=(side, side))["MixerBlock_0"]
+
+  new = grown["token_mixing"]
+  assert new["Dense_0"]["kernel"].shape == (side**2, 12)
+  before = mixing["Dense_0"]["kernel"].sum(0)
+  np.testing.assert_allclose(new["Dense_0"]["kernel"].sum(0), before, rtol=0.03)
+  drawn = new["Dense_0"]["kernel"][:, 0].reshape(side, side)
+  exact = np.outer(1 + fine, 2 - fine) * 16 / side**2
+  np.testing.assert_allclose(drawn, exact, rtol=0.13)  # the edge is held
+  np.testing.assert_allclose(new["Dense_1"]["kernel"], 1, rtol=1e-6)
+  np.testing.assert_allclose(new["Dense_1"]["bias"], 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "given, words",
+  [
+    (dict(factor=1.5), "factor=1.5 is no whole number.*interpolate"),
+    (dict(factor=0), "factor=0 is no whole number"),
+    (dict(), "either factor=2 or tokens"),
+    (dict(factor=2, tokens=(4, 4)), "either factor=2 or tokens"),
+    (dict(tokens=(0, 4)), "rows and columns, from 1 on"),
+    (dict(factor=2, grid=(3, 5)), "3 x 5.*16 tokens"),
+  ],
+)
+def test_growth_that_cannot_be_is_refused(given, words):
+  with pytest.raises(UserError, match=words):
+    weights.grow(weights.load(FILE), **given)
+
+
+def test_weights_without_token_mixing_are_refused():
+  with pytest.raises(UserError, match="no token-mixing MLPs"):
+    weights.grow({"stem": {"kernel": np.ones((8, 8, 3, 4))}}, factor=2)
+
+
+@pytest.mark.parametrize(
+  "old, new, words",
+  [
+    ((14, 14), (24, 24), r"by 1\.714, which is no whole number.*interpolate"),
+    ((14, 14), (8, 8), r"by 0\.5714"),
+    ((14, 14), (28, 42), "by 2 and 3"),
+  ],
+)
+def test_a_factor_that_is_not_whole_is_told(old, new, words):
+  with pytest.raises(UserError, match=words):
+    weights.whole_factor(old, new)
+  assert weights.whole_factor((14, 14), (28, 28)) == 2

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+import hashlib
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from old_checkpoints import old_bit, old_vit
+
+from mixer import weights
+from mixer.cache import cache_folder
+from mixer.errors import UserError
+from mixer.models import cost, create
+from mixer.weights import layouts
+from mixer.weights.__main__ import main
+from mixer.weights.registry import REGISTRY, UNPUBLISHED, find
+
+MIXERS = [name for name in REGISTRY if "/Mixer" in name]
+OTHERS = [name for name in REGISTRY if "/Mixer" not in name]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("MIXER_CACHE_DIR", str(tmp_path))
+  return cache_folder("weights")
+
+
+def shapes(published):
+  model = create(published.model, **published.fields)
+  params = cost.abstract_params(model, published.image_size)
+  return {k: v.shape for k, v in flatten_dict(params, sep="/").items()}
+
+
+def fill(shape):
+  """Numbers other than 0, quickly."""
+  return np.resize(np.arange(1, 4097, dtype=np.float32), shape)
+
+
+def put(published, folder, arrays, suffix):
+  """Leaves a file as fetching does."""
+  path = folder / f"{published.name}{suffix}"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if suffix == ".npz":
+    np.savez(path, **arrays)
+  elif suffix == ".pth":
+    torch = pytest.importorskip("torch")
+    timms = layouts.to_timm(arrays)
+    tensors = {name: torch.tensor(each) for name, each in timms.items()}
+    torch.save(tensors, path)
+  else:
+    weights.save(path, unflatten_dict(arrays, sep="/"))
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  path.with_name(f"{path.name}.sha256").write_text(f"{digest}  {path.name}\n")
+
+
+def reduced(published):
+  """The file's names and head, with little in between."""
+  model = create(published.model, **published.fields).clone(
+    hidden=4, blocks=2, tokens_mlp=2, channels_mlp=4
+  )
+  params = cost.abstract_params(model, published.image_size)
+  flat = flatten_dict(params, sep="/")
+  return {name: fill(leaf.shape) for name, leaf in flat.items()}
+
+
+@pytest.mark.parametrize(
+  "name, suffix",
+  [(name, mirror.suffix) for name in MIXERS for mirror in find(name).mirrors],
+)
+def test_mixers_are_read_by_their_names_in_every_layout(cache, name, suffix):
+  published = find(name)
+  arrays = reduced(published)
+  put(published, cache, arrays, suffix)
+
+  checkpoint = weights.read(name)
+
+  found = flatten_dict(checkpoint.params, sep="/")
+  assert found.keys() == arrays.keys()
+  for key in arrays:
+    assert np.array_equal(found[key], arrays[key])
+  assert checkpoint.gelu == "tanh" and checkpoint.image_size == (224, 224)
+  assert len(checkpoint.class_names) == published.num_classes
+  model = weights.model_of(checkpoint.params)
+  assert model.num_classes == published.num_classes
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_baselines_are_read_by_their_names(cache, name):
+  published = find(name)
+  make = old_vit if "ViT" in published.model else old_bit
+  old, today = make(head=published.num_classes)
+  put(published, cache, old, ".npz")
+
+  checkpoint = weights.read(name)
+
+  found = flatten_dict(checkpoint.params, sep="/")
+  assert found.keys() == today.keys()
+  for key in today:
+    assert np.array_equal(found[key], today[key])
+  assert len(checkpoint.class_names) == published.num_classes
+  assert checkpoint.image_size == published.image_size
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_the_listed_size_is_that_of_the_models_parameters(name):
+  published = find(name)
+  sizes = shapes(published)
+  file = io.BytesIO()
+  np.savez(file, **{k: np.zeros(0, np.float32) for k in sizes})
+
+  number = 4 * sum(math.prod(shape) for shape in sizes.values())
+  mib = (number + len(file.getvalue())) / 2**20
+
+  # The authors' zip files may have shorter headers.
+  listed = float(published.mirrors[0].size.removesuffix(" MiB"))
+  assert abs(mib - listed) < 0.012
+
+
+@pytest.mark.parametrize(
+  "name", ["imagenet21k/Mixer-B_16", "imagenet1k/Mixer-L_16"]
+)
+def test_whole_files_that_were_brought_by_hand_are_taken(cache, name):
+  published = find(name)
+  sizes = shapes(published)
+  path = cache / f"{name}.npz"
+  path.parent.mkdir(parents=True)
+  np.savez(path, **{name: fill(shape) for name, shape in sizes.items()})
+
+  found = flatten_dict(weights.load(name), sep="/")
+
+  assert path.with_name(f"{path.name}.sha256").exists()
+  path.unlink()  # it is large
+  assert {name: array.shape for name, array in found.items()} == sizes
+  kernel = found["MixerBlock_0/channel_mixing/Dense_0/kernel"]
+  assert np.array_equal(kernel, fill(kernel.shape))
+
+
+def test_a_file_goes_before_a_published_name(cache, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  file = tmp_path / "imagenet1k" / "Mixer-B_16"
+  file.mkdir(parents=True)
+  model = create("Mixer-S/32", num_classes=3).clone(blocks=1)
+  params = cost.abstract_params(model, (32, 32))
+  flat = flatten_dict(params, sep="/")
+  arrays = {name: fill(leaf.shape) for name, leaf in flat.items()}
+  weights.save(file / "weights.npz", unflatten_dict(arrays, sep="/"))
+
+  checkpoint = weights.read("imagenet1k/Mixer-B_16")
+
+  assert checkpoint.params["head"]["bias"].shape == (3,)
+
+
+def test_every_entry_is_whole():
+  for name, published in REGISTRY.items():
+    assert published.name == name
+    assert published.num_classes in (1000, 21843)
+    assert published.recipe and published.preprocessing and published.licence
+    for mirror in published.mirrors:
+      assert re.fullmatch(r"https://[\w./%=-]+", mirror.url)
+      assert mirror.suffix in (".npz", ".safetensors", ".pth")
+    if published.top1 is not None:
+      assert published.measured and 60 < published.top1 < 90
+  urls = [mirror.url for each in REGISTRY.values() for mirror in each.mirrors]
+  assert len(urls) == len(set(urls))
+  assert find("gsam/Mixer-S_8").fields == {"num_classes": 1000, "patch": 8}
+
+
+@pytest.mark.parametrize(
+  "name, words",
+  [
+    ("jft/Mixer-B_16", "JFT-300M"),
+    ("imagenet21k/Mixer-H_14", "Mixer-H/14"),
+    ("imagenet21k+imagenet2012/Mixer-B_16", "dataset=imagenet2012"),
+    ("imagenet21k/Mixer-L_16-448", "at 224 px"),
+    ("imagenet1k/Mixer-S_32", "gsam/ has"),
+    ("imagenet1k/Mixer-B_32", "gsam/ has"),
+    ("imagenet21k/Mixer-B_32", "Mixer-B_16 and -L_16 alone"),
+    ("sam/Mixer-S_16", "Mixer-S with SAM"),
+    ("gsam/Mixer-L_16", "Mixer-L with SAM or GSAM"),
+    ("imagenet1k/ViT-B_16", "augreg/ViT-B_16-i1k"),
+    ("bit/BiT-L-R152x4", "BiT-L"),
+    ("bit/BiT-M-R200x3", "BiT-L"),
+  ],
+)
+def test_what_was_never_published_is_said_to_be(name, words):
+  with pytest.raises(UserError, match="was never published") as error:
+    weights.load(name)
+
+  assert words in str(error.value)
+
+
+def test_a_misspelt_name_gets_the_nearest_ones():
+  with pytest.raises(UserError, match="Nearest: imagenet21k/Mixer-B_16,"):
+    weights.load("imagenet21k/Mixer-B16")
+  with pytest.raises(UserError, match="There are no weights at zzz") as error:
+    weights.load("zzz")
+  assert "Nearest" not in str(error.value)
+  # A path is a path, whatever is in it.
+  with pytest.raises(UserError, match="There are no weights at"):
+    weights.load("/data/jft/Mixer-H_14")
+
+
+def test_the_list_has_everything_in_a_hundred_columns(capsys):
+  assert main(["list"]) == 0
+
+  out = capsys.readouterr().out
+  assert max(len(line) for line in out.splitlines()) <= 100
+  assert all(f"\n{name} " in out for name in REGISTRY)
+  joined = " ".join(out.split())
+  for never in UNPUBLISHED:
+    assert f"{never.what[1:]}. {never.instead}" in joined
+  assert "goog_in21k_ft_in1k" in out and "11,221 classes" in out
+  assert "unknown" in out
+
+
+def test_one_name_is_told_with_provenance_preprocessing_and_mirrors(capsys):
+  assert main(["list", "imagenet1k/Mixer-B_16"]) == 0
+
+  told = capsys.readouterr().out
+  for words in (
+    "ImageNet-1k from scratch: 300 epochs",
+    "1,000 of imagenet2012",
+    "76.44 % (paper",
+    "[-1, 1], short side 256, central 224",
+    "228.47 MiB",
+    "mixer_b16_224.goog_in21k_ft_in1k",
+    "sha256 76587d61",
+  ):
+    assert words in told
