@@ -176,7 +176,7 @@ def _convert(
   files.save(target, params, gelu=checkpoint.gelu)
   layout = "Google's" if target.endswith(".npz") else "timm's"
   done.append(f"Written to {target} in {layout} layout.")
-  done.append(_about_gelu(target, checkpoint.gelu))
+  done.append(files.about_gelu(target, checkpoint.gelu))
   return "\n".join(done)
 
 
@@ -197,25 +197,6 @@ def _describe(params: dict) -> str:
   return (
     f"{sizes.variant or 'a Mixer'}, {sizes.tokens:,} tokens{pixels}, "
     f"tokens_mlp {sizes.tokens_mlp:,}, {head}"
-  )
-
-
-def _about_gelu(target: str, gelu: str) -> str:
-  if target.endswith(".npz"):
-    if gelu == "tanh":
-      return (
-        "They were trained with the tanh form of GELU, as Google's all are."
-      )
-    return (
-      "They were trained with the exact GELU, which the file notes for this "
-      "program; others that read .npz compute the tanh form."
-    )
-  if gelu == "exact":
-    return "They were trained with the exact GELU, which timm computes."
-  return (
-    "They were trained with the tanh form of GELU, which the file notes for "
-    "this program; timm computes the exact one, so that its logits differ a "
-    "little."
   )
 
 

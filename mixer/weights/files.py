@@ -197,3 +197,23 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
     aside.replace(path)
   finally:
     aside.unlink(missing_ok=True)
+
+
+def about_gelu(path: str | os.PathLike, gelu: str) -> str:
+  """Says what other programs compute with the weights in a file.
+
+  Args:
+    path: as `save` was given.
+    gelu: the form that they were trained with.
+  """
+  trained = f"They were trained with the {gelu} form of GELU"
+  if Path(path).suffix == ".npz":
+    others = "the tanh form" if gelu == "exact" else "the same"
+    return f"{trained}; other programs that read .npz compute {others}."
+  if gelu == "exact":
+    return f"{trained}, which timm computes."
+  return (
+    f"{trained}, and timm computes the exact one, unless told: timm."
+    "create_model(NAME, act_layer=functools.partial(torch.nn.GELU, "
+    "approximate='tanh')) gives the same logits."
+  )

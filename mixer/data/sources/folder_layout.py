@@ -37,6 +37,11 @@ _IGNORED = frozenset({"@eaDir", "__MACOSX", "lost+found"})
 _THREADS = 32
 
 
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder is none of the user's own."""
+  return name.startswith(".") or name in _IGNORED
+
+
 @dataclasses.dataclass(frozen=True)
 class Entries:
   """What a folder holds: names of folders and of images, sorted."""
@@ -163,7 +168,7 @@ def scan(folder: str) -> Entries:
   folders, images, others = [], [], []
   try:
     for entry in _entries(folder):
-      if entry.name.startswith(".") or entry.name in _IGNORED:
+      if is_hidden(entry.name):
         continue
       # By name first: asking a bucket what is a folder takes long.
       if os.path.splitext(entry.name)[1].lower() in SUFFIXES:

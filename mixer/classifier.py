@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights with a head, shown images as they were shown them in training."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mixer import weights
+from mixer.data import ops as image_ops
+from mixer.data.decoding import decode
+from mixer.data.device_feed import to_devices
+from mixer.data.order import augmentation_rng
+from mixer.data.workers import ONE_A_CORE
+from mixer.datasets import class_names
+from mixer.errors import UserError
+from mixer.plan.data import output_size
+from mixer.training.mixing import AXIS, normalise
+from mixer.training.setup import replicate
+
+PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+HEADS = {1000: class_names.imagenet2012, 21_843: class_names.imagenet21k}
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """Weights, and what is needed to show them an image.
+
+  Attributes:
+    name: of the weights, as asked for.
+    model: with a head.
+    params: of the model.
+    ops: a spec, from any image to one that the model takes.
+    size: height and width of that one.
+    loss: that the head was trained with, "softmax" or "sigmoid".
+    class_names: one an output.
+    notes: where class names and ops are from.
+  """
+
+  name: str
+  model: nn.Module
+  params: dict = dataclasses.field(repr=False)
+  ops: str
+  size: tuple[int, int]
+  loss: str
+  class_names: tuple[str, ...] = dataclasses.field(repr=False)
+  notes: tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What an image shows.
+
+  Attributes:
+    path: of the image.
+    fault: why there is no prediction; "" if there is one.
+    pixels: uint8 [h, w, 3], as the model sees it.
+    classes: int [k], the most probable first.
+    probabilities: float [k], theirs.
+  """
+
+  path: str
+  fault: str
+  pixels: np.ndarray | None = None
+  classes: np.ndarray | None = None
+  probabilities: np.ndarray | None = None
+
+
+def open_classifier(
+  init: str, *, ops: str | None = None, classes: str | None = None
+) -> Classifier:
+  """Reads weights, and finds out what their images and classes are.
+
+  Args:
+    init: a file, a name of the registry or a run's folder.
+    ops: a spec; None means that of the run, or the paper's.
+    classes: a file with the names of the classes; None means those of the
+      weights, of the published head of their width, or numbers.
+
+  Raises:
+    UserError: there is no head, or these do not fit one another.
+  """
+  checkpoint = weights.read(init)
+  model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu)
+  if not model.num_classes:
+    raise UserError(
+      f"{init} has no head, so nothing to name classes with: fine-tune it first"
+      f" (train.py --config.init={init})."
+    )
+  config = _run_config(init)
+  spec, of_ops = _choose_ops(checkpoint, config, ops)
+  size = output_size(spec)
+  check_shape(model, checkpoint.params, (*size, 3), f"The ops {spec!r}")
+  names, of_names = _choose_names(checkpoint, model.num_classes, classes)
+  return Classifier(
+    name=init,
+    model=model,
+    params=checkpoint.params,
+    ops=spec,
+    size=size,
+    loss=config.get("loss", "softmax"),
+    class_names=names,
+    notes=(of_names, of_ops),
+  )
+
+
+def _run_config(init: str) -> dict:
+  """The config of the run in a folder; {} of other weights."""
+  file = Path(init).expanduser() / "config.json"
+  return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _choose_ops(
+  checkpoint: weights.Checkpoint, config: dict, ops: str | None
+) -> tuple[str, str]:
+  """Returns a spec and where it is from."""
+  if ops:
+    return ops, "--ops"
+  for name, evaluation in config.get("evals", {}).items():
+    if evaluation.get("type") == "classification" and evaluation.get("ops"):
+      return evaluation["ops"], f"of the run's evaluator {name}"
+  h, w = made_for(checkpoint)
+  larger = round(max(h, w) * 8 / 7)  # 256 for 224
+  crop = h if h == w else (h, w)
+  return f"resize_small({larger}) | central_crop({crop})", "as in the paper"
+
+
+def made_for(checkpoint: weights.Checkpoint) -> tuple[int, int]:
+  """Height and width of the images, square if it is not known."""
+  patch = len(checkpoint.params["stem"]["kernel"])
+  rows, columns = weights.token_grid(checkpoint.params, checkpoint.image_size)
+  return patch * rows, patch * columns
+
+
+def _choose_names(
+  checkpoint: weights.Checkpoint, number: int, file: str | None
+) -> tuple[tuple[str, ...], str]:
+  """Returns a name for each output and where they are from."""
+  if file:
+    names, origin = _read_lines(file), file
+  elif checkpoint.class_names:
+    names, origin = checkpoint.class_names, "the weights"
+  elif number in HEADS:
+    told = "taken for those of the published heads with as many"
+    return HEADS[number](), told
+  else:
+    return tuple(map(str, range(number))), "numbers; --classes=FILE names them"
+  if len(names) != number:
+    raise UserError(
+      f"The names of {len(names):,} classes in {origin} are not those of a head"
+      f" with {number:,} outputs: give --classes=FILE with {number:,} lines, in"
+      " the order of the labels."
+    )
+  return class_names.readable(names), f"of {origin}"
+
+
+def _read_lines(file: str) -> list[str]:
+  try:
+    text = Path(file).expanduser().read_text("utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
+    why = getattr(error, "strerror", None) or error
+    raise UserError(f"Cannot read --classes={file}: {why}.") from error
+  return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def check_shape(
+  model: nn.Module, params: dict, shape: tuple[int, int, int], where: str
+) -> None:
+  """Raises UserError, which begins with `where`, if images do not fit."""
+  images = jax.ShapeDtypeStruct((1, *shape), np.float32)
+  try:
+    jax.eval_shape(lambda x: model.apply({"params": params}, x)[0], images)
+  except ValueError as error:
+    raise UserError(f"{where}: {error}") from error
+
+
+def judge(
+  params: dict,
+  batch: dict[str, jax.Array],
+  *,
+  model: nn.Module,
+  loss: str,
+  topk: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the most probable classes of images, and their probabilities.
+
+  Args:
+    params: of the model.
+    batch: "image" uint8 [n, h, w, 3].
+    model: its `apply` returns (logits, intermediates).
+    loss: that the head was trained with, "softmax" or "sigmoid".
+    topk: how many, k.
+
+  Returns:
+    int32 [n, k] and float32 [n, k].
+  """
+  logits, _ = model.apply(
+    {"params": params}, normalise(batch["image"]), train=False
+  )
+  # By the logits: a sigmoid's largest values may all be 1.
+  _, classes = jax.lax.top_k(logits, min(topk, logits.shape[-1]))
+  probabilities = PROBABILITIES[loss](logits)
+  return classes, jnp.take_along_axis(probabilities, classes, axis=-1)
+
+
+def predict(
+  classifier: Classifier,
+  paths: Sequence[str],
+  *,
+  topk: int = 5,
+  batch: int = 32,
+) -> Iterator[Prediction]:
+  """Yields what each image shows, in order, while later ones are decoded.
+
+  Args:
+    classifier: from `open_classifier`.
+    paths: of image files.
+    topk: classes an image.
+    batch: images at once, rounded up to a multiple of the devices.
+  """
+  devices = jax.local_devices()[: len(paths)]
+  batch = -(-min(batch, len(paths)) // len(devices)) * len(devices)
+  step = jax.pmap(
+    functools.partial(
+      judge, model=classifier.model, loss=classifier.loss, topk=topk
+    ),
+    axis_name=AXIS,
+    devices=devices,
+  )
+  params = replicate(classifier.params, devices)
+  groups = collections.deque()  # of images that are on their way
+
+  def feed():
+    with contextlib.closing(_prepared(classifier, paths, batch)) as images:
+      while group := list(itertools.islice(images, batch)):
+        groups.append(group)
+        # The last batch is filled up: another size would compile again.
+        pixels = np.zeros((batch, *classifier.size, 3), np.uint8)
+        for i, prediction in enumerate(group):
+          if not prediction.fault:
+            pixels[i] = prediction.pixels
+        yield {"image": pixels}
+
+  def fetch(outputs):
+    columns = (np.asarray(x).reshape(batch, -1) for x in outputs)
+    for image, *found in zip(groups.popleft(), *columns, strict=False):
+      yield (
+        image
+        if image.fault
+        else dataclasses.replace(
+          image, classes=found[0], probabilities=found[1]
+        )
+      )
+
+  ahead = collections.deque()  # dispatched, not yet fetched
+  for images in to_devices(feed(), devices):
+    ahead.append(step(params, images))
+    if len(ahead) > 1:
+      yield from fetch(ahead.popleft())
+  while ahead:
+    yield from fetch(ahead.popleft())
+
+
+def _prepared(
+  classifier: Classifier, paths: Sequence[str], batch: int
+) -> Iterator[Prediction]:
+  """Yields images as the model sees them, decoded by threads."""
+  ops = image_ops.parse(classifier.ops)
+
+  def prepare(i: int) -> Prediction:
+    try:
+      with open(paths[i], "rb") as file:
+        image = decode(file.read())
+      image = ops(image, augmentation_rng(0, i))
+    except OSError as error:
+      return Prediction(paths[i], error.strerror or str(error))
+    except ValueError as error:
+      return Prediction(paths[i], str(error))
+    if image.shape[:2] != classifier.size:
+      return Prediction(paths[i], f"{classifier.ops!r} makes {image.shape}.")
+    return Prediction(paths[i], "", image)
+
+  return ONE_A_CORE.run(grain.MapDataset.range(len(paths)).map(prepare), batch)

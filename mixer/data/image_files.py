@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds loose images: files, folders of any depth, patterns."""
+
+import difflib
+import glob
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+
+from mixer.data.sources.folder_layout import SUFFIXES, is_hidden
+from mixer.data.sources.record_files import is_remote
+from mixer.errors import UserError, some
+
+
+def find_images(given: Sequence[str]) -> list[str]:
+  """Returns the paths of images, each once, in the order of what is given.
+
+  Args:
+    given: files, whatever their suffix; folders, in which the files with the
+      suffix of an image count, at any depth; patterns such as "*.jpg" of both.
+
+  Raises:
+    UserError: one of them is no image and holds none.
+  """
+  found = map(_find, given)
+  return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+
+def _find(given: str) -> list[str]:
+  if is_remote(given):
+    raise UserError(
+      f"{given} is not on this machine: copy the images, or mount the bucket."
+    )
+  path = os.path.expanduser(given)
+  if os.path.lexists(path) and not os.path.isdir(path):
+    return [path]
+  matches = (
+    [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
+  )
+  images = []
+  for match in matches:
+    if os.path.isdir(match):
+      images += _walk(match)
+    elif _is_image(os.path.basename(match)):
+      images.append(match)
+  if not images:
+    raise UserError(_none_there(given, path, matches))
+  return images
+
+
+def _walk(folder: str) -> Iterator[str]:
+  def stop(error: OSError):
+    raise error
+
+  for parent, folders, files in os.walk(folder, onerror=stop):
+    folders[:] = sorted(x for x in folders if not is_hidden(x))
+    for name in sorted(files):
+      if _is_image(name):
+        yield os.path.join(parent, name)
+
+
+def _is_image(name: str) -> bool:
+  suffix = os.path.splitext(name)[1].lower()
+  return suffix in SUFFIXES and not is_hidden(name)
+
+
+def _none_there(given: str, path: str, matches: Sequence[str]) -> str:
+  if matches:
+    kinds = " ".join(sorted(SUFFIXES))
+    return f"There is no image in {given}: no file ends in one of {kinds}."
+  if glob.has_magic(path):
+    return (
+      f"No file or folder matches {given!r}: look for a slip in the pattern."
+    )
+  parent = os.path.dirname(os.path.abspath(path))
+  if not os.path.isdir(parent):
+    return f"There is no {given}, nor a folder {parent}."
+  names = sorted(os.listdir(parent))
+  near = difflib.get_close_matches(os.path.basename(path), names)
+  there = some(near or names) or "nothing"
+  return f"There is no {given}. In {parent} there is {there}."

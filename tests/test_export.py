@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported programs run without this project and say what the model says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax import export as jax_export
+
+from mixer import export, weights
+from mixer.models import create
+
+TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
+SIZES = {
+  "patch": 8,
+  "hidden": 24,
+  "blocks": 2,
+  "tokens_mlp": 12,
+  "channels_mlp": 48,
+}
+PIXELS = np.random.default_rng(7).integers(256, size=(5, 32, 32, 3), dtype="u1")
+IMAGES = PIXELS.astype(np.float32) / 127.5 - 1
+
+# What a stranger has: the file, an array, and jax.
+CALL = """
+import sys
+import numpy as np
+from jax import export
+program = export.deserialize(open(sys.argv[1], "rb").read())
+np.save(sys.argv[3], program.call(np.load(sys.argv[2])))
+assert not {"mixer", "flax"} & sys.modules.keys()
+"""
+
+
+def run(*arguments):
+  return export.main([str(argument) for argument in arguments])
+
+
+def logits_of(params, images=IMAGES, **fields):
+  model = create("Mixer", **SIZES | {"num_classes": 7} | fields)
+  # Compiled: run in parts, bfloat16 would be rounded in more places.
+  return np.asarray(jax.jit(model.apply)({"params": params}, images)[0])
+
+
+def read(file):
+  return jax_export.deserialize(bytearray(file.read_bytes()))
+
+
+def test_a_stranger_gets_the_models_logits_with_jax_alone(tmp_path, capsys):
+  """Called as the command says it."""
+  file = tmp_path / "tiny.stablehlo"
+  np.save(tmp_path / "pixels.npy", PIXELS)
+
+  assert run(f"--init={TINY}", f"--out={file}") == 0
+
+  names = (file, tmp_path / "pixels.npy", tmp_path / "logits.npy")
+  subprocess.run(
+    [sys.executable, "-I", "-c", CALL, *map(str, names)],
+    check=True,
+    cwd=tmp_path,
+  )
+  out = capsys.readouterr().out
+  np.testing.assert_allclose(
+    np.load(tmp_path / "logits.npy"), logits_of(weights.load(TINY)), atol=1e-5
+  )
+  assert read(file).platforms == ("cpu", "cuda", "tpu")
+  assert f"export.deserialize(open({str(file)!r}, 'rb').read())" in out
+  assert "images is uint8 [n, 32, 32, 3], RGB, 0 to 255, for any n" in out
+  assert not list(tmp_path.glob("*.partial"))
+
+
+def test_any_number_of_images_is_taken_and_features_where_no_head_is(
+  tmp_path, capsys
+):
+  params = weights.load(TINY)
+  del params["head"]
+  weights.save(tmp_path / "body.npz", params)
+  file = tmp_path / "body.stablehlo"
+
+  code = run(
+    f"--init={tmp_path / 'body.npz'}", f"--out={file}", "--input=float32"
+  )
+
+  out = capsys.readouterr().out
+  wanted = logits_of(params, num_classes=None)
+  assert code == 0
+  assert "features = program.call(images)" in out
+  assert "images is float32 [n, 32, 32, 3], RGB, -1 to 1, for any n" in out
+  for number in (1, 5):
+    given = read(file).call(IMAGES[:number])
+    np.testing.assert_allclose(given, wanted[:number], atol=1e-5)
+
+
+def test_bfloat16_is_the_models_own_in_half_the_space(tmp_path):
+  file = tmp_path / "tiny.stablehlo"
+
+  assert run(f"--init={TINY}", f"--out={file}", "--dtype=bfloat16") == 0
+
+  params = weights.load(TINY)
+  program = read(file)
+  wanted = logits_of(params, dtype="bfloat16")
+  model = create("Mixer", **SIZES, num_classes=7, dtype="float32")
+  single = export.serialize(
+    export.bind(model, params, "uint8"),
+    (32, 32, 3),
+    "uint8",
+    ["cpu", "cuda", "tpu"],
+  )
+  factors = sum(
+    array.size
+    for name, array in flatten_dict(params, sep="/").items()
+    if name.endswith("kernel") and name != "head/kernel"
+  )
+  np.testing.assert_allclose(program.call(PIXELS), wanted, atol=1e-5)
+  assert np.abs(wanted - logits_of(params)).max() > 1e-4
+  assert program.out_avals[0].dtype == np.float32
+  saved = len(single) - file.stat().st_size
+  assert saved == pytest.approx(2 * factors, rel=0.1)
+
+
+def test_the_exact_gelu_stays_exact(tmp_path):
+  file = tmp_path / "tiny.stablehlo"
+  params = weights.load(TINY)
+  for mixing in ("token_mixing", "channel_mixing"):
+    # From where the two forms differ most, and with more weight.
+    layers = params["MixerBlock_1"][mixing]
+    layers["Dense_0"]["bias"] += 2
+    layers["Dense_1"]["kernel"] *= 4
+  weights.save(tmp_path / "exact.safetensors", params, gelu="exact")
+
+  assert run(f"--init={tmp_path / 'exact.safetensors'}", f"--out={file}") == 0
+
+  given = read(file).call(PIXELS)
+  np.testing.assert_allclose(given, logits_of(params, gelu="exact"), atol=2e-6)
+  assert np.abs(given - logits_of(params, gelu="tanh")).max() > 1e-4
+
+
+def test_a_program_for_another_machine_is_tried_on_this_one(tmp_path, capsys):
+  file = tmp_path / "tiny.stablehlo"
+
+  assert run(f"--init={TINY}", f"--out={file}", "--platforms=tpu,rocm") == 0
+
+  assert read(file).platforms == ("tpu", "rocm")
+  assert "tried on cpu." in capsys.readouterr().out
+
+
+def test_a_program_that_says_something_else_is_not_written(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(export, "normalise", lambda x: x.astype("float32") / 255)
+
+  assert run(f"--init={TINY}", f"--out={tmp_path / 'tiny.stablehlo'}") == 2
+
+  assert "too much, so nothing is written." in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("suffix", "sentence"),
+  [(".npz", "the tanh form of GELU"), (".safetensors", "approximate='tanh'")],
+)
+def test_weights_come_back_from_either_layout(
+  tmp_path, capsys, suffix, sentence
+):
+  file = tmp_path / f"tiny{suffix}"
+
+  assert run(f"--init={TINY}", f"--out={file}") == 0
+
+  assert sentence in capsys.readouterr().out
+  np.testing.assert_array_equal(
+    logits_of(weights.load(file)), logits_of(weights.load(TINY))
+  )
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--out=tiny.onnx"], "--out=tiny.onnx does not say what to write: end it"),
+    (["--out=none/tiny.npz"], "There is no folder for --out=none/tiny.npz"),
+    (["--out=tiny.npz", "--input=uint8"], "--input is for programs"),
+    (
+      ["--platforms=cpu,gpu"],
+      "--platforms takes no 'gpu': there are cpu, cuda",
+    ),
+    (["--platforms="], "--platforms takes no '': there are cpu"),
+    (["--input=int8"], "--input takes no 'int8': there are uint8, float32."),
+    (["--dtype=float16"], "there are float32, bfloat16."),
+    (["--image_size=0"], "--image_size=0 must be 1 or more."),
+    (["--image_size=36"], "Images of 36 x 36 px are not divided by patches of"),
+    (
+      ["--image_size=64"],
+      "make 64 tokens of 8 px, but these parameters mix 16",
+    ),
+    (["--init=none.npz"], "There are no weights at none.npz"),
+  ],
+)
+def test_a_mistake_is_told_in_a_sentence(
+  tmp_path, capsys, monkeypatch, flags, message
+):
+  monkeypatch.chdir(tmp_path)
+
+  assert run(f"--init={TINY}", "--out=tiny.stablehlo", *flags) == 2
+
+  err = capsys.readouterr().err
+  assert err.startswith("error: ") and len(err.splitlines()) == 1
+  assert message in err
+  assert not list(tmp_path.iterdir())

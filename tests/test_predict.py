@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What images show: as the model says it of the same pixels, by name."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recipes
+import scipy.special
+from photographs import PHOTOGRAPHS
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from mixer import classifier, predict, weights
+from mixer.data import ops
+from mixer.data.image_files import find_images
+from mixer.datasets import class_names
+from mixer.models import create
+from mixer.training import loop
+
+TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
+TINY_SIZES = {
+  "patch": 8,
+  "hidden": 24,
+  "blocks": 2,
+  "tokens_mlp": 12,
+  "channels_mlp": 48,
+}
+
+COLOURS = (200, 10, 20), (0, 40, 180)
+
+
+@pytest.fixture(scope="module")
+def trained(digits_dir, tmp_path_factory):
+  """The folder of a short run on the digits."""
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.total_epochs, config.total_steps = 0.0, 100
+  config.schedule.warmup_epochs = 0.0
+  config.evals.test.every_epochs = 0.0
+  config.checkpoint.every_epochs = 0.0
+  config.model.hidden, config.model.blocks = 32, 1
+  config.mixup = config.average_decay = 0.0
+  folder = tmp_path_factory.mktemp("runs") / "digits"
+  assert loop.train(config, str(folder)) == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+  """The 360 test images as files, and their labels."""
+  folder = tmp_path_factory.mktemp("digits")
+  values = load_digits()
+  test = np.random.RandomState(0).permutation(1797)[1437:]
+  for place, i in enumerate(test):
+    pixels = np.round(values.images[i] * 255 / 16).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"{place:03d}.png")
+  return folder, values.target[test]
+
+
+@pytest.fixture
+def photo(tmp_path):
+  file = tmp_path / "chelsea.png"
+  Image.fromarray(PHOTOGRAPHS["chelsea"]).save(file)
+  return file
+
+
+def write_head(path, classes):
+  """Weights of a tiny Mixer with another head."""
+  params = weights.load(TINY)
+  rng = np.random.default_rng(0)
+  params["head"] = {
+    "kernel": rng.normal(size=(24, classes)).astype(np.float32),
+    "bias": np.zeros(classes, np.float32),
+  }
+  weights.save(path, params)
+  return str(path)
+
+
+def read_table(file):
+  with open(file, newline="") as opened:
+    return list(csv.DictReader(opened))
+
+
+def run(*arguments):
+  return predict.main([str(argument) for argument in arguments])
+
+
+def test_the_accuracy_is_that_which_the_run_has_found(
+  trained, digits, tmp_path, capsys
+):
+  folder, labels = digits
+  table = tmp_path / "predictions.csv"
+
+  code = run(f"--init={trained}", folder, f"--out={table}", "--topk=3")
+
+  rows = read_table(table)
+  best = np.array([int(row["class"]) for row in rows if row["rank"] == "1"])
+  last = (trained / "metrics.jsonl").read_text().splitlines()[-1]
+  accuracy = json.loads(last)["eval/test/accuracy"]
+  out, err = capsys.readouterr()
+  assert code == 0
+  assert accuracy > 0.5
+  assert np.mean(best == labels) == pytest.approx(accuracy)
+  assert len(rows) == 3 * 360
+  assert len(out.splitlines()) == 360
+  assert "central_crop(8) (of the run's evaluator test), softmax" in err
+  assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_probabilities_are_the_models_on_the_same_pixels(
+  trained, digits, tmp_path, loss
+):
+  """19 images: two batches of 16, the second filled up, on eight devices."""
+  shutil.copytree(trained, tmp_path / "run")
+  config = json.loads((tmp_path / "run/config.json").read_text())
+  (tmp_path / "run/config.json").write_text(json.dumps(config | {"loss": loss}))
+  files = sorted(map(str, digits[0].glob("*.png")))[:19]
+
+  opened = classifier.open_classifier(str(tmp_path / "run"))
+  found = list(classifier.predict(opened, files, topk=10, batch=15))
+
+  pixels = np.stack([Image.open(file).convert("RGB") for file in files])
+  model = create("Mixer", **sizes_of(config), num_classes=10)
+  params = {"params": weights.load(trained)}
+  logits = np.asarray(model.apply(params, np.float32(pixels) / 127.5 - 1)[0])
+  function = {
+    "softmax": lambda x: scipy.special.softmax(x, axis=-1),
+    "sigmoid": scipy.special.expit,
+  }[loss]
+  order = np.argsort(-logits, axis=-1, kind="stable")
+  wanted = np.take_along_axis(function(logits), order, axis=-1)
+  assert [one.path for one in found] == files
+  np.testing.assert_array_equal([one.pixels for one in found], pixels)
+  np.testing.assert_array_equal([one.classes for one in found], order)
+  np.testing.assert_allclose(
+    [one.probabilities for one in found], wanted, rtol=1e-5, atol=1e-7
+  )
+
+
+def sizes_of(config):
+  return {key: config["model"][key] for key in TINY_SIZES}
+
+
+def test_weights_alone_get_the_papers_preprocessing(photo, capsys):
+  code = run(f"--init={TINY}", photo, "--topk=7")
+
+  out, err = capsys.readouterr()
+  pixels = ops.parse("resize_small(37) | central_crop(32)")(
+    PHOTOGRAPHS["chelsea"], np.random.default_rng(0)
+  )
+  model = create("Mixer", **TINY_SIZES, num_classes=7)
+  images = np.float32(pixels[None]) / 127.5 - 1
+  [logits] = np.asarray(model.apply({"params": weights.load(TINY)}, images)[0])
+  wanted = scipy.special.softmax(logits)
+  shown = [line.split() for line in out.splitlines()[1:]]
+  assert code == 0
+  assert "resize_small(37) | central_crop(32) (as in the paper)" in err
+  assert [int(name) for _, name in shown] == list(np.argsort(-wanted))
+  np.testing.assert_allclose(
+    [float(probability) for probability, _ in shown],
+    -np.sort(-wanted),
+    atol=5.1e-5,
+  )
+
+
+def test_one_bad_image_is_told_and_the_rest_is_done(
+  trained, digits, tmp_path, capsys
+):
+  files = sorted(digits[0].glob("*.png"))[:30]
+  (tmp_path / "page.jpg").write_bytes(b"<html>404</html>")
+  (tmp_path / "gone.png").symlink_to("nowhere.png")
+  Image.new("RGB", (5, 9)).save(tmp_path / "small.png")
+  bad = [tmp_path / name for name in ("page.jpg", "gone.png", "small.png")]
+  table = tmp_path / "predictions.csv"
+
+  code = run(
+    f"--init={trained}", *bad[:2], *files, bad[2], f"--out={table}", "--topk=1"
+  )
+
+  err = capsys.readouterr().err
+  assert code == 0
+  assert f"not read: {bad[0]}: Cannot decode 16 bytes that begin with" in err
+  assert f"not read: {bad[1]}: No such file or directory" in err
+  assert f"not read: {bad[2]}: central_crop cannot cut 8 x 8" in err
+  assert err.endswith("3 of 33 images could not be read.\n")
+  assert [row["image"] for row in read_table(table)] == list(map(str, files))
+
+
+def test_where_no_image_can_be_read_nothing_is_written(
+  trained, tmp_path, capsys
+):
+  (tmp_path / "page.jpg").write_bytes(b"<html>404</html>")
+
+  code = run(f"--init={trained}", tmp_path, f"--out={tmp_path / 'table.csv'}")
+
+  assert code == 2
+  assert "error: No image could be read." in capsys.readouterr().err
+  assert os.listdir(tmp_path) == ["page.jpg"]
+
+
+def test_decoding_stays_only_a_little_ahead(trained, digits):
+  """Else thousands of images would fill the memory."""
+
+  class Watched(list):
+    furthest = 0
+
+    def __getitem__(self, i):
+      if isinstance(i, int):
+        self.furthest = max(self.furthest, i)
+      return super().__getitem__(i)
+
+  paths = Watched(sorted(map(str, digits[0].glob("*.png"))) * 20)
+  opened = classifier.open_classifier(str(trained))
+
+  predictions = classifier.predict(opened, paths, batch=8)
+  next(predictions)
+
+  assert len(paths) == 7200
+  assert paths.furthest < 200
+  predictions.close()
+
+
+def test_one_program_is_compiled_for_all_batches(trained, digits, monkeypatch):
+  traced = []
+
+  def watched(*arguments, judge=classifier.judge, **options):
+    traced.append(1)
+    return judge(*arguments, **options)
+
+  monkeypatch.setattr(classifier, "judge", watched)
+  files = sorted(map(str, digits[0].glob("*.png")))[:37]
+  opened = classifier.open_classifier(str(trained))
+
+  found = list(classifier.predict(opened, files, batch=16))
+
+  assert len(found) == 37
+  assert len(traced) == 1
+
+
+def test_files_folders_and_patterns_are_found_once_and_in_order(tmp_path):
+  for name in (
+    "b/2.JPG",
+    "b/1.png",
+    "b/deep/er/3.webp",
+    "b/notes.txt",
+    "b/.hidden/4.png",
+    "b/._5.png",
+    "b/@eaDir/6.png",
+    "a.data",
+    "c[1].png",
+    "d1.png",
+    "d2.png",
+  ):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+  found = find_images(
+    [
+      f"{tmp_path}/a.data",
+      f"{tmp_path}/c[1].png",
+      f"{tmp_path}/b",
+      f"{tmp_path}/d?.png",
+      f"{tmp_path}/*",
+    ]
+  )
+
+  assert [os.path.relpath(path, tmp_path) for path in found] == [
+    "a.data",
+    "c[1].png",
+    "b/1.png",
+    "b/2.JPG",
+    "b/deep/er/3.webp",
+    "d1.png",
+    "d2.png",
+  ]
+
+
+def test_the_published_heads_are_known_by_their_width(photo, tmp_path, capsys):
+  for number, names in (
+    (1000, class_names.imagenet2012()),
+    (21_843, class_names.imagenet21k()),
+  ):
+    init = write_head(tmp_path / "weights.npz", number)
+    table = tmp_path / "table.csv"
+
+    assert run(f"--init={init}", photo, f"--out={table}") == 0
+
+    out, err = capsys.readouterr()
+    assert f"classes  {number:,}, taken for those of the published" in err
+    for row, line in zip(read_table(table), out.splitlines()[1:], strict=True):
+      assert row["label"] == names[int(row["class"])]
+      assert line.endswith(f"  {row['label']} ({row['class']})")
+
+
+def test_a_file_of_names_goes_before_all(photo, tmp_path, capsys):
+  lines = ["null", "eins", "zwei", "n02123045", "vier", "fünf", "sechs"]
+  names = tmp_path / "names.txt"
+  names.write_text("\n".join(lines) + "\n\n", encoding="utf-8-sig")
+
+  assert run(f"--init={TINY}", photo, f"--classes={names}", "--topk=9") == 0
+
+  out = capsys.readouterr().out
+  for i, name in enumerate(lines):
+    shown = "tabby, tabby cat" if name == "n02123045" else name
+    assert f"  {shown} ({i})\n" in out
+
+
+def test_a_runs_own_classes_are_named(trained, digits, tmp_path):
+  shutil.copytree(trained, tmp_path / "run")
+  names = [f"digit {i}" for i in range(10)]
+  (tmp_path / "run/classes.txt").write_text("\n".join(names) + "\n")
+  table = tmp_path / "table.csv"
+
+  run(f"--init={tmp_path / 'run'}", digits[0] / "000.png", f"--out={table}")
+
+  rows = read_table(table)
+  assert len(rows) == 5
+  assert all(row["label"] == f"digit {row['class']}" for row in rows)
+
+
+def test_the_picture_shows_pixels_and_the_best_class(tmp_path):
+  red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in COLOURS)
+  predictions = [
+    classifier.Prediction("", "", pixels, [i, 2], [0.75, 0.25])
+    for i, pixels in enumerate((red, blue))
+  ]
+  names = ["tench, Tinca tinca", r"an $\frac$", "unseen"]
+
+  predict.draw(predictions, names, str(tmp_path / "picture.png"))
+
+  drawn = np.array(Image.open(tmp_path / "picture.png").convert("RGB"))
+  halves = np.array_split(drawn, 2, axis=1)
+  for half, colour in zip(halves, COLOURS, strict=True):
+    assert np.mean(np.all(half == colour, axis=-1)) > 0.5
+  predict.draw(predictions, names, str(tmp_path / "picture.svg"))
+  written = (tmp_path / "picture.svg").read_text()
+  # Letters are drawn, and each text stands in a comment beside its own.
+  assert "<!-- 0.75 tench -->" in written
+  assert "<!-- 0.75 an $\\frac$ -->" in written
+
+
+def test_a_picture_has_only_the_first_images(
+  trained, digits, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(predict, "DRAWN", 3)
+  picture = tmp_path / "picture.png"
+  files = sorted(digits[0].glob("*.png"))[:5]
+
+  assert run(f"--init={trained}", *files, f"--grid={picture}") == 0
+
+  assert f"Drew 3 of 5 images in {picture}." in capsys.readouterr().out
+  assert Image.open(picture).width == 3 * 300
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--topk=0"], "--topk=0 must be 1 or more."),
+    (["--batch=0"], "--batch=0 must be 1 or more."),
+    (
+      ["--ops=resize(12)"],
+      "The ops 'resize(12)': Images of 12 x 12 px are not",
+    ),
+    (["--ops=resize(40)"], "make 25 tokens of 8 px, but these parameters mix"),
+    (["--ops=resize_small(32)"], "end it with a crop or a resize to one size"),
+    (["--classes=none.txt"], "Cannot read --classes=none.txt: No such file"),
+    ([f"--classes={__file__}"], "are not those of a head with 7 outputs: give"),
+    (["--grid=sheet.txt"], "--grid=sheet.txt must end in a kind of picture"),
+    (["--grid=none/sheet.png"], "There is no folder for --grid=none/sheet.png"),
+    (["--out=none/table.csv"], "There is no folder for --out=none/table.csv"),
+    (["--out={folder}"], "--out={folder} is a folder: name a file in it."),
+    (["gs://bucket/cat.png"], "gs://bucket/cat.png is not on this machine"),
+    (["nothing/*.png"], "No file or folder matches 'nothing/*.png'"),
+    (["{folder}/chelsae.png"], "In {folder} there is chelsea.png."),
+    (
+      ["{folder}/empty"],
+      "There is no image in {folder}/empty: no file ends in",
+    ),
+    (["--init=none.npz"], "There are no weights at none.npz"),
+  ],
+)
+def test_a_mistake_is_told_in_a_sentence(photo, capsys, flags, message):
+  folder = photo.parent
+  (folder / "empty").mkdir()
+
+  code = run(
+    f"--init={TINY}", photo, *(flag.format(folder=folder) for flag in flags)
+  )
+
+  out, err = capsys.readouterr()
+  assert code == 2
+  assert out == ""
+  assert err.count("error: ") == 1
+  assert message.format(folder=folder) in err
+
+
+def test_weights_without_a_head_are_told(photo, tmp_path, capsys):
+  params = weights.load(TINY)
+  del params["head"]
+  weights.save(tmp_path / "body.npz", params)
+
+  assert run(f"--init={tmp_path / 'body.npz'}", photo) == 2
+
+  assert "body.npz has no head" in capsys.readouterr().err
