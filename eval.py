@@ -17,6 +17,9 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step.")
 BEST = flags.DEFINE_bool("best", False, "The best checkpoint.")
+SKIP_MISSING = flags.DEFINE_bool(
+  "skip_missing", False, "Leave out evaluators whose data are not there."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -26,7 +29,11 @@ def main() -> int:
   from mixer.training import evaluations  # after the flags: it takes seconds
 
   return evaluations.evaluate(
-    CONFIG.value, WORKDIR.value, step=STEP.value, best=BEST.value
+    CONFIG.value,
+    WORKDIR.value,
+    step=STEP.value,
+    best=BEST.value,
+    skip_missing=SKIP_MISSING.value,
   )
 
 

@@ -85,7 +85,10 @@ def default() -> ConfigDict:
   # In that split, so that steps are known before the data are there; None or 0:
   # as many as there are.
   data.examples = placeholder(int)
-  data.label = "label"  # name of the label's feature
+  data.image = "image"  # name of the image's feature
+  # Name of the label's feature, or a rule of mixer.data.labels, such as
+  # "clevr_count".
+  data.label = "label"
   data.data_dir = ""  # where data sets are; "": TFDS_DATA_DIR, or TFDS's own
   data.ops = placeholder(str)  # of images, such as "inception_crop(224) | flip"
   # With folder:DIR, a file with the class folders in the order of their labels,
@@ -130,28 +133,70 @@ def default() -> ConfigDict:
   # as "eval/val/accuracy" (highest) or "eval/val/loss" (lowest); "": none.
   checkpoint.best = ""
 
+  # `python -m mixer.sweep`: one run a learning rate, then the final runs with
+  # the best of them. train.py does not look at it.
+  config.sweep = sweep = ConfigDict()
+  sweep.learning_rates = ()  # the grid
+  # Result that the rate is chosen by, as checkpoint.best, at the last step. In
+  # final runs on another split its evaluator is left out: they train on its
+  # images.
+  sweep.metric = ""
+  sweep.full_split = placeholder(str)  # of the final runs; None: data.split
+  sweep.full_examples = placeholder(int)  # in that split, as data.examples
+  sweep.seeds = 3  # final runs: config.seed, the one after it, ...
+  sweep.report = "eval/test/accuracy"  # result that the sweep is about
+
   config.log = log = ConfigDict()
   log.every_steps = 50  # rows of metrics.jsonl
   log.profile_steps = 0  # updates traced for TensorBoard, after the tenth
   return config
 
 
-def evaluator(**given) -> ConfigDict:
-  """Returns the schema of one evaluator, with these keys set."""
+def evaluator(type: str = "classification", **given) -> ConfigDict:
+  """Returns the schema of one evaluator of a type, with these keys set."""
   config = ConfigDict()
-  config.type = "classification"
+  config.type = type
   config.name = placeholder(str)  # as data.name; None: the training one
   config.split = placeholder(str)
   config.examples = placeholder(int)  # in that split
-  config.label = "label"
+  config.image = "image"  # as data.image
+  config.label = "label"  # as data.label
   config.ops = placeholder(str)
   config.batch = placeholder(int)  # over all devices; None: as in training
   add_duration(config, "every")  # none set: at the end alone
-  config.per_class = False  # writes WORKDIR/eval/NAME_per_class.csv
-  config.confusion = False  # writes WORKDIR/eval/NAME_confusion.csv
-  for key, value in given.items():
+  for key, value in (_keys_of(type) | given).items():
     config[key] = value
   return config
+
+
+def _keys_of(type: str) -> dict:
+  """What evaluators of a type have beyond the rest, or in place of it."""
+  # Accuracy that others report, 0..1; eval.py prints it beside the measured.
+  published = {"published": placeholder(float)}
+  keys = {
+    # Loss and accuracy.
+    "classification": {
+      **published,
+      "per_class": False,  # writes WORKDIR/eval/NAME_per_class.csv
+      "confusion": False,  # writes WORKDIR/eval/NAME_confusion.csv
+    },
+    # Accuracy where an image has any number of right classes (ReaL).
+    "real": {
+      **published,
+      "name": "imagenet2012_real",
+      "split": "validation",
+      "label": "real_label",  # a feature that is a sequence of classes
+    },
+    # Linear regression on features, from a few examples of each class, judged
+    # on `split`. The data set has classes of its own.
+    "fewshot": {
+      "pool_split": "train",  # that the few are drawn from
+      "shots": (5, 10),  # examples of each class
+      "draws": 3,  # results are means over so many
+      "l2": 1024.0,  # penalty on the squared weights
+    },
+  }
+  return keys.get(type, {})
 
 
 def add_duration(config: ConfigDict, prefix: str):

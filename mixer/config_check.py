@@ -22,6 +22,7 @@ WITHOUT_EFFECT = (
   "evals",
   "log",
   "max_per_device",
+  "sweep",
 )
 
 
@@ -38,9 +39,9 @@ def complete(config: ConfigDict) -> ConfigDict:
   problems = []
   result = _complete(config, schema, "", problems)
   for name, part in config.get("evals", {}).items():
-    result.evals[name] = _complete(
-      part, evaluator(), f"evals.{name}.", problems
-    )
+    known = part.get("type") if isinstance(part, ConfigDict) else None
+    schema = evaluator(known or "classification")
+    result.evals[name] = _complete(part, schema, f"evals.{name}.", problems)
   if problems:
     raise UserError("\n".join(problems))
   return result
@@ -133,6 +134,28 @@ def check_values(config: ConfigDict) -> Iterator[str]:
       re.compile(pair[0])
     except re.error as error:
       yield f"config.optimizer.multipliers: {pair[0]!r}: {error}."
+  for rate in config.sweep.learning_rates:
+    if not isinstance(rate, (int, float)) or not 0 < rate < _INFINITY:
+      yield f"config.sweep.learning_rates has {rate!r}: rates are above 0."
+  for name, options in config.evals.items():
+    yield from _check_evaluator(f"config.evals.{name}", options)
+
+
+def _check_evaluator(here: str, options: ConfigDict) -> Iterator[str]:
+  published = options.get("published")
+  if published is not None and not 0 <= published <= 1:
+    yield (f"{here}.published = {published} must be 0 to 1: 76.44 % is 0.7644.")
+  if options.type != "fewshot":
+    return
+  shots = options.shots
+  if not shots or not all(isinstance(k, int) and k > 0 for k in shots):
+    yield (
+      f"{here}.shots = {shots!r} must be numbers of examples, such as (5, 10)."
+    )
+  if options.draws < 1:
+    yield f"{here}.draws = {options.draws} must be 1 or more."
+  if not 0 < options.l2 < _INFINITY:
+    yield f"{here}.l2 = {options.l2} must be above 0."
 
 
 _CHOICES = {
@@ -181,6 +204,8 @@ _RANGES = {
   "optimizer.weight_decay": (0, _INFINITY),
   "schedule.end": (0, 1),
   "seed": (0, 2**31 - 1),
+  "sweep.full_examples": (0, _INFINITY),
+  "sweep.seeds": (1, _INFINITY),
 }
 
 

@@ -3,7 +3,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ def write_tfds(
   examples: Mapping[str, int],
   size: int = 32,
   file_format: str = "array_record",
+  fixed: Mapping[str, Callable[[int], object]] | None = None,
 ) -> None:
   """Writes random images with the official features, version and config.
 
@@ -27,6 +28,7 @@ def write_tfds(
     examples: number of examples by split.
     size: side of the images in pixels, where the features leave it open.
     file_format: `array_record` or `tfrecord`.
+    fixed: values of features by key, functions of the example's number.
   """
   dataset, _, config = name.partition("/")
   official = builder_class(name)(data_dir=data_dir, config=config or None)
@@ -59,7 +61,8 @@ def write_tfds(
           {
             key: _random_value(key, feature, i, size, rng)
             for key, feature in features.items()
-          },
+          }
+          | {key: value(i) for key, value in (fixed or {}).items()},
         )
 
   Miniature.name = dataset
@@ -87,4 +90,15 @@ def _random_value(
     return tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
   if isinstance(feature, tfds.features.Text):
     return f"{key}_{i}"
+  if isinstance(feature, tfds.features.FeaturesDict):
+    return {
+      k: _random_value(k, inner, i, size, rng) for k, inner in feature.items()
+    }
+  if isinstance(feature, tfds.features.Sequence):
+    number = rng.integers(3, 11)  # as many as CLEVR has objects
+    return [
+      _random_value(key, feature.feature, i, size, rng) for _ in range(number)
+    ]
+  if isinstance(feature, tfds.features.Tensor):
+    return rng.uniform(6, 25, feature.shape).astype(np.float32)
   raise TypeError(f"No random value for a {type(feature).__name__}.")

@@ -7,6 +7,7 @@ on purpose; read the difference before it is committed.
 
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -30,16 +31,28 @@ RECIPES = [
   *(("finetune", f"dataset={name}") for name in DATA_SETS),
   *(("finetune", f"dataset={name},full=True") for name in DATA_SETS),
   ("finetune", "dataset=imagenet2012,model=Mixer-L/16,res=448,eval=resize"),
+  ("finetune", "dataset=cifar10,model=Mixer-S/16,res=384"),
+  ("vtab", "dataset=svhn"),
+  ("vtab", "dataset=clevr_count,model=Mixer-L/16,full=True"),
+  ("vtab", "dataset=dsprites_orientation,steps=500"),
+  ("evaluate", "imagenet1k/Mixer-B_16"),
+  ("evaluate", "imagenet21k/Mixer-L_16"),
+  ("evaluate", "gsam/Mixer-S_8"),
 ]
 
 
 def load(name: str, arg: str = "") -> ConfigDict:
   """What --config=configs/NAME.py:ARG gives."""
+  return module(name).get_config(arg or None)
+
+
+def module(name: str) -> types.ModuleType:
+  """configs/NAME.py, imported anew."""
   path = ROOT / "configs" / f"{name}.py"
   spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(arg or None)
+  recipe = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(recipe)
+  return recipe
 
 
 def golden(name: str, arg: str) -> Path:
@@ -51,7 +64,9 @@ def text(config: ConfigDict) -> str:
   """The whole config, and what it comes to."""
   from mixer.plan import make_plan
 
-  plan = make_plan(config, devices=1, begins=False)
+  # A recipe without training data is for evaluation alone.
+  trains = config.data.name is not None
+  plan = make_plan(config, devices=1, trains=trains, begins=False)
   assert not plan.problems, plan.problems
   return (
     f"{plan.config}"

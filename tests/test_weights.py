@@ -468,7 +468,7 @@ def test_convert_keeps_the_gelu(tmp_path, capsys):
 
   main(["convert", f"{tmp_path}/exact.npz", f"{tmp_path}/exact.safetensors"])
 
-  assert "exact GELU, which timm computes" in capsys.readouterr().out
+  assert "exact form of GELU, which timm computes" in capsys.readouterr().out
   assert weights.read(tmp_path / "exact.safetensors").gelu == "exact"
 
 

@@ -45,7 +45,7 @@ def train_chunk(
 
 def _next_image(
   source: Source, order: GlobalOrder, position: int
-) -> tuple[int, np.ndarray, int]:
+) -> tuple[int, np.ndarray, int | np.ndarray]:
   """Returns id, image and label of the next example that can be decoded."""
   for i in order(position + np.arange(1, MOST_BAD_IN_A_ROW)):
     [(data, label)] = source.read([i])
@@ -74,7 +74,7 @@ def eval_chunk(
     labels.append(label)
   missing = len(positions) - len(ids)
   images += [None] * missing
-  labels += [0] * missing
+  labels += [np.zeros(source.label_shape, np.int32)] * missing
   mask = np.array([image is not None for image in images])
   filler = np.zeros_like(
     images[mask.argmax()] if mask.any() else ops(UNSEEN, augmentation_rng(0, 0))
@@ -120,7 +120,7 @@ def _describe(source: Source, i: int) -> str:
 def _stack(
   source: Source,
   images: list[np.ndarray],
-  labels: list[int],
+  labels: list[int | np.ndarray],
   positions: np.ndarray,
   bad: list[int],
 ) -> Arrays:

@@ -101,9 +101,9 @@ def eval_batches(
   are filled up.
 
   Yields:
-    image uint8 [n, h, w, 3], label int32 [n], mask bool [n] (False where an
-    example only fills up), position int64 [n], the example's number, with
-    n = batch // hosts.
+    image uint8 [n, h, w, 3], label int32 [n] (or [n, classes] of 0 and 1, where
+    examples have several), mask bool [n] (False where an example only fills
+    up), position int64 [n], the example's number, with n = batch // hosts.
   """
   size = _host_batch(source, batch, host, hosts)
   chunks = -(-size // CHUNK)
@@ -117,6 +117,22 @@ def eval_batches(
   numbers = grain.MapDataset.range(steps * chunks)
   results = workers.run(numbers.map(load), chunks)
   return _in_batches(source, results, size, chunks, bad_images)
+
+
+def read_labels(source: Source, workers: Workers = ONE_A_CORE) -> np.ndarray:
+  """Returns the class of every example, int32 [n], and decodes no image.
+
+  Of TFDS data sets all bytes are read for it, from folders none.
+  """
+  part = 64 * CHUNK
+
+  def load(number: int) -> list[int]:
+    first = number * part
+    return source.read_labels(range(first, min(first + part, len(source))))
+
+  numbers = grain.MapDataset.range(-(-len(source) // part))
+  with contextlib.closing(workers.run(numbers.map(load), 1)) as parts:
+    return np.array([label for labels in parts for label in labels], np.int32)
 
 
 def _host_batch(source: Source, batch: int, host: int, hosts: int) -> int:

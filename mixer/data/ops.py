@@ -215,6 +215,20 @@ class Pad:
     return np.pad(image, (border, border, (0, 0)), constant_values=self.value)
 
 
+@op("scale")
+class Scale:
+  """Multiplies the values, up to 255; for images that are stored as 0 and 1."""
+
+  factor: float
+
+  def __post_init__(self) -> None:
+    if not 0 < self.factor <= 255:
+      raise ValueError("factor must lie above 0 and not above 255")
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return cv2.convertScaleAbs(image, alpha=self.factor)
+
+
 @op("random_erasing")
 class RandomErasing:
   """Covers a random box with noise, or with a grey level (arXiv 1708.04896).

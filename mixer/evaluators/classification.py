@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss and accuracy over a split, every example counted exactly once."""
 
-import collections
 import csv
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
-from mixer.data.device_feed import to_devices
 from mixer.errors import UserError
+from mixer.evaluators.passes import Batch, bind_to_devices, gather, run_pass
 from mixer.training.losses import LOSSES, soft_labels
-from mixer.training.mixing import AXIS, normalise
+from mixer.training.mixing import normalise
 
 TOP = 5
 
@@ -46,21 +45,12 @@ def eval_step(
   }
 
 
-@functools.cache
-def bind_to_devices(
-  model: nn.Module, loss: str, devices: tuple[jax.Device, ...]
-) -> Callable:
-  """`eval_step` on devices; the same one for equal arguments compiles once."""
-  step = functools.partial(eval_step, model=model, loss=loss)
-  return jax.pmap(step, axis_name=AXIS, devices=devices)
-
-
 class Classification:
   """Loss, top-1 and top-5 accuracy, and on request what lies behind them."""
 
   def __init__(
     self,
-    batches: Callable[[], Iterable[dict[str, np.ndarray]]],
+    batches: Callable[[], Iterable[Batch]],
     *,
     model: nn.Module,
     loss: str,
@@ -86,7 +76,13 @@ class Classification:
     self._class_names = class_names
     self._per_class = per_class
     self._confusion = confusion
-    self._step = bind_to_devices(model, loss, tuple(devices))
+    self._step = bind_to_devices(eval_step, model, tuple(devices), loss=loss)
+
+  @staticmethod
+  def results(options: ConfigDict) -> list[str]:
+    """Results that a checkpoint may be the best by."""
+    del options
+    return ["loss", "accuracy", "accuracy_top5"]
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters that every device holds.
@@ -98,10 +94,11 @@ class Classification:
       "loss" (mean, in nats), "accuracy" and, where there are more than five
       classes, "accuracy_top5" (both 0 to 1).
     """
-    loss, in_top, labels, predictions = (
-      np.concatenate(values)
-      for values in zip(*self._judge(params), strict=True)
+    inputs = "image", "label"
+    outputs, rest = gather(
+      run_pass(self._step, params, self._batches(), self._devices, inputs)
     )
+    labels, predictions = rest["label"], outputs["prediction"]
     if not len(labels):
       raise UserError("No image of the evaluator's split can be decoded.")
     correct = labels == predictions
@@ -110,34 +107,12 @@ class Classification:
     if self._confusion:
       self._write_confusion(labels, predictions)
     result = {
-      "loss": float(loss.mean(dtype=np.float64)),
+      "loss": float(outputs["loss"].mean(dtype=np.float64)),
       "accuracy": float(correct.mean()),
     }
     if len(self._class_names) > TOP:
-      result["accuracy_top5"] = float(in_top.mean())
+      result["accuracy_top5"] = float(outputs["in_top"].mean())
     return result
-
-  def _judge(self, params) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields a batch's losses, in-top flags, labels and predictions."""
-    masks_and_labels = collections.deque()
-
-    def feed():
-      for batch in self._batches():
-        masks_and_labels.append((batch["mask"], batch["label"]))
-        yield {"image": batch["image"], "label": batch["label"]}
-
-    def fetch(outputs):
-      mask, label = masks_and_labels.popleft()
-      out = {k: np.asarray(v).reshape(-1)[mask] for k, v in outputs.items()}
-      return out["loss"], out["in_top"], label[mask], out["prediction"]
-
-    ahead = collections.deque()  # dispatched, not yet fetched
-    for batch in to_devices(feed(), self._devices):
-      ahead.append(self._step(params, batch))
-      if len(ahead) > 1:
-        yield fetch(ahead.popleft())
-    while ahead:
-      yield fetch(ahead.popleft())
 
   def _write_per_class(self, labels, correct):
     examples = np.bincount(labels, minlength=len(self._class_names))

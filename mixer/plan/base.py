@@ -20,6 +20,8 @@ class EvalPlan:
   """One evaluator of the config, resolved.
 
   every: updates between two runs; None for the end alone.
+  source: the split that is evaluated; None where a complaint says why.
+  pool: the split that examples are drawn from, where the type does so.
   """
 
   options: ConfigDict
@@ -27,6 +29,15 @@ class EvalPlan:
   batch: int
   every: int | None
   source: Source | None = None
+  pool: Source | None = None
+
+  @property
+  def is_ready(self) -> bool:
+    """Whether all of its data are there."""
+    return None not in (
+      self.source,
+      *([self.pool] if "pool_split" in self.options else ()),
+    )
 
 
 @dataclasses.dataclass

@@ -60,8 +60,24 @@ def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
     )
 
 
+def check_num_classes(source: Source, config: ConfigDict) -> None:
+  """Raises UserError if the head has another width."""
+  if source.num_classes != config.model.num_classes:
+    raise UserError(
+      f"{source.name} has {source.num_classes} classes, the model "
+      f"{config.model.num_classes}: set config.model.num_classes = "
+      f"{source.num_classes}."
+    )
+
+
 def open_split(
-  config: ConfigDict, name: str, options: ConfigDict, where: str
+  config: ConfigDict,
+  name: str,
+  options: ConfigDict,
+  where: str,
+  *,
+  classes: str = "",
+  has_several: bool = False,
 ) -> Source:
   """Opens a split and compares it with what the config says of it.
 
@@ -70,6 +86,8 @@ def open_split(
     name: of the data set.
     options: the part of the config that is about this split.
     where: that part's name, such as "data".
+    classes: file with the classes of a folder of images.
+    has_several: whether an example's label is a row of any number of classes.
 
   Raises:
     NotPrepared: there is no such data set on disk.
@@ -77,14 +95,13 @@ def open_split(
   """
   if not options.split:
     raise UserError("split is not set, such as 'validation'.")
-  # Evaluators on folders share the classes of training.
-  has_classes = where == "data" or name.startswith(image_folder.PREFIX)
   source = open_source(
     name,
     options.split,
     data_dir=config.data.data_dir or None,
+    image_key=options.image,
     label_key=options.label,
-    classes=config.data.classes or None if has_classes else None,
+    classes=classes or None,
   )
   if options.examples and options.examples != len(source):
     raise UserError(
@@ -92,11 +109,15 @@ def open_split(
       f"{options.examples}: set config.{where}.examples = {len(source)}, or 0, "
       "which takes what there is."
     )
-  if source.num_classes != config.model.num_classes:
+  if bool(source.label_shape) != has_several:
+    there = "any number of classes" if source.label_shape else "one class"
     raise UserError(
-      f"{name} has {source.num_classes} classes, the model "
-      f"{config.model.num_classes}: set config.model.num_classes = "
-      f"{source.num_classes}."
+      f"The label {options.label!r} of {name} is {there} an image, which is "
+      + (
+        "not what the type 'real' is for: take 'classification'."
+        if has_several
+        else "for evaluators of the type 'real' alone."
+      )
     )
   _try_examples(source, options.ops)
   return source

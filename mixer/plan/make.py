@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to a plan: keys, data, durations, batch and model."""
 
-import contextlib
-
 import jax
 from ml_collections import ConfigDict
 
@@ -12,7 +10,7 @@ from mixer.data.bad_images import BadImages
 from mixer.errors import UserError
 from mixer.models import cost, create
 from mixer.plan.base import Plan
-from mixer.plan.data import open_split, output_size
+from mixer.plan.data import check_num_classes, open_split, output_size
 from mixer.plan.evals import open_evals, plan_evals
 from mixer.plan.start import read_start, take_start
 from mixer.training.optimizer import multiplier_tree
@@ -30,7 +28,7 @@ def make_plan(
   Args:
     config: as a recipe and the command line made it.
     devices: that share a batch; those of this process if None.
-    trains: False does without the training data.
+    trains: False does without training data, length of the run and batch.
     begins: False does without config.init, which a checkpoint supersedes.
 
   Raises:
@@ -48,15 +46,16 @@ def make_plan(
     return plan
   if plan.config.data.on_bad_image == "replace":
     plan.bad_images = BadImages()
-  _plan_training_data(plan, trains)
-  _plan_durations(plan)
-  _plan_batch(plan)
+  if trains:
+    _plan_training_data(plan)
+    _plan_durations(plan)
+  _plan_batch(plan, trains)
   if begins:
     read_start(plan)
-  _plan_model(plan)
+  _plan_model(plan, trains)
   if begins:
     take_start(plan)
-  plan_evals(plan)
+  plan_evals(plan, trains)
   open_evals(plan)
   return plan
 
@@ -89,8 +88,12 @@ def _plan_durations(plan: Plan):
     plan.milestone_every = read(config.checkpoint, "milestone")
 
 
-def _plan_batch(plan: Plan):
+def _plan_batch(plan: Plan, trains: bool):
   config, devices = plan.config, plan.devices
+  if not trains:  # evaluators take as many images at once, about
+    share = -(-config.batch // devices)
+    plan.per_device = min(share, config.max_per_device or share)
+    return
   if config.batch % devices:
     lower = config.batch // devices * devices
     near = [str(n) for n in (lower, lower + devices) if n]
@@ -116,15 +119,16 @@ def _plan_batch(plan: Plan):
   plan.accumulation, plan.per_device = parts, share // parts
 
 
-def _plan_model(plan: Plan):
+def _plan_model(plan: Plan, trains: bool):
   options = plan.config.model.to_dict()
   fields = {k: v for k, v in options.items() if v is not None and k != "name"}
   with plan.collecting("config.model: "):
     plan.model = create(options["name"], **fields)
   with plan.collecting("config.data.ops: "):
-    if not plan.config.data.ops:
+    ops = plan.config.data.ops or (not trains and _first_ops(plan))
+    if not ops:
       raise UserError("is not set, such as 'inception_crop(224) | flip'.")
-    plan.image_size = output_size(plan.config.data.ops)
+    plan.image_size = output_size(ops)
   if plan.model is None or plan.image_size is None:
     return
   with plan.collecting("config.data.ops and config.model: "):
@@ -132,23 +136,27 @@ def _plan_model(plan: Plan):
     plan.multiply_accumulates = cost.multiply_accumulates(
       plan.model, plan.image_size
     )
-  if plan.abstract_params is None:
+  if plan.abstract_params is None or not trains:
     return
   with plan.collecting("config."):
     multiplier_tree(plan.abstract_params, plan.config.optimizer.multipliers)
 
 
-def _plan_training_data(plan: Plan, trains: bool):
+def _first_ops(plan: Plan) -> str | None:
+  """The ops of the first evaluator that has any."""
+  return next((o.ops for o in plan.config.evals.values() if o.ops), None)
+
+
+def _plan_training_data(plan: Plan):
   """Opens the training split; an epoch is as long as it, if not told."""
   data = plan.config.data
-  if not trains:
-    if not data.examples and data.name and data.split:
-      with contextlib.suppress(UserError):  # evaluating needs no such data
-        data.examples = len(open_split(plan.config, data.name, data, "data"))
-    return
   if not data.name:
     plan.problems.append("config.data.name, the data set, is not set.")
     return
   with plan.collecting("config.data: "):
-    plan.source = open_split(plan.config, data.name, data, "data")
-    data.examples = len(plan.source)
+    source = open_split(
+      plan.config, data.name, data, "data", classes=data.classes
+    )
+    check_num_classes(source, plan.config)
+    plan.source = source
+    data.examples = len(source)

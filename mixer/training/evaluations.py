@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluators of a plan: when they are due, and on a run that is there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from mixer.data import ops as image_ops
-from mixer.data.loader import eval_batches
+from mixer.data.loader import eval_batches, read_labels
+from mixer.data.sources import Source
 from mixer.errors import UserError
-from mixer.evaluators import TYPES
+from mixer.evaluators import Classification, Fewshot, Real, result_name
+from mixer.evaluators.passes import Batch
 from mixer.front_door import DONE
 from mixer.plan import EvalPlan, Plan, make_plan
 from mixer.plan.data import CLASSES, check_classes, trained_classes
 from mixer.training import run_folder
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.interruption import Interrupted
+from mixer.training.optimizer import make_optimizer
 from mixer.training.setup import (
   CHECKPOINTS,
   abstract_state,
-  create_optimizer,
   open_checkpoints,
   replicate,
 )
@@ -65,10 +68,12 @@ class Evaluations:
     for name in names:
       bad_images = self._plan.bad_images
       before = bad_images.met if bad_images else 0
+      kind = self._plan.evals[name].options.type
       for key, value in self._evaluators[name].run(params).items():
-        results[f"eval/{name}/{key}"] = value
+        results[result_name(kind, name, key)] = value
       if bad_images and bad_images.met > before:
-        results[f"eval/{name}/left_out"] = bad_images.met - before
+        left_out = result_name(kind, name, "left_out")
+        results[left_out] = bad_images.met - before
     return results
 
 
@@ -79,13 +84,13 @@ def _create(
   folder: Path,
   devices: Sequence[jax.Device],
   interrupted: Callable[[], bool],
-):
+) -> Classification | Real | Fewshot:
   options = evaluation.options
   ops = image_ops.parse(options.ops)
 
-  def batches():
+  def batches(source: Source = evaluation.source) -> Iterator[Batch]:
     for batch in eval_batches(
-      evaluation.source,
+      source,
       ops,
       batch=evaluation.batch,
       workers=plan.workers,
@@ -95,14 +100,27 @@ def _create(
         raise Interrupted
       yield batch
 
-  return TYPES[options.type](
+  shared = {"model": plan.model, "devices": devices}
+  if options.type == "real":
+    return Real(batches, **shared)
+  if options.type == "fewshot":
+    return Fewshot(
+      batches,
+      pool=evaluation.pool,
+      pool_labels=read_labels(evaluation.pool, plan.workers),
+      test=evaluation.source,
+      shots=options.shots,
+      draws=options.draws,
+      l2=options.l2,
+      **shared,
+    )
+  return Classification(
     batches,
-    model=plan.model,
     loss=plan.config.loss,
-    devices=devices,
     class_names=evaluation.source.class_names,
     per_class=folder / f"{name}_per_class.csv" if options.per_class else None,
     confusion=folder / f"{name}_confusion.csv" if options.confusion else None,
+    **shared,
   )
 
 
@@ -112,6 +130,7 @@ def evaluate(
   *,
   step: int | None = None,
   best: bool = False,
+  skip_missing: bool = False,
 ) -> int:
   """Prints the results of all of a config's evaluators.
 
@@ -121,6 +140,7 @@ def evaluate(
       one there, config.init is.
     step: of the checkpoint, instead of the newest.
     best: take the best checkpoint.
+    skip_missing: leave out evaluators whose data are not there, and say so.
 
   Returns:
     The process's exit code.
@@ -136,26 +156,46 @@ def evaluate(
   if not plan.evals:
     plan.problems.append("The config has no evaluators: add to config.evals.")
   _check_classes(plan, folder)
+  left_out = _leave_out_missing(plan) if skip_missing else ""
   plan.raise_complaints()
   params, origin = _find_params(plan, folder, step, best)
-  print(f"Evaluates {origin}.", flush=True)
+  print(f"Evaluates {origin}.{left_out}", flush=True)
   devices = jax.local_devices()
   evaluations = Evaluations(plan, folder / "eval", devices)
   params = replicate(params, devices)
-  for name in plan.evals:
+  for name, evaluation in plan.evals.items():
+    published = evaluation.options.get("published")
     for result, value in evaluations.run([name], params).items():
-      print(f"{result:40} {value:.5f}", flush=True)
+      beside = ""
+      if published is not None and result.endswith("/accuracy"):
+        beside = f"  published {published:.5f}  {value - published:+.5f}"
+      print(f"{result:40} {value:.5f}{beside}", flush=True)
   if plan.bad_images and (report := plan.bad_images.report()):
     print(report)
   return DONE
+
+
+def _leave_out_missing(plan: Plan) -> str:
+  """Forgets evaluators without data, unless none would stay; says which."""
+  missing = [name for name, each in plan.evals.items() if not each.is_ready]
+  if not plan.missing or len(missing) == len(plan.evals):
+    return ""
+  reasons = "\n  ".join(plan.missing)
+  plan.evals = {
+    name: each for name, each in plan.evals.items() if name not in missing
+  }
+  plan.missing = []
+  return f" Leaves out {', '.join(missing)}:\n  {reasons}"
 
 
 def _check_classes(plan: Plan, folder: Path):
   """Compares folders of images with the classes that travel with the run."""
   trained = trained_classes(folder)
   for name, evaluation in plan.evals.items():
+    if evaluation.source is None or evaluation.options.type == "fewshot":
+      continue  # few-shot data sets have classes of their own
     with plan.collecting(f"config.evals.{name}: "):
-      if trained and evaluation.source is not None:
+      if trained:
         check_classes(evaluation.source, trained, str(folder / CLASSES))
 
 
@@ -171,10 +211,16 @@ def _find_params(
         f"No checkpoint in {folder} has a metric to be the best by: set "
         "config.checkpoint.best in training, or name a --step."
       )
-  _, optimizer = create_optimizer(plan)
-  restored = checkpoints.restore(abstract_state(plan, optimizer), step)
-  if restored is not None:
-    return restored[1].eval_params, f"step {restored[0]:,} of {folder}"
+  if step is not None or checkpoints.steps:
+    # Of the schedule nothing is in the state.
+    optimizer = make_optimizer(
+      plan.abstract_params,
+      optax.constant_schedule(1.0),
+      **plan.config.optimizer,
+    )
+    restored = checkpoints.restore(abstract_state(plan, optimizer), step)
+    if restored is not None:
+      return restored[1].eval_params, f"step {restored[0]:,} of {folder}"
   if plan.initial_params is None:
     raise UserError(
       f"There is no checkpoint in {folder}, and config.init is not set: name "

@@ -6,10 +6,10 @@ here works as well, and TensorFlow is never imported.
 """
 
 from mixer.data.sources import image_folder, tfds_folder
-from mixer.data.sources.base import NotPrepared, Source
+from mixer.data.sources.base import NotPrepared, Source, Subset
 from mixer.errors import UserError
 
-__all__ = ["NotPrepared", "Source", "open_source"]
+__all__ = ["NotPrepared", "Source", "Subset", "open_source"]
 
 
 def open_source(
@@ -30,7 +30,8 @@ def open_source(
     data_dir: where TFDS's data sets lie; None means $TFDS_DATA_DIR, and without
       it ~/tensorflow_datasets.
     image_key: the feature of a TFDS data set that holds the image.
-    label_key: the feature that holds the label.
+    label_key: the feature that holds the label, or a rule of
+      mixer.data.labels.
     classes: a file with the class folders of folder:DIR in the order of their
       labels, one a line; None means in sorted order.
 

@@ -5,6 +5,8 @@ import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from mixer.errors import UserError
 
 
@@ -45,14 +47,53 @@ class Source(abc.ABC):
   def __len__(self) -> int:
     """Number of examples."""
 
+  @property
+  def label_shape(self) -> tuple[int, ...]:
+    """() for one class an example, (num_classes,) for a row of 0 and 1."""
+    return ()
+
   @abc.abstractmethod
-  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int]]:
+  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
     """Returns (encoded image, label) for each id in 0..len-1, in order.
 
     Raises:
       UserError: an example's file is missing or damaged.
     """
 
+  def read_labels(self, ids: Sequence[int]) -> list[int | np.ndarray]:
+    """Returns the labels alone."""
+    return [label for _, label in self.read(ids)]
+
   @abc.abstractmethod
   def locate(self, i: int) -> str:
     """Where a person finds an example: a file, or a file and its record."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset(Source):
+  """Some examples of a source, renumbered.
+
+  Attributes:
+    source: that has them.
+    ids: their numbers there, int64 [n].
+  """
+
+  source: Source
+  ids: np.ndarray = dataclasses.field(repr=False)
+
+  @classmethod
+  def of(cls, source: Source, ids: np.ndarray) -> "Subset":
+    return cls(source.name, source.split, source.class_names, source, ids)
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  @property
+  def label_shape(self) -> tuple[int, ...]:
+    return self.source.label_shape
+
+  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
+    return self.source.read(self.ids[ids])
+
+  def locate(self, i: int) -> str:
+    return self.source.locate(int(self.ids[i]))

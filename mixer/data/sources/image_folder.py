@@ -44,6 +44,10 @@ class FolderSource(Source):
     """Returns (encoded image, label) for each id in 0..len-1, in order."""
     return [(_read(self.locate(i)), int(self.labels[i])) for i in map(int, ids)]
 
+  def read_labels(self, ids: Sequence[int]) -> list[int]:
+    """Returns the labels alone, which needs no file."""
+    return self.labels[ids].tolist()
+
   def locate(self, i: int) -> str:
     """Returns the path of the image."""
     if not 0 <= i < len(self):

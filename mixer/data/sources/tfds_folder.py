@@ -6,8 +6,10 @@ import json
 import os
 from collections.abc import Sequence
 
+import numpy as np
 from etils import epath
 
+from mixer.data.labels import Label, find_label
 from mixer.data.sources.array_record import ArrayRecords
 from mixer.data.sources.base import NotPrepared, Source, no_such_split
 from mixer.data.sources.record_files import is_remote
@@ -32,18 +34,22 @@ class TfdsSource(Source):
 
   Attributes:
     image_key: the feature that holds the image.
-    label_key: the feature that holds the label.
+    label: how the label is read.
     records: serialized examples, tf.train.Example, by id.
   """
 
   image_key: str
-  label_key: str
+  label: Label
   records: Records = dataclasses.field(repr=False)
 
   def __len__(self) -> int:
     return len(self.records)
 
-  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int]]:
+  @property
+  def label_shape(self) -> tuple[int, ...]:
+    return self.label.shape
+
+  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
     """Returns (encoded image, label) for each id in 0..len-1, in order."""
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
@@ -57,12 +63,13 @@ class TfdsSource(Source):
         example = tf_example_pb2.Example.FromString(record)
         feature = example.features.feature
         image = feature[self.image_key].bytes_list.value[0]
-        label = feature[self.label_key].int64_list.value[0]
+        label = self.label.read(feature)
       except (DecodeError, IndexError) as error:
         raise UserError(
-          f"{self.locate(i)}, is not an example with {self.image_key!r} and"
-          f" {self.label_key!r}: the file is damaged. Copy it again, or prepare"
-          " the data set again."
+          f"{self.locate(i)}, is not an example with {self.image_key!r} and a"
+          f" label in {' and '.join(map(repr, self.label.keys))}: the file is"
+          " damaged, or the split has no labels. Copy the file again, prepare"
+          " the data set again, or take another split."
         ) from error
       examples.append((image, label))
     return examples
@@ -86,12 +93,19 @@ def open_split(
     raise NotPrepared(_what_to_do(name, data_dir))
   file_format = _readable_format(folder, name, data_dir)
   builder = read_builder(folder, name, file_format)
+  features = builder.info.features
+  if image_key not in features:
+    raise UserError(
+      f"{name} has no feature {image_key!r}. There are:"
+      f" {', '.join(sorted(features))}."
+    )
+  label = find_label(features, name, label_key)
   return TfdsSource(
     name=name,
     split=split,
-    class_names=_class_names(builder, name, image_key, label_key),
+    class_names=label.class_names,
     image_key=image_key,
-    label_key=label_key,
+    label=label,
     records=_open_records(builder, name, split, file_format),
   )
 
@@ -275,22 +289,3 @@ def _split_files(info) -> SplitFiles:
     files=tuple(each.filename for each in instructions),
     lengths=tuple(each.take for each in instructions),
   )
-
-
-def _class_names(
-  builder, name: str, image_key: str, label_key: str
-) -> tuple[str, ...]:
-  features = builder.info.features
-  for key in (image_key, label_key):
-    if key not in features:
-      raise UserError(
-        f"{name} has no feature {key!r}. There are:"
-        f" {', '.join(sorted(features))}."
-      )
-  label = features[label_key]
-  if getattr(label, "num_classes", None) is None:
-    raise UserError(
-      f"The feature {label_key!r} of {name} is not one class per image."
-    )
-  # Without names, TFDS shows the number.
-  return tuple(label.int2str(i) for i in range(label.num_classes))

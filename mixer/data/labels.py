@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the label of a TFDS example is: a feature of it, or a rule over several.
+
+VTAB asks questions that data sets do not answer with a feature, such as how
+many objects there are. The rules here are those of the benchmark's public code
+(google-research/task_adaptation).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from mixer.errors import UserError
+
+# tf.train.Feature by key; those of a sequence have keys such as objects/size.
+Features = Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+  """How a label is read.
+
+  Attributes:
+    class_names: one for each class, in order.
+    keys: of the features that it is read from.
+    rule: gives the class, or the classes where an example has `several`.
+    several: the label is then a row of 0 and 1, one for each class.
+  """
+
+  class_names: tuple[str, ...] = dataclasses.field(repr=False)
+  keys: tuple[str, ...]
+  rule: Callable[[Features], int | np.ndarray]
+  several: bool = False
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (len(self.class_names),) if self.several else ()
+
+  def read(self, features: Features) -> int | np.ndarray:
+    """Returns the class, or int32 [classes] if there are several.
+
+    Raises:
+      IndexError: what the features hold is no label.
+    """
+    found = self.rule(features)
+    if not self.several:
+      if not 0 <= found < len(self.class_names):
+        raise IndexError(f"There is no class {found}.")
+      return found
+    row = np.zeros(self.shape, np.int32)
+    row[found] = 1
+    return row
+
+
+def find_label(features, name: str, key: str) -> Label:
+  """Returns the label that a key stands for in a data set of TFDS.
+
+  Args:
+    features: `builder.info.features`.
+    name: of the data set, for messages.
+    key: of a feature, or of `RULES`.
+
+  Raises:
+    UserError: there is no such key, or it is not about classes.
+  """
+  import tensorflow_datasets as tfds
+
+  if key in features:
+    feature = features[key]
+    several = isinstance(feature, tfds.features.Sequence)
+    classes = feature.feature if several else feature
+    if getattr(classes, "num_classes", None) is None:
+      raise UserError(
+        f"The feature {key!r} of {name} is not one class per image, nor a"
+        " sequence of classes."
+      )
+    # Without names, TFDS shows the number.
+    names = tuple(classes.int2str(i) for i in range(classes.num_classes))
+    return Label(names, (key,), _All(key) if several else _First(key), several)
+  fitting = [rule for rule in RULES if _fits(features, RULES[rule])]
+  if key in fitting:
+    return RULES[key]
+  known = [*sorted(features), *fitting]
+  near = difflib.get_close_matches(key, known, n=1)
+  raise UserError(
+    f"{name} has no feature {key!r}{near and f', but {near[0]!r}' or ''}."
+    f" There are: {', '.join(sorted(features))}."
+    + (f" Labels by a rule: {', '.join(fitting)}." if fitting else "")
+  )
+
+
+def _fits(features, label: Label) -> bool:
+  """Whether a data set has the features that a rule reads."""
+  for key in label.keys:
+    outer, _, inner = key.partition("/")
+    if outer not in features:
+      return False
+    if inner and inner not in getattr(features[outer], "feature", ()):
+      return False
+  return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _First:
+  """The class of a feature that holds one."""
+
+  key: str
+
+  def __call__(self, features: Features) -> int:
+    return features[self.key].int64_list.value[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _All:
+  """The classes of a feature that holds any number of them."""
+
+  key: str
+
+  def __call__(self, features: Features) -> np.ndarray:
+    return np.array(features[self.key].int64_list.value, np.int64)
+
+
+def _numbers(features: Features, key: str) -> np.ndarray:
+  return np.array(features[key].float_list.value, np.float32)
+
+
+def _thirds(features: Features, key: str) -> np.ndarray:
+  """The last of each object's three coordinates."""
+  return _numbers(features, key).reshape(-1, 3)[:, 2]
+
+
+def _above(value: float, borders: tuple[float, ...]) -> int:
+  """Which stretch between borders a value is in; on one, in the lower."""
+  return int(np.searchsorted(borders, value)) - 1
+
+
+# Of clevr's nearest object, in its units, and of kitti's nearest vehicle, in
+# metres, where 1000 stands for none.
+CLEVR_BORDERS = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
+KITTI_BORDERS = (-100.0, 8.0, 20.0, 999.0)
+KITTI_VEHICLES = (0, 1, 2)  # car, van, truck
+FEWEST_OBJECTS, MOST_OBJECTS = 3, 10
+
+
+def _clevr_count(features: Features) -> int:
+  return len(features["objects/size"].int64_list.value) - FEWEST_OBJECTS
+
+
+def _clevr_distance(features: Features) -> int:
+  distances = _thirds(features, "objects/pixel_coords")
+  if not len(distances):
+    raise IndexError("There is no object.")
+  return _above(distances.min(), CLEVR_BORDERS)
+
+
+def _kitti_distance(features: Features) -> int:
+  kinds = np.array(features["objects/type"].int64_list.value, np.int64)
+  distances = _thirds(features, "objects/location")
+  vehicles = distances[np.isin(kinds, KITTI_VEHICLES)]
+  return _above(vehicles.min(initial=1000.0), KITTI_BORDERS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Binned:
+  """A class of `classes` as one of `bins` equal stretches."""
+
+  key: str
+  classes: int
+  bins: int
+
+  def __call__(self, features: Features) -> int:
+    return int(_First(self.key)(features) // (self.classes / self.bins))
+
+
+def _binned(key: str, classes: int, bins: int) -> Label:
+  names = tuple(f"part {i + 1} of {bins}" for i in range(bins))
+  return Label(names, (key,), _Binned(key, classes, bins))
+
+
+def _stretches(borders: tuple[float, ...], unit: str) -> tuple[str, ...]:
+  inner = [f"{x:g}" for x in borders[1:-1]]
+  between = [
+    f"{a} to {b}{unit}" for a, b in zip(inner, inner[1:], strict=False)
+  ]
+  return (f"up to {inner[0]}{unit}", *between, f"above {inner[-1]}{unit}")
+
+
+RULES = {
+  "clevr_count": Label(
+    tuple(map(str, range(FEWEST_OBJECTS, MOST_OBJECTS + 1))),
+    ("objects/size",),
+    _clevr_count,
+  ),
+  "clevr_distance": Label(
+    _stretches(CLEVR_BORDERS, ""), ("objects/pixel_coords",), _clevr_distance
+  ),
+  "kitti_distance": Label(
+    (*_stretches(KITTI_BORDERS, " m"), "no vehicle"),
+    ("objects/type", "objects/location"),
+    _kitti_distance,
+  ),
+  "dsprites_x_position": _binned("label_x_position", classes=32, bins=16),
+  "dsprites_orientation": _binned("label_orientation", classes=40, bins=16),
+}

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy on reassessed labels (arXiv 2006.07159): any number per image."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mixer.errors import UserError
+from mixer.evaluators.passes import Batch, bind_to_devices, run_pass
+from mixer.training.mixing import normalise
+
+
+def predict_step(
+  params: dict, batch: dict[str, jax.Array], *, model: nn.Module
+) -> dict[str, jax.Array]:
+  """Returns "prediction" int32 [n] for "image" uint8 [n, h, w, 3]."""
+  logits, _ = model.apply(
+    {"params": params}, normalise(batch["image"]), train=False
+  )
+  return {"prediction": jnp.argmax(logits, axis=-1)}
+
+
+class Real:
+  """How often the prediction is among an image's labels.
+
+  Images that nobody could give a label are left out, and counted.
+  """
+
+  def __init__(
+    self,
+    batches: Callable[[], Iterable[Batch]],
+    *,
+    model: nn.Module,
+    devices: Sequence[jax.Device],
+  ):
+    """Prepares; compiles at the first run.
+
+    Args:
+      batches: starts a pass over the split, as for Classification, but with
+        "label" of 0 and 1, [n, classes].
+      model: with a head.
+      devices: that share the work.
+    """
+    self._batches = batches
+    self._devices = devices
+    self._step = bind_to_devices(predict_step, model, tuple(devices))
+
+  @staticmethod
+  def results(options: ConfigDict) -> list[str]:
+    """Results that a checkpoint may be the best by."""
+    del options
+    return ["accuracy"]
+
+  def run(self, params: dict) -> dict[str, float]:
+    """Evaluates parameters that every device holds.
+
+    Returns:
+      "accuracy" (0 to 1) over "examples" images; "unlabelled" are left out.
+    """
+    correct = examples = unlabelled = 0
+    for outputs, rest in run_pass(
+      self._step, params, self._batches(), self._devices
+    ):
+      labels, predictions = rest["label"], outputs["prediction"]
+      # An image without a label is right with none.
+      correct += int(labels[np.arange(len(labels)), predictions].sum())
+      labelled = int(labels.any(axis=1).sum())
+      examples += labelled
+      unlabelled += len(labels) - labelled
+    if not examples:
+      raise UserError("No image of the evaluator's split has a label.")
+    return {
+      "accuracy": correct / examples,
+      "examples": examples,
+      "unlabelled": unlabelled,
+    }

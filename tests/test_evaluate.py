@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""eval.py: weights alone, what is missing, and what others report."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import recipes
+
+from mixer import weights
+from mixer.config import default, evaluator
+from mixer.errors import UserError
+from mixer.front_door import DONE
+from mixer.models import create
+from mixer.plan import make_plan
+from mixer.training import evaluations, loop
+
+SIZES = {
+  "patch": 4,
+  "hidden": 8,
+  "blocks": 1,
+  "tokens_mlp": 4,
+  "channels_mlp": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+  """A file of weights."""
+  model = create("Mixer", num_classes=10, **SIZES)
+  params = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))["params"]
+  params = jax.device_get(params)
+  kernel = params["head"]["kernel"]
+  params["head"]["kernel"] = np.random.RandomState(0).randn(*kernel.shape)
+  path = tmp_path_factory.mktemp("weights") / "weights.npz"
+  weights.save(path, params)
+  return str(path)
+
+
+def config_of(digits_dir, init, **evals):
+  """No training data, no length of a run, an optimizer that is wrong."""
+  config = default()
+  config.init = init
+  config.batch = 64
+  config.model.name = "Mixer"
+  config.model.num_classes = 10
+  config.model.update(SIZES)
+  config.optimizer.multipliers = (("no such parameter", 0.0),)
+  config.data.data_dir = digits_dir
+  for name, options in evals.items():
+    config.evals[name] = evaluator(ops="central_crop(8)", **options)
+  return config
+
+
+TEST = {"name": "digits", "split": "test"}
+FEW = {"type": "fewshot", **TEST, "shots": (5,)}
+REAL = {"type": "real"}
+MISSING = "imagenet2012_real is not prepared"
+
+
+def test_weights_are_evaluated_without_a_training_run(
+  digits_dir, init, tmp_path, capsys
+):
+  config = config_of(digits_dir, init, test=TEST, few=FEW)
+
+  assert evaluations.evaluate(config, str(tmp_path)) == DONE
+
+  printed = capsys.readouterr().out
+  assert f"Evaluates {init}." in printed
+  names = re.findall(r"^(eval/\S+) +([\d.]+)$", printed, re.MULTILINE)
+  assert [name for name, _ in names] == [
+    "eval/fewshot/few/5shot",
+    "eval/fewshot/few/5shot_std",
+    "eval/test/loss",
+    "eval/test/accuracy",
+    "eval/test/accuracy_top5",
+  ]
+  # Even random features tell digits apart better than chance.
+  assert float(dict(names)["eval/fewshot/few/5shot"]) > 0.3
+
+
+def test_what_others_report_stands_beside_what_is_measured(
+  digits_dir, init, tmp_path, capsys
+):
+  config = config_of(digits_dir, init, test=TEST | {"published": 0.5})
+
+  evaluations.evaluate(config, str(tmp_path))
+
+  [line] = re.findall("eval/test/accuracy .*", capsys.readouterr().out)
+  measured, published, difference = re.findall(r"[-+]?\d\.\d{5}", line)
+  assert published == "0.50000"
+  assert float(difference) == pytest.approx(float(measured) - 0.5, abs=1e-5)
+
+
+def test_published_figures_are_shares(digits_dir, init):
+  config = config_of(digits_dir, init, test=TEST | {"published": 76.44})
+
+  with pytest.raises(UserError, match="published = 76.44 must be 0 to 1"):
+    make_plan(config, trains=False).raise_complaints()
+
+
+def test_everything_missing_is_listed_at_once(
+  digits_dir, init, tmp_path, capsys
+):
+  v2 = {"name": "imagenet_v2", "split": "test"}
+  config = config_of(digits_dir, init, test=TEST, real=REAL, v2=v2)
+
+  with pytest.raises(UserError) as error:
+    evaluations.evaluate(config, str(tmp_path))
+
+  assert MISSING in str(error.value)
+  assert "python -m mixer.data prepare imagenet_v2" in str(error.value)
+  assert "eval/" not in capsys.readouterr().out
+
+
+def test_evaluators_without_data_can_be_left_out(
+  digits_dir, init, tmp_path, capsys
+):
+  config = config_of(digits_dir, init, real=REAL, test=TEST)
+
+  code = evaluations.evaluate(config, str(tmp_path), skip_missing=True)
+
+  printed = capsys.readouterr().out
+  assert code == DONE
+  assert "Leaves out real:" in printed and MISSING in printed
+  assert "eval/test/accuracy" in printed and "eval/real" not in printed
+
+
+def test_what_is_wrong_with_an_evaluator_is_not_left_out(
+  digits_dir, init, tmp_path
+):
+  wrong = TEST | {"split": "tset"}
+  config = config_of(digits_dir, init, real=REAL, test=TEST, wrong=wrong)
+
+  with pytest.raises(UserError, match="no split 'tset'"):
+    evaluations.evaluate(config, str(tmp_path), skip_missing=True)
+  config = config_of(digits_dir, init, real=REAL)
+  with pytest.raises(UserError, match=MISSING):
+    evaluations.evaluate(config, str(tmp_path), skip_missing=True)
+
+
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    (REAL | {"per_class": True}, "evals.x.per_class is not a key"),
+    (FEW | {"shot": (5,)}, "evals.x.shot is not a key; did you mean.*shots"),
+    (TEST | {"pool_splt": "train"}, "evals.x.pool_splt is not a key"),
+  ],
+)
+def test_keys_of_another_type_are_refused(digits_dir, init, options, words):
+  config = config_of(digits_dir, init, x=options)
+
+  with pytest.raises(UserError, match=words):
+    make_plan(config, trains=False)
+
+
+def test_an_evaluator_needs_a_data_set_of_its_own_without_training(init):
+  config = config_of("", init, x={"split": "test"})
+
+  problems = make_plan(config, trains=False).problems
+
+  assert "config.evals.x.name, the data set, is not set." in problems
+
+
+def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.total_epochs = config.evals.test.every_epochs = 0.0
+  config.checkpoint.every_epochs = config.schedule.warmup_epochs = 0.0
+  config.total_steps = 3
+  config.checkpoint.best = "eval/fewshot/digits/5shot"
+  config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
+  config.evals.digits = evaluator(
+    type="fewshot", split="test", ops="central_crop(8)", every_steps=2
+  )
+
+  assert loop.train(config, str(tmp_path)) == DONE
+  capsys.readouterr()
+  assert evaluations.evaluate(config, str(tmp_path)) == DONE
+
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  rows = {row["step"]: row for row in map(json.loads, lines)}
+  printed = capsys.readouterr().out
+  found = dict(re.findall(r"^(eval/\S+) +([\d.]+)$", printed, re.MULTILINE))
+  logged = {k: v for k, v in rows[3].items() if k.startswith("eval/")}
+  assert found == {name: f"{value:.5f}" for name, value in logged.items()}
+  assert {k for k in rows[2] if k.startswith("eval/")} == {
+    f"eval/fewshot/digits/{k}shot{end}" for k in (5, 10) for end in ("", "_std")
+  }
+
+
+def test_published_weights_are_evaluated_as_their_authors_did():
+  config = recipes.load("evaluate", "imagenet1k/Mixer-B_16")
+
+  plan = make_plan(config, trains=False, begins=False)
+
+  assert not plan.problems
+  assert {*plan.evals} == {"val", "val_resize", "real", "v2", "imagenet"}
+  assert len(plan.missing) == 3
+  val, real = plan.evals["val"].options, plan.evals["real"].options
+  assert val.ops == "resize_small(256) | central_crop(224)"
+  assert val.published == pytest.approx(0.7644)
+  assert real.published == pytest.approx(0.8236)
+  assert plan.evals["imagenet"].options.pool_split == "train[:65000]"
+
+
+def test_a_head_of_imagenet_21k_is_not_judged_on_imagenet():
+  config = recipes.load("evaluate", "imagenet21k/Mixer-L_16")
+
+  assert list(config.evals) == ["imagenet"]
+  assert config.model.num_classes == 21_843
+
+
+def test_every_published_mixer_has_its_recipe():
+  from mixer.weights.published_mixers import MIXERS
+
+  for published in MIXERS:
+    options = recipes.load("evaluate", published.name).model.to_dict()
+    fields = {k: v for k, v in options.items() if v is not None}
+    model = create(fields.pop("name"), **fields)
+    patch = int(published.name.rpartition("_")[2])
+    assert (model.patch, model.num_classes) == (patch, published.num_classes)
+
+
+def test_weights_that_were_never_published_are_named():
+  with pytest.raises(UserError, match="imagenet1k/Mixer-H_14"):
+    recipes.load("evaluate", "imagenet1k/Mixer-H_14")

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels by a rule, against another reading of VTAB's definitions."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from layouts import write_tfds
+
+from mixer.data import labels
+from mixer.data.loader import eval_batches, read_labels, train_batches
+from mixer.data.ops import parse
+from mixer.data.sources import Subset, open_source
+from mixer.errors import UserError
+
+EXAMPLES = 40
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp("data"))
+  for name in ("clevr", "kitti", "dsprites", "imagenet2012_real"):
+    write_tfds(folder, name, {"train": EXAMPLES})
+  return folder
+
+
+def decoded(folder, name):
+  """The examples as TFDS itself reads them."""
+  builder = tfds.builder(name, data_dir=folder)
+  return list(builder.as_data_source(split="train"))
+
+
+def found(folder, name, key, ids=range(EXAMPLES)):
+  source = open_source(name, "train", folder, label_key=key)
+  return [label for _, label in source.read(ids)]
+
+
+def largest_below(value, thresholds):
+  """The last threshold that a value lies above."""
+  return max(i for i, x in enumerate(thresholds) if np.float32(x) < value)
+
+
+def clevr_distance(example):
+  nearest = min(x[2] for x in example["objects"]["pixel_coords"])
+  return largest_below(nearest, [0, 8, 8.5, 9, 9.5, 10, 100])
+
+
+def kitti_distance(example):
+  objects = example["objects"]
+  vehicles = [
+    z[2]
+    for kind, z in zip(objects["type"], objects["location"], strict=True)
+    if kind < 3
+  ]
+  return largest_below(min([1000, *vehicles]), [-100, 8, 20, 999])
+
+
+EXPECTED = {
+  ("clevr", "clevr_count"): lambda x: len(x["objects"]["size"]) - 3,
+  ("clevr", "clevr_distance"): clevr_distance,
+  ("kitti", "kitti_distance"): kitti_distance,
+  ("dsprites", "dsprites_x_position"): lambda x: x["label_x_position"] // 2,
+  ("dsprites", "dsprites_orientation"): lambda x: int(
+    np.floor(np.float32(x["label_orientation"]) / np.float32(2.5))
+  ),
+}
+
+
+@pytest.mark.parametrize("name, key", EXPECTED)
+def test_a_rule_agrees_with_the_benchmarks_definition(miniatures, name, key):
+  expected = [EXPECTED[name, key](x) for x in decoded(miniatures, name)]
+
+  assert found(miniatures, name, key) == expected
+  assert len(set(expected)) > 2
+
+
+def test_every_rule_is_compared_above():
+  assert {key for _, key in EXPECTED} == set(labels.RULES)
+
+
+def features(**values):
+  """What a tf.train.Example holds."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  example = tf_example_pb2.Example()
+  for key, numbers in values.items():
+    feature = example.features.feature[key.replace("__", "/")]
+    whole = all(isinstance(x, int) for x in numbers)
+    (feature.int64_list if whole else feature.float_list).value.extend(numbers)
+  return example.features.feature
+
+
+@pytest.mark.parametrize(
+  "distance, label", [(0.1, 0), (8.0, 0), (8.01, 1), (10.0, 4), (10.5, 5)]
+)
+def test_a_distance_on_a_border_counts_as_nearer(distance, label):
+  coordinates = [1.0, 1.0, distance, 0.0, 0.0, 50.0]
+
+  assert (
+    labels.RULES["clevr_distance"].read(
+      features(objects__pixel_coords=coordinates)
+    )
+    == label
+  )
+
+
+@pytest.mark.parametrize(
+  "kinds, label",
+  [([], 3), ([3, 5], 3), ([3, 0], 1), ([2, 3], 0), ([1, 2], 0)],
+)
+def test_only_vehicles_count_and_none_is_a_class_of_its_own(kinds, label):
+  # The first object is at 5 m, the second at 20 m.
+  places = [0.0, 0.0, 5.0, 0.0, 0.0, 20.0][: 3 * len(kinds)]
+
+  found = labels.RULES["kitti_distance"].read(
+    features(objects__type=kinds, objects__location=places)
+  )
+
+  assert found == label
+  assert labels.RULES["kitti_distance"].class_names == (
+    "up to 8 m",
+    "8 to 20 m",
+    "above 20 m",
+    "no vehicle",
+  )
+
+
+def test_the_bins_of_dsprites_are_all_used_and_rise():
+  orientation = labels.RULES["dsprites_orientation"]
+  bins = [orientation.read(features(label_orientation=[i])) for i in range(40)]
+
+  assert bins == sorted(bins)
+  assert sorted(set(bins)) == list(range(16))
+  assert orientation.class_names[15] == "part 16 of 16"
+
+
+def test_a_scene_without_objects_has_no_label(tmp_path):
+  """As in CLEVR's own test split."""
+  empty = {"objects": lambda i: []}
+  write_tfds(tmp_path, "clevr", {"test": 2}, fixed=empty)
+
+  for key in ("clevr_count", "clevr_distance"):
+    source = open_source("clevr", "test", str(tmp_path), label_key=key)
+    with pytest.raises(UserError, match="record 1.*take another split"):
+      source.read([1])
+
+
+def test_an_unknown_label_is_named_with_the_nearest(miniatures):
+  with pytest.raises(UserError) as error:
+    open_source("clevr", "train", miniatures, label_key="clevr_cuont")
+
+  assert "but 'clevr_count'" in str(error.value)
+  assert "Labels by a rule: clevr_count, clevr_distance." in str(error.value)
+  with pytest.raises(UserError, match="'objects' of clevr is not one class"):
+    open_source("clevr", "train", miniatures, label_key="objects")
+  with pytest.raises(UserError, match="kitti has no feature 'clevr_count'"):
+    open_source("kitti", "train", miniatures, label_key="clevr_count")
+
+
+def test_several_labels_travel_as_rows_of_0_and_1(miniatures):
+  source = open_source(
+    "imagenet2012_real", "train", miniatures, label_key="real_label"
+  )
+  examples = decoded(miniatures, "imagenet2012_real")
+  expected = np.zeros((EXAMPLES, 1000), np.int32)
+  for i, example in enumerate(examples):
+    expected[i, example["real_label"]] = 1
+  ops = parse("resize(8)")
+
+  # 48 places, of which a whole chunk has no example.
+  batches = list(eval_batches(source, ops, batch=32))
+  rows = np.concatenate([batch["label"] for batch in batches])
+  mask = np.concatenate([batch["mask"] for batch in batches])
+
+  np.testing.assert_array_equal(rows[mask], expected)
+  assert rows.shape == (64, 1000)
+  assert rows.dtype == np.int32 and not rows[~mask].any()
+  batch = next(train_batches(source, ops, batch=4, seed=0))
+  assert batch["label"].shape == (4, 1000)
+
+
+def test_a_part_of_a_source_reads_the_examples_it_names(miniatures):
+  source = open_source("dsprites", "train", miniatures, label_key="label_shape")
+  part = Subset.of(source, np.array([7, 3, 30]))
+
+  assert part.read([2, 0]) == source.read([30, 7])
+  assert part.locate(1) == source.locate(3)
+  assert len(part) == 3 and part.num_classes == source.num_classes
+  [batch] = eval_batches(part, parse("resize(8)"), batch=4)
+  assert batch["mask"].tolist() == [True] * 3 + [False]
+  assert batch["label"][:3].tolist() == [x for _, x in source.read([7, 3, 30])]
+
+
+def test_all_labels_are_read_without_an_image(miniatures):
+  source = open_source("dsprites", "train", miniatures, label_key="label_shape")
+
+  read = read_labels(source)
+
+  assert read.dtype == np.int32
+  assert read.tolist() == [x for _, x in source.read(range(EXAMPLES))]
