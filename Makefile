@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # make digits   trains a small Mixer on handwritten digits
+# make transfer pre-trains on the digits 0 to 4, fine-tunes on 5 to 9
 # make test     passes the tests
 # make lint     checks the style
 
 PYTHON ?= python3
 WORKDIR ?= runs/digits
+TRANSFER ?= runs/transfer
 BIN = .venv/bin
 
-.PHONY: digits test lint format clean
+.PHONY: digits transfer test lint format clean
 
 digits: .venv/installed
 	$(BIN)/python -m mixer.data prepare digits
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
+
+transfer: .venv/installed
+	$(BIN)/python -m mixer.data prepare digits/0to4
+	$(BIN)/python -m mixer.data prepare digits/5to9
+	$(BIN)/python train.py --config=configs/transfer.py:pretrain --workdir=$(TRANSFER)/pretrain
+	$(BIN)/python -m mixer.sweep --config=configs/transfer.py:finetune \
+	  --config.init=$(TRANSFER)/pretrain --workdir=$(TRANSFER)/finetune
+	$(BIN)/python -m mixer.sweep --config=configs/transfer.py:scratch --workdir=$(TRANSFER)/scratch
+	$(BIN)/python -m benchmarks.transfer $(TRANSFER)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest

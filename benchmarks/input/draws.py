@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 from scipy import stats
 
-from benchmarks.input.table import render
+from benchmarks.table import render
 from mixer.data import ops, randaug
 
 DRAWS = 10_000

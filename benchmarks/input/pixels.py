@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from benchmarks.input import photos
-from benchmarks.input.table import render
+from benchmarks.table import render
 from mixer.data import ops
 from mixer.data.decoding import decode
 

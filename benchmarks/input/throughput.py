@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.input import photos
-from benchmarks.input.table import render
+from benchmarks.table import render
 from mixer.data import ops
 from mixer.data.loader import train_batches
 from mixer.data.processes import usable_cores

@@ -105,10 +105,10 @@ def _fetch(published: Published, folder: Path) -> Path:
     return path
   tried = "\n".join(f"  {mirror.url}\n    {why}" for mirror, why in failures)
   raise UserError(
-    f"{published.name} could not be fetched:\n{tried}\nDownload one of these "
-    "where that is possible, put it here, with the ending that it has there, "
-    "and give the same command again:\n"
-    f"  {_place(published, published.mirrors[0], folder)}"
+    f"{published.name} could not be fetched: download one of these where that "
+    "is possible, put it here, with the ending that it has there, and give the "
+    "same command again.\n"
+    f"  {_place(published, published.mirrors[0], folder)}\n{tried}"
   )
 
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `make transfer` has found, as a table: python -m benchmarks.transfer DIR
+
+DIR holds the runs of configs/transfer.py: pretrain, finetune and scratch.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks.table import render
+from benchmarks.transfer.runs import probe_at_start, probed, swept, trained
+from mixer import weights
+from mixer.data import ops
+from mixer.data.loader import eval_batches
+from mixer.data.sources import open_source
+from mixer.training.mixing import normalise
+
+HEAD = ("digits 5 to 9", "pixels", "labelled", "steps", "accuracy, %")
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("folder", type=Path, metavar="DIR")
+  folder = parser.parse_args().folder
+  print(render(HEAD, [*tuned_rows(folder), *probe_rows(folder / "pretrain")]))
+  print(
+    "\nBefore fine-tuning, features of the grown model differ from the mean of "
+    "the small one's over the four tiles by "
+    f"{grown_apart(folder / 'pretrain'):.1g} at most."
+  )
+
+
+def tuned_rows(folder: Path) -> Iterator[tuple]:
+  """Of the models whose parameters were all trained."""
+  for name, said in (
+    ("finetune", "fine-tuned from 0 to 4, grown by tiles"),
+    ("scratch", "from scratch"),
+  ):
+    found = swept(folder / name)
+    said += f", learning rate {found['learning_rate']:g}"
+    steps = found["config"]["total_steps"]
+    yield said, "16 x 16", "100", steps, trained(folder / name)
+
+
+def probe_rows(pretrained: Path) -> Iterator[tuple]:
+  """Of linear probes on features that have seen no digit from 5 on."""
+  for said, res, init in (
+    ("linear probe on features of 0 to 4", 8, pretrained),
+    ("linear probe on features of 0 to 4, grown", 16, pretrained),
+    ("linear probe on random features", 16, None),
+  ):
+    results = probe_at_start(f"finetune,res={res}", init)
+    for shots in (5, 10):
+      yield said, f"{res} x {res}", 5 * shots, 0, probed(results, shots)
+
+
+def grown_apart(pretrained: Path) -> float:
+  """Largest difference of a feature between grown and small model."""
+  small = weights.load(pretrained)
+  source = open_source("digits/5to9", "test")
+  batches = eval_batches(source, ops.parse("resize(16)"), batch=len(source))
+  images = np.asarray(normalise(next(batches)["image"]))  # n 16 16 3
+  tiles = images.reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5)
+
+  def features(params, images):
+    model = weights.model_of(params)
+    return np.asarray(model.apply({"params": params}, images)[1]["pre_logits"])
+
+  with jax.default_matmul_precision("highest"):
+    large = features(weights.grow(small, factor=2), images)
+    parts = features(small, tiles.reshape(-1, 8, 8, 3))
+  means = parts.reshape(len(images), 4, -1).mean(axis=1)
+  return float(np.abs(large - means).max())
+
+
+if __name__ == "__main__":
+  flags.FLAGS.mark_as_parsed()
+  main()

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What it costs to take weights to another resolution, and by which growth.
+
+python -m benchmarks.transfer.growth [--workdir=runs/growth]
+
+Pre-trains configs/transfer.py on the digits 0 to 4 at 8 x 8 px, if --workdir
+holds no such run, and sweeps over learning rates on the digits 5 to 9 at other
+resolutions, from these weights and from random ones.
+"""
+
+import argparse
+from pathlib import Path
+
+from absl import flags
+
+from benchmarks.table import render
+from benchmarks.transfer.runs import (
+  probe_at_start,
+  probed,
+  recipe,
+  trained,
+)
+from mixer.data.__main__ import prepare
+from mixer.models import cost
+from mixer.plan import make_plan
+from mixer.sweep.protocol import sweep
+from mixer.training import loop
+
+# Resolution in pixels and growth; 8 is what the weights were trained at.
+CHOICES = (
+  (8, "none"),
+  (6, "interpolate"),
+  (12, "interpolate"),
+  (16, "interpolate"),
+  (16, "tiles"),
+  (24, "interpolate"),
+  (24, "tiles"),
+)
+HEAD = (
+  "pixels, growth",
+  "parameters",
+  "MMAC",
+  "5-shot probe before",
+  "fine-tuned",
+  "from scratch",
+)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--workdir", type=Path, default=Path("runs/growth"))
+  workdir = parser.parse_args().workdir
+  for name in ("digits/0to4", "digits/5to9"):
+    prepare(name)
+  pretrained = workdir / "pretrain"
+  loop.train(recipe("pretrain"), str(pretrained))
+  rows = [row(workdir, pretrained, *choice) for choice in CHOICES]
+  print(render(HEAD, rows))
+
+
+def row(
+  workdir: Path, pretrained: Path, res: int, growth: str
+) -> tuple[str, ...]:
+  arguments = f"res={res},growth={growth}"
+  name = workdir / f"{res}_{growth}"
+  tuned, scratch = Path(f"{name}_finetune"), Path(f"{name}_scratch")
+  sweep(recipe(f"scratch,{arguments}"), str(scratch))
+  config = recipe(f"finetune,{arguments}")
+  config.init = str(pretrained)
+  sweep(config, str(tuned))
+  plan = make_plan(config)
+  return (
+    f"{res} x {res}, {growth}",
+    f"{cost.count_params(plan.abstract_params):,}",
+    f"{plan.multiply_accumulates / 1e6:.2f}",
+    probed(probe_at_start(f"finetune,{arguments}", pretrained), 5),
+    trained(tuned),
+    trained(scratch),
+  )
+
+
+if __name__ == "__main__":
+  flags.FLAGS.mark_as_parsed()
+  main()

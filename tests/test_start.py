@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that starts from weights: growth, GELU and head, decided beforehand."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import recipes
+
+from mixer import weights
+from mixer.data.__main__ import prepare
+from mixer.models import create
+from mixer.plan import make_plan
+from mixer.plan.text import describe
+from mixer.training import evaluations, loop
+
+TINY = dict(patch=2, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
+
+
+@pytest.fixture(scope="module")
+def half_digits(tmp_path_factory):
+  """The folder of data sets with the digits 0 to 4 and 5 to 9."""
+  folder = str(tmp_path_factory.mktemp("data"))
+  for name in ("digits/0to4", "digits/5to9"):
+    prepare(name, folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+  """Weights for 8 x 8 px, in which nothing is zero."""
+  model = create("Mixer", num_classes=5, **TINY)
+  params = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))["params"]
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: x + rng.normal(0, 0.02, x.shape), params)
+  path = tmp_path_factory.mktemp("weights") / "small.npz"
+  weights.save(path, params)
+  return path
+
+
+def transfer(half_digits, pretrained, arg="finetune", **changes):
+  config = recipes.load("transfer", arg)
+  config.data.data_dir = half_digits
+  factor = config.model.tokens_mlp // 64
+  config.model.update(TINY | {"tokens_mlp": factor * TINY["tokens_mlp"]})
+  config.init = str(pretrained)
+  config.total_steps, config.batch = 2, 16
+  config.schedule.warmup_steps = 0
+  config.update_from_flattened_dict(
+    {key.replace("__", "."): value for key, value in changes.items()}
+  )
+  return config
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def without_head(params):
+  return {name: part for name, part in params.items() if name != "head"}
+
+
+@pytest.mark.parametrize(
+  "res, growth, grown, words",
+  [
+    (16, "tiles", dict(factor=2), "from 4 x 4 to 8 x 8 tokens: 2 x 2 tiles"),
+    (16, "interpolate", dict(tokens=(8, 8)), "8 x 8 tokens: the old mixing"),
+    (12, "tiles", dict(tokens=(6, 6)), "beyond the paper"),
+    (8, "tiles", dict(factor=1), "The head"),
+  ],
+)
+def test_a_run_begins_with_weights_grown_to_its_images(
+  half_digits, pretrained, res, growth, grown, words
+):
+  config = transfer(
+    half_digits, pretrained, f"finetune,res={res},growth={growth}"
+  )
+
+  plan = make_plan(config)
+
+  plan.raise_complaints()
+  expected = weights.grow(weights.load(pretrained), **grown)
+  assert_equal(without_head(plan.initial_params), without_head(expected))
+  assert not np.any(plan.initial_params["head"]["kernel"])
+  assert words in describe(plan)
+
+
+def test_growth_by_a_part_is_refused_where_tiles_are_asked_for(
+  half_digits, pretrained
+):
+  config = transfer(half_digits, pretrained, "finetune,res=12")
+  config.init_growth = "tiles"
+
+  [problem] = make_plan(config).problems
+
+  assert "4 x 4 tokens grow to 6 x 6 by 1.5" in problem
+  assert "init_growth='interpolate'" in problem
+
+
+def test_without_growth_the_way_to_it_is_shown(half_digits, pretrained):
+  config = transfer(half_digits, pretrained, init_growth="none")
+
+  [problem] = make_plan(config).problems
+
+  assert (
+    "16 tokens (8 px / 2)" in problem and "64 tokens (16 px / 2)" in problem
+  )
+  assert "grow them by 2" in problem
+
+
+def test_growth_without_weights_is_refused(half_digits, pretrained):
+  plan = make_plan(transfer(half_digits, pretrained, init=""))
+
+  assert any("config.init_growth = 'tiles'" in each for each in plan.problems)
+
+
+def test_weights_grown_before_start_a_run_of_their_resolution(
+  half_digits, pretrained, tmp_path
+):
+  grown = weights.grow(weights.load(pretrained), factor=2)
+  weights.save(tmp_path / "grown.npz", grown)
+
+  plan = make_plan(transfer(half_digits, tmp_path / "grown.npz"))
+
+  plan.raise_complaints()
+  assert_equal(without_head(plan.initial_params), without_head(grown))
+  assert "Grown" not in plan.initial_note
+
+
+def test_gelu_is_that_of_the_weights_until_a_config_says_otherwise(
+  half_digits, pretrained, tmp_path
+):
+  exact = tmp_path / "exact.npz"
+  weights.save(exact, weights.load(pretrained), gelu="exact")
+
+  def gelu(init, **changes):
+    return make_plan(transfer(half_digits, init, **changes)).model.gelu
+
+  assert gelu(pretrained) == "tanh"
+  assert gelu(exact) == "exact"
+  assert gelu(exact, model__gelu="tanh") == "tanh"
+
+
+def test_a_run_keeps_its_gelu_when_it_goes_on_and_when_it_is_evaluated(
+  half_digits, pretrained, tmp_path, capsys
+):
+  exact = tmp_path / "exact.npz"
+  weights.save(exact, weights.load(pretrained), gelu="exact")
+  config = transfer(half_digits, exact, model__gelu=None)
+  config.evals.minival.every_steps = 1
+  run = tmp_path / "run"
+  loop.train(config, str(run))
+  exact.unlink()
+
+  config = transfer(half_digits, exact, total_steps=3, model__gelu=None)
+  loop.train(config, str(run), accept_changes=True)
+  evaluations.evaluate(config, str(run))
+
+  recorded = json.loads((run / "config.json").read_text())
+  assert recorded["model"]["gelu"] == "exact"
+  assert weights.read(run).gelu == "exact"
+  assert "step 3" in capsys.readouterr().out
