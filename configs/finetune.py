@@ -1,13 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Fine-tunes pre-trained weights (paper, section 3 and appendix C).
 
+One run:
+
   python train.py \
     --config=configs/finetune.py:dataset=imagenet2012,model=Mixer-B/16,res=224 \
-    --config.init=Mixer-B_16.npz --workdir=DIR
+    --config.init=imagenet21k/Mixer-B_16 --workdir=DIR
 
-Data sets: imagenet2012 cifar10 cifar100 oxford_iiit_pet oxford_flowers102.
-Holds out a part of the training split ("minival") to choose the learning rate
-by; with full=True trains on all of it, for the number to report.
+The paper's protocol, a learning rate chosen by a held-out part of the training
+split ("minival") and then the mean of three runs on all of it; for one data set
+and for the five of "Avg 5":
+
+  python -m mixer.sweep --config=configs/finetune.py:dataset=cifar10 \
+    --config.init=imagenet21k/Mixer-B_16 --workdir=DIR
+  python -m mixer.sweep --config=configs/finetune.py:model=Mixer-L/16 \
+    --datasets=all --config.init=imagenet21k/Mixer-L_16 --workdir=DIR
+
+Images of your own, as DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, at any
+resolution that patches divide:
+
+  python -m mixer.sweep \
+    --config=configs/finetune.py:dataset=folder:DIR,res=384 \
+    --config.init=imagenet21k/Mixer-B_16 --workdir=RUNS
+
+Data sets: imagenet2012 cifar10 cifar100 oxford_iiit_pet oxford_flowers102, or
+folder:DIR. Models: those of table 1; the published S/8 is model=Mixer-S/16 with
+--config.model.patch=8, which needs four times the memory of S/16
+(--config.max_per_device=128). full=True makes one run on the whole training
+split, as the sweep's last ones are.
 
 Hardware and hours: one GPU; not given by the paper.
 
@@ -18,18 +38,31 @@ mean with ImageNet: 92.50 % and 93.63 %. Not measured by this project.
 Published and not published:
 - Steps, warm-up, grid of learning rates {0.003, 0.01, 0.03, 0.06} are the
   paper's (by way of ViT's, table 4 there); the rate chosen for each data set
-  was never published. 0.03 is what the authors' vision_transformer code takes
-  for CIFAR-10.
+  was never published. 0.03, for train.py, is what the authors'
+  vision_transformer code takes for CIFAR-10.
 - The paper dropped the inception crop in fine-tuning without saying what took
   its place: resize-small and random crop, as in the authors' transfer recipe.
-- res is 224 or a multiple of it. A larger one takes the model of appendix C,
-  whose token-mixing MLPs grow with the number of patches.
+- A res of 448 or another multiple of 224 takes the model of appendix C, whose
+  token-mixing MLPs grow with the number of patches. For any other the old token
+  mixing is interpolated and its MLPs keep their width: beyond the paper.
 - eval=resize_small is table 3's preprocessing, eval=resize is table 2's.
 - Flowers trains on the official training and validation images together, as
   the paper counts them.
+- folder:DIR: steps and warm-up by the size of the split train, where the BiT
+  paper's rule and the paper's own data sets agree: as Pets and Flowers below
+  20,000 images, as CIFAR below 500,000, else as ImageNet. The minival is the
+  last tenth, fiftieth or hundredth of train, in an order as good as random. The
+  test is on the split test, validation or val, whichever there is first;
+  without any, the sweep's last runs leave out the minival as well and report
+  it, which flatters by what the choice of the rate was worth. A comma ends the
+  folder's name, as it ends every argument: link such a folder under another
+  name.
 """
 
+import os
+
 from mixer.config import default, did_you_mean, evaluator, parse_arg
+from mixer.data.sources import folder_layout, image_folder
 from mixer.errors import UserError
 from mixer.models import mixer
 
@@ -68,21 +101,57 @@ DATA_SETS = {
     ("train[90%:]+validation[90%:]", 204),
   ),
 }
+AVERAGE = "Avg 5"  # what the paper calls the mean over all
+GRID = (0.003, 0.01, 0.03, 0.06)
+# Of images in folders, by their number up to this: steps, warm-up steps, and in
+# percent what is trained on while the rest is held out.
+BY_SIZE = (
+  (20_000, 500, 100, 90),
+  (500_000, 10_000, 500, 98),
+  (float("inf"), 20_000, 500, 99),
+)
+TEST_SPLITS = ("test", "validation", "val")
 #           images a device takes at once, at 224 px
 AT_ONCE = {"S": 512, "B": 256, "L": 128, "H": 64}
 
 
-def grown_tokens_mlp(model, res):
-  """D_S of appendix C: K * K times the model's own at K times 224 px."""
-  factor, rest = divmod(res, 224)
-  if rest or factor < 1:
+def folder_data_set(name):
+  """What DATA_SETS has of others; numbers of examples are those there are."""
+  root = os.path.expanduser(name.removeprefix(image_folder.PREFIX))
+  try:
+    splits = folder_layout.find_splits(root.rstrip("/") or "/")
+  except UserError as error:
+    raise UserError(str(error)) from None  # also where it is NotPrepared
+  if "train" not in splits:
     raise UserError(
-      f"res={res} is not a multiple of 224, as the paper's appendix C has it."
+      f"{root} has no split train, but {', '.join(splits)}: rename the folder "
+      "of the images to train on."
     )
-  if factor == 1 or model not in mixer.VARIANTS:
-    return None
-  sizes = dict(zip(mixer.COLUMNS, mixer.VARIANTS[model], strict=True))
-  return factor**2 * sizes["tokens_mlp"]
+  train = splits["train"]
+  steps, warmup, percent = next(
+    settings for end, *settings in BY_SIZE if train.num_examples < end
+  )
+  test = next((split for split in TEST_SPLITS if split in splits), None)
+  return (
+    (len(train.classes), steps, warmup, test, None),
+    ("train", None),
+    (f"train[:{percent}%]", None),
+    (f"train[{percent}%:]", None),
+  )
+
+
+def grow(config, model, res):
+  """Sets how weights that were trained at 224 px come to another size."""
+  factor, rest = divmod(res, 224)
+  if res < 1:
+    raise UserError(f"res={res} is no size in pixels.")
+  if rest:
+    config.init_growth = "interpolate"
+  elif factor > 1:
+    config.init_growth = "tiles"
+    if model in mixer.VARIANTS:  # any other is complained of elsewhere
+      sizes = dict(zip(mixer.COLUMNS, mixer.VARIANTS[model], strict=True))
+      config.model.tokens_mlp = factor**2 * sizes["tokens_mlp"]
 
 
 def get_config(arg=None):
@@ -95,27 +164,28 @@ def get_config(arg=None):
     eval="resize_small",
     full=False,
   )
-  if arg.dataset not in DATA_SETS:
+  if arg.dataset.startswith(image_folder.PREFIX):
+    data_set = folder_data_set(arg.dataset)
+  elif arg.dataset in DATA_SETS:
+    data_set = DATA_SETS[arg.dataset]
+  else:
     raise UserError(
       f"There is no fine-tuning recipe for {arg.dataset!r}"
       + did_you_mean(arg.dataset, DATA_SETS)
     )
-  sizes, whole, part, held_out = DATA_SETS[arg.dataset]
+  sizes, whole, part, held_out = data_set
   classes, steps, warmup, test_split, test_examples = sizes
-  larger = arg.res * 8 // 7  # 256 for 224
-
-  tokens_mlp = grown_tokens_mlp(arg.model, arg.res)
+  larger = round(arg.res * 256 / 224)
 
   config = default()
   config.total_steps = steps
   config.batch = 512
   at_once = AT_ONCE.get(arg.model.partition("-")[2][:1], 64)
-  config.max_per_device = max(at_once * 224**2 // arg.res**2, 1)
-
   config.model.name = arg.model
-  config.model.tokens_mlp = tokens_mlp
   config.model.num_classes = classes
   config.init_head = "zeros"
+  grow(config, arg.model, arg.res)
+  config.max_per_device = max(at_once * 224**2 // arg.res**2, 1)
   config.loss = "softmax"
 
   config.data.name = arg.dataset
@@ -138,9 +208,16 @@ def get_config(arg=None):
       every_steps=steps // 10,
     )
 
-  config.evals.test = evaluate(test_split, test_examples)
+  if test_split:
+    config.evals.test = evaluate(test_split, test_examples)
   if not arg.full:
     config.evals.minival = evaluate(*held_out)
     config.checkpoint.best = "eval/minival/accuracy"
+    config.sweep.learning_rates = GRID
+    config.sweep.metric = "eval/minival/accuracy"
+    if test_split:
+      config.sweep.full_split, config.sweep.full_examples = whole
+    else:
+      config.sweep.report = config.sweep.metric
   config.checkpoint.every_steps = steps // 10
   return config

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sweep comes to, and all that is wrong with it, beforehand."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mixer.config import did_you_mean
+from mixer.config_check import check_values, complete
+from mixer.errors import UserError, some
+from mixer.evaluators import TYPES, result_name
+from mixer.plan import Plan, make_plan
+from mixer.plan.text import describe as describe_run
+from mixer.sweep.runs import (
+  Outcome,
+  SweepRun,
+  final_runs,
+  grid_runs,
+  on_everything,
+  read_outcome,
+)
+from mixer.training import run_folder
+from mixer.training.setup import CHECKPOINTS
+
+
+@dataclasses.dataclass
+class SweepPlan:
+  """A sweep, resolved.
+
+  Attributes:
+    config: of the sweep.
+    folder: of the sweep; its runs lie in it.
+    part: plan of the runs that the learning rate is chosen by.
+    whole: plan of the final runs.
+    final_config: of the final runs, but for rate and seed.
+    problems: what is wrong.
+    missing: data sets that are not there.
+  """
+
+  config: ConfigDict
+  folder: Path
+  part: Plan | None = None
+  whole: Plan | None = None
+  final_config: ConfigDict | None = None
+  problems: list[str] = dataclasses.field(default_factory=list)
+  missing: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def grid(self) -> list[SweepRun]:
+    return grid_runs(self.config, self.folder)
+
+  def finals(self, rate: float) -> list[SweepRun]:
+    return final_runs(self.final_config, self.folder, rate)
+
+  def outcomes(self) -> list[Outcome | None]:
+    """What has come of the grid so far."""
+    return [read_outcome(run, self.part.total_steps) for run in self.grid]
+
+  def raise_complaints(self):
+    """Raises UserError with everything that stands in the way."""
+    if complaints := self.problems + self.missing:
+      raise UserError("\n".join(complaints))
+
+
+def plan_sweep(
+  config: ConfigDict, folder: Path, *, accept_changes: bool = False
+) -> SweepPlan:
+  """Resolves a sweep and collects complaints about all of its runs.
+
+  Args:
+    config: as a recipe and the command line made it.
+    folder: of the sweep.
+    accept_changes: take runs that are there although the config has changed.
+
+  Raises:
+    UserError: keys that the schema does not have, or values out of their
+      range; nothing else can be said about such a config.
+  """
+  sweep = SweepPlan(complete(config), folder)
+  if problems := list(check_values(sweep.config)):
+    raise UserError("\n".join(problems))
+  if (folder / "config.json").exists() or (folder / CHECKPOINTS).exists():
+    sweep.problems.append(
+      f"{folder} holds a run, and no sweep: choose another --workdir."
+    )
+  _check_grid(sweep)
+  sweep.part = _plan_runs(sweep, sweep.config, sweep.grid)
+  judge = _check_result(sweep, sweep.part, sweep.grid, "metric")
+  sweep.final_config = on_everything(sweep.config, judge)
+  finals = [run for rate in _rates(sweep) for run in sweep.finals(rate)]
+  sweep.whole = _plan_runs(sweep, sweep.final_config, finals)
+  _check_result(sweep, sweep.whole, finals, "report")
+  _collect(sweep)
+  if not accept_changes:
+    sweep.problems += _other_configs(sweep.part, sweep.grid)
+    sweep.problems += _other_configs(sweep.whole, finals)
+  return sweep
+
+
+def _check_grid(sweep: SweepPlan):
+  rates = sweep.config.sweep.learning_rates
+  if not rates:
+    sweep.problems.append(
+      "config.sweep.learning_rates is empty: give the rates to choose from, "
+      'such as --config.sweep.learning_rates="(0.003, 0.01)".'
+    )
+  if sweep.config.sweep.full_examples and not sweep.config.sweep.full_split:
+    sweep.problems.append(
+      "config.sweep.full_examples is set, but full_split is not, such as "
+      "'train'."
+    )
+  names = [run.folder.name for run in sweep.grid]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    sweep.problems.append(
+      f"config.sweep.learning_rates = {rates} has rates that are the same to "
+      f"six digits ({', '.join(twice)}): leave one of them."
+    )
+
+
+def _rates(sweep: SweepPlan) -> list[float]:
+  """The rates that final runs may still be made with."""
+  if sweep.part.total_steps:
+    outcomes = sweep.outcomes()
+    if None not in outcomes:
+      best = choose(sweep.config, outcomes)
+      return [best.run.learning_rate] if best else []
+  return [run.learning_rate for run in sweep.grid]
+
+
+def choose(config: ConfigDict, outcomes: list[Outcome]) -> Outcome | None:
+  """The best by config.sweep.metric, of equals the lowest rate; None if none.
+
+  Args:
+    config: of the sweep.
+    outcomes: of the grid, from the lowest rate on.
+  """
+  metric = config.sweep.metric
+  sign = -1 if metric.endswith("/loss") else 1
+  sound = [each for each in outcomes if each.value(metric) is not None]
+  # The first one of several.
+  return max(sound, key=lambda each: sign * each.value(metric), default=None)
+
+
+def _plan_runs(
+  sweep: SweepPlan, config: ConfigDict, runs: list[SweepRun]
+) -> Plan:
+  """Plans what the runs have in common."""
+  config = config.copy_and_resolve_references()
+  begins = any(run.needs_start for run in runs)
+  if not begins and runs:
+    run_folder.take_over(runs[0].folder, config)
+  plan = make_plan(config, begins=begins)
+  # Every run reads its own: they are large.
+  plan.checkpoint = plan.initial_params = None
+  return plan
+
+
+def _collect(sweep: SweepPlan):
+  """Adds what is wrong with the runs; most is the same for both kinds."""
+  sweep.problems += sweep.part.problems
+  sweep.problems += [
+    "In the final runs: "
+    + problem.replace("config.data.examples", "config.sweep.full_examples")
+    for problem in sweep.whole.problems
+    if problem not in sweep.part.problems
+  ]
+  sweep.missing += dict.fromkeys(sweep.part.missing + sweep.whole.missing)
+
+
+def _check_result(
+  sweep: SweepPlan, plan: Plan, runs: list[SweepRun], key: str
+) -> str | None:
+  """Returns the evaluator that config.sweep.KEY is a result of."""
+  given = sweep.config.sweep[key]
+  evaluators = {
+    result_name(each.options.type, name, result): name
+    for name, each in plan.evals.items()
+    for result in TYPES[each.options.type].results(each.options)
+  }
+  if given in evaluators:
+    _check_results_there(sweep, plan, runs, key)
+    return evaluators[given]
+  if not plan.evals and plan.problems:
+    return None  # it has not come to the evaluators
+  if not given:
+    sweep.problems.append(
+      f"config.sweep.{key}, the result that runs are judged by, is not set"
+      f"{did_you_mean('', evaluators)}"
+    )
+    return None
+  which = "final runs have" if key == "report" else "config has"
+  sweep.problems.append(
+    f"config.sweep.{key} = {given!r} is a result of no evaluator that the "
+    f"{which}" + (did_you_mean(given, evaluators) if evaluators else ".")
+  )
+  return None
+
+
+def _check_results_there(
+  sweep: SweepPlan, plan: Plan, runs: list[SweepRun], key: str
+):
+  """Looks whether the finished runs have the result that they are judged by."""
+  wanted = sweep.config.sweep[key]
+  for run in runs:
+    outcome = plan.total_steps and read_outcome(run, plan.total_steps)
+    if outcome and not outcome.failure and wanted not in outcome.results:
+      sweep.problems.append(
+        f"The run in {run.folder} ended without {wanted}, which is "
+        f"config.sweep.{key}: take one of {', '.join(outcome.results)}, or "
+        "move the folder away to run it again."
+      )
+
+
+def _other_configs(plan: Plan, runs: list[SweepRun]) -> Iterator[str]:
+  """Compares with the runs that are there; one complaint for one difference."""
+  if not plan.config.data.examples:
+    return  # the runs know how many there are; here it is complained of
+  folders = collections.defaultdict(list)
+  for run in runs:
+    config = plan.config.copy_and_resolve_references()
+    config.optimizer.learning_rate, config.seed = run.learning_rate, run.seed
+    try:
+      run_folder.take_over(run.folder, config)
+      run_folder.check_config(run.folder, config, accept_changes=False)
+    except UserError as error:
+      message = str(error).replace(str(run.folder), "{}")
+      folders[message].append(str(run.folder))
+  for message, (first, *others) in folders.items():
+    also = f"\n  The same holds for {some(others, 3)}." if others else ""
+    yield message.replace("{}", first) + also
+
+
+def describe(sweep: SweepPlan) -> str:
+  """The plan for a person: what a run is, and how many there are."""
+  options = sweep.config.sweep
+  lines = [describe_run(sweep.part)]
+  grid = sweep.grid
+  seeds = [sweep.config.seed + i for i in range(options.seeds)]
+  rates = ", ".join(f"{run.learning_rate:g}" for run in grid)
+  lines.append(
+    f"grid          {len(grid)} runs, learning rates {rates or 'not given'}; "
+    f"the best by {options.metric or '?'} at the end"
+  )
+  data = sweep.whole.config.data
+  examples = f" ({data.examples:,} examples)" if data.examples else ""
+  lines.append(
+    f"final         {len(seeds)} runs on {data.split}{examples} with that "
+    f"rate, seeds {', '.join(map(str, seeds))}; mean of {options.report}"
+  )
+  lengths = sweep.part.total_steps, sweep.whole.total_steps
+  if all(lengths):
+    steps = len(grid) * lengths[0] + len(seeds) * lengths[1]
+    lines.append(
+      f"in total      {len(grid) + len(seeds)} runs, {steps:,} steps, "
+      f"{steps * sweep.config.batch:,} images"
+    )
+    lines += _there(sweep)
+  return "\n".join(lines)
+
+
+def _there(sweep: SweepPlan) -> list[str]:
+  """Lines about runs that there are in the folder already."""
+  finals = [run for rate in _rates(sweep) for run in sweep.finals(rate)]
+  lines = []
+  for plan, runs in (sweep.part, sweep.grid), (sweep.whole, finals):
+    for run in runs:
+      outcome = read_outcome(run, plan.total_steps)
+      if outcome:
+        state = "failed" if outcome.failure else "finished"
+      elif saved := run.steps_saved:
+        state = f"at step {saved:,}"
+      else:
+        continue
+      lines.append(f"there is      {run.folder.name}: {state}")
+  return lines
