@@ -61,10 +61,10 @@ Published and not published:
 
 import os
 
+from mixer import models
 from mixer.config import default, did_you_mean, evaluator, parse_arg
 from mixer.data.sources import folder_layout, image_folder
 from mixer.errors import UserError
-from mixer.models import mixer
 
 # classes, steps, warm-up steps, test split and its examples, and of the whole
 # training split, its part that is trained on, and the held-out rest: split and
@@ -149,9 +149,9 @@ def grow(config, model, res):
     config.init_growth = "interpolate"
   elif factor > 1:
     config.init_growth = "tiles"
-    if model in mixer.VARIANTS:  # any other is complained of elsewhere
-      sizes = dict(zip(mixer.COLUMNS, mixer.VARIANTS[model], strict=True))
-      config.model.tokens_mlp = factor**2 * sizes["tokens_mlp"]
+    if model in models.names():  # any other is complained of elsewhere
+      tokens_mlp = models.sizes(model)["tokens_mlp"]
+      config.model.tokens_mlp = factor**2 * tokens_mlp
 
 
 def get_config(arg=None):

@@ -34,9 +34,9 @@ Published and not published:
   are, and digits are not mirrored. Images are squeezed to squares, as there.
 """
 
+from mixer import models
 from mixer.config import default, did_you_mean, evaluator, parse_arg
 from mixer.errors import UserError
-from mixer.models import mixer
 
 # name of TFDS, label, classes, whether images are small, the 200 held-out
 # images, split and examples of the test. Training is always on train[:800].
@@ -173,9 +173,9 @@ def get_config(arg=None):
 
   config.model.name = arg.model
   config.model.num_classes = classes
-  if factor > 1 and arg.model in mixer.VARIANTS:
-    sizes = dict(zip(mixer.COLUMNS, mixer.VARIANTS[arg.model], strict=True))
-    config.model.tokens_mlp = factor**2 * sizes["tokens_mlp"]
+  if factor > 1 and arg.model in models.names():
+    tokens_mlp = models.sizes(arg.model)["tokens_mlp"]
+    config.model.tokens_mlp = factor**2 * tokens_mlp
     config.init_growth = "tiles"
   config.init_head = "zeros"
   config.loss = "softmax"

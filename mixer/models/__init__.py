@@ -17,6 +17,12 @@ def names() -> list[str]:
   return [name for _, table, _ in FAMILIES.values() for name in table]
 
 
+def sizes(name: str) -> dict[str, int]:
+  """The fields that a table gives a name; none for a family's name."""
+  _, table, columns = FAMILIES[name.partition("-")[0]]
+  return dict(zip(columns, table.get(name, ()), strict=False))
+
+
 def create(name: str, *, num_classes: int | None = None, **fields) -> nn.Module:
   """Creates a model.
 
@@ -35,10 +41,10 @@ def create(name: str, *, num_classes: int | None = None, **fields) -> nn.Module:
     every = [*names(), *FAMILIES]
     near = difflib.get_close_matches(name, every, n=4, cutoff=0.5) or every
     raise ValueError(f"There is no model {name!r}. Nearest: {', '.join(near)}.")
-  module, table, columns = FAMILIES[family]
-  sizes = dict(zip(columns, table.get(name, ()), strict=False)) | fields
-  _check_fields(module, name, sizes)
-  return module(num_classes=num_classes, **sizes)
+  module, _, _ = FAMILIES[family]
+  fields = sizes(name) | fields
+  _check_fields(module, name, fields)
+  return module(num_classes=num_classes, **fields)
 
 
 def _check_fields(module: type[nn.Module], name: str, given: dict):

@@ -60,13 +60,17 @@ def _plan_one(
   return EvalPlan(options, data_name, batch, every)
 
 
-def _check_best(plan: Plan):
-  best = plan.config.checkpoint.best
-  known = [
-    result_name(evaluation.options.type, name, result)
+def known_results(plan: Plan) -> dict[str, str]:
+  """What the evaluators give, such as "eval/test/loss", and which gives it."""
+  return {
+    result_name(evaluation.options.type, name, result): name
     for name, evaluation in plan.evals.items()
     for result in TYPES[evaluation.options.type].results(evaluation.options)
-  ]
+  }
+
+
+def _check_best(plan: Plan):
+  best, known = plan.config.checkpoint.best, known_results(plan)
   if best and best not in known:
     plan.problems.append(
       f"config.checkpoint.best = {best!r} is the result of no evaluator"

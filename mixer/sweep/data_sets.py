@@ -23,6 +23,7 @@ from mixer.front_door import DONE
 from mixer.sweep import protocol, report
 from mixer.sweep.plan import describe, plan_sweep
 from mixer.training import run_folder
+from mixer.training.setup import choose_operations
 
 
 @dataclasses.dataclass
@@ -158,7 +159,7 @@ def _check(
   """
   there, missing, problems = [], {}, []
   for name, config in several.configs.items():
-    protocol.make_deterministic(config)
+    choose_operations(config)
     plan = plan_sweep(
       config, several.folder / name, accept_changes=accept_changes
     )

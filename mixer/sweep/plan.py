@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from mixer.config import did_you_mean
 from mixer.config_check import check_values, complete
 from mixer.errors import UserError, some
-from mixer.evaluators import TYPES, result_name
 from mixer.plan import Plan, make_plan
+from mixer.plan.evals import known_results
 from mixer.plan.text import describe as describe_run
 from mixer.sweep.runs import (
   Outcome,
@@ -175,11 +175,7 @@ def _check_result(
 ) -> str | None:
   """Returns the evaluator that config.sweep.KEY is a result of."""
   given = sweep.config.sweep[key]
-  evaluators = {
-    result_name(each.options.type, name, result): name
-    for name, each in plan.evals.items()
-    for result in TYPES[each.options.type].results(each.options)
-  }
+  evaluators = known_results(plan)
   if given in evaluators:
     _check_results_there(sweep, plan, runs, key)
     return evaluators[given]

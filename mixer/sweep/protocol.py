@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a grid of learning rates to a mean and a deviation over seeds."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mixer.sweep import report
 from mixer.sweep.plan import SweepPlan, choose, describe, plan_sweep
 from mixer.sweep.runs import Outcome, SweepRun, carry_out, read_outcome
 from mixer.training import run_folder
+from mixer.training.setup import choose_operations
 
 
 class AllFailedError(UserError):
@@ -40,7 +40,7 @@ def sweep(
   Raises:
     UserError: something for the user to change; nothing was lost.
   """
-  make_deterministic(config)
+  choose_operations(config)
   folder = run_folder.make_folder(workdir)
   with run_folder.locked(folder):
     plan = plan_sweep(config, folder, accept_changes=accept_changes)
@@ -72,13 +72,6 @@ def dry_run(
   plan.raise_complaints()
   print("Nothing is missing: without --dry_run this trains.")
   return DONE
-
-
-def make_deterministic(config: ConfigDict):
-  """Sees to config.deterministic_operations before jax looks for devices."""
-  if config.get("deterministic_operations"):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
 
 
 def _carry_out_all(

@@ -17,8 +17,6 @@ from mixer.training.log import read_rows, replace_file
 from mixer.training.setup import CHECKPOINTS
 
 FAILED = "failed.txt"  # in a run's folder: why it came to nothing
-# What the loop says of a loss that is not finite, and of nothing else.
-_DIVERGED = "nothing is saved any more"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +136,7 @@ def carry_out(
   config = run.config.copy_and_resolve_references()
   try:
     code = loop.train(config, str(run.folder), accept_changes=accept_changes)
-  except UserError as error:
-    if _DIVERGED not in str(error):
-      raise
+  except loop.Diverged as error:
     replace_file(run.folder / FAILED, f"{error}\n".encode())
   else:
     if code == START_AGAIN:

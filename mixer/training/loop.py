@@ -3,7 +3,6 @@
 
 import collections
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from mixer.training.progress import Progress
 from mixer.training.setup import (
   CHECKPOINTS,
   abstract_state,
+  choose_operations,
   create_optimizer,
   create_update,
   initial_state,
@@ -45,6 +45,10 @@ from mixer.training.step import TrainState
 # Updates that may be in flight: enough to keep the devices busy, few enough to
 # stop soon and to measure rates.
 IN_FLIGHT = 2
+
+
+class Diverged(UserError):
+  """Loss or gradients are not finite."""
 
 
 def train(
@@ -63,10 +67,7 @@ def train(
   Raises:
     UserError: something for the user to change; nothing was lost.
   """
-  if config.get("deterministic_operations"):
-    # Read when jax first looks for devices, which is in make_plan.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+  choose_operations(config)
   folder = run_folder.make_folder(workdir)
   with run_folder.locked(folder), interruption.guard() as interrupted:
     begins = not Checkpoints(folder / CHECKPOINTS).steps
@@ -247,13 +248,13 @@ class Run:
     """Starts writing a checkpoint; rows up to it are on disk before it is.
 
     Raises:
-      UserError: loss or gradients are not finite; what is saved stays sound.
+      Diverged: loss or gradients are not finite; what is saved stays sound.
     """
     for name in ("loss", "gradient_norm", "parameter_norm"):
       value = float(self.metrics[name][0])  # waits for the update
       if not np.isfinite(value):
         kept = self.checkpoints.steps
-        raise UserError(
+        raise Diverged(
           f"At step {step:,} {name} is {value}: nothing is saved any more. "
           + (f"The checkpoint of step {kept[-1]:,} is sound. " if kept else "")
           + "Try a lower optimizer.learning_rate, a longer warm-up or "

@@ -2,6 +2,7 @@
 """From a plan to a state on the devices, and from there to the host."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from mixer.data.device_feed import device_sharding
 from mixer.plan import Plan
@@ -23,6 +25,14 @@ from mixer.training.step import (
 )
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
+
+
+def choose_operations(config: ConfigDict):
+  """Sees to config.deterministic_operations before jax looks for devices."""
+  flag = "--xla_gpu_deterministic_ops=true"
+  flags = os.environ.get("XLA_FLAGS", "")
+  if config.get("deterministic_operations") and flag not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}"
 
 
 def create_optimizer(
