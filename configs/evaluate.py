@@ -19,10 +19,13 @@ the CPUs can decode as many.
 
 Published: val is what the registry says; ReaL table 3 of the paper (imagenet1k)
 and table 1 of the GSAM paper (sam, gsam); V2 timm's results (imagenet1k, with
-bicubic resizing) and the GSAM paper. Not measured by this project.
+bicubic resizing) and the GSAM paper. Not measured by this project. Losses are
+of a softmax, whatever the weights were trained with.
 """
 
+from mixer import models
 from mixer.config import default, evaluator, parse_arg
+from mixer.errors import UserError
 from mixer.weights import registry
 
 # ReaL and V2, in percent.
@@ -43,6 +46,11 @@ def get_config(arg=None):
   """Returns the config for a name such as "imagenet1k/Mixer-B_16"."""
   arg = parse_arg(arg, weights="imagenet1k/Mixer-B_16")
   published = registry.find(arg.weights)
+  if published.model not in models.names():
+    raise UserError(
+      f"{published.name} can be fetched and read, but there is no model "
+      f"{published.model} here that it could be evaluated with."
+    )
   res = (published.image_size or (224, 224))[0]
   larger = res * 8 // 7  # 256 for 224
   crop = f"central_crop({res})"
@@ -72,7 +80,11 @@ def get_config(arg=None):
       "resize_small", real, type="real", examples=50_000
     )
     config.evals.v2 = evaluate(
-      "resize_small", v2, name="imagenet_v2", split="test", examples=10_000
+      "resize_small",
+      v2,
+      name="imagenet_v2/matched-frequency",
+      split="test",
+      examples=10_000,
     )
   # The first 65,000 hold at least 30 of each class.
   config.evals.imagenet = evaluate(

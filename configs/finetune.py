@@ -46,6 +46,8 @@ Published and not published:
   token-mixing MLPs grow with the number of patches. For any other the old token
   mixing is interpolated and its MLPs keep their width: beyond the paper.
 - eval=resize_small is table 3's preprocessing, eval=resize is table 2's.
+- extra=True evaluates ImageNet's runs on ReaL, as tables 2 and 3 do, and on
+  ImageNet-V2 at the end; their data must be there.
 - Flowers trains on the official training and validation images together, as
   the paper counts them.
 - folder:DIR: steps and warm-up by the size of the split train, where the BiT
@@ -163,6 +165,7 @@ def get_config(arg=None):
     res=224,
     eval="resize_small",
     full=False,
+    extra=False,
   )
   if arg.dataset.startswith(image_folder.PREFIX):
     data_set = folder_data_set(arg.dataset)
@@ -210,6 +213,17 @@ def get_config(arg=None):
 
   if test_split:
     config.evals.test = evaluate(test_split, test_examples)
+  if arg.extra:
+    if arg.dataset != "imagenet2012":
+      raise UserError("extra=True is of dataset=imagenet2012: ReaL and V2.")
+    ops = config.evals.test.ops
+    config.evals.real = evaluator("real", ops=ops, examples=50_000)
+    config.evals.v2 = evaluator(
+      name="imagenet_v2/matched-frequency",
+      split="test",
+      examples=10_000,
+      ops=ops,
+    )
   if not arg.full:
     config.evals.minival = evaluate(*held_out)
     config.checkpoint.best = "eval/minival/accuracy"

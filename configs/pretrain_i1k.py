@@ -66,7 +66,9 @@ def get_config(arg=None):
 
   config.evals.minival = evaluate("train[99%:]", 12_812)
   config.evals.val = evaluate("validation", 50_000)
-  config.evals.v2 = evaluate("test", 10_000, name="imagenet_v2")
+  config.evals.v2 = evaluate(
+    "test", 10_000, name="imagenet_v2/matched-frequency"
+  )
   config.checkpoint.every_steps = 1_000
   config.checkpoint.best = "eval/minival/accuracy"
   return config

@@ -42,7 +42,9 @@ class Classifier:
     params: of the model.
     ops: a spec, from any image to one that the model takes.
     size: height and width of that one.
-    loss: that the head was trained with, "softmax" or "sigmoid".
+    loss: "softmax" or "sigmoid", which makes probabilities of logits: that of
+      the run's training; softmax of other weights, which compares the classes
+      even where they were trained with a sigmoid, as the published Mixers were.
     class_names: one an output.
     notes: where class names and ops are from.
   """

@@ -227,3 +227,45 @@ def test_every_published_mixer_has_its_recipe():
 def test_weights_that_were_never_published_are_named():
   with pytest.raises(UserError, match="imagenet1k/Mixer-H_14"):
     recipes.load("evaluate", "imagenet1k/Mixer-H_14")
+
+
+def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(
+  digits_dir, init, tmp_path, capsys, monkeypatch
+):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
+  config.total_epochs, config.total_steps = None, 1
+  config.schedule.warmup_epochs = None
+  loop.train(config, str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+
+  config = config_of(digits_dir, init, test=TEST)
+  evaluations.evaluate(config, None)
+
+  assert f"Evaluates {init}." in capsys.readouterr().out
+  with pytest.raises(UserError, match="--best and --step.*--workdir"):
+    evaluations.evaluate(config, None, best=True)
+
+
+def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(
+  digits_dir, tmp_path, capsys
+):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
+  config.total_epochs, config.total_steps = None, 1
+  config.schedule.warmup_epochs = None
+  loop.train(config, str(tmp_path))
+
+  evaluations.evaluate(config, str(tmp_path))
+  assert "has learned from" not in capsys.readouterr().out
+
+  config.data.split, config.data.examples = "train[:50%]", None
+  evaluations.evaluate(config, str(tmp_path))
+  assert "was trained on 'train' of digits" in capsys.readouterr().out
+
+
+def test_weights_without_a_model_here_are_refused_before_they_are_fetched():
+  with pytest.raises(UserError, match="no model ViT-B/16 here"):
+    recipes.load("evaluate", "imagenet21k/ViT-B_16")

@@ -112,6 +112,9 @@ def test_folders_with_other_classes_are_not_evaluated_on(config, tmp_path):
     loop.train(config, workdir)
   with pytest.raises(UserError, match=r"other classes than .*classes.txt"):
     evaluations.evaluate(config, workdir)
+  config.init = workdir
+  with pytest.raises(UserError, match=r"other classes than .*classes.txt"):
+    evaluations.evaluate(config, None)
 
 
 def test_images_of_some_classes_are_evaluated_with_the_run_s_own_classes(

@@ -153,6 +153,15 @@ def test_fine_tuning_at_448_px_takes_the_model_of_appendix_c():
   assert plan.multiply_accumulates == pytest.approx(237.4e9, rel=1e-3)
 
 
+def test_imagenet_is_judged_by_real_and_v2_on_request():
+  config = recipes.load("finetune", "model=Mixer-L/16,res=448,extra=True")
+
+  assert {*config.evals} == {"test", "real", "v2", "minival"}
+  assert config.evals.real.ops == config.evals.test.ops
+  with pytest.raises(UserError, match="extra=True is of dataset=imagenet2012"):
+    recipes.load("finetune", "dataset=cifar10,extra=True")
+
+
 def test_an_unknown_data_set_or_argument_of_a_recipe_is_named():
   with pytest.raises(UserError, match="oxford_flower.*oxford_flowers102"):
     recipes.load("finetune", "dataset=oxford_flower")

@@ -161,3 +161,21 @@ def test_a_run_keeps_its_gelu_when_it_goes_on_and_when_it_is_evaluated(
   assert recorded["model"]["gelu"] == "exact"
   assert weights.read(run).gelu == "exact"
   assert "step 3" in capsys.readouterr().out
+
+
+def test_weights_for_images_that_are_no_squares_start_a_run_of_their_size(
+  half_digits, tmp_path
+):
+  model = create("Mixer", num_classes=5, **TINY)
+  params = model.init(jax.random.key(0), np.zeros((1, 8, 12, 3)))["params"]
+  weights.save(tmp_path / "wide.npz", params)
+  config = transfer(half_digits, tmp_path / "wide.npz", init_growth="none")
+  config.model.tokens_mlp = TINY["tokens_mlp"]
+  config.data.ops = "resize((8, 12))"
+  for options in config.evals.values():
+    options.ops = "resize((8, 12))"
+
+  plan = make_plan(config)
+
+  plan.raise_complaints()
+  assert_equal(without_head(plan.initial_params), without_head(params))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -264,7 +265,7 @@ def test_a_long_list_ends_with_a_count_and_block_10_is_behind_block_9():
       "interpolate (config.init_growth='interpolate', beyond the paper)",
     ),
     (("Mixer-B/32", 224), "for patches of 16 px, the model has 32"),
-    (("Mixer-L/16", 224), "are Mixer-B/16's, the model is Mixer-L/16"),
+    (("Mixer-L/16", 224), "are of Mixer-B/16, the model is Mixer-L/16"),
     (
       ("Mixer-B/16", 224, dict(blocks=13)),
       "the model is a Mixer of 13 blocks, 768 channels and 3,072 hidden units",
@@ -308,7 +309,9 @@ def test_other_token_mixing_is_not_taken_for_grown():
 def test_weights_of_another_family_are_named():
   vit = {"Transformer": {"encoder_norm": {"bias": np.zeros(24)}}}
 
-  with pytest.raises(UserError, match="They are a ViT's, the model is a Mixer"):
+  with pytest.raises(
+    UserError, match="They are of a ViT, the model is a Mixer"
+  ):
     weights.fit(vit, shapes())
   with pytest.raises(UserError, match=r"another model \(conv1, fc\)"):
     weights.fit({"conv1": np.zeros(1), "fc": np.zeros(1)}, shapes())
@@ -478,3 +481,41 @@ def test_the_command_line_reports_without_traceback(tmp_path, capsys):
   with pytest.raises(SystemExit):
     main(["convert", FILE, str(tmp_path / "x.npz"), "--tokens=4"])
   assert "'4' is not written as 24x24" in capsys.readouterr().err
+
+
+def test_weights_of_others_for_pixels_from_0_to_1_take_ours(tmp_path):
+  model = create("Mixer", num_classes=7, gelu="exact", **TINY)
+  params = weights.load(FILE)
+  theirs = tmp_path / "mixer_b16_224.miil_in21k" / "model.safetensors"
+  theirs.parent.mkdir()
+  weights.save(theirs, params, gelu="exact")
+  image = np.random.default_rng(0).uniform(size=(2, 32, 32, 3))
+
+  ours = weights.read(theirs)
+
+  wanted, _ = model.apply({"params": params}, np.float32(image))
+  logits, _ = model.apply({"params": ours.params}, np.float32(2 * image - 1))
+  assert ours.gelu == "exact"
+  np.testing.assert_allclose(logits, wanted, atol=1e-6)
+
+
+def test_a_grown_file_in_the_place_of_published_weights_tells_its_own_size(
+  tmp_path,
+):
+  model = create("Mixer-S/32", num_classes=1000)
+  params = jax.tree.map(
+    lambda x: np.zeros(x.shape, np.float32),
+    cost.abstract_params(model, (224, 224)),
+  )
+  path = tmp_path / "gsam" / "Mixer-S_32.npz"
+  path.parent.mkdir()
+  weights.save(path, weights.grow(params, factor=2))
+
+  assert weights.read(path).image_size == (448, 448)
+
+
+def test_a_sweep_is_told_from_a_run(tmp_path):
+  (tmp_path / "sweep.json").write_text("{}")
+
+  with pytest.raises(UserError, match="holds a sweep.*final ones"):
+    weights.load(tmp_path)

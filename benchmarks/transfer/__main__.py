@@ -49,12 +49,12 @@ def tuned_rows(folder: Path) -> Iterator[tuple]:
 
 def probe_rows(pretrained: Path) -> Iterator[tuple]:
   """Of linear probes on features that have seen no digit from 5 on."""
-  for said, res, init in (
-    ("linear probe on features of 0 to 4", 8, pretrained),
-    ("linear probe on features of 0 to 4, grown", 16, pretrained),
-    ("linear probe on random features", 16, None),
+  for said, res, arg, init in (
+    ("linear probe on features of 0 to 4", 8, "pretrain", pretrained),
+    ("linear probe on these features, grown", 16, "finetune", pretrained),
+    ("linear probe on random features", 16, "finetune", None),
   ):
-    results = probe_at_start(f"finetune,res={res}", init)
+    results = probe_at_start(arg, init)
     for shots in (5, 10):
       yield said, f"{res} x {res}", 5 * shots, 0, probed(results, shots)
 

@@ -80,8 +80,9 @@ def draw_examples(
 ) -> np.ndarray:
   """Draws the numbers of `shots` examples of each class, int [classes, shots].
 
-  Fewer shots of the same seed are the first of these. Drawn as the authors'
-  code draws, so that the very same images are learned from.
+  Fewer shots of the same seed are the first of these. Drawn by the rule of the
+  authors' code, from examples in the order of their files; that code reads
+  many files by turns, and so draws others of a data set that has many.
 
   Raises:
     UserError: a class has fewer.

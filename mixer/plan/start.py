@@ -48,9 +48,11 @@ def take_start(plan: Plan):
 def _grow(plan: Plan) -> tuple[dict, str]:
   """Returns the weights for the run's token grid, and what was done."""
   params, how = plan.checkpoint.params, plan.config.init_growth
+  if how == "none":
+    return params, ""
   grid = weights.token_grid(params, plan.checkpoint.image_size)
   wanted = tuple(side // plan.model.patch for side in plan.image_size)
-  if how == "none" or grid == wanted:
+  if grid == wanted:
     return params, ""
   if how == "tiles":
     factor = weights.whole_factor(grid, wanted)

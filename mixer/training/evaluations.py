@@ -148,20 +148,23 @@ def evaluate(
   Raises:
     UserError: there is nothing to evaluate, or nothing to evaluate it on.
   """
-  folder = Path(workdir or ".").expanduser()
-  begins = not Checkpoints(folder / CHECKPOINTS).steps
+  folder = Path(workdir).expanduser() if workdir else None
+  begins = folder is None or not Checkpoints(folder / CHECKPOINTS).steps
   if not begins:
     run_folder.take_over(folder, config)
   plan = make_plan(config, trains=False, begins=begins)
   if not plan.evals:
     plan.problems.append("The config has no evaluators: add to config.evals.")
-  _check_classes(plan, folder)
+  judged = Path(config.init).expanduser() if begins else folder
+  _check_classes(plan, judged)
   left_out = _leave_out_missing(plan) if skip_missing else ""
   plan.raise_complaints()
   params, origin = _find_params(plan, folder, step, best)
   print(f"Evaluates {origin}.{left_out}", flush=True)
+  if warning := run_folder.other_training(judged, plan.config):
+    print(warning, flush=True)
   devices = jax.local_devices()
-  evaluations = Evaluations(plan, folder / "eval", devices)
+  evaluations = Evaluations(plan, (folder or Path()) / "eval", devices)
   params = replicate(params, devices)
   for name, evaluation in plan.evals.items():
     published = evaluation.options.get("published")
@@ -200,9 +203,16 @@ def _check_classes(plan: Plan, folder: Path):
 
 
 def _find_params(
-  plan: Plan, folder: Path, step: int | None, best: bool
+  plan: Plan, folder: Path | None, step: int | None, best: bool
 ) -> tuple[dict, str]:
   """The parameters to evaluate, and what they are."""
+  if folder is None:
+    if best or step is not None:
+      raise UserError(
+        "--best and --step are of a run's checkpoints: name its folder with "
+        "--workdir."
+      )
+    return _initial_params(plan, "There is no --workdir")
   checkpoints = open_checkpoints(plan, folder)
   if best:
     step = checkpoints.best_step
@@ -221,9 +231,14 @@ def _find_params(
     restored = checkpoints.restore(abstract_state(plan, optimizer), step)
     if restored is not None:
       return restored[1].eval_params, f"step {restored[0]:,} of {folder}"
+  return _initial_params(plan, f"There is no checkpoint in {folder}")
+
+
+def _initial_params(plan: Plan, why: str) -> tuple[dict, str]:
+  """Those of config.init."""
   if plan.initial_params is None:
     raise UserError(
-      f"There is no checkpoint in {folder}, and config.init is not set: name "
-      "a run's folder with --workdir, or weights with --config.init."
+      f"{why}, and config.init is not set: name a run's folder with --workdir, "
+      "or weights with --config.init."
     )
   return plan.initial_params, plan.config.init

@@ -86,6 +86,22 @@ def take_over(path: Path, config: ConfigDict):
     config.model.gelu = _recorded(file)["model"].get("gelu")
 
 
+def other_training(path: Path, config: ConfigDict) -> str:
+  """Warns where the folder's run was trained on another part of the data."""
+  file = path / "config.json"
+  if not file.is_file():
+    return ""
+  data = _recorded(file).get("data", {})
+  trained = [data.get("name"), data.get("split")]
+  if trained[0] != config.data.name or trained[1] == config.data.split:
+    return ""
+  return (
+    f"{path} was trained on {trained[1]!r} of {trained[0]}, and not on "
+    f"{config.data.split!r} as in this config: evaluators may judge it by "
+    "images that it has learned from."
+  )
+
+
 def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
   """Compares with the config that the folder's run was started with.
 

@@ -111,7 +111,9 @@ def _list(names: list[str]) -> str:
     [
       *rows,
       "",
-      "ImageNet top-1 in %, of the file as it is. `list NAME` says more.",
+      "ImageNet top-1 in %, of the file as it is. `list NAME` says more. ViT "
+      "and BiT, the paper's",
+      "baselines, can be fetched and read; there is no model of theirs here.",
       "",
       "Never published:",
       *map(_item, never),

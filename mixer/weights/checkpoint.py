@@ -12,12 +12,14 @@ import numpy as np
 from mixer.errors import UserError
 from mixer.weights import fetching, files, registry
 from mixer.weights.published import Published
-from mixer.weights.sizes import sizes_of
+from mixer.weights.sizes import Sizes, sizes_of
 
 RUN_FILE = "weights.npz"  # in a run's folder, written when the run is done
 _RUN_FILES = (RUN_FILE, "weights.safetensors")
 # How timm's hub and its releases call what they took over from Google.
 _TIMMS_OF_GOOGLE = r"mixer_[sbl]\d+_224\.goog|jx_mixer_[bl]\d+_224"
+# Weights of others in timm, which take pixels in [0, 1].
+_TIMMS_OF_MIIL = r"mixer_b16_224[._]miil"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,8 @@ def _read_file(
   path: Path, name: str, published: Published | None
 ) -> Checkpoint:
   content = files.read_file(path)
+  if re.search(_TIMMS_OF_MIIL, str(path.absolute())):
+    _take_symmetric_pixels(content.params)
   gelu = content.gelu
   if gelu is None:
     of_google = (
@@ -97,11 +101,22 @@ def _read_file(
   class_names = None
   if published is not None and _has_head(content.params, published):
     class_names = _names_of(published.classes)
-  if published is not None:
+  image_size = sizes and sizes.image_size
+  if published is not None and not _has_grown(sizes, published):
     image_size = published.image_size
-  else:
-    image_size = sizes and sizes.image_size
   return Checkpoint(content.params, gelu, class_names, image_size, name)
+
+
+def _has_grown(sizes: Sizes | None, published: Published) -> bool:
+  """Whether a file in the place of published weights is for other images."""
+  return sizes is not None and sizes.image_size != published.image_size
+
+
+def _take_symmetric_pixels(params: dict):
+  """Changes a stem for pixels in [0, 1] to one for [-1, 1], exactly."""
+  stem = params["stem"]
+  stem["bias"] = stem["bias"] + stem["kernel"].sum((0, 1, 2)) / 2
+  stem["kernel"] = stem["kernel"] / 2
 
 
 def _has_head(params: dict, published: Published) -> bool:
@@ -117,6 +132,11 @@ def _names_of(classes: str) -> tuple[str, ...]:
 
 def _read_run(folder: Path, name: str) -> Checkpoint:
   path = next((folder / f for f in _RUN_FILES if (folder / f).exists()), None)
+  if path is None and (folder / "sweep.json").is_file():
+    raise UserError(
+      f"{folder} holds a sweep, whose runs are the folders in it: name one of "
+      "the final ones."
+    )
   if path is None:
     raise UserError(
       f"{folder} holds no {RUN_FILE}, which a run writes when it is done: let "

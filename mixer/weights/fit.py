@@ -92,7 +92,7 @@ def _explain(params: dict, wanted: dict, head: str) -> str:
   reasons = []
   if _trunk(given) != _trunk(model):
     reasons.append(
-      f"They are {_name(given)}'s, the model is {_name(model)}: choose the "
+      f"They are of {_name(given)}, the model is {_name(model)}: choose the "
       "same with config.model.name."
     )
   elif given.patch != model.patch:
@@ -127,7 +127,7 @@ def _explain_families(params: dict, wanted: dict) -> str:
   if families[0] == families[1]:
     return "Choose the variant and the resolution that they were made for."
   return (
-    f"They are {families[0]}'s, the model is {families[1]}: choose the same "
+    f"They are of {families[0]}, the model is {families[1]}: choose the same "
     "with config.model.name."
   )
 

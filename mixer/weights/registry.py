@@ -66,8 +66,9 @@ UNPUBLISHED = (
 WARNINGS = (
   "timm's tag goog_in21k_ft_in1k of Mixer-B/16 and -L/16 is wrong: these are "
   "imagenet1k/Mixer-B_16 and -L_16, trained on ImageNet-1k alone.",
-  "timm's miil_in21k and miil_in21k_ft_in1k are other people's weights: pixels "
-  "in [0, 1], exact GELU, and 11,221 classes for miil_in21k.",
+  "timm's miil_in21k and miil_in21k_ft_in1k are other people's weights: exact "
+  "GELU, 11,221 classes for miil_in21k, and pixels in [0, 1], which are mended "
+  "here while the file's name has miil in it.",
   "timm computes the exact GELU also for Google's weights, which were trained "
   "with the tanh form; fetched or named here, they are computed as trained.",
 )
