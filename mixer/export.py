@@ -24,7 +24,7 @@ import numpy as np
 from flax import linen as nn
 from jax import export as jax_export
 
-from mixer import weights
+from mixer import front_door, weights
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
 from mixer.training.mixing import normalise
@@ -41,16 +41,7 @@ TRIED = (1, 3)  # numbers of images; the program knows of neither
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  given = vars(_parser().parse_args(arguments))
-  try:
-    print(run(**given))
-  except (UserError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("Stopped. The same command starts again.", file=sys.stderr)
-    return 130
-  return 0
+  return front_door.answer(run, **vars(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@
 crash, with a traceback.
 """
 
+import os
 import re
 import sys
 import traceback
@@ -21,6 +22,27 @@ DONE, CHANGE_SOMETHING, START_AGAIN = 0, 2, 75
 def run(main: Callable[[], int]):
   """Parses the flags, runs `main`, leaves with its exit code."""
   app.run(lambda _: _without_traceback(main), flags_parser=_parse)
+
+
+def answer(work: Callable[..., str | None], **given) -> int:
+  """Calls a small program's work and prints what it returns.
+
+  Returns:
+    The process's exit code; 130 after Ctrl-C.
+  """
+  try:
+    if (text := work(**given)) is not None:
+      print(text, flush=True)
+  except BrokenPipeError:  # the reader, such as head, has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except (UserError, OSError) as error:
+    # What the system refuses, such as a folder, says which in its message.
+    print(f"error: {error}", file=sys.stderr)
+    return CHANGE_SOMETHING
+  except KeyboardInterrupt:
+    print("Stopped. The same command starts again.", file=sys.stderr)
+    return 130
+  return DONE
 
 
 def _parse(argv: list[str]) -> list[str]:

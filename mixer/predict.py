@@ -20,6 +20,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mixer import front_door
 from mixer.classifier import Classifier, Prediction, open_classifier, predict
 from mixer.data.image_files import find_images
 from mixer.errors import UserError
@@ -31,15 +32,7 @@ COLUMNS = ("image", "rank", "class", "label", "probability")
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  given = _parser().parse_args(arguments)
-  try:
-    return run(**vars(given))
-  except (UserError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("Stopped. The same command starts again.", file=sys.stderr)
-    return 130
+  return front_door.answer(run, **vars(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +59,7 @@ def run(
   batch: int = 32,
   ops: str | None = None,
   classes: str | None = None,
-) -> int:
+) -> None:
   """Predicts, and prints and writes what comes out; see the flags."""
   for flag, number in ("topk", topk), ("batch", batch):
     if number < 1:
@@ -99,7 +92,6 @@ def run(
   if unreadable:
     said = f"{unreadable:,} of {len(paths):,} images could not be read."
     print(said, file=sys.stderr)
-  return 0
 
 
 def describe(classifier: Classifier) -> str:

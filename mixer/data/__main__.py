@@ -14,6 +14,7 @@ import sys
 
 from etils import epath
 
+from mixer import front_door
 from mixer.data import duplicates
 from mixer.data.sources import (
   NotPrepared,
@@ -30,17 +31,7 @@ _NOT_THERE = ("AssertionError", "FileNotFoundError", "NotFoundError")
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
   given = vars(_parser().parse_args(arguments))
-  run = given.pop("run")
-  try:
-    print(run(**given))
-  except (UserError, OSError) as error:
-    # What the system refuses, such as a folder, says which in its message.
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("Stopped. Give the same command again.", file=sys.stderr)
-    return 130
-  return 0
+  return front_door.answer(given.pop("run"), **given)
 
 
 def _parser() -> argparse.ArgumentParser:

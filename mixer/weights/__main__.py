@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 
-from mixer.errors import UserError
+from mixer import front_door
 from mixer.weights import fetching, files
 from mixer.weights.checkpoint import Checkpoint, read
 from mixer.weights.grow import grow, token_grid
@@ -25,17 +25,7 @@ _WIDTH = 100
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
   given = vars(_parser().parse_args(arguments))
-  run = given.pop("run")
-  try:
-    print(run(**given))
-  except (UserError, OSError) as error:
-    # What the system refuses, such as a folder, says which in its message.
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("Stopped. Give the same command again.", file=sys.stderr)
-    return 130
-  return 0
+  return front_door.answer(given.pop("run"), **given)
 
 
 def _parser() -> argparse.ArgumentParser:
