@@ -40,7 +40,7 @@ def answer(work: Callable[..., str | None], **given) -> int:
     print(f"error: {error}", file=sys.stderr)
     return CHANGE_SOMETHING
   except KeyboardInterrupt:
-    print("Stopped. The same command starts again.", file=sys.stderr)
+    print("Stopped. Give the same command again.", file=sys.stderr)
     return 130
   return DONE
 

@@ -22,7 +22,8 @@ def test_what_cannot_be_a_name_is_refused(tmp_path, capsys, name):
 @pytest.mark.parametrize(
   "name, said",
   [
-    ("digits/foo", "digits has no config 'foo': write just digits."),
+    ("mnist/foo", "mnist has no config 'foo': write just mnist."),
+    ("digits/foo", "digits has no config 'foo': write one of 0to4, 5to9, all"),
     ("imagenet21k/fall12", "no config 'fall12': write one of fall11, winter21"),
     ("folder:cats", "folder:cats needs no preparation"),
   ],
