@@ -38,11 +38,20 @@ TEST = "train[100:]+test"
 def get_config(arg=None):
   """Returns the config for an argument such as "finetune,res=12"."""
   arg = parse_arg(
-    arg, stage="pretrain", res=2 * TRAINED_AT, growth="tiles", steps=20
+    arg, stage="pretrain", res=2 * TRAINED_AT, growth="", steps=20
   )
   if arg.stage not in ("pretrain", "finetune", "scratch"):
     raise UserError(
       f"stage={arg.stage} is none of pretrain, finetune and scratch."
+    )
+  whole = arg.res % TRAINED_AT == 0 and arg.res > TRAINED_AT
+  growth = arg.growth or ("tiles" if whole else "interpolate")
+  if growth not in ("tiles", "interpolate"):
+    raise UserError(f"growth={growth} is none of tiles and interpolate.")
+  if growth == "tiles" and not whole:
+    raise UserError(
+      f"growth=tiles is for multiples of {TRAINED_AT} px, and res={arg.res} is "
+      "none: leave it out to interpolate, which is beyond the paper."
     )
   config = default()
   config.batch = 64
@@ -58,7 +67,7 @@ def get_config(arg=None):
   if arg.stage == "pretrain":
     pretrain(config)
   else:
-    transfer(config, arg)
+    transfer(config, arg, growth)
   return config
 
 
@@ -78,7 +87,7 @@ def pretrain(config):
   config.evals.others = probe(ops)
 
 
-def transfer(config, arg):
+def transfer(config, arg, growth):
   """The paper's fine-tuning, in small."""
   config.total_steps = arg.steps
   config.data.name = "digits/5to9"
@@ -90,14 +99,13 @@ def transfer(config, arg):
   config.optimizer.learning_rate = 0.1
   config.schedule.warmup_steps = 3
 
-  factor, rest = divmod(arg.res, TRAINED_AT)
-  tiles = arg.growth == "tiles" and not rest and factor > 1
-  if tiles:
+  if growth == "tiles":
+    factor = arg.res // TRAINED_AT
     config.model.tokens_mlp = factor**2 * config.model.tokens_mlp
   if arg.stage == "finetune":
     config.init_head = "zeros"
     if arg.res != TRAINED_AT:
-      config.init_growth = "tiles" if tiles else "interpolate"
+      config.init_growth = growth
 
   ops = f"resize({larger}) | central_crop({arg.res})"
   config.evals.test = evaluator(split=TEST, ops=ops)

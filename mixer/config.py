@@ -152,6 +152,9 @@ def default() -> ConfigDict:
   return config
 
 
+EVALUATORS = ("classification", "real", "fewshot")  # their types
+
+
 def evaluator(type: str = "classification", **given) -> ConfigDict:
   """Returns the schema of one evaluator of a type, with these keys set."""
   config = ConfigDict()

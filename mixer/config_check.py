@@ -7,7 +7,7 @@ from math import isfinite
 
 from ml_collections import ConfigDict
 
-from mixer.config import default, did_you_mean, evaluator
+from mixer.config import EVALUATORS, default, did_you_mean, evaluator
 from mixer.errors import UserError
 
 # Keys that a resumed run may change, because they do not change its result.
@@ -39,8 +39,15 @@ def complete(config: ConfigDict) -> ConfigDict:
   problems = []
   result = _complete(config, schema, "", problems)
   for name, part in config.get("evals", {}).items():
-    known = part.get("type") if isinstance(part, ConfigDict) else None
-    schema = evaluator(known or "classification")
+    kind = part.get("type") if isinstance(part, ConfigDict) else None
+    kind = kind or "classification"
+    if kind not in EVALUATORS:
+      problems.append(
+        f"config.evals.{name}.type = {kind!r} is not an evaluator"
+        f"{did_you_mean(kind, EVALUATORS)}"
+      )
+      continue
+    schema = evaluator(kind)
     result.evals[name] = _complete(part, schema, f"evals.{name}.", problems)
   if problems:
     raise UserError("\n".join(problems))

@@ -70,7 +70,10 @@ def _without_traceback(main: Callable[[], int]) -> int:
     _stop(error)
   except KeyboardInterrupt:
     print("Interrupted. The same command starts again.", file=sys.stderr)
-    return START_AGAIN
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: what compiles in other threads does not survive a slower end.
+    os._exit(START_AGAIN)
 
 
 def _stop(message: object):

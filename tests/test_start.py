@@ -10,6 +10,7 @@ import recipes
 
 from mixer import weights
 from mixer.data.__main__ import prepare
+from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.plan.text import describe
@@ -66,8 +67,9 @@ def without_head(params):
   [
     (16, "tiles", dict(factor=2), "from 4 x 4 to 8 x 8 tokens: 2 x 2 tiles"),
     (16, "interpolate", dict(tokens=(8, 8)), "8 x 8 tokens: the old mixing"),
-    (12, "tiles", dict(tokens=(6, 6)), "beyond the paper"),
-    (8, "tiles", dict(factor=1), "The head"),
+    (12, "", dict(tokens=(6, 6)), "beyond the paper"),
+    (16, "", dict(factor=2), "2 x 2 tiles"),
+    (8, "", dict(factor=1), "The head"),
   ],
 )
 def test_a_run_begins_with_weights_grown_to_its_images(
@@ -179,3 +181,40 @@ def test_weights_for_images_that_are_no_squares_start_a_run_of_their_size(
 
   plan.raise_complaints()
   assert_equal(without_head(plan.initial_params), without_head(params))
+
+
+def test_growth_that_does_not_go_with_the_resolution_is_refused():
+  for arg, words in (
+    ("finetune,growth=tile", "growth=tile is none of tiles and interpolate"),
+    ("finetune,res=12,growth=tiles", "growth=tiles is for multiples of 8 px"),
+  ):
+    with pytest.raises(UserError, match=words):
+      recipes.load("transfer", arg)
+
+
+def test_a_head_of_zeros_is_not_judged(
+  half_digits, pretrained, tmp_path, capsys
+):
+  config = transfer(half_digits, pretrained)
+  run = tmp_path / "run"
+  loop.train(config, str(run))
+  evaluations.evaluate(config, str(run))
+  as_run = capsys.readouterr().out.splitlines()[-2:]
+
+  config.init = str(run)  # whose recipe says init_head = "zeros"
+  evaluations.evaluate(config, None)
+
+  assert capsys.readouterr().out.splitlines()[-2:] == as_run
+  del config.evals.test, config.evals.minival
+  config.model.num_classes = 6
+  evaluations.evaluate(config, None)  # features need no head
+
+
+def test_what_evaluates_nothing_is_told_so(half_digits, tmp_path):
+  config = transfer(half_digits, "")
+
+  with pytest.raises(UserError) as error:
+    evaluations.evaluate(config, str(tmp_path))
+
+  assert "There is no checkpoint in" in str(error.value)
+  assert "random ones" not in str(error.value)

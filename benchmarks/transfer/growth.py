@@ -61,7 +61,9 @@ def main() -> None:
 def row(
   workdir: Path, pretrained: Path, res: int, growth: str
 ) -> tuple[str, ...]:
-  arguments = f"res={res},growth={growth}"
+  arguments = f"res={res}"
+  if growth != "none":
+    arguments += f",growth={growth}"
   name = workdir / f"{res}_{growth}"
   tuned, scratch = Path(f"{name}_finetune"), Path(f"{name}_scratch")
   sweep(recipe(f"scratch,{arguments}"), str(scratch))

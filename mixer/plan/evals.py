@@ -19,12 +19,6 @@ from mixer.plan.data import (
 def plan_evals(plan: Plan, trains: bool):
   for name, options in plan.config.evals.items():
     here = f"config.evals.{name}"
-    if options.type not in TYPES:
-      plan.problems.append(
-        f"{here}.type = {options.type!r} is not an evaluator"
-        f"{did_you_mean(options.type, TYPES)}"
-      )
-      continue
     plan.evals[name] = _plan_one(plan, here, options, trains)
   _check_best(plan)
 

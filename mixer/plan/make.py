@@ -51,7 +51,7 @@ def make_plan(
     _plan_durations(plan)
   _plan_batch(plan, trains)
   if begins:
-    read_start(plan)
+    read_start(plan, trains)
   _plan_model(plan, trains)
   if begins:
     take_start(plan)

@@ -4,17 +4,21 @@
 import os
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from mixer import weights
 from mixer.errors import UserError
 from mixer.plan.base import Plan
 from mixer.plan.data import CLASSES, trained_classes
 
 
-def read_start(plan: Plan):
+def read_start(plan: Plan, trains: bool):
   """Reads config.init, which also says how the model's GELU is computed."""
   config = plan.config
+  if not trains:
+    _keep_head(config)
   for key, off in (("init_head", "auto"), ("init_growth", "none")):
-    if config[key] != off and not config.init:
+    if trains and config[key] != off and not config.init:
       plan.problems.append(
         f"config.{key} = {config[key]!r}, but config.init names no weights: "
         f"give --config.init=FILE, or --config.{key}={off} to start from "
@@ -26,6 +30,12 @@ def read_start(plan: Plan):
     plan.checkpoint = weights.read(os.path.expanduser(config.init))
     if config.model.gelu is None:
       config.model.gelu = plan.checkpoint.gelu
+
+
+def _keep_head(config: ConfigDict):
+  """Sees to it that no evaluator judges a head of zeros."""
+  judged = any(each.type != "fewshot" for each in config.evals.values())
+  config.init_head = "keep" if judged else "auto"
 
 
 def take_start(plan: Plan):

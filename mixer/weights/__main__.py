@@ -168,7 +168,8 @@ def _convert(
   files.save(target, params, gelu=checkpoint.gelu)
   layout = "Google's" if target.endswith(".npz") else "timm's"
   done.append(f"Written to {target} in {layout} layout.")
-  done.append(files.about_gelu(target, checkpoint.gelu))
+  if sizes_of(params) is not None:
+    done.append(files.about_gelu(target, checkpoint.gelu))
   return "\n".join(done)
 
 

@@ -104,11 +104,11 @@ def _fetch(published: Published, folder: Path) -> Path:
     partial.replace(path)
     return path
   tried = "\n".join(f"  {mirror.url}\n    {why}" for mirror, why in failures)
+  place = _place(published, published.mirrors[0], folder)
   raise UserError(
-    f"{published.name} could not be fetched: download one of these where that "
-    "is possible, put it here, with the ending that it has there, and give the "
-    "same command again.\n"
-    f"  {_place(published, published.mirrors[0], folder)}\n{tried}"
+    f"{published.name} could not be fetched. Download one of these where that "
+    f"is possible, bring it to {place} (with the ending that it has there), and give the same command again:\n"
+    f"{tried}"
   )
 
 

@@ -8,6 +8,7 @@ trained one, whose logits had standard deviations of 0.35 and 0.43. Files say
 which form it is where their layout does not.
 """
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -19,7 +20,7 @@ import ml_dtypes  # safetensors, too, needs NumPy to know bfloat16
 import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
+from safetensors.numpy import save as save_bytes
 
 from mixer.errors import UserError
 from mixer.weights import layouts
@@ -171,7 +172,8 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
       of an .npz file, either form in the metadata of .safetensors.
 
   Raises:
-    UserError: another ending, or a model that timm's layout is not for.
+    UserError: another ending, a model that timm's layout is not for, or a place
+      where nothing can be written.
   """
   path = Path(path)
   if path.suffix not in SUFFIXES:
@@ -193,10 +195,14 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
       arrays = layouts.to_timm(arrays)
       # It is written from memory as it lies, whatever the strides.
       arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-      save_file(arrays, aside, metadata={"format": "pt", _GELU: gelu})
+      # Not save_file, which lets nobody else read it.
+      aside.write_bytes(save_bytes(arrays, {"format": "pt", _GELU: gelu}))
     aside.replace(path)
+  except OSError as error:
+    raise UserError(f"Cannot write {path}: {error.strerror}.") from error
   finally:
-    aside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      aside.unlink(missing_ok=True)
 
 
 def about_gelu(path: str | os.PathLike, gelu: str) -> str:
