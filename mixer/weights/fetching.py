@@ -107,8 +107,8 @@ def _fetch(published: Published, folder: Path) -> Path:
   place = _place(published, published.mirrors[0], folder)
   raise UserError(
     f"{published.name} could not be fetched. Download one of these where that "
-    f"is possible, bring it to {place} (with the ending that it has there), and give the same command again:\n"
-    f"{tried}"
+    f"is possible, bring it to {place} (with the ending that it has there), "
+    f"and give the same command again:\n{tried}"
   )
 
 
