@@ -5,6 +5,7 @@ import concurrent.futures
 import concurrent.futures.process
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -30,6 +31,8 @@ def run(
       for future in concurrent.futures.as_completed(futures):
         yield future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
+      # Ctrl-C may reach a worker first, and this process in a moment.
+      time.sleep(0.5)
       raise UserError(
         "A worker process was killed, perhaps for want of memory: run the same"
         " command again, with fewer --workers. What is finished is kept."
