@@ -57,7 +57,6 @@ def get_config(arg=None):
 
   config = default()
   config.init = published.name
-  config.init_head = "keep"
   config.batch = 512
   config.model.name = published.model
   config.model.update(published.fields)

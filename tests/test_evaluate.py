@@ -229,15 +229,21 @@ def test_weights_that_were_never_published_are_named():
     recipes.load("evaluate", "imagenet1k/Mixer-H_14")
 
 
-def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(
-  digits_dir, init, tmp_path, capsys, monkeypatch
-):
+def train_a_step(digits_dir, folder):
+  """Leaves a run in the folder, and returns its config."""
   config = recipes.load("digits")
   config.data.data_dir = digits_dir
   config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
   config.total_epochs, config.total_steps = None, 1
   config.schedule.warmup_epochs = None
-  loop.train(config, str(tmp_path))
+  loop.train(config, str(folder))
+  return config
+
+
+def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(
+  digits_dir, init, tmp_path, capsys, monkeypatch
+):
+  train_a_step(digits_dir, tmp_path)
   monkeypatch.chdir(tmp_path)
 
   config = config_of(digits_dir, init, test=TEST)
@@ -246,17 +252,16 @@ def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(
   assert f"Evaluates {init}." in capsys.readouterr().out
   with pytest.raises(UserError, match="--best and --step.*--workdir"):
     evaluations.evaluate(config, None, best=True)
+  with pytest.raises(
+    UserError, match="^There is no --workdir, and config.init"
+  ):
+    evaluations.evaluate(config_of(digits_dir, "", test=TEST), None)
 
 
 def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(
   digits_dir, tmp_path, capsys
 ):
-  config = recipes.load("digits")
-  config.data.data_dir = digits_dir
-  config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
-  config.total_epochs, config.total_steps = None, 1
-  config.schedule.warmup_epochs = None
-  loop.train(config, str(tmp_path))
+  config = train_a_step(digits_dir, tmp_path)
 
   evaluations.evaluate(config, str(tmp_path))
   assert "has learned from" not in capsys.readouterr().out

@@ -21,7 +21,8 @@ class EvalPlan:
 
   every: updates between two runs; None for the end alone.
   source: the split that is evaluated; None where a complaint says why.
-  pool: the split that examples are drawn from, where the type does so.
+  pool: the split that examples are drawn from, where the type does so; there
+    if the source is.
   """
 
   options: ConfigDict
@@ -30,14 +31,6 @@ class EvalPlan:
   every: int | None
   source: Source | None = None
   pool: Source | None = None
-
-  @property
-  def is_ready(self) -> bool:
-    """Whether all of its data are there."""
-    return None not in (
-      self.source,
-      *([self.pool] if "pool_split" in self.options else ()),
-    )
 
 
 @dataclasses.dataclass

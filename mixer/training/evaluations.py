@@ -155,7 +155,9 @@ def evaluate(
   plan = make_plan(config, trains=False, begins=begins)
   if not plan.evals:
     plan.problems.append("The config has no evaluators: add to config.evals.")
-  judged = Path(config.init).expanduser() if begins else folder
+  judged = folder
+  if begins:
+    judged = Path(config.init).expanduser() if config.init else None
   _check_classes(plan, judged)
   left_out = _leave_out_missing(plan) if skip_missing else ""
   plan.raise_complaints()
@@ -180,7 +182,7 @@ def evaluate(
 
 def _leave_out_missing(plan: Plan) -> str:
   """Forgets evaluators without data, unless none would stay; says which."""
-  missing = [name for name, each in plan.evals.items() if not each.is_ready]
+  missing = [name for name, each in plan.evals.items() if each.source is None]
   if not plan.missing or len(missing) == len(plan.evals):
     return ""
   reasons = "\n  ".join(plan.missing)
@@ -191,9 +193,9 @@ def _leave_out_missing(plan: Plan) -> str:
   return f" Leaves out {', '.join(missing)}:\n  {reasons}"
 
 
-def _check_classes(plan: Plan, folder: Path):
+def _check_classes(plan: Plan, folder: Path | None):
   """Compares folders of images with the classes that travel with the run."""
-  trained = trained_classes(folder)
+  trained = folder and trained_classes(folder)
   for name, evaluation in plan.evals.items():
     if evaluation.source is None or evaluation.options.type == "fewshot":
       continue  # few-shot data sets have classes of their own
