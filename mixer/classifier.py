@@ -24,7 +24,6 @@ from mixer.data.order import augmentation_rng
 from mixer.data.workers import ONE_A_CORE
 from mixer.datasets import class_names
 from mixer.errors import UserError
-from mixer.plan.data import output_size
 from mixer.training.mixing import AXIS, normalise
 from mixer.training.setup import replicate
 
@@ -101,7 +100,7 @@ def open_classifier(
     )
   config = _run_config(init)
   spec, of_ops = _choose_ops(checkpoint, config, ops)
-  size = output_size(spec)
+  size = image_ops.output_size(spec)
   check_shape(model, checkpoint.params, (*size, 3), f"The ops {spec!r}")
   names, of_names = _choose_names(checkpoint, model.num_classes, classes)
   return Classifier(

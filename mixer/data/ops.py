@@ -322,3 +322,27 @@ def parse(spec: str) -> Ops:
     UserError: a part cannot be read; says which, where, and what would do.
   """
   return Ops(spec, tuple(op_language.parse(spec, OPS)))
+
+
+def output_size(ops: str) -> tuple[int, int]:
+  """Height and width that a spec makes of a photograph.
+
+  Raises:
+    UserError: the spec is wrong, or makes other sizes of other images.
+  """
+  transform = parse(ops)
+  rng = np.random.default_rng(0)
+  sizes = set()
+  for size in ((480, 640), (640, 480), (500, 375)):
+    try:
+      sizes.add(transform(np.zeros((*size, 3), np.uint8), rng).shape[:2])
+    except UserError as error:
+      raise UserError(
+        f"{ops!r} fails on a photograph of {size[0]} x {size[1]}: {error}"
+      ) from error
+  if len(sizes) > 1:
+    raise UserError(
+      f"{ops!r} makes images of different sizes of photographs of different "
+      "sizes: end it with a crop or a resize to one size."
+    )
+  return sizes.pop()

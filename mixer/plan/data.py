@@ -2,7 +2,6 @@
 """The data sets of a config, opened and compared with what it says of them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,38 +10,6 @@ from mixer.data import ops as image_ops
 from mixer.data.decoding import decode
 from mixer.data.sources import Source, image_folder, open_source
 from mixer.errors import UserError, some
-
-CLASSES = "classes.txt"  # in a run's folder, in the order of the labels
-
-
-def output_size(ops: str) -> tuple[int, int]:
-  """Height and width that a spec makes of a photograph.
-
-  Raises:
-    UserError: the spec is wrong, or makes other sizes of other images.
-  """
-  transform = image_ops.parse(ops)
-  rng = np.random.default_rng(0)
-  sizes = set()
-  for size in ((480, 640), (640, 480), (500, 375)):
-    try:
-      sizes.add(transform(np.zeros((*size, 3), np.uint8), rng).shape[:2])
-    except UserError as error:
-      raise UserError(
-        f"{ops!r} fails on a photograph of {size[0]} x {size[1]}: {error}"
-      ) from error
-  if len(sizes) > 1:
-    raise UserError(
-      f"{ops!r} makes images of different sizes of photographs of different "
-      "sizes: end it with a crop or a resize to one size."
-    )
-  return sizes.pop()
-
-
-def trained_classes(folder: Path) -> list[str] | None:
-  """The classes of the run in a folder, in the order of their labels."""
-  file = folder / CLASSES
-  return file.read_text().splitlines() if file.is_file() else None
 
 
 def check_classes(source: Source, trained: Sequence[str], where: str) -> None:

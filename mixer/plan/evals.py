@@ -4,6 +4,7 @@
 from ml_collections import ConfigDict
 
 from mixer.config import did_you_mean, steps
+from mixer.data.ops import output_size
 from mixer.data.sources import image_folder
 from mixer.errors import UserError
 from mixer.evaluators import TYPES, result_name
@@ -12,7 +13,6 @@ from mixer.plan.data import (
   check_classes,
   check_num_classes,
   open_split,
-  output_size,
 )
 
 

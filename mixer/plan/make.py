@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 from mixer.config import steps
 from mixer.config_check import check_values, complete
 from mixer.data.bad_images import BadImages
+from mixer.data.ops import output_size
 from mixer.errors import UserError
 from mixer.models import cost, create
 from mixer.plan.base import Plan
-from mixer.plan.data import check_num_classes, open_split, output_size
+from mixer.plan.data import check_num_classes, open_split
 from mixer.plan.evals import open_evals, plan_evals
 from mixer.plan.start import read_start, take_start
 from mixer.training.optimizer import multiplier_tree

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from mixer import weights
 from mixer.errors import UserError
 from mixer.plan.base import Plan
-from mixer.plan.data import CLASSES, trained_classes
 
 
 def read_start(plan: Plan, trains: bool):
@@ -80,11 +79,11 @@ def _check_head(plan: Plan):
   if plan.config.init_head != "auto" or plan.source is None:
     return
   folder = Path(plan.config.init).expanduser()
-  trained = trained_classes(folder) or plan.class_names
+  trained = weights.trained_classes(folder) or plan.class_names
   if len(trained) == plan.source.num_classes and trained != plan.class_names:
     raise UserError(
       "The head was trained on other classes, or in another order"
-      f" ({folder / CLASSES}): give images in folders that file with"
+      f" ({folder / weights.CLASSES}): give images in folders that file with"
       " config.data.classes, or say with config.init_head whether to 'keep' the"
       " head or to begin with 'zeros'."
     )

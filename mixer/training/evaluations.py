@@ -16,7 +16,7 @@ from mixer.evaluators import Classification, Fewshot, Real, result_name
 from mixer.evaluators.passes import Batch
 from mixer.front_door import DONE
 from mixer.plan import EvalPlan, Plan, make_plan
-from mixer.plan.data import CLASSES, check_classes, trained_classes
+from mixer.plan.data import check_classes
 from mixer.training import run_folder
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.interruption import Interrupted
@@ -27,6 +27,7 @@ from mixer.training.setup import (
   open_checkpoints,
   replicate,
 )
+from mixer.weights import CLASSES, trained_classes
 
 
 class Evaluations:

@@ -18,7 +18,7 @@ from mixer.data.loader import train_batches
 from mixer.errors import UserError
 from mixer.front_door import DONE, START_AGAIN
 from mixer.plan import Plan, make_plan
-from mixer.plan.data import CLASSES, check_classes, trained_classes
+from mixer.plan.data import check_classes
 from mixer.plan.text import describe
 from mixer.training import interruption, run_folder
 from mixer.training.checkpoints import Checkpoints
@@ -76,8 +76,8 @@ def train(
     plan = make_plan(config, begins=begins)
     plan.raise_complaints()
     run_folder.check_config(folder, plan.config, accept_changes=accept_changes)
-    if trained := trained_classes(folder):
-      check_classes(plan.source, trained, str(folder / CLASSES))
+    if trained := weights.trained_classes(folder):
+      check_classes(plan.source, trained, str(folder / weights.CLASSES))
     return Run(plan, folder, interrupted).go()
 
 
@@ -174,7 +174,7 @@ class Run:
       (self.folder / weights.RUN_FILE).unlink(missing_ok=True)
     run_folder.describe_run(self.folder, self.plan.config, from_step=self.start)
     names = "".join(f"{name}\n" for name in self.plan.source.class_names)
-    (self.folder / CLASSES).write_text(names)
+    (self.folder / weights.CLASSES).write_text(names)
     overview = parameter_overview.get_parameter_overview(
       self.plan.abstract_params, include_stats=False
     )

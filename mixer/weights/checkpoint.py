@@ -15,6 +15,7 @@ from mixer.weights.published import Published
 from mixer.weights.sizes import Sizes, sizes_of
 
 RUN_FILE = "weights.npz"  # in a run's folder, written when the run is done
+CLASSES = "classes.txt"  # there too, in the order of the labels
 _RUN_FILES = (RUN_FILE, "weights.safetensors")
 # How timm's hub and its releases call what they took over from Google.
 _TIMMS_OF_GOOGLE = r"mixer_[sbl]\d+_224\.goog|jx_mixer_[bl]\d+_224"
@@ -143,18 +144,22 @@ def _read_run(folder: Path, name: str) -> Checkpoint:
       "it finish (the same command goes on), or name a file."
     )
   content = files.read_file(path)
-  classes, config = folder / "classes.txt", folder / "config.json"
-  class_names = None
-  if classes.is_file():
-    class_names = tuple(classes.read_text().splitlines())
+  config = folder / "config.json"
   gelu, image_size = content.gelu, None
   if config.is_file():
     gelu, image_size = _recorded(config, gelu)
   if image_size is None and (sizes := sizes_of(content.params)):
     image_size = sizes.image_size
+  names = trained_classes(folder)
   return Checkpoint(
-    content.params, gelu or "tanh", class_names, image_size, name
+    content.params, gelu or "tanh", names and tuple(names), image_size, name
   )
+
+
+def trained_classes(folder: Path) -> list[str] | None:
+  """The classes of the run in a folder, in the order of their labels."""
+  file = folder / CLASSES
+  return file.read_text().splitlines() if file.is_file() else None
 
 
 def _recorded(
@@ -170,10 +175,7 @@ def _recorded(
     raise UserError(
       f"{config} is damaged: name the file of weights beside it."
     ) from error
-  # A run's images are all of one size, whatever they are made of.
-  photograph = np.zeros((480, 640, 3), np.uint8)
   try:
-    image = ops.parse(spec)(photograph, np.random.default_rng(0))
+    return gelu, ops.output_size(spec)
   except UserError:  # with ops of a recipe's own
     return gelu, None
-  return gelu, image.shape[:2]
