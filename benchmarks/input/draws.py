@@ -14,8 +14,8 @@ from unittest import mock
 import numpy as np
 from scipy import stats
 
-from benchmarks.table import render
 from mixer.data import ops, randaug
+from mixer.table import render
 
 DRAWS = 10_000
 SIZES = ((375, 500), (500, 333))

@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.input import photos
-from benchmarks.table import render
 from mixer.data import ops
 from mixer.data.loader import train_batches
 from mixer.data.sources import open_source
+from mixer.table import render
 
 EXAMPLES = 2_000
 BATCH = 250

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from benchmarks.input import photos
-from benchmarks.table import render
 from mixer.data import ops
 from mixer.data.decoding import decode
+from mixer.table import render
 
 BOXES = 10  # of inception crops, in every photograph
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.input import photos
-from benchmarks.table import render
 from mixer.data import ops
 from mixer.data.loader import train_batches
 from mixer.data.processes import usable_cores
 from mixer.data.sources import open_source
 from mixer.data.workers import Workers
+from mixer.table import render
 
 EXAMPLES = 2_000
 BATCH = 256

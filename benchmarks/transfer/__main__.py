@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.table import render
 from benchmarks.transfer.runs import probe_at_start, probed, swept, trained
 from mixer import weights
 from mixer.data import ops
 from mixer.data.loader import eval_batches
 from mixer.data.sources import open_source
+from mixer.table import render
 from mixer.training.mixing import normalise
 
 HEAD = ("digits 5 to 9", "pixels", "labelled", "steps", "accuracy, %")

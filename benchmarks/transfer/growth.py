@@ -13,7 +13,6 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.table import render
 from benchmarks.transfer.runs import (
   probe_at_start,
   probed,
@@ -24,6 +23,7 @@ from mixer.data.__main__ import prepare
 from mixer.models import cost
 from mixer.plan import make_plan
 from mixer.sweep.protocol import sweep
+from mixer.table import render
 from mixer.training import loop
 
 # Resolution in pixels and growth; 8 is what the weights were trained at.

@@ -22,6 +22,7 @@ from mixer.errors import UserError
 from mixer.front_door import DONE
 from mixer.sweep import protocol, report
 from mixer.sweep.plan import describe, plan_sweep
+from mixer.table import render
 from mixer.training import run_folder
 from mixer.training.setup import choose_operations
 
@@ -244,4 +245,4 @@ def _table(
       rows.append((name, "", why, "", ""))
   rows += [(group, "", f"{mean:.5f}", "", "") for group, mean in means.items()]
   header = ("data set", "learning rate", "mean ± deviation", "runs", "result")
-  return report.table(header, rows)
+  return render(header, rows)

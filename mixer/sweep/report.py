@@ -3,12 +3,12 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mixer.config_check import to_dict
 from mixer.sweep.plan import SweepPlan
 from mixer.sweep.runs import Outcome
+from mixer.table import render
 from mixer.training import run_folder
 from mixer.training.log import replace_file
 
@@ -63,20 +63,6 @@ def mean_text(mean: dict) -> str:
   if mean["deviation"] is None:
     return f"{mean['mean']:.5f}"
   return f"{mean['mean']:.5f} ± {mean['deviation']:.5f}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """A table in Markdown, aligned for the terminal."""
-  rows = [header, *rows]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    "| "
-    + " | ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True))
-    + " |"
-    for row in rows
-  ]
-  lines.insert(1, "|" + "|".join("-" * (n + 2) for n in widths) + "|")
-  return "\n".join(lines)
 
 
 def _mean(outcomes: list[Outcome], result: str) -> dict:
@@ -176,4 +162,4 @@ def _runs_table(
     for name in "mean", "deviation":
       numbers = (number(means.get(each, {}).get(name)) for each in names)
       rows.append((name, *numbers, "", ""))
-  return table((key, *names, "folder", ""), rows)
+  return render((key, *names, "folder", ""), rows)
