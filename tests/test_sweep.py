@@ -517,7 +517,7 @@ def test_several_data_sets_are_swept_and_averaged(several_swept):
   text = (several_swept / "sweep.md").read_text()
   for name, mean in zip(("low", "high"), means, strict=True):
     assert re.search(rf"\| {name} +\| +0.01 +\| +{mean:.5f} +\| +1 +\|", text)
-  assert re.search(rf"\| digits +\| +\| {np.mean(means):.5f}", text)
+  assert re.search(rf"\| digits +\| +\| +{np.mean(means):.5f} ", text)
   assert "left out: not there" in text
   assert "It is not the paper's, which is over 3 data sets" in text
   assert "Avg 3" not in text
