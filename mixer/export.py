@@ -28,6 +28,7 @@ from mixer import front_door, weights
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
 from mixer.training.mixing import normalise
+from mixer.whole_file import whole_file
 
 PROGRAM = ".stablehlo"
 LAYOUTS = (".npz", ".safetensors")
@@ -136,7 +137,8 @@ def write_program(
     runnable = serialize(classify, shape, input, [here])
   found = _compare(runnable, checkpoint, shape, input, dtype)
 
-  _write(out, program)
+  with whole_file(out) as aside:
+    aside.write_bytes(program)
   shown = ", ".join(map(str, shape))
   values = "0 to 255" if input == "uint8" else "-1 to 1"
   result = "logits" if model.num_classes else "features"
@@ -151,15 +153,6 @@ def write_program(
       f"where images is {input} [n, {shown}], RGB, {values}, for any n.",
     )
   )
-
-
-def _write(out: Path, program: bytes) -> None:
-  aside = out.with_name(f"{out.name}.partial")
-  try:
-    aside.write_bytes(program)
-    aside.replace(out)
-  finally:
-    aside.unlink(missing_ok=True)
 
 
 def bind(

@@ -24,6 +24,7 @@ from mixer import front_door
 from mixer.classifier import Classifier, Prediction, open_classifier, predict
 from mixer.data.image_files import find_images
 from mixer.errors import UserError
+from mixer.whole_file import whole_file
 
 FEW = 10  # images: for so many, every guess is printed
 DRAWN = 64  # images on the picture
@@ -140,22 +141,20 @@ def _rows(
   out: str, names: Sequence[str]
 ) -> Iterator[Callable[[Prediction], None]]:
   """Gives what writes a prediction; the file is there when all are written."""
-  aside = Path(f"{out}.partial")
-  try:
-    with aside.open("w", newline="", encoding="utf-8") as file:
-      writer = csv.writer(file)
-      writer.writerow(COLUMNS)
+  with (
+    whole_file(Path(out)) as aside,
+    aside.open("w", newline="", encoding="utf-8") as file,
+  ):
+    writer = csv.writer(file)
+    writer.writerow(COLUMNS)
 
-      def tell(prediction: Prediction) -> None:
-        path = _printable(prediction.path)
-        ranked = zip(prediction.classes, prediction.probabilities, strict=True)
-        for rank, (i, probability) in enumerate(ranked, start=1):
-          writer.writerow((path, rank, i, names[i], f"{probability:.6g}"))
+    def tell(prediction: Prediction) -> None:
+      path = _printable(prediction.path)
+      ranked = zip(prediction.classes, prediction.probabilities, strict=True)
+      for rank, (i, probability) in enumerate(ranked, start=1):
+        writer.writerow((path, rank, i, names[i], f"{probability:.6g}"))
 
-      yield tell
-    aside.replace(out)
-  finally:
-    aside.unlink(missing_ok=True)
+    yield tell
 
 
 def _check_files(out: str | None, grid: str | None) -> None:

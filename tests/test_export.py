@@ -70,7 +70,7 @@ def test_a_stranger_gets_the_models_logits_with_jax_alone(tmp_path, capsys):
   assert read(file).platforms == ("cpu", "cuda", "tpu")
   assert f"export.deserialize(open({str(file)!r}, 'rb').read())" in out
   assert "images is uint8 [n, 32, 32, 3], RGB, 0 to 255, for any n" in out
-  assert not list(tmp_path.glob("*.partial"))
+  assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_any_number_of_images_is_taken_and_features_where_no_head_is(

@@ -10,7 +10,7 @@ from mixer.sweep.plan import SweepPlan
 from mixer.sweep.runs import Outcome
 from mixer.table import render
 from mixer.training import run_folder
-from mixer.training.log import replace_file
+from mixer.whole_file import whole_file
 
 JSON, MARKDOWN = "sweep.json", "sweep.md"
 
@@ -48,7 +48,8 @@ def write_both(folder: Path, found: dict, text: str):
     (MARKDOWN, text),
     (JSON, json.dumps(found, indent=2)),
   ):
-    replace_file(folder / name, f"{content}\n".encode())
+    with whole_file(folder / name) as aside:
+      aside.write_text(f"{content}\n")
 
 
 def reason(outcome: Outcome, result: str) -> str:

@@ -13,8 +13,9 @@ from mixer.errors import UserError
 from mixer.front_door import START_AGAIN
 from mixer.training import loop
 from mixer.training.checkpoints import Checkpoints
-from mixer.training.log import read_rows, replace_file
+from mixer.training.log import read_rows
 from mixer.training.setup import CHECKPOINTS
+from mixer.whole_file import whole_file
 
 FAILED = "failed.txt"  # in a run's folder: why it came to nothing
 
@@ -137,7 +138,8 @@ def carry_out(
   try:
     code = loop.train(config, str(run.folder), accept_changes=accept_changes)
   except loop.Diverged as error:
-    replace_file(run.folder / FAILED, f"{error}\n".encode())
+    with whole_file(run.folder / FAILED) as aside:
+      aside.write_text(f"{error}\n")
   else:
     if code == START_AGAIN:
       return None

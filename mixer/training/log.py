@@ -19,6 +19,7 @@ import numpy as np
 from mixer.errors import UserError
 from mixer.training.background import Background
 from mixer.training.event_files import EventFiles
+from mixer.whole_file import whole_file
 
 Number = float | int
 Scalar = Number | np.generic | jax.Array
@@ -88,7 +89,8 @@ class RunLog:
     self._newest_step = from_step
     self._held = None
     kept = [r for r in read_rows(folder) if 0 < from_step >= r["step"]]
-    replace_file(self._path, b"".join(map(encode_row, kept)))
+    with whole_file(self._path) as aside:
+      aside.write_bytes(b"".join(map(encode_row, kept)))
     self._last = kept[-1] if kept else None
     self._file = self._path.open("ab")
     self._event_files = EventFiles(folder, kept)
@@ -195,7 +197,8 @@ class RunLog:
     self._file.close()
     lines = self._path.read_bytes().splitlines(keepends=True)
     lines[-1] = encode_row(self._last)
-    replace_file(self._path, b"".join(lines))
+    with whole_file(self._path) as aside:
+      aside.write_bytes(b"".join(lines))
     self._file = self._path.open("ab")
     self._event_files.write({"step": row["step"]} | added)
 
@@ -212,13 +215,3 @@ def to_number(value: Scalar) -> Number:
 def encode_row(row: dict[str, Number]) -> bytes:
   """One line of metrics.jsonl; floats read back as they were."""
   return json.dumps(row).encode() + b"\n"
-
-
-def replace_file(path: Path, content: bytes) -> None:
-  """Writes `path` so that a kill leaves the old content or the new."""
-  aside = path.with_name(path.name + ".new")
-  with aside.open("wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  aside.replace(path)

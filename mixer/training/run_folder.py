@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from mixer.config import default
 from mixer.config_check import differences, to_dict
 from mixer.errors import UserError
+from mixer.whole_file import whole_file
 
 PACKAGES = (
   "jax",
@@ -184,6 +185,5 @@ def _git(*arguments: str) -> str | None:
 
 
 def _write_json(file: Path, content: dict):
-  aside = file.with_suffix(".partial")
-  aside.write_text(json.dumps(content, indent=2) + "\n")
-  aside.replace(file)
+  with whole_file(file) as aside:
+    aside.write_text(json.dumps(content, indent=2) + "\n")

@@ -8,7 +8,6 @@ trained one, whose logits had standard deviations of 0.35 and 0.43. Files say
 which form it is where their layout does not.
 """
 
-import contextlib
 import dataclasses
 import os
 import pickle
@@ -25,6 +24,7 @@ from safetensors.numpy import save as save_bytes
 from mixer.errors import UserError
 from mixer.weights import layouts
 from mixer.weights.layouts import Arrays
+from mixer.whole_file import whole_file
 
 SUFFIXES = (".npz", ".safetensors")  # that are written
 PICKLES = (".pth", ".pt", ".bin")  # that are read if torch is there
@@ -184,25 +184,25 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
   if not path.parent.is_dir():
     raise UserError(f"There is no folder {path.parent}: make it first.")
   arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
-  aside = path.with_name(f"{path.stem}.partial{path.suffix}")
   try:
-    if path.suffix == ".npz":
-      np.savez(aside, **arrays)
-      if gelu != "tanh":  # np.load and its like pass over a comment
-        with zipfile.ZipFile(aside, "a") as file:
-          file.comment = f"{_GELU}={gelu}".encode()
-    else:
-      arrays = layouts.to_timm(arrays)
-      # It is written from memory as it lies, whatever the strides.
-      arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-      # Not save_file, which lets nobody else read it.
-      aside.write_bytes(save_bytes(arrays, {"format": "pt", _GELU: gelu}))
-    aside.replace(path)
+    with whole_file(path) as aside:
+      _write(aside, arrays, gelu)
   except OSError as error:
     raise UserError(f"Cannot write {path}: {error.strerror}.") from error
-  finally:
-    with contextlib.suppress(OSError):
-      aside.unlink(missing_ok=True)
+
+
+def _write(path: Path, arrays: Arrays, gelu: str) -> None:
+  if path.suffix == ".npz":
+    np.savez(path, **arrays)
+    if gelu != "tanh":  # np.load and its like pass over a comment
+      with zipfile.ZipFile(path, "a") as file:
+        file.comment = f"{_GELU}={gelu}".encode()
+    return
+  arrays = layouts.to_timm(arrays)
+  # It is written from memory as it lies, whatever the strides.
+  arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+  # Not save_file, which lets nobody else read it.
+  path.write_bytes(save_bytes(arrays, {"format": "pt", _GELU: gelu}))
 
 
 def about_gelu(path: str | os.PathLike, gelu: str) -> str:

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+  """Yields where to write, so that a kill leaves the old file or the new.
+
+  Args:
+    path: of the file; it is replaced when the block has ended without an error.
+
+  Yields:
+    A path beside it, with the same suffix.
+  """
+  aside = path.with_name(f"{path.stem}.partial{path.suffix}")
+  try:
+    yield aside
+    with aside.open("rb") as file:
+      os.fsync(file.fileno())
+    aside.replace(path)
+  finally:
+    with contextlib.suppress(OSError):  # whatever it was, is told already
+      aside.unlink(missing_ok=True)
