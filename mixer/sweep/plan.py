@@ -93,6 +93,9 @@ def plan_sweep(
   finals = [run for rate in _rates(sweep) for run in sweep.finals(rate)]
   sweep.whole = _plan_runs(sweep, sweep.final_config, finals)
   _check_result(sweep, sweep.whole, finals, "report")
+  for plan in sweep.part, sweep.whole:
+    # Every run reads its own: they are large.
+    plan.checkpoint = plan.initial_params = None
   _collect(sweep)
   if not accept_changes:
     sweep.problems += _other_configs(sweep.part, sweep.grid)
@@ -150,11 +153,12 @@ def _plan_runs(
   """Plans what the runs have in common."""
   config = config.copy_and_resolve_references()
   begins = any(run.needs_start for run in runs)
-  if not begins and runs:
+  if sweep.part is not None and sweep.part.initial_params is not None:
+    # Those of the part, which has read and judged the same weights.
+    config.model.gelu, begins = sweep.part.config.model.gelu, False
+  elif not begins and runs:
     run_folder.take_over(runs[0].folder, config)
   plan = make_plan(config, begins=begins)
-  # Every run reads its own: they are large.
-  plan.checkpoint = plan.initial_params = None
   return plan
 
 
