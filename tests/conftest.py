@@ -26,3 +26,23 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
   """Keeps what is cached between runs out of the user's own folder."""
   os.environ["MIXER_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+  """The same program is compiled in one test only."""
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+
+  options = {
+    "jax_disable_most_optimizations": True,
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+  }
+  before = {key: jax.config.values[key] for key in options}
+  for key, value in options.items():
+    jax.config.update(key, value)
+  yield
+  for key, value in before.items():
+    jax.config.update(key, value)
+  compilation_cache.reset_cache()

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fine-tuning recipe: images of one's own, resolutions, the grid."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import recipes
+from sweeps import (
+  METRIC,
+  REPORT,
+)
+
+from mixer.errors import UserError
+from mixer.models import cost
+from mixer.plan import make_plan
+from mixer.sweep.plan import plan_sweep
+
+
+def write_images(folder, classes, number):
+  rng = np.random.default_rng(0)
+  for name in classes:
+    (folder / name).mkdir(parents=True)
+    for i in range(number):
+      image = rng.integers(0, 255, (40, 30, 3), np.uint8)
+      cv2.imwrite(str(folder / name / f"{i}.png"), image)
+
+
+def finetune(arg):
+  return recipes.load("finetune", arg)
+
+
+@pytest.fixture
+def images(tmp_path):
+  """A folder of images, with signs in its name that arguments split at."""
+  folder = tmp_path / "my=images:1"
+  for split in "train", "val":
+    write_images(folder / split, "abc", 20)
+  return folder
+
+
+def test_images_of_ones_own_are_counted_and_take_the_settings_of_their_number(
+  images,
+):
+  config = finetune(f"dataset=folder:{images},res=32")
+
+  plan = make_plan(config, begins=False)
+
+  assert not plan.problems
+  assert config.model.num_classes == 3
+  assert plan.config.data.examples == 54
+  assert len(plan.evals["minival"].source) == 6
+  assert len(plan.evals["test"].source) == 60
+  assert (plan.total_steps, plan.warmup_steps) == (500, 100)
+  assert config.sweep.full_split == "train"
+
+
+def test_without_a_test_split_the_held_out_part_is_what_is_reported(images):
+  shutil.rmtree(images / "val")
+  config = finetune(f"dataset=folder:{images},res=32")
+
+  assert set(config.evals) == {"minival"}
+  assert config.sweep.report == METRIC
+  assert config.sweep.full_split is None
+
+
+@pytest.mark.parametrize(
+  "examples, settings",
+  [
+    (19_999, (500, 100, "train[90%:]")),
+    (20_000, (10_000, 500, "train[98%:]")),
+    (499_999, (10_000, 500, "train[98%:]")),
+    (500_000, (20_000, 500, "train[99%:]")),
+  ],
+)
+def test_steps_follow_the_number_of_images_in_a_folder(
+  examples, settings, images, monkeypatch
+):
+  from mixer.data.sources.folder_layout import FolderSplit
+
+  monkeypatch.setattr(FolderSplit, "num_examples", examples)
+  config = finetune(f"dataset=folder:{images}")
+
+  assert settings == (
+    config.total_steps,
+    config.schedule.warmup_steps,
+    config.evals.minival.split,
+  )
+
+
+def test_a_folder_that_is_not_there_or_has_no_train_is_named(images):
+  with pytest.raises(UserError, match="There is no folder .*my=image"):
+    finetune(f"dataset=folder:{images.parent / 'my=image'}")
+  (images / "train").rename(images / "training")
+  with pytest.raises(UserError, match="no split train, but training, val"):
+    finetune(f"dataset=folder:{images}")
+
+
+def test_a_sweep_on_images_of_ones_own_is_checked_whole(images, tmp_path):
+  config = finetune(f"dataset=folder:{images},res=32,model=Mixer-S/32")
+  config.init_head, config.init_growth = "auto", "none"  # no weights are here
+
+  plan = plan_sweep(config, tmp_path / "sweep")
+
+  assert not plan.problems + plan.missing
+  assert plan.whole.config.data.examples == 60
+
+
+@pytest.mark.parametrize(
+  "arg, growth, tokens_mlp, ops",
+  [
+    ("res=224", "none", None, "resize_small(256) | random_crop(224) | flip"),
+    (
+      "res=448",
+      "tiles",
+      4 * 256,
+      "resize_small(512) | random_crop(448) | flip",
+    ),
+    (
+      "res=672",
+      "tiles",
+      9 * 256,
+      "resize_small(768) | random_crop(672) | flip",
+    ),
+    (
+      "res=384",
+      "interpolate",
+      None,
+      "resize_small(439) | random_crop(384) | flip",
+    ),
+    (
+      "res=128",
+      "interpolate",
+      None,
+      "resize_small(146) | random_crop(128) | flip",
+    ),
+  ],
+)
+def test_fine_tuning_goes_to_any_resolution(arg, growth, tokens_mlp, ops):
+  config = finetune(f"dataset=cifar10,model=Mixer-S/32,{arg}")
+
+  assert config.init_growth == growth
+  assert config.model.tokens_mlp == tokens_mlp
+  assert config.data.ops == ops
+  assert make_plan(config, begins=False).abstract_params is not None
+
+
+@pytest.mark.parametrize(
+  "arg, tokens, tokens_mlp", [("res=224", 784, 256), ("res=448", 3136, 1024)]
+)
+def test_fine_tuning_takes_the_published_s_8(arg, tokens, tokens_mlp):
+  config = finetune(f"dataset=cifar10,model=Mixer-S/16,{arg}")
+  config.model.patch = 8
+
+  plan = make_plan(config, begins=False)
+
+  mixing = plan.abstract_params["MixerBlock_0"]["token_mixing"]["Dense_0"]
+  assert mixing["kernel"].shape == (tokens, tokens_mlp)
+  if arg == "res=224":
+    # 78.79 MiB of float32 with the head of ImageNet's 1,000 classes.
+    published = 78.79 * 2**20 / 4
+    head = 512 * (1000 - 10)
+    assert cost.count_params(plan.abstract_params) + head == pytest.approx(
+      published, rel=1e-3
+    )
+
+
+def test_the_fine_tuning_grid_is_the_papers():
+  for name in recipes.DATA_SETS:
+    sweep = finetune(f"dataset={name}").sweep
+    assert sweep.learning_rates == (0.003, 0.01, 0.03, 0.06)
+    assert (sweep.seeds, sweep.metric, sweep.report) == (3, METRIC, REPORT)
+    full = finetune(f"dataset={name},full=True").data
+    assert (sweep.full_split, sweep.full_examples) == (
+      full.split,
+      full.examples,
+    )

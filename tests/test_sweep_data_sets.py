@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same sweep on several data sets, and the command line."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from sweeps import REPORT, never, read_found
+
+from mixer.data.__main__ import prepare
+from mixer.errors import UserError
+from mixer.front_door import CHANGE_SOMETHING, DONE
+from mixer.sweep import data_sets
+from mixer.training import loop
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+ROOT = Path(__file__).parent.parent
+
+
+RECIPE = """
+import sys
+sys.path.append({tests!r})
+import sweeps
+from mixer.config import parse_arg
+
+DATA_SETS = {{"low": "digits/0to4", "high": "digits/5to9", "none": "cifar10"}}
+AVERAGE = "Avg 3"
+GROUPS = {{"digits": ("low", "high")}}
+
+def get_config(arg=None):
+  arg = parse_arg(arg, dataset="low", rates=1)
+  config = sweeps.small({data!r}, total_steps=12)
+  config.model.num_classes = 5
+  config.data.name = DATA_SETS[arg.dataset]
+  config.data.examples = config.sweep.full_examples = None
+  config.evals.test.examples = None
+  config.sweep.learning_rates = (0.01, 0.02)[:arg.rates]
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(digits_dir, tmp_path_factory):
+  """A recipe with three data sets, of which two are there."""
+  for name in "digits/0to4", "digits/5to9":
+    prepare(name, digits_dir)
+  file = tmp_path_factory.mktemp("recipe") / "recipe.py"
+  file.write_text(RECIPE.format(tests=str(ROOT / "tests"), data=digits_dir))
+  return file
+
+
+@pytest.fixture(scope="module")
+def several_swept(recipe, tmp_path_factory):
+  """The folder of sweeps on the two data sets that are there."""
+  folder = tmp_path_factory.mktemp("several")
+  several = chosen(recipe, folder, ["all"], seeds=1)
+  assert data_sets.sweep(several, **QUIETLY | {"skip_missing": True}) == DONE
+  return folder
+
+
+QUIETLY = {
+  "skip_missing": False,
+  "accept_changes": False,
+  "stop_asked": lambda: False,
+}
+
+
+def test_several_data_sets_are_swept_and_averaged(several_swept):
+  found = read_found(several_swept)
+  means = [
+    read_found(several_swept / name)["means"][REPORT]["mean"]
+    for name in ("low", "high")
+  ]
+
+  assert means[0] != means[1]
+  assert found["means"] == {
+    "digits": pytest.approx(np.mean(means)),
+    "mean of these": pytest.approx(np.mean(means)),
+  }
+  assert found["left_out"] == ["none"]
+  text = (several_swept / "sweep.md").read_text()
+  for name, mean in zip(("low", "high"), means, strict=True):
+    assert re.search(rf"\| {name} +\| +0.01 +\| +{mean:.5f} +\| +1 +\|", text)
+  assert re.search(rf"\| digits +\| +\| +{np.mean(means):.5f} ", text)
+  assert "left out: not there" in text
+  assert "It is not the paper's, which is over 3 data sets" in text
+  assert "Avg 3" not in text
+
+
+def test_the_mean_over_all_data_sets_has_the_papers_name(
+  several_swept, recipe, tmp_path, monkeypatch
+):
+  folder = shutil.copytree(several_swept, tmp_path / "several")
+  shutil.copytree(folder / "high", folder / "none")
+  means = [
+    read_found(folder / name)["means"][REPORT]["mean"]
+    for name in ("low", "high", "high")
+  ]
+  monkeypatch.setattr(loop, "train", never)
+  file = recipe.with_name("three.py")
+  file.write_text(recipe.read_text().replace("cifar10", "digits/5to9"))
+
+  assert (
+    data_sets.sweep(chosen(file, folder, ["all"], seeds=1), **QUIETLY) == DONE
+  )
+
+  assert read_found(folder)["means"]["Avg 3"] == pytest.approx(np.mean(means))
+  text = (folder / "sweep.md").read_text()
+  assert re.search(rf"\| Avg 3 +\| +\| +{np.mean(means):.5f} ", text)
+  assert "not the paper's" not in text
+
+
+def test_a_data_set_without_a_result_does_not_stop_the_others(
+  several_swept, recipe, tmp_path, monkeypatch
+):
+  folder = shutil.copytree(several_swept, tmp_path / "several")
+  (folder / "low" / "lr_0.01" / "failed.txt").write_text("It was too warm.\n")
+  monkeypatch.setattr(loop, "train", never)
+  several = chosen(recipe, folder, ["low", "high"], seeds=1)
+
+  with pytest.raises(UserError, match="lr_0.01: It was too warm"):
+    data_sets.sweep(several, **QUIETLY)
+
+  found = read_found(folder)
+  assert found["data_sets"].keys() == {"high"}
+  assert "It was too warm" in found["failures"]["low"]
+  assert re.search(r"\| +failed ", (folder / "sweep.md").read_text())
+
+
+def chosen(recipe, workdir, names, arg="", **overrides):
+  """What --datasets comes to."""
+  values = flags.FlagValues()
+  line = [
+    "sweep",
+    f"--config={recipe}{':' if arg else ''}{arg}",
+    *(f"--config.sweep.{key}={value}" for key, value in overrides.items()),
+  ]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=line)
+  values(line)
+  return data_sets.choose(values["config"], names, str(workdir))
+
+
+def test_every_data_set_has_what_the_command_line_says(recipe, tmp_path):
+  several = chosen(recipe, tmp_path, ["all"], arg="rates=2", seeds=5)
+
+  assert list(several.configs) == ["low", "high", "none"]
+  assert several.configs["high"].data.name == "digits/5to9"
+  for config in several.configs.values():
+    assert config.sweep.learning_rates == (0.01, 0.02)
+    assert config.sweep.seeds == 5
+
+
+@pytest.mark.parametrize(
+  "names, arg, words",
+  [
+    (["low", "hgih"], "", "has no 'hgih'; did you mean high?"),
+    (["all"], "dataset=low", "--datasets stands in the place"),
+    (["all"], "low,rates=2", "--datasets stands in the place"),
+  ],
+)
+def test_data_sets_that_the_recipe_does_not_take_are_named(
+  names, arg, words, recipe, tmp_path
+):
+  with pytest.raises(ValueError, match=words.replace("?", r"\?")):
+    chosen(recipe, tmp_path, names, arg)
+
+
+def test_what_is_wrong_with_several_is_said_once(recipe, tmp_path):
+  several = chosen(recipe, tmp_path, ["all"], metric="eval/minivl/loss")
+
+  with pytest.raises(UserError) as error:
+    data_sets.dry_run(several, skip_missing=True, accept_changes=False)
+
+  said = str(error.value)
+  assert said.startswith("low: config.sweep.metric = 'eval/minivl/loss' is")
+  assert said.count("eval/minivl/loss") == 1
+  assert said.count("cifar10 is not prepared") == 1
+
+
+def command(recipe, workdir, *flags):
+  """Runs `python -m mixer.sweep`."""
+  return subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "mixer.sweep",
+      f"--config={recipe}",
+      f"--workdir={workdir}",
+      *flags,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.mark.parametrize(
+  "flag, words",
+  [
+    ("--skip_missing", "--skip_missing is for several data sets"),
+    ("--datasets=all", "cifar10 is not prepared"),
+  ],
+)
+def test_what_the_user_must_change_is_one_message_and_exit_2(
+  flag, words, recipe, tmp_path
+):
+  ended = command(recipe, tmp_path / "new", "--dry_run", flag)
+
+  assert ended.returncode == CHANGE_SOMETHING
+  assert words in ended.stderr
+  assert "Traceback" not in ended.stderr
+  assert not (tmp_path / "new").exists()
