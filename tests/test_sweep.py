@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from sweeps import (
@@ -23,9 +24,11 @@ from sweeps import (
   small,
 )
 
+from mixer import weights
 from mixer.config import evaluator
 from mixer.errors import UserError
 from mixer.front_door import DONE, START_AGAIN
+from mixer.models import create
 from mixer.sweep import protocol, stops
 from mixer.sweep.plan import choose, plan_sweep
 from mixer.sweep.runs import Outcome, grid_runs
@@ -377,3 +380,25 @@ def test_where_no_split_is_held_back_the_final_runs_keep_all_evaluators(
   assert plan.final_config.data.split == "train[:90%]"
   assert set(plan.final_config.evals) == {"minival", "test"}
   assert plan.final_config.checkpoint.best == METRIC
+
+
+def test_the_weights_of_a_sweep_are_read_once_for_its_plan(
+  digits_dir, tmp_path, monkeypatch
+):
+  config = small(digits_dir, model__num_classes=10)
+  fields = {
+    k: config.model[k]
+    for k in ("patch", "hidden", "blocks", "tokens_mlp", "channels_mlp")
+  }
+  model = create("Mixer", num_classes=10, **fields)
+  params = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))["params"]
+  weights.save(tmp_path / "exact.npz", params, gelu="exact")
+  config.init = str(tmp_path / "exact.npz")
+  names, read = [], weights.read
+  monkeypatch.setattr(weights, "read", lambda n: names.append(n) or read(n))
+
+  plan = plan_sweep(config, tmp_path / "sweep")
+
+  assert not plan.problems
+  assert names == [config.init]
+  assert plan.part.model.gelu == plan.whole.model.gelu == "exact"
