@@ -263,7 +263,7 @@ def test_a_pool_that_is_too_small_is_named(cifar):
 def test_a_missing_pool_is_reported_once_with_its_command(tmp_path):
   plan = plan_with(str(tmp_path))
 
-  assert not plan.evals["cifar"].is_ready
+  assert plan.evals["cifar"].source is None
   [missing] = plan.missing
   assert "python -m mixer.data prepare cifar10" in missing
 
