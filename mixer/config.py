@@ -47,6 +47,12 @@ def default() -> ConfigDict:
   config.max_per_device = placeholder(int)
   # Micro-batches, when given by hand.
   config.accumulation = placeholder(int)
+  # Each device keeps its share of the optimizer's state and updates its share of
+  # the parameters (ZeRO-1): memory for communication, within rounding the same.
+  config.shard_optimizer_state = False
+  # Updates whose loss or gradients are not finite have no effect; after so many
+  # in a row the run stops.
+  config.max_skipped = 10
   # GPU only: deterministic operations, so that a resumed run equals an
   # uninterrupted one bit for bit. CPU and TPU are deterministic anyway.
   config.deterministic_operations = False

@@ -22,6 +22,8 @@ WITHOUT_EFFECT = (
   "evals",
   "log",
   "max_per_device",
+  "max_skipped",
+  "shard_optimizer_state",
   "sweep",
 )
 
@@ -192,6 +194,7 @@ _RANGES = {
   "log.every_steps": (1, _INFINITY),
   "log.profile_steps": (0, _INFINITY),
   "max_per_device": (1, _INFINITY),
+  "max_skipped": (1, _INFINITY),
   "mixup": (0, _INFINITY),
   "model.blocks": (1, _INFINITY),
   "model.channels_mlp": (1, _INFINITY),

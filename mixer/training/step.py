@@ -26,12 +26,16 @@ class TrainState:
   step: int32 [].
   params: nested dict of float32 arrays under the published names.
   opt_state: the optimizer's.
+  skipped: int32 [], updates without effect, because loss or gradients were not
+    finite; skipped_in_a_row: int32 [], those at the end.
   average: exponential moving average of params, or None.
   """
 
   step: jax.Array
   params: dict
   opt_state: optax.OptState
+  skipped: jax.Array
+  skipped_in_a_row: jax.Array
   average: dict | None = None
 
   @property
@@ -69,10 +73,13 @@ class Objective:
 def create_state(
   params: dict, optimizer: optax.GradientTransformation, *, average: bool
 ) -> TrainState:
+  zero = jnp.zeros((), jnp.int32)
   return TrainState(
-    step=jnp.zeros((), jnp.int32),
+    step=zero,
     params=params,
     opt_state=optimizer.init(params),
+    skipped=zero,
+    skipped_in_a_row=zero,
     average=params if average else None,
   )
 
@@ -91,6 +98,10 @@ def train_step(
   example in the global batch), so that neither the number of devices nor
   accumulation changes what is computed, beyond the order of sums.
 
+  An update that would put numbers into the parameters that are not finite, or
+  whose loss or gradients are not, has no effect: parameters, optimizer and
+  average stay as they are, and the step counts all the same.
+
   Args:
     state: the same on every device.
     batch: this device's part: "image" uint8 [n, h, w, 3], "label" int32 [n],
@@ -101,7 +112,8 @@ def train_step(
 
   Returns:
     The next state, and float32 scalars: loss (mean over the global batch),
-    gradient_norm (before clipping), update_norm, parameter_norm.
+    gradient_norm (before clipping), update_norm, parameter_norm; int32 skipped
+    and skipped_in_a_row, as in the state.
   """
   mixing_key, drop_key = step_keys(objective.seed, state.step)
   mixing = draw_mixing(
@@ -142,14 +154,26 @@ def train_step(
     average = optax.incremental_update(
       params, average, 1 - objective.average_decay
     )
-  state = TrainState(state.step + 1, params, opt_state, average)
   metrics = {
     "loss": loss,
     "gradient_norm": optax.tree.norm(gradients),
     "update_norm": optax.tree.norm(updates),
     "parameter_norm": optax.tree.norm(params),
   }
-  return state, metrics
+  skip = ~jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+  params, opt_state, average = jax.tree.map(
+    functools.partial(jnp.where, skip),
+    (state.params, state.opt_state, state.average),
+    (params, opt_state, average),
+  )
+  counts = {
+    "skipped": state.skipped + skip,
+    "skipped_in_a_row": jnp.where(skip, state.skipped_in_a_row + 1, 0),
+  }
+  state = TrainState(
+    state.step + 1, params, opt_state, average=average, **counts
+  )
+  return state, metrics | counts
 
 
 def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
