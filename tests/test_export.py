@@ -119,7 +119,8 @@ def test_bfloat16_is_the_models_own_in_half_the_space(tmp_path):
   assert np.abs(wanted - logits_of(params)).max() > 1e-4
   assert program.out_avals[0].dtype == np.float32
   saved = len(single) - file.stat().st_size
-  assert saved == pytest.approx(2 * factors, rel=0.1)
+  # The text of the program is longer: it rounds more often.
+  assert saved == pytest.approx(2 * factors, rel=0.15)
 
 
 def test_the_exact_gelu_stays_exact(tmp_path):

@@ -32,9 +32,8 @@ GELUS = ("tanh", "exact")
 def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
   """Which dtype the parts of a Flax layer take: only the products take `dtype`.
 
-  Biases are added in float32. As in the authors' runs, whose TPU rounds the
-  factors of a product and nothing else; in bfloat16 a bias's gradient, a sum
-  over all tokens, was seen to come out a third too small.
+  Biases are added in float32: in bfloat16 a bias's gradient, a sum over all
+  tokens, was seen to come out a third too small.
   """
   inputs, kernel = promote_dtype(inputs, kernel, dtype=dtype, inexact=inexact)
   return inputs, kernel, bias
@@ -99,7 +98,11 @@ def draw_kept(keys: jax.Array, site: int, drop: float, shape: tuple[int, ...]):
 
 
 class MixerBlock(nn.Module):
-  """Token mixing, then channel mixing, each with a skip connection."""
+  """Token mixing, then channel mixing, each with a skip connection.
+
+  All but the products is computed in float32. What each leaves is kept in
+  `dtype`, because a step's memory and much of its time go into moving it.
+  """
 
   tokens_mlp: int
   channels_mlp: int
@@ -115,16 +118,19 @@ class MixerBlock(nn.Module):
     """Maps n s c to n s c; `keys` [n] turns dropping on."""
     n, s, c = x.shape
 
+    # Widened once for both its uses, whose cotangents are added in float32.
+    x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype)(x)
     types = self.dtype, self.gelu
     mlp = TokenMixing(self.tokens_mlp, *types, name="token_mixing")
     y = mlp(y, self._dropout(keys, 0, (self.tokens_mlp, c)))  # n s c
-    x = x + self._drop(y, keys, 1)
+    x = self._add(x, y, keys, 1)
 
+    x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype)(x)
     mlp = ChannelMixing(self.channels_mlp, *types, name="channel_mixing")
     y = mlp(y, self._dropout(keys, 3, (s, self.channels_mlp)))  # n s c
-    return x + self._drop(y, keys, 4)
+    return self._add(x, y, keys, 4)
 
   def _dropout(self, keys, site, shape):
     """Factors 0 or 1 / (1 - rate) for [n, *shape], None when all stay."""
@@ -132,6 +138,11 @@ class MixerBlock(nn.Module):
       return None
     kept = draw_kept(keys, 6 * self.index + site, self.dropout, shape)
     return kept / (1 - self.dropout)
+
+  def _add(self, x, branch, keys, site):
+    """Adds what is not dropped of a branch, and rounds the sum once."""
+    x = x + self._drop(branch, keys, site)
+    return x.astype(self.dtype or jnp.float32)
 
   def _drop(self, branch, keys, site):
     """Drops entries (dropout), then whole branches (stochastic depth)."""
@@ -156,8 +167,12 @@ class MlpMixer(nn.Module):
   channels_mlp: hidden units of the channel-mixing MLP, D_C.
   num_classes: width of the head; 0 or None for no head.
   image_channels: 3 for RGB.
-  dtype: of the factors of matrix products in the blocks and the stem; sums of
-    any kind, skip connections, parameters, head and logits stay float32.
+  dtype: of matrix products in the blocks and the stem, and of the tokens that
+    each branch of a block leaves. Everything between is computed in float32,
+    and parameters, their gradients, head and logits are float32. The authors'
+    TPUs rounded the factors of products alone; tokens kept in bfloat16 take a
+    fifth off a step's memory and traffic there, and add as much to the rounding
+    error of its gradient (benchmarks/NOTES.md).
   gelu: "tanh", the form that the authors' code computes, or "exact", as timm
     does.
   dropout: rate inside and after both MLPs (table 4 sweeps 0 and 0.1).
@@ -201,8 +216,8 @@ class MlpMixer(nn.Module):
 
     Returns:
       float32 logits [n, num_classes] (without a head the pre-logits), and a
-      dict of intermediates: "stem", "block00" and so on [n, s, c],
-      "pre_logits" [n, c], "logits".
+      dict of intermediates: "stem" [n, s, c], "block00" and so on [n, s, c] in
+      `dtype`, "pre_logits" [n, c], "logits".
 
     Raises:
       ValueError: the images do not fit the patch, the channels or the
