@@ -16,7 +16,11 @@ from mixer.training.losses import (
   soft_labels,
   softmax_cross_entropy,
 )
-from mixer.training.optimizer import make_optimizer, make_schedule
+from mixer.training.optimizer import (
+  clip_by_norm,
+  make_optimizer,
+  make_schedule,
+)
 from mixer.training.setup import replicate, to_host
 from mixer.training.step import (
   Objective,
@@ -154,6 +158,20 @@ def test_the_first_update_equals_numpy_adam():
     updated,
     jax.tree.map_with_path(expected, params, grads),
   )
+
+
+@pytest.mark.parametrize("length", [0.0, 0.3, 1.0, 7.0])
+def test_clipping_is_that_of_optax_to_the_bit(length):
+  rng = np.random.RandomState(0)
+  tree = {"a": rng.randn(5, 3), "b": rng.randn(7)}
+  norm = optax.tree.norm(tree)
+  tree = jax.tree.map(lambda x: np.float32(x * length / norm), tree)
+  ours, theirs = clip_by_norm(1.0), optax.clip_by_global_norm(1.0)
+
+  clipped, _ = jax.jit(ours.update)(tree, ours.init(tree))
+
+  expected, _ = jax.jit(theirs.update)(tree, theirs.init(tree))
+  jax.tree.map(np.testing.assert_array_equal, clipped, expected)
 
 
 def apply_once(params, grads, *, times=1, schedule=None, **options):

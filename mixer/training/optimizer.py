@@ -13,6 +13,7 @@ calls weight decay 0.1 is AdamW's coefficient, so decay = 0.1 * learning_rate.
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -91,7 +92,7 @@ def make_optimizer(
   def decayed(params):
     return jax.tree.map_with_path(is_kernel, params)
 
-  chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  chain = [clip_by_norm(clip_norm)] if clip_norm else []
   chain += [direction, optax.scale(learning_rate)]
   if multipliers:
     chain += [scale_leaves(factors)]
@@ -140,6 +141,24 @@ def multiplier_tree(
       "what should train a factor above 0."
     )
   return factors
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
+  """optax.clip_by_global_norm, with the norm as an argument of `update`.
+
+  A device that has only a share of the gradients cannot know theirs by itself.
+  """
+
+  def update(updates, state, params=None, *, norm=optax.tree.norm, **others):
+    del params, others
+    length = norm(updates)
+    is_short = length < largest
+    clipped = jax.tree.map(
+      lambda x: jnp.where(is_short, x, x / length * largest), updates
+    )
+    return clipped, state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def scale_leaves(factors: dict) -> optax.GradientTransformation:

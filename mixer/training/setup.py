@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 from mixer.data.device_feed import device_sharding
 from mixer.plan import Plan
 from mixer.training.checkpoints import Checkpoints
+from mixer.training.mixing import AXIS
 from mixer.training.optimizer import make_optimizer, make_schedule
+from mixer.training.sharding import from_rows, share_shape, to_rows
 from mixer.training.step import (
   Objective,
   TrainState,
@@ -69,7 +71,11 @@ def create_update(
     seed=config.seed,
   )
   step = functools.partial(
-    train_step, model=plan.model, optimizer=optimizer, objective=objective
+    train_step,
+    model=plan.model,
+    optimizer=optimizer,
+    objective=objective,
+    shard_optimizer_state=config.shard_optimizer_state,
   )
   return bind_to_devices(step, devices)
 
@@ -96,11 +102,104 @@ def initial_state(
 def abstract_state(
   plan: Plan, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """Shapes and dtypes of the state."""
+  """Shapes and dtypes of the whole state, as checkpoints hold it."""
   create = functools.partial(
     create_state, optimizer=optimizer, average=plan.config.average_decay > 0
   )
   return jax.eval_shape(create, plan.abstract_params)
+
+
+def abstract_device_state(
+  plan: Plan,
+  optimizer: optax.GradientTransformation,
+  devices: Sequence[jax.Device],
+) -> TrainState:
+  """Shapes and dtypes that the update takes: [devices, ...]."""
+  n = len(devices)
+
+  def share(x):
+    return jax.ShapeDtypeStruct((n, *share_shape(x.shape, n)), x.dtype)
+
+  def copy(x):
+    return jax.ShapeDtypeStruct((n, *x.shape), x.dtype)
+
+  return _map_state(plan, share, copy, abstract_state(plan, optimizer))
+
+
+def abstract_device_batch(
+  plan: Plan, devices: Sequence[jax.Device]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of the batch that the update takes."""
+  rows = len(devices), plan.config.batch // len(devices)
+  image = (*plan.image_size, plan.model.image_channels)
+  return {
+    "image": jax.ShapeDtypeStruct((*rows, *image), jnp.uint8),
+    "label": jax.ShapeDtypeStruct(rows, jnp.int32),
+    "index": jax.ShapeDtypeStruct(rows, jnp.uint32),
+  }
+
+
+def put_state(
+  plan: Plan, state: TrainState, devices: Sequence[jax.Device]
+) -> TrainState:
+  """Puts a state on this host's devices, as the update takes it.
+
+  Args:
+    plan: says what is sharded.
+    state: NumPy arrays, whole and on every host the same.
+    devices: those of all hosts.
+  """
+  here = jax.process_index()
+  own = [i for i, device in enumerate(devices) if device.process_index == here]
+  local = [devices[i] for i in own]
+
+  def share(x):
+    rows = to_rows(np.asarray(x), len(devices))
+    shares = rows.reshape(len(devices), -1, *rows.shape[1:])
+    return jax.device_put(shares[own], device_sharding(local))
+
+  return _map_state(plan, share, lambda x: replicate(x, local), state)
+
+
+def get_state(
+  plan: Plan, state: TrainState, devices: Sequence[jax.Device]
+) -> TrainState:
+  """Takes the whole state to the host, as NumPy arrays.
+
+  Where it is sharded, the devices of all hosts have to talk to each other: all
+  hosts call this after the same update.
+  """
+  gather = gather_shares(tuple(devices))
+
+  def whole(x, like):
+    # One after the other: the devices may lack the room for all at once.
+    return from_rows(to_host(gather(x)), like.shape)
+
+  _, optimizer = create_optimizer(plan)
+  template = abstract_state(plan, optimizer)
+  return _map_state(plan, whole, lambda x, _: to_host(x), state, template)
+
+
+@functools.cache
+def gather_shares(devices: tuple[jax.Device, ...]) -> Callable:
+  """Gives every device the shares of all: [local, share] to [local, whole]."""
+  gather = functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
+  return jax.pmap(gather, axis_name=AXIS, devices=devices)
+
+
+def _map_state(
+  plan: Plan, share: Callable, copy: Callable, state: TrainState, *rest
+) -> TrainState:
+  """Maps leaves of which devices have shares apart from those they all have."""
+  functions = jax.tree.map(lambda _: copy, state)
+  if plan.config.shard_optimizer_state:
+    _, optimizer = create_optimizer(plan)
+    functions = functions.replace(
+      opt_state=optax.tree.map_params(
+        optimizer, lambda _: share, functions.opt_state
+      )
+    )
+  return jax.tree.map(lambda f, *xs: f(*xs), functions, state, *rest)
 
 
 def replicate(tree, devices: Sequence[jax.Device]):

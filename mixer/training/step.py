@@ -17,6 +17,7 @@ from flax import struct
 
 from mixer.training.losses import LOSSES
 from mixer.training.mixing import AXIS, add_partners, draw_mixing, to_examples
+from mixer.training.sharding import Replicated, Sharded
 
 
 @struct.dataclass
@@ -25,7 +26,7 @@ class TrainState:
 
   step: int32 [].
   params: nested dict of float32 arrays under the published names.
-  opt_state: the optimizer's.
+  opt_state: the optimizer's; on the devices perhaps each one's share.
   skipped: int32 [], updates without effect, because loss or gradients were not
     finite; skipped_in_a_row: int32 [], those at the end.
   average: exponential moving average of params, or None.
@@ -91,6 +92,7 @@ def train_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   objective: Objective,
+  shard_optimizer_state: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Applies one update; runs inside an axis named "batch".
 
@@ -98,22 +100,24 @@ def train_step(
   example in the global batch), so that neither the number of devices nor
   accumulation changes what is computed, beyond the order of sums.
 
-  An update that would put numbers into the parameters that are not finite, or
-  whose loss or gradients are not, has no effect: parameters, optimizer and
-  average stay as they are, and the step counts all the same.
+  An update whose loss or gradients are not finite has no effect: parameters,
+  optimizer and average stay as they are, and the step counts all the same.
 
   Args:
-    state: the same on every device.
+    state: the same on every device, but for what is sharded.
     batch: this device's part: "image" uint8 [n, h, w, 3], "label" int32 [n],
       "index" uint32 [n], the example's place in the global batch.
     model: its `apply` returns (logits, intermediates).
     optimizer: from `mixer.training.optimizer.make_optimizer`.
     objective: the loss and its regularisers.
+    shard_optimizer_state: each device keeps the optimizer's state of its share
+      of the parameters, which it alone updates.
 
   Returns:
     The next state, and float32 scalars: loss (mean over the global batch),
-    gradient_norm (before clipping), update_norm, parameter_norm; int32 skipped
-    and skipped_in_a_row, as in the state.
+    gradient_norm (before clipping), update_norm (0 where it was skipped),
+    parameter_norm (after it); int32 skipped and skipped_in_a_row, as in the
+    state.
   """
   mixing_key, drop_key = step_keys(objective.seed, state.step)
   mixing = draw_mixing(
@@ -143,29 +147,70 @@ def train_step(
   loss, gradients = accumulate(
     jax.value_and_grad(mean_loss), state.params, batch, objective.accumulation
   )
-  loss, gradients = jax.lax.pmean((loss, gradients), AXIS)
 
-  updates, opt_state = optimizer.update(
-    gradients, state.opt_state, state.params
+  sharding = Sharded() if shard_optimizer_state else Replicated()
+  loss, gradients = jax.lax.pmean(loss, AXIS), sharding.mean(gradients)
+  return apply_gradients(
+    state,
+    loss,
+    gradients,
+    optimizer=optimizer,
+    average_decay=objective.average_decay,
+    sharding=sharding,
   )
-  params = optax.apply_updates(state.params, updates)
-  average = state.average
-  if average is not None:
-    average = optax.incremental_update(
-      params, average, 1 - objective.average_decay
-    )
+
+
+def apply_gradients(
+  state: TrainState,
+  loss: jax.Array,
+  gradients: dict,
+  *,
+  optimizer: optax.GradientTransformation,
+  average_decay: float,
+  sharding: Replicated | Sharded,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Makes the next state of the devices' averaged loss and gradients.
+
+  Args:
+    state: as `train_step` takes it.
+    loss: float32 [].
+    gradients: of what this device updates, as `sharding` gives them.
+    optimizer: as `train_step` takes it.
+    average_decay: of the moving average of parameters.
+    sharding: what this device updates.
+
+  Returns:
+    As `train_step`.
+  """
+  gradient_norm = sharding.norm(gradients)
+  # Of what is read anyway: to look at the new parameters first would take one
+  # more pass over all of them.
+  skip = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
+
+  def keep_if_skipped(old, new):
+    return jax.tree.map(functools.partial(jnp.where, skip), old, new)
+
+  before = sharding.part(state.params)
+  updates, opt_state = optimizer.update(
+    gradients, state.opt_state, before, norm=sharding.norm
+  )
+  updates = sharding.clear_padding(updates, state.params)
+  after, opt_state = keep_if_skipped(
+    (before, state.opt_state),
+    (optax.apply_updates(before, updates), opt_state),
+  )
   metrics = {
     "loss": loss,
-    "gradient_norm": optax.tree.norm(gradients),
-    "update_norm": optax.tree.norm(updates),
-    "parameter_norm": optax.tree.norm(params),
+    "gradient_norm": gradient_norm,
+    # Not of `updates`, which the compiler would then write to memory.
+    "update_norm": sharding.norm(jax.tree.map(jnp.subtract, after, before)),
+    "parameter_norm": sharding.norm(after),
   }
-  skip = ~jnp.isfinite(jnp.stack(list(metrics.values()))).all()
-  params, opt_state, average = jax.tree.map(
-    functools.partial(jnp.where, skip),
-    (state.params, state.opt_state, state.average),
-    (params, opt_state, average),
-  )
+  params = sharding.whole(after, state.params)
+  average = state.average
+  if average is not None:
+    followed = optax.incremental_update(params, average, 1 - average_decay)
+    average = keep_if_skipped(average, followed)
   counts = {
     "skipped": state.skipped + skip,
     "skipped_in_a_row": jnp.where(skip, state.skipped_in_a_row + 1, 0),

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer.config import default
+from mixer.models import cost, create
+from mixer.plan import Plan
+from mixer.training.checkpoints import Checkpoints
+from mixer.training.mixing import AXIS
+from mixer.training.setup import (
+  abstract_device_batch,
+  abstract_device_state,
+  abstract_state,
+  create_optimizer,
+  create_update,
+  get_state,
+  initial_state,
+  put_state,
+)
+from mixer.training.sharding import Sharded, from_rows, share_shape, to_rows
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+BATCH = 16
+CASES = {
+  "adam": dict(
+    average_decay=0.9,
+    # A small eps would blow up the rounding of gradients that should be 0.
+    optimizer=dict(weight_decay=1e-2, clip_norm=0.1, eps=1e-3),
+  ),
+  "momentum": dict(
+    accumulation=2,
+    optimizer=dict(
+      name="momentum",
+      accumulator_dtype="bfloat16",
+      learning_rate=0.1,
+      weight_decay=1e-2,
+      clip_norm=1.0,
+      multipliers=(("stem/.*|.*/bias", 0.0), ("head/.*", 2.0)),
+    ),
+  ),
+  "plain": dict(optimizer=dict(accumulator_dtype="bfloat16")),
+}
+
+
+def make_plan(*, sharded, num_classes=5, **options):
+  """Of a model whose parameters no number of devices divides."""
+  config = default()
+  config.batch = BATCH
+  config.model.num_classes = num_classes
+  config.optimizer.learning_rate = 1e-2
+  config.schedule.kind = "constant"
+  config.shard_optimizer_state = sharded
+  accumulation = options.pop("accumulation", 1)
+  config.update(options)
+  model = create(
+    "Mixer",
+    patch=8,
+    hidden=18,
+    blocks=1,
+    tokens_mlp=7,
+    channels_mlp=30,
+    num_classes=num_classes,
+  )
+  params = cost.abstract_params(model, (16, 16))
+  rng = np.random.RandomState(0)
+  return Plan(
+    config,
+    devices=8,
+    total_steps=10,
+    model=model,
+    image_size=(16, 16),
+    accumulation=accumulation,
+    abstract_params=params,
+    initial_params=jax.tree.map(
+      lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), params
+    ),
+  )
+
+
+@functools.cache
+def make_update(case, sharded, devices):
+  """The plan of a case, and its update, compiled once."""
+  plan = make_plan(sharded=sharded, **CASES[case])
+  _, optimizer = create_optimizer(plan)
+  return plan, create_update(plan, optimizer, jax.local_devices()[:devices])
+
+
+def train(case, steps, *, sharded=True, devices=8, state=None):
+  """Goes on from `state` by some updates; returns it on the host, and rows."""
+  plan, update = make_update(case, sharded, devices)
+  some = jax.local_devices()[:devices]
+  state = first_state(plan) if state is None else state
+  step, history = int(state.step), []
+  state = put_state(plan, state, some)
+  for seed in range(step, step + steps):
+    rng = np.random.RandomState(seed)
+    batch = {
+      "image": rng.randint(0, 256, (BATCH, 16, 16, 3)).astype(np.uint8),
+      "label": rng.randint(0, 5, BATCH).astype(np.int32),
+      "index": np.arange(BATCH, dtype=np.uint32),
+    }
+    batch = {
+      key: x.reshape(devices, -1, *x.shape[1:]) for key, x in batch.items()
+    }
+    state, metrics = update(state, batch)
+    history.append({key: float(x[0]) for key, x in metrics.items()})
+    for x in metrics.values():
+      np.testing.assert_array_equal(x, np.full(devices, x[0]))
+  return get_state(plan, state, some), history
+
+
+def first_state(plan):
+  return initial_state(plan, create_optimizer(plan)[1])
+
+
+def assert_close(a, b, rtol=2e-5, atol=1e-7):
+  def check(x, y):
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+    # Of bfloat16, the last bit may be rounded the other way.
+    loose = 0.01 if x.dtype == jnp.bfloat16 else rtol
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    np.testing.assert_allclose(x, y, rtol=loose, atol=atol)
+
+  jax.tree.map(check, a, b)
+
+
+def assert_same(a, b):
+  def check(x, y):
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+    assert x.tobytes() == y.tobytes()
+
+  jax.tree.map(check, a, b)
+
+
+@functools.cache
+def run(case, *, sharded):
+  return train(case, 5, sharded=sharded)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_sharded_run_equals_a_replicated_one(case):
+  replicated, expected = run(case, sharded=False)
+
+  sharded, history = run(case, sharded=True)
+
+  assert_close(sharded, replicated)
+  for row, other in zip(history, expected, strict=True):
+    assert row == pytest.approx(other, rel=2e-5)
+
+
+def test_without_norms_in_it_the_update_is_the_same_to_the_bit():
+  assert_same(run("plain", sharded=True)[0], run("plain", sharded=False)[0])
+
+
+def test_a_device_keeps_its_share_of_the_optimizer_state_alone():
+  plan = make_plan(sharded=True, **CASES["adam"])
+  state = first_state(plan)
+
+  placed = put_state(plan, state, jax.local_devices())
+
+  def share(x):  # two moments per parameter, and the schedule's counts
+    return -(-x.size // 8)
+
+  shares = sum(map(share, jax.tree.leaves(state.params)))
+  sizes = [x.size // 8 for x in jax.tree.leaves(placed.opt_state)]
+  assert sum(n for n in sizes if n > 1) <= 2 * shares
+  assert sum(sizes) < sum(x.size for x in jax.tree.leaves(state.opt_state)) / 7
+  for part in (placed.params, placed.average):
+    jax.tree.map(
+      lambda x, y: np.testing.assert_array_equal(
+        x, np.broadcast_to(y, x.shape)
+      ),
+      part,
+      state.params,
+    )
+
+
+def test_the_update_takes_and_returns_what_it_is_said_to():
+  plan, update = make_update("momentum", True, 8)
+  _, optimizer = create_optimizer(plan)
+  devices = jax.local_devices()
+  state = put_state(plan, initial_state(plan, optimizer), devices)
+
+  shapes = abstract_device_state(plan, optimizer, devices)
+  lowered = update.lower(shapes, abstract_device_batch(plan, devices))
+
+  def same(x, y):
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+  jax.tree.map(same, state, shapes)
+  jax.tree.map(same, lowered.out_info[0], shapes)
+  text, parameters = lowered.as_text(), len(jax.tree.leaves(shapes.params))
+  assert text.count("stablehlo.reduce_scatter") == parameters
+  assert text.count("stablehlo.all_gather") == parameters
+  # Of the loss, and of four norms.
+  assert text.count("stablehlo.all_reduce") == 5
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+@pytest.mark.parametrize("devices", [8, 3, 1])
+def test_a_state_comes_back_from_the_devices_as_it_went(sharded, devices):
+  plan = make_plan(sharded=sharded, num_classes=1, **CASES["momentum"])
+  some = jax.local_devices()[:devices]
+  rng = np.random.RandomState(1)
+  state = jax.tree.map(
+    lambda x: np.asarray(rng.normal(0, 9, x.shape)).astype(x.dtype),
+    abstract_state(plan, create_optimizer(plan)[1]),
+  )
+
+  back = get_state(plan, put_state(plan, state, some), some)
+
+  assert_same(back, state)
+
+
+def test_a_run_goes_on_bit_for_bit_from_what_was_saved():
+  undisturbed, _ = run("adam", sharded=True)
+
+  half, _ = train("adam", 2)
+  resumed, _ = train("adam", 3, state=half)
+
+  assert_same(resumed, undisturbed)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_run_goes_on_with_sharding_turned_over_on_fewer_devices(
+  sharded, tmp_path
+):
+  undisturbed, _ = run("adam", sharded=True)
+  after = make_plan(sharded=not sharded, **CASES["adam"])
+
+  half, _ = train("adam", 2, sharded=sharded)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(2, half)
+  template = abstract_state(after, create_optimizer(after)[1])
+  _, restored = checkpoints.restore(template)
+  checkpoints.close()
+  resumed, _ = train("adam", 3, sharded=not sharded, devices=2, state=restored)
+
+  assert_same(restored, half)
+  assert_close(resumed, undisturbed)
+
+
+def test_an_update_that_is_not_finite_leaves_the_shares_as_they_are():
+  state, _ = run("adam", sharded=True)
+  bias = state.params["head"]["bias"].copy()
+  bias[4] = np.inf
+  head = state.params["head"] | {"bias": bias}
+  state = state.replace(params=state.params | {"head": head})
+
+  after, history = train("adam", 1, state=state)
+
+  assert history[0]["skipped"] == after.skipped == after.skipped_in_a_row == 1
+  assert_same(
+    (after.params, after.opt_state, after.average),
+    (state.params, state.opt_state, state.average),
+  )
+  assert after.step == state.step + 1
+
+
+def test_padding_does_not_count():
+  """Not even where an optimizer makes something of zeros."""
+  rng = np.random.RandomState(0)
+  tree = {"a": rng.randn(8, 5, 3), "b": rng.randn(7), "c": rng.randn(1)}
+  tree = jax.tree.map(np.float32, tree)
+
+  def step(tree):
+    sharding = Sharded()
+    part = jax.tree.map(lambda x: x + 1, sharding.part(tree))
+    part = sharding.clear_padding(part, tree)
+    return sharding.whole(part, tree), sharding.norm(part)
+
+  copies = jax.tree.map(lambda x: np.stack([x] * 8), tree)
+  whole, norm = jax.pmap(step, axis_name=AXIS)(copies)
+
+  expected = jax.tree.map(lambda x: x + 1, copies)
+  jax.tree.map(np.testing.assert_array_equal, whole, expected)
+  squares = sum((x[0] ** 2).sum() for x in jax.tree.leaves(expected))
+  np.testing.assert_allclose(norm, np.full(8, np.sqrt(squares)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "shape, devices, share",
+  [
+    ((768, 3072), 8, (96, 3072)),  # as it lies
+    ((16, 16, 3, 768), 32, (8, 3, 768)),  # two axes merged
+    ((196, 384), 8, (9408,)),  # all merged
+    ((21843,), 8, (2731,)),  # 5 zeros at the end
+    ((), 4, (1,)),
+    ((5, 3), 1, (5, 3)),
+  ],
+)
+def test_shares_merge_no_more_axes_than_they_must(shape, devices, share):
+  x = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+
+  rows = to_rows(x, devices)
+
+  assert share_shape(shape, devices) == share
+  assert rows.shape == (devices * share[0], *share[1:])
+  assert_same(from_rows(rows, shape), x)
+  np.testing.assert_array_equal(to_rows(jnp.asarray(x), devices), rows)
