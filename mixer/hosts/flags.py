@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of programs that run on several hosts."""
+
+import dataclasses
+
+from absl import flags
+
+from mixer.hosts.cluster import ONE_HOST, Cluster, find_cluster
+
+COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT of the first of several hosts. These three are for hosts that "
+  "nothing else tells who they are; TPU slices and SLURM do.",
+)
+HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts there are.")
+WAIT = flags.DEFINE_float(
+  "wait", ONE_HOST.wait, "Seconds to wait for all hosts to arrive."
+)
+HOST = flags.DEFINE_integer("host", None, "Which one this is, from 0 on.")
+
+
+def cluster() -> Cluster:
+  """The hosts that the flags or the environment speak of."""
+  found = find_cluster(
+    coordinator=COORDINATOR.value, hosts=HOSTS.value, host=HOST.value
+  )
+  return dataclasses.replace(found, wait=WAIT.value)
