@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from mixer import front_door
 from mixer.errors import UserError
+from mixer.hosts.flags import cluster
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/digits.py."
@@ -26,14 +27,16 @@ flags.mark_flag_as_required("config")
 def main() -> int:
   if STEP.value is not None and BEST.value:
     raise UserError("--step and --best name two checkpoints: give one.")
-  from mixer.training import evaluations  # after the flags: it takes seconds
+  # After the flags: it takes seconds.
+  from mixer.training.evaluate import evaluate
 
-  return evaluations.evaluate(
+  return evaluate(
     CONFIG.value,
     WORKDIR.value,
     step=STEP.value,
     best=BEST.value,
     skip_missing=SKIP_MISSING.value,
+    cluster=cluster(),
   )
 
 

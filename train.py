@@ -2,12 +2,14 @@
 """Trains a model: python train.py --config=configs/digits.py --workdir=DIR.
 
 Goes on where DIR left off. With --dry_run checks, reports and trains nothing.
+On several hosts each is given the same command: docs/pods.md.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
 from mixer import front_door
+from mixer.hosts.flags import cluster
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
@@ -23,12 +25,15 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> int:
-  from mixer.training import loop  # after the flags: it takes seconds
+  from mixer.training import start  # after the flags: it takes seconds
 
   if DRY_RUN.value:
-    return loop.dry_run(CONFIG.value, WORKDIR.value)
-  return loop.train(
-    CONFIG.value, WORKDIR.value, accept_changes=ACCEPT_CHANGES.value
+    return start.dry_run(CONFIG.value, WORKDIR.value)
+  return start.train(
+    CONFIG.value,
+    WORKDIR.value,
+    accept_changes=ACCEPT_CHANGES.value,
+    cluster=cluster(),
   )
 
 

@@ -47,8 +47,9 @@ def default() -> ConfigDict:
   config.max_per_device = placeholder(int)
   # Micro-batches, when given by hand.
   config.accumulation = placeholder(int)
-  # Each device keeps its share of the optimizer's state and updates its share of
-  # the parameters (ZeRO-1): memory for communication, within rounding the same.
+  # Each device keeps its share of the optimizer's state, and updates its share
+  # of the parameters (ZeRO-1): memory bought with communication, the same
+  # result within rounding.
   config.shard_optimizer_state = False
   # Updates whose loss or gradients are not finite have no effect; after so many
   # in a row the run stops.

@@ -28,6 +28,17 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
   os.environ["MIXER_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+  """Of a process with one device; programs are compiled once for all tests."""
+  cache = tmp_path_factory.mktemp("compiled")
+  return os.environ | {
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
   """The same program is compiled in one test only."""

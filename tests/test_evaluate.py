@@ -15,7 +15,7 @@ from mixer.errors import UserError
 from mixer.front_door import DONE
 from mixer.models import create
 from mixer.plan import make_plan
-from mixer.training import evaluations, loop
+from mixer.training import evaluate, start
 
 SIZES = {
   "patch": 4,
@@ -65,7 +65,7 @@ def test_weights_are_evaluated_without_a_training_run(
 ):
   config = config_of(digits_dir, init, test=TEST, few=FEW)
 
-  assert evaluations.evaluate(config, str(tmp_path)) == DONE
+  assert evaluate.evaluate(config, str(tmp_path)) == DONE
 
   printed = capsys.readouterr().out
   assert f"Evaluates {init}." in printed
@@ -86,7 +86,7 @@ def test_what_others_report_stands_beside_what_is_measured(
 ):
   config = config_of(digits_dir, init, test=TEST | {"published": 0.5})
 
-  evaluations.evaluate(config, str(tmp_path))
+  evaluate.evaluate(config, str(tmp_path))
 
   [line] = re.findall("eval/test/accuracy .*", capsys.readouterr().out)
   measured, published, difference = re.findall(r"[-+]?\d\.\d{5}", line)
@@ -108,7 +108,7 @@ def test_everything_missing_is_listed_at_once(
   config = config_of(digits_dir, init, test=TEST, real=REAL, v2=v2)
 
   with pytest.raises(UserError) as error:
-    evaluations.evaluate(config, str(tmp_path))
+    evaluate.evaluate(config, str(tmp_path))
 
   assert MISSING in str(error.value)
   assert "python -m mixer.data prepare imagenet_v2" in str(error.value)
@@ -120,7 +120,7 @@ def test_evaluators_without_data_can_be_left_out(
 ):
   config = config_of(digits_dir, init, real=REAL, test=TEST)
 
-  code = evaluations.evaluate(config, str(tmp_path), skip_missing=True)
+  code = evaluate.evaluate(config, str(tmp_path), skip_missing=True)
 
   printed = capsys.readouterr().out
   assert code == DONE
@@ -135,10 +135,10 @@ def test_what_is_wrong_with_an_evaluator_is_not_left_out(
   config = config_of(digits_dir, init, real=REAL, test=TEST, wrong=wrong)
 
   with pytest.raises(UserError, match="no split 'tset'"):
-    evaluations.evaluate(config, str(tmp_path), skip_missing=True)
+    evaluate.evaluate(config, str(tmp_path), skip_missing=True)
   config = config_of(digits_dir, init, real=REAL)
   with pytest.raises(UserError, match=MISSING):
-    evaluations.evaluate(config, str(tmp_path), skip_missing=True)
+    evaluate.evaluate(config, str(tmp_path), skip_missing=True)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
     type="fewshot", split="test", ops="central_crop(8)", every_steps=2
   )
 
-  assert loop.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == DONE
   capsys.readouterr()
-  assert evaluations.evaluate(config, str(tmp_path)) == DONE
+  assert evaluate.evaluate(config, str(tmp_path)) == DONE
 
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   rows = {row["step"]: row for row in map(json.loads, lines)}
@@ -236,7 +236,7 @@ def train_a_step(digits_dir, folder):
   config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
   config.total_epochs, config.total_steps = None, 1
   config.schedule.warmup_epochs = None
-  loop.train(config, str(folder))
+  start.train(config, str(folder))
   return config
 
 
@@ -247,15 +247,15 @@ def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(
   monkeypatch.chdir(tmp_path)
 
   config = config_of(digits_dir, init, test=TEST)
-  evaluations.evaluate(config, None)
+  evaluate.evaluate(config, None)
 
   assert f"Evaluates {init}." in capsys.readouterr().out
   with pytest.raises(UserError, match="--best and --step.*--workdir"):
-    evaluations.evaluate(config, None, best=True)
+    evaluate.evaluate(config, None, best=True)
   with pytest.raises(
     UserError, match="^There is no --workdir, and config.init"
   ):
-    evaluations.evaluate(config_of(digits_dir, "", test=TEST), None)
+    evaluate.evaluate(config_of(digits_dir, "", test=TEST), None)
 
 
 def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(
@@ -263,11 +263,11 @@ def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(
 ):
   config = train_a_step(digits_dir, tmp_path)
 
-  evaluations.evaluate(config, str(tmp_path))
+  evaluate.evaluate(config, str(tmp_path))
   assert "has learned from" not in capsys.readouterr().out
 
   config.data.split, config.data.examples = "train[:50%]", None
-  evaluations.evaluate(config, str(tmp_path))
+  evaluate.evaluate(config, str(tmp_path))
   assert "was trained on 'train' of digits" in capsys.readouterr().out
 
 

@@ -13,9 +13,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,10 +22,6 @@ from mixer.errors import UserError
 from mixer.training import event_files
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
-from mixer.training.hardware import (
-  model_flops_utilisation,
-  peak_flops_per_second,
-)
 from mixer.training.log import RunLog, read_rows
 from mixer.training.progress import Progress, format_seconds
 
@@ -620,46 +614,6 @@ def test_progress_of_another_process_is_not_shown():
 )
 def test_seconds_read_as_a_clock(seconds, text):
   assert format_seconds(seconds) == text
-
-
-@pytest.mark.parametrize(
-  ("kind", "tera"),
-  [
-    ("TPU v2", 22.5),
-    ("TPU v3", 61.5),
-    ("TPU v4", 275),
-    ("TPU v5 lite", 197),
-    ("TPU v5", 459),
-    ("TPU v6 lite", 918),
-    ("Tesla V100-SXM2-16GB", 125),
-    ("Tesla T4", 65),
-    ("NVIDIA A100-SXM4-80GB", 312),
-    ("NVIDIA H100 80GB HBM3", 989),
-    ("NVIDIA H100 PCIe", 756),
-    ("NVIDIA H200", 989),
-    ("NVIDIA L4", 121),
-    ("NVIDIA GeForce RTX 4090", 165.2),
-  ],
-)
-def test_the_peak_of_known_devices_is_known(kind, tera):
-  device = SimpleNamespace(device_kind=kind)
-
-  assert peak_flops_per_second(device) == tera * 1e12
-  assert model_flops_utilisation(tera * 1e12 / 2, device) == 0.5
-
-
-@pytest.mark.parametrize(
-  "kind", ["cpu", "NVIDIA L40", "TPU v4 lite", "NVIDIA A1000", "TPU v99"]
-)
-def test_the_peak_of_other_devices_is_not_guessed(kind):
-  device = SimpleNamespace(device_kind=kind)
-
-  assert peak_flops_per_second(device) is None
-  assert model_flops_utilisation(1e12, device) is None
-
-
-def test_the_devices_of_this_process_can_be_asked():
-  assert peak_flops_per_second(jax.devices("cpu")[0]) is None
 
 
 def test_the_learning_curve_is_drawn_from_the_rows(tmp_path):

@@ -14,7 +14,7 @@ from mixer.data.__main__ import main
 from mixer.errors import UserError
 from mixer.front_door import DONE
 from mixer.plan import make_plan
-from mixer.training import evaluations, loop
+from mixer.training import evaluate, start
 
 CLASSES = ("dark", "grey", "light")
 
@@ -61,7 +61,7 @@ def last_row(workdir):
 def test_a_run_learns_the_classes_of_folders(config, tmp_path):
   config.total_steps = 60
 
-  assert loop.train(config, str(tmp_path / "run")) == DONE
+  assert start.train(config, str(tmp_path / "run")) == DONE
 
   classes = (tmp_path / "run" / "classes.txt").read_text().split()
   assert classes == list(CLASSES)
@@ -75,13 +75,13 @@ def test_broken_images_are_replaced_left_out_and_told(
     (images / broken).write_bytes(b"<html>404</html>")
 
   with pytest.raises(UserError) as error:
-    loop.train(config, str(tmp_path / "run"))
+    start.train(config, str(tmp_path / "run"))
   assert "dark/3.png" in str(error.value) or "grey/0.png" in str(error.value)
   assert "on_bad_image=replace" in str(error.value)
 
   # A run that met the error may go on this way.
   config.data.on_bad_image = "replace"
-  assert loop.train(config, str(tmp_path / "run")) == DONE
+  assert start.train(config, str(tmp_path / "run")) == DONE
 
   out = capsys.readouterr().out
   assert f"1 image of folder:{images}, split train, could not be decoded" in out
@@ -98,23 +98,23 @@ def test_an_evaluator_without_one_sound_image_is_an_error(
   config.data.on_bad_image = "replace"
 
   with pytest.raises(UserError, match="No image of the evaluator's split"):
-    loop.train(config, str(tmp_path / "run"))
+    start.train(config, str(tmp_path / "run"))
 
 
 def test_folders_with_other_classes_are_not_evaluated_on(config, tmp_path):
   write_images(tmp_path / "others", ("dark", "grey", "pale"), 2)
   workdir = str(tmp_path / "run")
-  assert loop.train(config, workdir) == DONE
+  assert start.train(config, workdir) == DONE
   config.evals.val.name = f"folder:{tmp_path / 'others'}"
   config.evals.val.split = "train"
 
   with pytest.raises(UserError, match=r"other classes than training.*pale"):
-    loop.train(config, workdir)
+    start.train(config, workdir)
   with pytest.raises(UserError, match=r"other classes than .*classes.txt"):
-    evaluations.evaluate(config, workdir)
+    evaluate.evaluate(config, workdir)
   config.init = workdir
   with pytest.raises(UserError, match=r"other classes than .*classes.txt"):
-    evaluations.evaluate(config, None)
+    evaluate.evaluate(config, None)
 
 
 def test_images_of_some_classes_are_evaluated_with_the_run_s_own_classes(
@@ -123,19 +123,19 @@ def test_images_of_some_classes_are_evaluated_with_the_run_s_own_classes(
   write_images(tmp_path / "some", ("dark", "light"), 3)
   workdir = tmp_path / "run"
   config.total_steps = 60
-  assert loop.train(config, str(workdir)) == DONE
+  assert start.train(config, str(workdir)) == DONE
   config.evals.val.name = f"folder:{tmp_path / 'some'}"
   config.evals.val.split = "train"
   config.data.classes = str(workdir / "classes.txt")
 
-  assert evaluations.evaluate(config, str(workdir)) == DONE
+  assert evaluate.evaluate(config, str(workdir)) == DONE
 
 
 def test_a_head_of_other_classes_is_not_taken_for_the_own_one(
   config, images, tmp_path
 ):
   workdir = tmp_path / "run"
-  assert loop.train(config, str(workdir)) == DONE
+  assert start.train(config, str(workdir)) == DONE
   (workdir / "classes.txt").write_text("light\ngrey\ndark\n")
   config.init = str(workdir)
 

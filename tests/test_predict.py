@@ -20,7 +20,7 @@ from mixer.data import ops
 from mixer.data.image_files import find_images
 from mixer.datasets import class_names
 from mixer.models import create
-from mixer.training import loop
+from mixer.training import start
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 TINY_SIZES = {
@@ -46,7 +46,7 @@ def trained(digits_dir, tmp_path_factory):
   config.model.hidden, config.model.blocks = 32, 1
   config.mixup = config.average_decay = 0.0
   folder = tmp_path_factory.mktemp("runs") / "digits"
-  assert loop.train(config, str(folder)) == 0
+  assert start.train(config, str(folder)) == 0
   return folder
 
 

@@ -18,7 +18,7 @@ from mixer.errors import UserError
 from mixer.evaluators import Real
 from mixer.models import create
 from mixer.plan import make_plan
-from mixer.training import evaluations
+from mixer.training import evaluate as evaluation
 from mixer.training.setup import replicate
 
 
@@ -105,7 +105,7 @@ def test_eval_py_counts_the_images_that_have_labels(tmp_path, capsys):
   config.batch = 8
   config.evals.real = evaluator(type="real", ops="resize(8)", published=0.5)
 
-  evaluations.evaluate(config, str(tmp_path / "run"))
+  evaluation.evaluate(config, str(tmp_path / "run"))
 
   printed = capsys.readouterr().out
   rows = re.findall(r"^(eval/\S+) +(.*)$", printed, re.MULTILINE)

@@ -8,7 +8,7 @@ from layouts import write_tfds
 from mixer.errors import UserError
 from mixer.models import cost
 from mixer.plan import make_plan
-from mixer.training import loop
+from mixer.training import start
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_missing_data_set_is_reported_beside_everything_else(capsys):
   config = recipes.load("pretrain_i21k", "B/16")
 
   with pytest.raises(UserError) as error:
-    loop.dry_run(config)
+    start.dry_run(config)
 
   assert "imagenet21k is not prepared" in str(error.value)
   printed = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_a_missing_data_set_is_reported_beside_everything_else(capsys):
     "25.2 GFLOP an image forward",
     "1,036,078 steps, 300 epochs",
     "warm-up 10,000 steps",
-    "global 4096 = 8 x cpu x 512 x 1 accumulated",
+    "global 4096 = 1 host x 8 cpu x 512 x 1 accumulated",
   ):
     assert fact in printed
 
@@ -123,7 +123,7 @@ def test_a_code_path_takes_two_steps_on_records_as_tfds_lays_them_out(
     write_tfds(tmp_path / "data", name, splits)
   config = shrink(recipes.load(*recipe))
 
-  code = loop.train(config, str(tmp_path / "run"))
+  code = start.train(config, str(tmp_path / "run"))
 
   assert code == 0
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

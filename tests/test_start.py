@@ -14,7 +14,7 @@ from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.plan.text import describe
-from mixer.training import evaluations, loop
+from mixer.training import evaluate, start
 
 TINY = dict(patch=2, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
 
@@ -152,12 +152,12 @@ def test_a_run_keeps_its_gelu_when_it_goes_on_and_when_it_is_evaluated(
   config = transfer(half_digits, exact, model__gelu=None)
   config.evals.minival.every_steps = 1
   run = tmp_path / "run"
-  loop.train(config, str(run))
+  start.train(config, str(run))
   exact.unlink()
 
   config = transfer(half_digits, exact, total_steps=3, model__gelu=None)
-  loop.train(config, str(run), accept_changes=True)
-  evaluations.evaluate(config, str(run))
+  start.train(config, str(run), accept_changes=True)
+  evaluate.evaluate(config, str(run))
 
   recorded = json.loads((run / "config.json").read_text())
   assert recorded["model"]["gelu"] == "exact"
@@ -197,24 +197,24 @@ def test_a_head_of_zeros_is_not_judged(
 ):
   config = transfer(half_digits, pretrained)
   run = tmp_path / "run"
-  loop.train(config, str(run))
-  evaluations.evaluate(config, str(run))
+  start.train(config, str(run))
+  evaluate.evaluate(config, str(run))
   as_run = capsys.readouterr().out.splitlines()[-2:]
 
   config.init = str(run)  # whose recipe says init_head = "zeros"
-  evaluations.evaluate(config, None)
+  evaluate.evaluate(config, None)
 
   assert capsys.readouterr().out.splitlines()[-2:] == as_run
   del config.evals.test, config.evals.minival
   config.model.num_classes = 6
-  evaluations.evaluate(config, None)  # features need no head
+  evaluate.evaluate(config, None)  # features need no head
 
 
 def test_what_evaluates_nothing_is_told_so(half_digits, tmp_path):
   config = transfer(half_digits, "")
 
   with pytest.raises(UserError) as error:
-    evaluations.evaluate(config, str(tmp_path))
+    evaluate.evaluate(config, str(tmp_path))
 
   assert "There is no checkpoint in" in str(error.value)
   assert "random ones" not in str(error.value)

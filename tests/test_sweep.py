@@ -32,7 +32,7 @@ from mixer.models import create
 from mixer.sweep import protocol, stops
 from mixer.sweep.plan import choose, plan_sweep
 from mixer.sweep.runs import Outcome, grid_runs
-from mixer.training import loop
+from mixer.training import loop, start
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent
@@ -100,8 +100,8 @@ def test_a_diverging_rate_is_passed_over_and_said_why(swept):
   [failed] = [run for run in read_found(swept)["grid"] if run["failure"]]
 
   assert failed["learning_rate"] == 1e30
-  assert "nothing is saved any more" in failed["failure"]
-  assert "failed: At step" in (swept / "sweep.md").read_text()
+  assert "had no effect" in failed["failure"]
+  assert "failed: The last 10 updates" in (swept / "sweep.md").read_text()
 
 
 def test_final_runs_take_all_images_and_drop_the_evaluator_of_the_rate(swept):
@@ -126,7 +126,7 @@ def test_finished_and_failed_runs_are_not_run_again(
 ):
   before = results(read_found(swept))
   config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
-  monkeypatch.setattr(loop, "train", never)
+  monkeypatch.setattr(start, "train", never)
 
   assert protocol.sweep(config, str(swept)) == DONE
 
@@ -149,8 +149,8 @@ def test_a_longer_grid_adds_runs_and_keeps_those_there_are(
     trained.append(Path(workdir).name)
     return real(config, workdir, **options)
 
-  real = loop.train
-  monkeypatch.setattr(loop, "train", train)
+  real = start.train
+  monkeypatch.setattr(start, "train", train)
   assert protocol.sweep(config, str(folder)) == DONE
 
   found, before = read_found(folder), read_found(swept)
@@ -250,7 +250,7 @@ def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
     protocol.sweep(config, str(tmp_path))
 
   assert f"has come to {METRIC}: try lower rates" in str(error.value)
-  assert "lr_1e+30: At step 8" in str(error.value)
+  assert "lr_1e+30: The last 10 updates up to step 12" in str(error.value)
   assert not (tmp_path / "sweep.json").exists()
 
 

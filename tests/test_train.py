@@ -9,106 +9,29 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import recipes
+from runs import (
+  ROOT,
+  STEPS,
+  assert_same_weights,
+  command,
+  read_rows,
+  results,
+  run,
+  small,
+)
 
+from benchmarks.faults.not_finite import poison
 from mixer import weights
 from mixer.config_check import to_dict
 from mixer.data.loader import eval_batches
+from mixer.data.order import GlobalOrder
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
-from mixer.training import evaluations, loop, run_folder
-
-ROOT = Path(__file__).parent.parent
-STEPS = 120
-# The digits recipe, small. Every kind of randomness is on.
-SMALL = {
-  "total_epochs": 0.0,
-  "total_steps": STEPS,
-  "batch": 32,
-  "model.hidden": 16,
-  "model.blocks": 2,
-  "model.tokens_mlp": 8,
-  "model.channels_mlp": 32,
-  "model.stoch_depth": 0.2,
-  "model.dropout": 0.1,
-  "schedule.warmup_epochs": 0.0,
-  "schedule.warmup_steps": 5,
-  "checkpoint.every_epochs": 0.0,
-  "checkpoint.every_steps": 10,
-  "evals.test.every_epochs": 0.0,
-  "evals.test.every_steps": 40,
-  "log.every_steps": 1,
-}
-
-
-def small(digits_dir, **changes):
-  config = recipes.load("digits")
-  config.data.data_dir = digits_dir
-  config.update_from_flattened_dict(
-    SMALL | {key.replace("__", "."): value for key, value in changes.items()}
-  )
-  return config
-
-
-def command(digits_dir, workdir, *flags, **changes):
-  """The command line of the same run, on one device."""
-  values = SMALL | {"data.data_dir": digits_dir} | changes
-  return [
-    sys.executable,
-    "train.py",
-    "--config=configs/digits.py",
-    f"--workdir={workdir}",
-    *(f"--config.{key}={value}" for key, value in values.items()),
-    *flags,
-  ]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-  """Of a process with one device; programs are compiled once for all."""
-  cache = tmp_path_factory.mktemp("compiled")
-  return os.environ | {
-    "XLA_FLAGS": "",
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-
-
-def run(arguments, environment):
-  return subprocess.run(
-    arguments,
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-
-
-def read_rows(workdir):
-  lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-def results(rows):
-  """Rows without what depends on the time of day."""
-  return [
-    {k: v for k, v in row.items() if k.startswith(("step", "train", "eval"))}
-    for row in rows
-  ]
-
-
-def assert_same_weights(one, other):
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    weights.load(one),
-    weights.load(other),
-  )
+from mixer.training import evaluate, evaluations, run_folder, setup, start
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +187,7 @@ def test_devices_and_accumulation_do_not_change_the_losses(
   """Invariant 2: eight devices, of 4 images each, 2 at once."""
   config = small(digits_dir, max_per_device=2)
 
-  assert loop.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == DONE
 
   for one, other in zip(
     read_rows(undisturbed), read_rows(tmp_path), strict=True
@@ -308,11 +231,11 @@ def test_eval_finds_the_best_checkpoint_and_a_given_step(
   best = max(rows, key=lambda row: (row["eval/test/accuracy"], row["step"]))
   config = small(digits_dir)
 
-  assert evaluations.evaluate(config, undisturbed, best=True) == DONE
+  assert evaluate.evaluate(config, undisturbed, best=True) == DONE
 
   assert f"step {best['step']} of" in capsys.readouterr().out
   with pytest.raises(UserError, match="no sound checkpoint of step 7|step 7"):
-    evaluations.evaluate(config, undisturbed, step=7)
+    evaluate.evaluate(config, undisturbed, step=7)
 
 
 def test_weights_can_be_evaluated_and_trained_on(
@@ -320,14 +243,14 @@ def test_weights_can_be_evaluated_and_trained_on(
 ):
   config = small(digits_dir, init=str(undisturbed))
 
-  assert evaluations.evaluate(config, str(tmp_path)) == DONE
+  assert evaluate.evaluate(config, str(tmp_path)) == DONE
   printed = capsys.readouterr().out
   last = read_rows(undisturbed)[-1]
   assert f"{last['eval/test/accuracy']:.5f}" in printed
 
   config.total_steps = 2
   config.schedule.warmup_steps = 0
-  assert loop.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == DONE
   first = read_rows(tmp_path)[0]
   assert first["train/loss"] < read_rows(undisturbed)[0]["train/loss"]
 
@@ -341,7 +264,7 @@ def test_a_linear_probe_trains_the_head_alone(
   config.schedule.warmup_steps = 0
   config.optimizer.multipliers = (("head/.*", 1.0), (".*", 0.0))
 
-  assert loop.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == DONE
 
   old, new = weights.load(undisturbed), weights.load(tmp_path)
   assert new["head"]["kernel"].any()
@@ -355,7 +278,7 @@ def test_a_run_with_another_config_is_not_gone_on_with_by_mistake(
   config = small(digits_dir, optimizer__learning_rate=0.5)
 
   with pytest.raises(UserError) as error:
-    loop.train(config, str(undisturbed))
+    start.train(config, str(undisturbed))
 
   assert "optimizer.learning_rate: 0.003 -> 0.5" in str(error.value)
   assert "--accept_changes" in str(error.value)
@@ -382,7 +305,7 @@ def test_a_checkpoint_of_another_model_is_refused_whole(
   config = small(digits_dir, model__hidden=24)
 
   with pytest.raises(UserError) as error:
-    loop.train(config, str(undisturbed), accept_changes=True)
+    start.train(config, str(undisturbed), accept_changes=True)
 
   assert "belongs to another model" in str(error.value)
   assert (undisturbed / "checkpoints" / str(STEPS)).is_dir()
@@ -395,7 +318,7 @@ def test_per_class_results_and_confusion_are_written_on_request(
     digits_dir, evals__test__per_class=True, evals__test__confusion=True
   )
 
-  evaluations.evaluate(config, undisturbed)
+  evaluate.evaluate(config, undisturbed)
 
   per_class = (undisturbed / "eval/test_per_class.csv").read_text()
   rows = [line.split(",") for line in per_class.splitlines()[1:]]
@@ -412,14 +335,55 @@ def test_per_class_results_and_confusion_are_written_on_request(
   assert list(matrix.sum(axis=1)) == [int(row[1]) for row in rows]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
-  digits_dir, tmp_path
+def test_an_update_that_is_not_finite_is_skipped_and_written_down(
+  digits_dir, tmp_path, monkeypatch
 ):
-  config = small(digits_dir, optimizer__learning_rate=1e30)
+  monkeypatch.setattr(setup, "train_step", setup.train_step)
+  poison([7, 8, 20])
+  config = small(digits_dir, total_steps=30)
+
+  assert start.train(config, str(tmp_path)) == DONE
+
+  lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+  skipped = [json.loads(line) for line in lines]
+  assert [row["step"] for row in skipped] == [7, 8, 20]
+  assert skipped[0]["positions"] == [6 * 32, 7 * 32 - 1]
+  order = GlobalOrder(1_437, config.seed)
+  expected = order(np.arange(6 * 32, 7 * 32))
+  np.testing.assert_array_equal(skipped[0]["examples"], expected)
+  assert np.isnan(skipped[0]["loss"])
+  rows = {row["step"]: row for row in read_rows(tmp_path)}
+  assert [rows[n]["train/skipped"] for n in (6, 7, 8, 9, 30)] == [0, 1, 2, 2, 3]
+  assert rows[9]["train/loss"] > 0
+  assert rows[30]["eval/test/loss"] > 0
+  leaves = jax.tree.leaves(weights.load(tmp_path))
+  assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_too_many_such_updates_in_a_row_end_the_run(
+  digits_dir, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(setup, "train_step", setup.train_step)
+  poison([*range(13, 16), *range(23, 28)])
+  config = small(digits_dir, max_skipped=4)
+
+  with pytest.raises(UserError) as error:
+    start.train(config, str(tmp_path))
+
+  assert str(error.value).startswith(
+    "The last 4 updates up to step 26 (7 in all) had no effect, because they "
+    "came to gradient_norm nan, loss nan"
+  )
+  assert "The checkpoint of step 20 is sound." in str(error.value)
+  assert "Try a lower optimizer.learning_rate" in str(error.value)
+
+
+def test_a_run_that_diverges_saves_nothing(digits_dir, tmp_path):
+  config = small(digits_dir, optimizer__learning_rate=1e30, max_skipped=5)
   config.optimizer.clip_norm = 0.0
 
-  with pytest.raises(UserError, match="nothing is saved any more"):
-    loop.train(config, str(tmp_path))
+  with pytest.raises(UserError, match="The last 5 updates up to step 7"):
+    start.train(config, str(tmp_path))
 
   assert not list((tmp_path / "checkpoints").glob("*"))
 
@@ -433,7 +397,7 @@ def test_damaged_records_of_a_run_are_named(undisturbed, digits_dir):
     whole = (undisturbed / name).read_bytes()
     (undisturbed / name).write_bytes(b'{"step": 1}\nxx\n' + whole)
     with pytest.raises(UserError, match=words):
-      loop.train(config, str(undisturbed))
+      start.train(config, str(undisturbed))
     (undisturbed / name).write_bytes(whole)
 
 
@@ -442,7 +406,7 @@ def test_two_runs_in_one_folder_do_not_get_into_each_others_way(
 ):
   with run_folder.locked(undisturbed):
     with pytest.raises(UserError, match="Another process trains in"):
-      loop.train(small(digits_dir), str(undisturbed))
+      start.train(small(digits_dir), str(undisturbed))
 
 
 def test_what_a_stop_left_unevaluated_is_evaluated_when_the_run_goes_on(
@@ -454,11 +418,11 @@ def test_what_a_stop_left_unevaluated_is_evaluated_when_the_run_goes_on(
 
   with monkeypatch.context() as patch:
     patch.setattr(evaluations, "eval_batches", signal_first)
-    assert loop.train(config, str(tmp_path)) == START_AGAIN
+    assert start.train(config, str(tmp_path)) == START_AGAIN
   assert (tmp_path / "checkpoints" / "4").is_dir()
   assert "eval/test/loss" not in read_rows(tmp_path)[-1]
 
-  assert loop.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == DONE
   assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3, 4]
   assert "eval/test/loss" in read_rows(tmp_path)[-1]
 

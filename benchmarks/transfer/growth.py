@@ -24,7 +24,7 @@ from mixer.models import cost
 from mixer.plan import make_plan
 from mixer.sweep.protocol import sweep
 from mixer.table import render
-from mixer.training import loop
+from mixer.training import start
 
 # Resolution in pixels and growth; 8 is what the weights were trained at.
 CHOICES = (
@@ -53,7 +53,7 @@ def main() -> None:
   for name in ("digits/0to4", "digits/5to9"):
     prepare(name)
   pretrained = workdir / "pretrain"
-  loop.train(recipe("pretrain"), str(pretrained))
+  start.train(recipe("pretrain"), str(pretrained))
   rows = [row(workdir, pretrained, *choice) for choice in CHOICES]
   print(render(HEAD, rows))
 

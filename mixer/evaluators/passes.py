@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 
 from mixer.data.device_feed import to_devices
 from mixer.training.mixing import AXIS
@@ -44,6 +45,9 @@ def run_pass(
 ) -> Iterator[tuple[Batch, Batch]]:
   """Yields (outputs, the batch without `image`) of each batch, unpadded.
 
+  Several hosts each pass their slice of the same batches, at the same time, and
+  each is given the whole ones.
+
   Args:
     step: from `bind_to_devices`.
     params: with a leading device axis.
@@ -60,13 +64,15 @@ def run_pass(
       yield {key: batch[key] for key in inputs}
 
   def fetch(outputs):
-    rest = rests.popleft()
-    mask = rest.pop("mask")
     flat = {
-      k: np.asarray(v).reshape(-1, *v.shape[2:])[mask]
-      for k, v in outputs.items()
+      k: np.asarray(v).reshape(-1, *v.shape[2:]) for k, v in outputs.items()
     }
-    return flat, {k: v[mask] for k, v in rest.items()}
+    flat, rest = _from_all_hosts((flat, rests.popleft()))
+    mask = rest.pop("mask")
+    return (
+      {k: v[mask] for k, v in flat.items()},
+      {k: v[mask] for k, v in rest.items()},
+    )
 
   ahead = collections.deque()  # dispatched, not yet fetched
   for batch in to_devices(feed(), devices):
@@ -75,6 +81,20 @@ def run_pass(
       yield fetch(ahead.popleft())
   while ahead:
     yield fetch(ahead.popleft())
+
+
+def _from_all_hosts(slices: tuple[Batch, Batch]) -> tuple[Batch, Batch]:
+  """Puts the slices of a global batch together, in the hosts' order."""
+  if jax.process_count() == 1:
+    return slices
+
+  def join(x):
+    # As bytes, because devices have no int64.
+    rows = np.ascontiguousarray(x).view(np.uint8).reshape(len(x), -1)
+    everything = multihost_utils.process_allgather(rows, tiled=True)
+    return everything.reshape(-1).view(x.dtype).reshape(-1, *x.shape[1:])
+
+  return jax.tree.map(join, slices)
 
 
 def gather(parts: Iterable[tuple[Batch, Batch]]) -> tuple[Batch, Batch]:

@@ -28,7 +28,7 @@ def make_plan(
 
   Args:
     config: as a recipe and the command line made it.
-    devices: that share a batch; those of this process if None.
+    devices: that share a batch; those of all processes if None.
     trains: False does without training data, length of the run and batch.
     begins: False does without config.init, which a checkpoint supersedes.
 
@@ -36,13 +36,8 @@ def make_plan(
     UserError: keys that the schema does not have; nothing else can be said
       about such a config.
   """
-  plan = Plan(complete(config), devices or jax.local_device_count())
+  plan = Plan(complete(config), devices or jax.device_count())
   plan.problems += check_values(plan.config)
-  if jax.process_count() > 1:
-    plan.problems.append(
-      f"This is one of {jax.process_count()} processes that share a batch, and "
-      "runs take one: start it on a machine of its own."
-    )
   if plan.problems:
     return plan
   if plan.config.data.on_bad_image == "replace":

@@ -11,6 +11,14 @@ def describe(plan: Plan) -> str:
   """The plan for a person: lines of what will happen."""
   config = plan.config
   lines = []
+  if plan.accumulation:
+    n = jax.process_count()
+    hosts = f"{n} hosts" if n > 1 else "1 host"
+    kind = jax.local_devices()[0].device_kind
+    lines.append(
+      f"batch         global {config.batch} = {hosts} x {plan.devices // n} "
+      f"{kind} x {plan.per_device} x {plan.accumulation} accumulated"
+    )
   if plan.model is not None and plan.abstract_params is not None:
     parameters = cost.count_params(plan.abstract_params)
     lines += [
@@ -47,13 +55,6 @@ def describe(plan: Plan) -> str:
       lines.append(
         f"compute       {6 * plan.multiply_accumulates * seen:.3g} FLOP"
       )
-  if plan.accumulation:
-    device = jax.local_devices()[0]
-    lines.append(
-      f"batch         global {config.batch} = {plan.devices} x "
-      f"{device.device_kind} x {plan.per_device} x {plan.accumulation} "
-      "accumulated"
-    )
   for name, evaluation in plan.evals.items():
     often = f"every {evaluation.every:,} steps and " if evaluation.every else ""
     lines.append(

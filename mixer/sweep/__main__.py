@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from mixer import front_door
 from mixer.errors import UserError
+from mixer.hosts import find_cluster
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/finetune.py:dataset=cifar10."
@@ -35,6 +36,11 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> int:
+  if (cluster := find_cluster()).hosts > 1:
+    raise UserError(
+      f"A sweep takes one host, and this is one of {cluster.hosts} "
+      f"({cluster.origin}): start it on one machine alone."
+    )
   # After the flags: they take seconds.
   from mixer.sweep import data_sets, protocol, stops
 

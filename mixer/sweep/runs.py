@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from mixer import weights
 from mixer.errors import UserError
 from mixer.front_door import START_AGAIN
-from mixer.training import loop
+from mixer.training import start
 from mixer.training.checkpoints import Checkpoints
+from mixer.training.in_flight import Diverged
 from mixer.training.log import read_rows
 from mixer.training.setup import CHECKPOINTS
 from mixer.whole_file import whole_file
@@ -136,8 +137,8 @@ def carry_out(
   """
   config = run.config.copy_and_resolve_references()
   try:
-    code = loop.train(config, str(run.folder), accept_changes=accept_changes)
-  except loop.Diverged as error:
+    code = start.train(config, str(run.folder), accept_changes=accept_changes)
+  except Diverged as error:
     with whole_file(run.folder / FAILED) as aside:
       aside.write_text(f"{error}\n")
   else:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run from its config to its weights; goes on where its folder left off."""
 
-import collections
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,162 +8,146 @@ from pathlib import Path
 import jax
 import numpy as np
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
 from mixer import weights
 from mixer.data import ops as image_ops
 from mixer.data.device_feed import to_devices
 from mixer.data.loader import train_batches
+from mixer.data.order import GlobalOrder
 from mixer.errors import UserError
 from mixer.front_door import DONE, START_AGAIN
-from mixer.plan import Plan, make_plan
-from mixer.plan.data import check_classes
+from mixer.hosts import Hosts
+from mixer.plan import Plan
 from mixer.plan.text import describe
 from mixer.training import interruption, run_folder
-from mixer.training.checkpoints import Checkpoints
+from mixer.training.agreement import StopVote, all_devices
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
 from mixer.training.evaluations import Evaluations
 from mixer.training.hardware import model_flops_utilisation
+from mixer.training.in_flight import InFlight
 from mixer.training.log import RunLog, read_rows
 from mixer.training.profile import Profile
 from mixer.training.progress import Progress
 from mixer.training.setup import (
   CHECKPOINTS,
   abstract_state,
-  choose_operations,
   create_optimizer,
   create_update,
+  get_state,
   initial_state,
   open_checkpoints,
-  replicate,
+  put_state,
   to_host,
 )
+from mixer.training.skipped import SkippedUpdates
 from mixer.training.step import TrainState
-
-# Updates that may be in flight: enough to keep the devices busy, few enough to
-# stop soon and to measure rates.
-IN_FLIGHT = 2
-
-
-class Diverged(UserError):
-  """Loss or gradients are not finite."""
-
-
-def train(
-  config: ConfigDict, workdir: str | None, *, accept_changes: bool = False
-) -> int:
-  """Trains to the end, or until it is asked to stop.
-
-  Args:
-    config: from a recipe.
-    workdir: the run's folder.
-    accept_changes: go on although the folder's config is another.
-
-  Returns:
-    The process's exit code: DONE, or START_AGAIN after saving.
-
-  Raises:
-    UserError: something for the user to change; nothing was lost.
-  """
-  choose_operations(config)
-  folder = run_folder.make_folder(workdir)
-  with run_folder.locked(folder), interruption.guard() as interrupted:
-    begins = not Checkpoints(folder / CHECKPOINTS).steps
-    if not begins:
-      run_folder.take_over(folder, config)
-    plan = make_plan(config, begins=begins)
-    plan.raise_complaints()
-    run_folder.check_config(folder, plan.config, accept_changes=accept_changes)
-    if trained := weights.trained_classes(folder):
-      check_classes(plan.source, trained, str(folder / weights.CLASSES))
-    return Run(plan, folder, interrupted).go()
-
-
-def dry_run(config: ConfigDict, workdir: str | None = None) -> int:
-  """Prints what the config comes to; raises UserError with what is missing."""
-  plan = make_plan(config)
-  print(plan.config)
-  print(describe(plan))
-  plan.raise_complaints()
-  if workdir:
-    run_folder.check_config(Path(workdir), plan.config, accept_changes=False)
-  print("Nothing is missing: without --dry_run this trains.")
-  return DONE
 
 
 class Run:
-  """One start of a run: its parts, and the loop over them."""
+  """One start of a run: its parts, and the loop over them.
 
-  def __init__(self, plan: Plan, folder: Path, interrupted: Callable[[], bool]):
-    config, devices = plan.config, jax.local_devices()
+  With several hosts every one of them has its own, and they are in step: what
+  one decides, such as to stop, all do. The first writes and speaks.
+  """
+
+  def __init__(
+    self,
+    plan: Plan,
+    folder: Path,
+    interrupted: Callable[[], bool],
+    hosts: Hosts,
+  ):
+    config, own_devices = plan.config, jax.local_devices()
     self.plan = plan
     self.folder = folder
-    self.interrupted = interrupted
+    self.hosts = hosts
+    self.devices = all_devices()
+    self.stop_vote = StopVote(interrupted, hosts, self.devices)
     self.schedule, self.optimizer = create_optimizer(plan)
     self.checkpoints = open_checkpoints(plan, folder)
-    self.evaluations = Evaluations(plan, folder / "eval", devices, interrupted)
+    self.evaluations = Evaluations(
+      plan, folder / "eval", own_devices, hosts, self.stop_vote.ask
+    )
     self.start, state = self.resume_or_begin()
-    self.state = replicate(state, devices)
-    self.update = create_update(plan, self.optimizer, devices)
+    self.state = put_state(plan, state, self.devices)
+    self.update = create_update(plan, self.optimizer, self.devices)
     batches = train_batches(
       plan.source,
       image_ops.parse(config.data.ops),
       batch=config.batch,
       seed=config.seed,
       start_step=self.start,
+      host=hosts.index,
+      hosts=hosts.count,
       workers=plan.workers,
       bad_images=plan.bad_images,
     )
     self.batches = to_devices(
-      index_examples(batches, config.batch), devices, config.data.prefetch
+      index_examples(batches, config.batch), own_devices, config.data.prefetch
     )
-    self.is_start_evaluated = self.start == 0 or any(
-      name.startswith("eval/")
-      for row in read_rows(folder)
-      if row["step"] == self.start
-      for name in row
+    skipped = SkippedUpdates(
+      folder,
+      from_step=self.start,
+      batch=config.batch,
+      order=GlobalOrder(len(plan.source), config.seed),
+      enabled=hosts.is_first,
     )
-    self.progress = Progress(plan.total_steps)
+    self.in_flight = InFlight(
+      self.stop_vote, skipped, self.checkpoints, max_skipped=config.max_skipped
+    )
+    self.progress = Progress(plan.total_steps, enabled=hosts.is_first)
     self.clock = Clock(
       step=self.start,
       total_steps=plan.total_steps,
       batch=config.batch,
-      devices=len(devices),
+      devices=plan.devices,
     )
 
   def resume_or_begin(self) -> tuple[int, TrainState]:
     """The newest sound checkpoint's step and state, or a run's first."""
     template = abstract_state(self.plan, self.optimizer)
-    restored = self.checkpoints.restore(template)
-    if restored is None:
+    restored = None
+    with self.hosts.together():
+      if self.hosts.is_first:
+        restored = self.checkpoints.restore(template)
+    # What the first host could read is what all go on from.
+    step = self.hosts.gather(restored and restored[0])[0]
+    if step is None:
       return 0, initial_state(self.plan, self.optimizer)
-    if restored[0] > self.plan.total_steps:
-      raise UserError(
-        f"{self.folder} has come to step {restored[0]:,} already, beyond the "
-        f"{self.plan.total_steps:,} of this config: choose another --workdir, "
-        "or lengthen the run."
-      )
-    return restored
+    with self.hosts.together():
+      if step > self.plan.total_steps:
+        raise UserError(
+          f"{self.folder} has come to step {step:,} already, beyond the "
+          f"{self.plan.total_steps:,} of this config: choose another "
+          "--workdir, or lengthen the run."
+        )
+      return restored or self.checkpoints.restore(template, step)
 
   def go(self) -> int:
     """Trains and returns the process's exit code."""
-    self.introduce()
+    if self.hosts.is_first:
+      self.introduce()
     with (
       contextlib.closing(self.progress),
       contextlib.closing(self.batches),
       contextlib.closing(self.checkpoints),
       RunLog(
-        self.folder, from_step=self.start, on_values=self.show
+        self.folder,
+        from_step=self.start,
+        enabled=self.hosts.is_first,
+        on_values=self.show,
       ) as self.log,
     ):
       step = self.loop()
     if self.plan.bad_images and (report := self.plan.bad_images.report()):
       print(report)
-    if self.interrupted():
-      print(f"Stopped and saved at step {step:,}. The same command goes on.")
+    if self.stop_vote.is_carried:
+      if self.hosts.is_first:
+        print(f"Stopped and saved at step {step:,}. The same command goes on.")
       return START_AGAIN
-    self.conclude()
+    if self.hosts.is_first:
+      self.conclude()
     return DONE
 
   def introduce(self):
@@ -191,13 +174,15 @@ class Run:
     """
     config, total = self.plan.config, self.plan.total_steps
     profile = Profile(
-      self.folder / "profile", self.start + 10, config.log.profile_steps
+      self.folder / "profile",
+      self.start + 10,
+      config.log.profile_steps if self.hosts.is_first else 0,
     )
-    in_flight, clock_runs = collections.deque(), contextlib.nullcontext()
+    clock_runs = contextlib.nullcontext()
     for step in range(self.start, total + 1):
       # Here `step` updates are applied to the state.
       results = self.evaluate(step)
-      stop = step == total or self.interrupted()
+      stop = step == total or self.stop_vote.is_carried
       if step > self.start and (stop or self.is_save_due(step, results)):
         self.save(step, results)
       if stop:
@@ -208,12 +193,10 @@ class Run:
         batch = next(self.batches)
       # The first call compiles.
       with self.clock.pause() if step == self.start else clock_runs:
-        self.state, self.metrics = self.update(self.state, batch)
-      in_flight.append(self.metrics)
-      if len(in_flight) > IN_FLIGHT:
-        jax.block_until_ready(in_flight.popleft())
+        self.state, metrics = self.update(self.state, batch)
+      self.in_flight.add(step + 1, metrics)
       if (step + 1) % config.log.every_steps == 0 or step + 1 in (1, total):
-        self.log_update(step + 1, self.metrics)
+        self.log_update(step + 1, metrics)
     profile.close()
     return step
 
@@ -224,7 +207,7 @@ class Run:
     evaluated when the run goes on.
     """
     due = self.evaluations.due(step)
-    if not due or (step == self.start and self.is_start_evaluated):
+    if not due or (step == self.start and self.is_start_evaluated()):
       return {}
     jax.block_until_ready(self.state)  # the updates up to here are no pause
     with self.clock.pause(), contextlib.suppress(interruption.Interrupted):
@@ -237,34 +220,33 @@ class Run:
       return results
     return {}
 
+  def is_start_evaluated(self) -> bool:
+    """Whether nothing is left to evaluate at the step it goes on from."""
+    done = self.start == 0 or any(
+      name.startswith("eval/")
+      for row in read_rows(self.folder)
+      if row["step"] == self.start
+      for name in row
+    )
+    return self.hosts.gather(done)[0]
+
   def is_save_due(self, step: int, results: dict[str, float]) -> bool:
     every = self.plan.checkpoint_every, self.plan.milestone_every
     if any(n and step % n == 0 for n in every):
       return True
     metric = results.get(self.plan.config.checkpoint.best)
-    return metric is not None and self.checkpoints.is_best(metric)
+    if metric is None:
+      return False
+    return self.hosts.gather(self.checkpoints.is_best(metric))[0]
 
   def save(self, step: int, results: dict[str, float]):
-    """Starts writing a checkpoint; rows up to it are on disk before it is.
-
-    Raises:
-      Diverged: loss or gradients are not finite; what is saved stays sound.
-    """
-    for name in ("loss", "gradient_norm", "parameter_norm"):
-      value = float(self.metrics[name][0])  # waits for the update
-      if not np.isfinite(value):
-        kept = self.checkpoints.steps
-        raise Diverged(
-          f"At step {step:,} {name} is {value}: nothing is saved any more. "
-          + (f"The checkpoint of step {kept[-1]:,} is sound. " if kept else "")
-          + "Try a lower optimizer.learning_rate, a longer warm-up or "
-          "optimizer.clip_norm."
-        )
+    """Starts writing a checkpoint; rows up to it are on disk before it is."""
+    self.in_flight.finish()
     with self.clock.pause():
       self.log.flush()
       self.checkpoints.save(
         step,
-        to_host(self.state),
+        get_state(self.plan, self.state, self.devices),
         metric=results.get(self.plan.config.checkpoint.best),
       )
 
@@ -283,6 +265,7 @@ class Run:
     one_copy = {
       f"train/{name}": value.addressable_shards[0].data
       for name, value in metrics.items()
+      if name != "skipped_in_a_row"
     }
     self.log.write(step, one_copy | {"train/learning_rate": lr} | rates)
 

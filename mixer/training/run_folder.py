@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,9 +52,9 @@ def make_folder(workdir: str | None) -> Path:
   path = Path(workdir).expanduser().absolute()
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / ".writable"
-    probe.touch()
-    probe.unlink()
+    # A name of its own: other hosts may be trying at the same time.
+    with tempfile.NamedTemporaryFile(dir=path, prefix=".writable_"):
+      pass
   except OSError as error:
     raise UserError(
       f"Cannot write to --workdir={workdir} ({error.strerror}): choose another "

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to runs, and what comes of it, as rows of a table."""
+
+import contextlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.faults.runs import RECIPE, STEPS, Run, differences
+from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
+from mixer.training.log import read_rows
+
+# Seconds from a start after which signals come: imports and compilation take
+# the first few, the whole run a minute and a half.
+MOMENTS = 2.0, 12.0
+
+
+class Trials:
+  """Runs in a folder, beside one that nothing happens to."""
+
+  def __init__(self, folder: Path, seed: int):
+    self.rng = random.Random(seed)
+    self.folder = folder
+    self.undisturbed = Run(folder / "undisturbed")
+    expect(self.undisturbed.go_on(), DONE, self.undisturbed)
+
+  def killed(self, times: int = 20) -> tuple:
+    """SIGKILL at random moments; some come while a checkpoint is written."""
+    run, torn = Run(self.folder / "killed"), 0
+    for _ in range(times):
+      expect(self.send(run, signal.SIGKILL), -signal.SIGKILL, run)
+      torn += bool([*(run.folder / "checkpoints").glob("*.orbax*tmp*")])
+    return self.finish(run, f"SIGKILL, {torn} of them in a save", times)
+
+  def stopped(self, times: int = 5) -> tuple:
+    """SIGTERM, as a preemption announces itself."""
+    run = Run(self.folder / "stopped")
+    for _ in range(times):
+      expect(self.send(run, signal.SIGTERM, 6.0), START_AGAIN, run)
+    return self.finish(run, "SIGTERM, each left with 75", times)
+
+  def damaged(self) -> tuple:
+    """Every kind of damage to the newest of several checkpoints."""
+    run = Run(self.folder / "damaged")
+    for i, damage in enumerate(DAMAGES, start=1):
+      while len(run.checkpoints) < 2 or run.step < i * STEPS // 8:
+        expect(self.send(run, signal.SIGKILL, 6.0), -signal.SIGKILL, run)
+      newest = run.checkpoints[-1]
+      damage(newest, self.rng)
+      seen = len(run.said)
+      expect(self.send(run, signal.SIGKILL, 8.0), -signal.SIGKILL, run)
+      if f"{newest} is damaged" not in run.said[seen:]:
+        raise RuntimeError(f"{damage.__doc__} was not noticed: {run.said}")
+    kinds = ", ".join(damage.__doc__.rstrip(".").lower() for damage in DAMAGES)
+    return self.finish(run, f"newest checkpoint damaged: {kinds}", len(DAMAGES))
+
+  def not_finite(self, times: int = 3) -> tuple:
+    """Batches that come to nan, in a run that is killed in between."""
+    steps = sorted(self.rng.sample(range(20, STEPS), times))
+    command = (
+      sys.executable,
+      "-m",
+      "benchmarks.faults.not_finite",
+      ",".join(map(str, steps)),
+      *RECIPE,
+    )
+    whole = Run(self.folder / "not_finite", command)
+    expect(whole.go_on(), DONE, whole)
+    run = Run(self.folder / "not_finite_killed", command)
+    for _ in range(3):
+      expect(self.send(run, signal.SIGKILL), -signal.SIGKILL, run)
+    expect(run.go_on(), DONE, run)
+    written = (run.folder / "skipped.jsonl").read_text().splitlines()
+    if len(written) != times:
+      raise RuntimeError(f"{len(written)} of {times} updates in skipped.jsonl")
+    return (
+      "batches not finite, skipped; killed 3 times",
+      times,
+      said(differences(run, whole), "as with the same batches, not killed"),
+      f"{accuracy(run):.2%} test accuracy, {accuracy(self.undisturbed):.2%} "
+      "without",
+    )
+
+  def full_disk(self) -> tuple:
+    """A disk of 6 MB, where three checkpoints do not fit."""
+    with small_disk(megabytes=6) as disk:
+      run = Run(disk / "run")
+      expect(run.go_on(), CHANGE_SOMETHING, run)
+      reason = run.said.splitlines()[-1]
+      moved = Run(self.folder / "full_disk")
+      shutil.copytree(run.folder, moved.folder)
+    return self.finish(moved, "full disk, then room again", 1, reason)
+
+  def one_of_two_hosts(self, times: int = 4) -> tuple:
+    """SIGKILL to one of two hosts with two devices each."""
+    whole = TwoHosts(self.folder / "two_hosts")
+    expect(whole.go_on(), [DONE, DONE], whole)
+    run = TwoHosts(self.folder / "two_hosts_killed")
+    for i in range(times):
+      codes = run.kill_one(i % 2, self.rng.uniform(6.0, 14.0))
+      expect(codes[1 - i % 2], START_AGAIN, run)
+    expect(run.go_on(), [DONE, DONE], run)
+    return (
+      "one of two hosts killed; the other left with 75",
+      times,
+      said(differences(run, whole), "as two hosts undisturbed"),
+      "",
+    )
+
+  def send(self, run: Run, number: int, earliest: float = MOMENTS[0]) -> int:
+    """Starts a run, sends it a signal at some moment; returns its exit code."""
+    process = run.start()
+    time.sleep(self.rng.uniform(earliest, max(MOMENTS[1], earliest + 2)))
+    process.send_signal(number)
+    return process.wait()
+
+  def finish(self, run: Run, what: str, times: int, how: str = "") -> tuple:
+    expect(run.go_on(), DONE, run)
+    return what, times, said(differences(run, self.undisturbed)), how
+
+
+class TwoHosts(Run):
+  """A run of two processes on loopback, with two simulated devices each."""
+
+  def start(self, *prefix: str) -> list[subprocess.Popen]:
+    with socket.socket() as listener:
+      listener.bind(("localhost", 0))
+      port = listener.getsockname()[1]
+    command = self.command
+    processes = []
+    for host in range(2):
+      self.command = (
+        *command,
+        f"--coordinator=localhost:{port}",
+        "--hosts=2",
+        f"--host={host}",
+      )
+      processes.append(super().start(*prefix))
+    self.command = command
+    return processes
+
+  def go_on(self) -> list[int]:
+    return [process.wait() for process in self.start()]
+
+  def kill_one(self, host: int, seconds: float) -> list[int]:
+    processes = self.start()
+    time.sleep(seconds)
+    processes[host].kill()
+    return [process.wait() for process in processes]
+
+
+def truncated(checkpoint: Path, rng: random.Random):
+  """Arrays cut short."""
+  file = _largest(checkpoint)
+  with file.open("r+b") as opened:
+    opened.truncate(rng.randrange(file.stat().st_size))
+
+
+def flipped(checkpoint: Path, rng: random.Random):
+  """A bit of an array flipped."""
+  _flip(_largest(checkpoint), rng)
+
+
+def truncated_record(checkpoint: Path, rng: random.Random):
+  """Metadata cut short."""
+  file = checkpoint / "_CHECKPOINT_METADATA"
+  with file.open("r+b") as opened:
+    opened.truncate(rng.randrange(file.stat().st_size))
+
+
+def flipped_record(checkpoint: Path, rng: random.Random):
+  """A bit of the metadata flipped."""
+  _flip(checkpoint / "_CHECKPOINT_METADATA", rng)
+
+
+def without_arrays(checkpoint: Path, rng: random.Random):
+  """A file gone."""
+  del rng
+  _largest(checkpoint).unlink()
+
+
+DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
+  truncated,
+  flipped,
+  truncated_record,
+  flipped_record,
+  without_arrays,
+)
+
+
+def _largest(checkpoint: Path) -> Path:
+  files = [path for path in checkpoint.rglob("*") if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def _flip(file: Path, rng: random.Random):
+  content = bytearray(file.read_bytes())
+  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+  file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def small_disk(megabytes: int) -> Iterator[Path]:
+  """A file system of its own, in memory; mounting it takes root."""
+  folder = Path(tempfile.mkdtemp(prefix="small_disk_"))
+  options = ["-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs"]
+  subprocess.run(["mount", *options, folder], check=True)
+  try:
+    yield folder
+  finally:
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+
+
+def expect(code: object, wanted: object, run: Run):
+  if code != wanted:
+    raise RuntimeError(
+      f"{run.folder} left with {code}, not {wanted}: {run.said}"
+    )
+
+
+def said(different: list[str], same_as: str = "") -> str:
+  if different:
+    return f"differs: {', '.join(different[:3])}"
+  return f"the same, bit for bit{same_as and f', {same_as}'}"
+
+
+def accuracy(run: Run) -> float:
+  return read_rows(run.folder)[-1]["eval/test/accuracy"]

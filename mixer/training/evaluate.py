@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a run that is there, or weights, with a config's evaluators."""
+
+from pathlib import Path
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from mixer.errors import UserError
+from mixer.front_door import DONE
+from mixer.hosts import ONE_HOST, Cluster, Hosts, join
+from mixer.plan import Plan, make_plan
+from mixer.plan.data import check_classes
+from mixer.training import run_folder
+from mixer.training.agreement import check_same_config, check_same_devices
+from mixer.training.checkpoints import Checkpoints
+from mixer.training.evaluations import Evaluations
+from mixer.training.optimizer import make_optimizer
+from mixer.training.setup import (
+  CHECKPOINTS,
+  abstract_state,
+  open_checkpoints,
+  replicate,
+)
+from mixer.weights import CLASSES, trained_classes
+
+
+def evaluate(
+  config: ConfigDict,
+  workdir: str | None,
+  *,
+  step: int | None = None,
+  best: bool = False,
+  skip_missing: bool = False,
+  cluster: Cluster = ONE_HOST,
+) -> int:
+  """Prints the results of all of a config's evaluators.
+
+  Args:
+    config: from a recipe.
+    workdir: a run's folder, whose newest checkpoint is evaluated; without
+      one there, config.init is.
+    step: of the checkpoint, instead of the newest.
+    best: take the best checkpoint.
+    skip_missing: leave out evaluators whose data are not there, and say so.
+    cluster: the hosts, of which each calls this.
+
+  Returns:
+    The process's exit code.
+
+  Raises:
+    UserError: there is nothing to evaluate, or nothing to evaluate it on.
+  """
+  folder = Path(workdir).expanduser() if workdir else None
+  with join(cluster) as hosts:
+    with hosts.together():
+      check_same_config(hosts, config)
+    hosts.initialize()
+    with hosts.together():
+      check_same_devices(hosts)
+      begins = folder is None or not Checkpoints(folder / CHECKPOINTS).steps
+      if not begins:
+        run_folder.take_over(folder, config)
+      plan = make_plan(config, trains=False, begins=begins)
+      if not plan.evals:
+        plan.problems.append(
+          "The config has no evaluators: add to config.evals."
+        )
+      judged = folder
+      if begins:
+        judged = Path(config.init).expanduser() if config.init else None
+      _check_classes(plan, judged)
+      left_out = _leave_out_missing(plan) if skip_missing else ""
+      plan.raise_complaints()
+      params, origin = _find_params(plan, folder, step, best)
+    with hosts.together():
+      _check_same_origin(hosts, f"{origin}.{left_out}")
+    if hosts.is_first:
+      print(f"Evaluates {origin}.{left_out}", flush=True)
+      if warning := run_folder.other_training(judged, plan.config):
+        print(warning, flush=True)
+    devices = jax.local_devices()
+    evaluations = Evaluations(plan, (folder or Path()) / "eval", devices, hosts)
+    params = replicate(params, devices)
+    for name in plan.evals:
+      results = evaluations.run([name], params)
+      if hosts.is_first:
+        _print(results, plan.evals[name].options.get("published"))
+    if plan.bad_images and (report := plan.bad_images.report()):
+      print(report)
+  return DONE
+
+
+def _check_same_origin(hosts: Hosts, own: str):
+  """Raises UserError if hosts are about to evaluate different things."""
+  first, *others = hosts.gather(own)
+  for host, other in enumerate(others, start=1):
+    if other != first:
+      raise UserError(
+        f"Host 0 evaluates {first} Host {host} evaluates {other} Give all the "
+        "same --workdir, weights and data."
+      )
+
+
+def _print(results: dict[str, float], published: float | None):
+  for result, value in results.items():
+    beside = ""
+    if published is not None and result.endswith("/accuracy"):
+      beside = f"  published {published:.5f}  {value - published:+.5f}"
+    print(f"{result:40} {value:.5f}{beside}", flush=True)
+
+
+def _leave_out_missing(plan: Plan) -> str:
+  """Forgets evaluators without data, unless none would stay; says which."""
+  missing = [name for name, each in plan.evals.items() if each.source is None]
+  if not plan.missing or len(missing) == len(plan.evals):
+    return ""
+  reasons = "\n  ".join(plan.missing)
+  plan.evals = {
+    name: each for name, each in plan.evals.items() if name not in missing
+  }
+  plan.missing = []
+  return f" Leaves out {', '.join(missing)}:\n  {reasons}"
+
+
+def _check_classes(plan: Plan, folder: Path | None):
+  """Compares folders of images with the classes that travel with the run."""
+  trained = folder and trained_classes(folder)
+  for name, evaluation in plan.evals.items():
+    if evaluation.source is None or evaluation.options.type == "fewshot":
+      continue  # few-shot data sets have classes of their own
+    with plan.collecting(f"config.evals.{name}: "):
+      if trained:
+        check_classes(evaluation.source, trained, str(folder / CLASSES))
+
+
+def _find_params(
+  plan: Plan, folder: Path | None, step: int | None, best: bool
+) -> tuple[dict, str]:
+  """The parameters to evaluate, and what they are."""
+  if folder is None:
+    if best or step is not None:
+      raise UserError(
+        "--best and --step are of a run's checkpoints: name its folder with "
+        "--workdir."
+      )
+    return _initial_params(plan, "There is no --workdir")
+  checkpoints = open_checkpoints(plan, folder)
+  if best:
+    step = checkpoints.best_step
+    if step is None:
+      raise UserError(
+        f"No checkpoint in {folder} has a metric to be the best by: set "
+        "config.checkpoint.best in training, or name a --step."
+      )
+  if step is not None or checkpoints.steps:
+    # Of the schedule nothing is in the state.
+    optimizer = make_optimizer(
+      plan.abstract_params,
+      optax.constant_schedule(1.0),
+      **plan.config.optimizer,
+    )
+    restored = checkpoints.restore(abstract_state(plan, optimizer), step)
+    if restored is not None:
+      return restored[1].eval_params, f"step {restored[0]:,} of {folder}"
+  return _initial_params(plan, f"There is no checkpoint in {folder}")
+
+
+def _initial_params(plan: Plan, why: str) -> tuple[dict, str]:
+  """Those of config.init."""
+  if plan.initial_params is None:
+    raise UserError(
+      f"{why}, and config.init is not set: name a run's folder with --workdir, "
+      "or weights with --config.init."
+    )
+  return plan.initial_params, plan.config.init

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates that the devices are still at, and a look at each when it is done."""
+
+import collections
+
+import jax
+import numpy as np
+
+from mixer.errors import UserError
+from mixer.training.agreement import StopVote
+from mixer.training.checkpoints import Checkpoints
+from mixer.training.skipped import SkippedUpdates
+
+# Enough to keep the devices busy, few enough to stop soon and to measure rates.
+DEPTH = 2
+
+
+class Diverged(UserError):
+  """Loss or gradients have not been finite for too many updates in a row."""
+
+
+class InFlight:
+  """The newest updates; older ones are waited for.
+
+  All hosts look at the same updates after the same number of steps, so that
+  what they decide by them they decide alike.
+  """
+
+  def __init__(
+    self,
+    vote: StopVote,
+    skipped: SkippedUpdates,
+    checkpoints: Checkpoints,
+    *,
+    max_skipped: int,
+  ):
+    """Starts with none.
+
+    Args:
+      vote: on stopping, held with every update.
+      skipped: where updates without effect are written down.
+      checkpoints: of the run.
+      max_skipped: how many updates without effect in a row are too many.
+    """
+    self._vote = vote
+    self._skipped = skipped
+    self._checkpoints = checkpoints
+    self._max_skipped = max_skipped
+    self._updates = collections.deque()
+
+  def add(self, step: int, metrics: dict[str, jax.Array]):
+    """Adds update number `step`; waits for the one DEPTH before it.
+
+    Raises:
+      Diverged: that one was the last of too many without effect.
+    """
+    self._vote.cast()
+    self._updates.append((step, metrics))
+    if len(self._updates) > DEPTH:
+      self._look_at(*self._updates.popleft())
+      self._vote.count()
+
+  def finish(self):
+    """Waits for all; raises Diverged like `add`."""
+    while self._updates:
+      self._look_at(*self._updates.popleft())
+      self._vote.count()
+
+  def _look_at(self, step: int, metrics: dict[str, jax.Array]):
+    values = {name: to_number(value) for name, value in metrics.items()}
+    in_a_row = values.pop("skipped_in_a_row")
+    if not in_a_row:
+      return
+    total = values.pop("skipped")
+    self._skipped.add(step, values)
+    if in_a_row >= self._max_skipped:
+      strange = ", ".join(
+        f"{k} {v}" for k, v in values.items() if not np.isfinite(v)
+      )
+      raise Diverged(
+        f"The last {in_a_row} updates up to step {step:,} ({total:,} in all) "
+        f"had no effect, because they came to {strange}. {self._advice()}"
+      )
+
+  def _advice(self) -> str:
+    self._checkpoints.wait()
+    steps = self._checkpoints.steps
+    kept = f"The checkpoint of step {steps[-1]:,} is sound. " if steps else ""
+    return (
+      f"{kept}Their batches are listed in the run's {self._skipped.path.name}. "
+      "Try a lower optimizer.learning_rate, a longer warm-up or "
+      "optimizer.clip_norm."
+    )
+
+
+def to_number(value: jax.Array) -> float | int:
+  """What all devices hold, from one of them."""
+  return np.asarray(value.addressable_shards[0].data).item()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a command to a run: the hosts meet, plan, and begin or go on."""
+
+import contextlib
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mixer import weights
+from mixer.front_door import DONE
+from mixer.hosts import ONE_HOST, Cluster, join
+from mixer.plan import make_plan
+from mixer.plan.data import check_classes
+from mixer.plan.text import describe
+from mixer.training import interruption, run_folder
+from mixer.training.agreement import meet
+from mixer.training.checkpoints import Checkpoints
+from mixer.training.loop import Run
+from mixer.training.setup import CHECKPOINTS, choose_operations
+
+
+def train(
+  config: ConfigDict,
+  workdir: str | None,
+  *,
+  accept_changes: bool = False,
+  cluster: Cluster = ONE_HOST,
+) -> int:
+  """Trains to the end, or until it is asked to stop.
+
+  Args:
+    config: from a recipe.
+    workdir: the run's folder, which all hosts share.
+    accept_changes: go on although the folder's config is another.
+    cluster: the hosts, of which each calls this.
+
+  Returns:
+    The process's exit code: DONE, or START_AGAIN after saving.
+
+  Raises:
+    UserError: something for the user to change; nothing was lost.
+  """
+  choose_operations(config)
+  with contextlib.ExitStack() as stack:
+    hosts = stack.enter_context(join(cluster))
+    folder = meet(hosts, config, workdir)
+    with hosts.together():
+      if hosts.is_first:
+        stack.enter_context(run_folder.locked(folder))
+      interrupted = stack.enter_context(interruption.guard())
+    begins = not Checkpoints(folder / CHECKPOINTS).steps
+    [begins, *_] = hosts.gather(begins)
+    with hosts.together():
+      if not begins:
+        run_folder.take_over(folder, config)
+      plan = make_plan(config, begins=begins)
+      plan.raise_complaints()
+      run_folder.check_config(
+        folder, plan.config, accept_changes=accept_changes
+      )
+      if trained := weights.trained_classes(folder):
+        check_classes(plan.source, trained, str(folder / weights.CLASSES))
+    return Run(plan, folder, interrupted, hosts).go()
+
+
+def dry_run(config: ConfigDict, workdir: str | None = None) -> int:
+  """Prints what the config comes to; raises UserError with what is missing."""
+  plan = make_plan(config)
+  print(plan.config)
+  print(describe(plan))
+  plan.raise_complaints()
+  if workdir:
+    run_folder.check_config(Path(workdir), plan.config, accept_changes=False)
+  print("Nothing is missing: without --dry_run this trains.")
+  return DONE

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes that train one model over loopback, two devices each."""
+
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from runs import (
+  ROOT,
+  STEPS,
+  assert_same_weights,
+  command,
+  read_rows,
+  results,
+  run,
+)
+
+from mixer import weights
+from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
+
+TIMEOUT = 240
+# Its checkpoints take a word between all devices, its updates two.
+SHARDED = {"shard_optimizer_state": True}
+
+
+def free_port():
+  """One whose neighbour is free as well, in all likelihood."""
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    return listener.getsockname()[1]
+
+
+def with_devices(environment, devices):
+  flag = f"--xla_force_host_platform_device_count={devices}"
+  return environment | {"XLA_FLAGS": flag}
+
+
+def start_hosts(arguments, environment):
+  """Starts two processes; `arguments` are those of both, or a pair of lists."""
+  pair = arguments if isinstance(arguments, tuple) else (arguments, arguments)
+  coordinator = f"--coordinator=localhost:{free_port()}"
+  return [
+    subprocess.Popen(
+      [*own, coordinator, "--hosts=2", f"--host={host}"],
+      cwd=ROOT,
+      env=with_devices(environment, 2),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for host, own in enumerate(pair)
+  ]
+
+
+def end(processes):
+  """Waits for all; returns [(exit code, stdout, stderr)]."""
+  try:
+    ended = [process.communicate(timeout=TIMEOUT) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [
+    # The CPU's collectives greet on standard output.
+    (process.returncode, re.sub(r"\[Gloo\].*\n", "", said), shown)
+    for process, (said, shown) in zip(processes, ended, strict=True)
+  ]
+
+
+def wait_for_step(workdir, step, processes):
+  deadline = time.monotonic() + TIMEOUT
+  while time.monotonic() < deadline:
+    assert all(process.poll() is None for process in processes), end(processes)
+    path = workdir / "metrics.jsonl"
+    if path.exists() and len(path.read_text().splitlines()) >= step:
+      return
+    time.sleep(0.02)
+  raise TimeoutError(end(processes))
+
+
+@pytest.fixture(scope="module")
+def by_two_hosts(digits_dir, environment, tmp_path_factory):
+  """The folder of a run of two hosts, and what they printed."""
+  workdir = tmp_path_factory.mktemp("by_two_hosts")
+  arguments = command(digits_dir, workdir, **SHARDED)
+  ended = end(start_hosts(arguments, environment))
+  assert [code for code, *_ in ended] == [DONE, DONE], ended
+  return workdir, ended
+
+
+def test_two_hosts_train_as_one_with_as_many_devices(
+  by_two_hosts, digits_dir, environment, tmp_path
+):
+  workdir, ended = by_two_hosts
+  done = run(command(digits_dir, tmp_path), with_devices(environment, 4))
+  assert done.returncode == DONE, done.stderr
+
+  ours, theirs = results(read_rows(workdir)), results(read_rows(tmp_path))
+  assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
+  for one, other in zip(ours, theirs, strict=True):
+    assert one.keys() == other.keys()
+    for key in one:
+      np.testing.assert_allclose(one[key], other[key], rtol=2e-4, atol=1e-6)
+  assert "global 32 = 2 hosts x 2 cpu x 8 x 1 accumulated" in ended[0][1]
+  assert "global 32 = 1 host x 4 cpu x 8 x 1 accumulated" in done.stdout
+
+
+def test_the_first_host_alone_speaks_and_writes(by_two_hosts):
+  workdir, [(_, said, _), (_, other_said, other_shown)] = by_two_hosts
+
+  assert "Done: 120 steps." in said
+  assert other_said == ""
+  assert "step" not in other_shown
+  assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_two_hosts_evaluate_as_one(by_two_hosts, digits_dir, environment):
+  workdir, _ = by_two_hosts
+  arguments = command(digits_dir, workdir)
+  arguments[1] = "eval.py"
+
+  [(code, said, shown), (other_code, other_said, _)] = end(
+    start_hosts(arguments, environment)
+  )
+  alone = run(arguments, environment)
+
+  assert (code, other_code, alone.returncode) == (DONE, DONE, DONE), shown
+  assert "eval/test/accuracy" in said
+  assert re.findall(r"0\.\d{3}", said) == re.findall(r"0\.\d{3}", alone.stdout)
+  assert other_said == ""
+
+
+def test_a_killed_host_ends_all_and_the_run_goes_on_bit_for_bit(
+  by_two_hosts, digits_dir, environment, tmp_path
+):
+  workdir, _ = by_two_hosts
+  arguments = command(digits_dir, tmp_path, **SHARDED)
+  processes = start_hosts(arguments, environment)
+  wait_for_step(tmp_path, 30, processes)
+  processes[0].kill()
+
+  ended = end(processes)
+  code, _, shown = ended[1]
+  assert code == START_AGAIN, ended
+  assert "Host 0 was lost" in shown
+  assert "Traceback" not in shown
+
+  again = end(start_hosts(arguments, environment))
+  assert [code for code, *_ in again] == [DONE, DONE], again
+  assert "Goes on from the checkpoint of step" in again[0][1]
+  assert_same_weights(workdir, tmp_path)
+  assert results(read_rows(workdir)) == results(read_rows(tmp_path))
+
+
+def test_a_stop_asked_of_one_host_stops_all_at_the_same_step(
+  by_two_hosts, digits_dir, environment, tmp_path
+):
+  workdir, _ = by_two_hosts
+  arguments = command(digits_dir, tmp_path, **SHARDED)
+  processes = start_hosts(arguments, environment)
+  wait_for_step(tmp_path, 15, processes)
+  processes[1].send_signal(signal.SIGTERM)
+
+  ended = end(processes)
+  assert [code for code, *_ in ended] == [START_AGAIN, START_AGAIN], ended
+  [step] = re.findall(r"Stopped and saved at step (\d+)", ended[0][1])
+  assert 15 <= int(step) < STEPS
+  assert (tmp_path / "checkpoints" / step).is_dir()
+
+  again = end(start_hosts(arguments, environment))
+  assert [code for code, *_ in again] == [DONE, DONE], again
+  assert_same_weights(workdir, tmp_path)
+
+
+def test_hosts_with_different_configs_do_not_begin(
+  digits_dir, environment, tmp_path
+):
+  one = command(digits_dir, tmp_path)
+  other = [*one, "--config.optimizer.learning_rate=0.1"]
+
+  for code, _, shown in end(start_hosts((one, other), environment)):
+    assert code == CHANGE_SOMETHING
+    assert "Host 1 has another config than host 0" in shown
+    assert "optimizer.learning_rate: 0.003 -> 0.1" in shown
+    assert "Traceback" not in shown
+  assert not (tmp_path / "config.json").exists()
+
+
+def test_hosts_without_a_common_folder_do_not_begin(
+  digits_dir, environment, tmp_path
+):
+  pair = tuple(command(digits_dir, tmp_path / x) for x in "ab")
+
+  for code, _, shown in end(start_hosts(pair, environment)):
+    assert code == CHANGE_SOMETHING
+    assert "is not the same folder on all hosts" in shown
+  assert not list(tmp_path.glob("*/*"))
+
+
+def test_what_is_wrong_on_one_host_is_said_on_all(
+  digits_dir, environment, tmp_path
+):
+  """The other one has no data."""
+  one = command(digits_dir, tmp_path)
+  other = [*one, f"--config.data.data_dir={tmp_path}"]
+
+  for code, _, shown in end(start_hosts((one, other), environment)):
+    assert code == CHANGE_SOMETHING
+    assert "host 1: digits is not prepared" in shown
+  assert not (tmp_path / "config.json").exists()
+
+
+def test_a_host_that_fails_ends_the_others(digits_dir, environment, tmp_path):
+  """The disk of the first, which writes, takes no files of this size."""
+  one = command(digits_dir, tmp_path)
+  limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", *one]
+
+  [first, second] = end(start_hosts((limited, one), environment))
+
+  assert (first[0], second[0]) == (CHANGE_SOMETHING, CHANGE_SOMETHING), second
+  assert "Could not save step 10" in first[2]
+  assert "Host 0 stopped: Could not save step 10" in second[2]
+
+
+def test_sweeps_take_one_host(digits_dir, environment, tmp_path):
+  arguments = command(digits_dir, tmp_path)
+  arguments[1:2] = ["-m", "mixer.sweep"]
+  slurm = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+  }
+
+  done = run(arguments, environment | slurm)
+
+  assert done.returncode == CHANGE_SOMETHING
+  assert "A sweep takes one host" in done.stderr
+
+
+def test_a_run_begun_on_eight_devices_goes_on_on_two(
+  digits_dir, environment, tmp_path
+):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  done = run(command(digits_dir, whole), with_devices(environment, 8))
+  assert done.returncode == DONE, done.stderr
+  begun = subprocess.Popen(
+    command(digits_dir, parts),
+    cwd=ROOT,
+    env=with_devices(environment, 8),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  wait_for_step(parts, 20, [begun])
+  begun.send_signal(signal.SIGTERM)
+  assert end([begun])[0][0] == START_AGAIN
+
+  done = run(command(digits_dir, parts), with_devices(environment, 2))
+  assert done.returncode == DONE, done.stderr
+
+  for one, other in zip(
+    results(read_rows(whole)), results(read_rows(parts)), strict=True
+  ):
+    np.testing.assert_allclose(
+      one["train/loss"], other["train/loss"], rtol=1e-4
+    )
+  weights.load(parts)
