@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says whether a recipe fits a machine and what it costs, without the machine.
+
+python -m mixer.preflight --config=FILE:ARG --topology=v4:4x4x4
+  [--config.KEY=VALUE ...] [--suggest] [--json=FILE]
+
+Compiles the run's own training step and evaluation with the TPU compiler, which
+`pip install libtpu==0.0.42.1` brings to any machine. A topology is a slice of
+TPUs, by shape or as Google Cloud names it (v4:2x2x4 or v4-32), or gpu:h200x8.
+Data need not be there.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from mixer import front_door
+from mixer.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
+)
+TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "The machine, such as v4:4x4x4, v3-128 or gpu:h200x8."
+)
+SUGGEST = flags.DEFINE_bool(
+  "suggest", False, "Look for the most images at once that fit."
+)
+JSON = flags.DEFINE_string("json", None, "File for every figure, in SI units.")
+flags.mark_flag_as_required("config")
+
+
+def main() -> int:
+  from mixer.preflight import compiler, topology
+
+  if not TOPOLOGY.value:
+    raise UserError(
+      "Name a machine, such as --topology=v4:4x4x4, v3-128 or gpu:h200x8."
+    )
+  topology.parse(TOPOLOGY.value)
+  compiler.check_libtpu()
+  compiler.set_environment()
+  # After the environment, which jax reads, and after what is cheap.
+  from mixer.preflight.check import preflight
+  from mixer.preflight.report import describe, to_json
+
+  report = preflight(CONFIG.value, TOPOLOGY.value, suggests=SUGGEST.value)
+  print(describe(report), flush=True)
+  if JSON.value:
+    Path(JSON.value).write_text(json.dumps(to_json(report), indent=2) + "\n")
+  return front_door.DONE if report.fits else front_door.CHANGE_SOMETHING
+
+
+if __name__ == "__main__":
+  front_door.run(main)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preflight: a recipe on a machine, from the compiler's word to a report."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from mixer.models import cost
+from mixer.plan import Plan
+from mixer.preflight.compiler import DoesNotFit, Program, open_devices
+from mixer.preflight.estimate import Estimate, estimate
+from mixer.preflight.programs import (
+  change,
+  compile_evaluation,
+  compile_training,
+  plan_for,
+)
+from mixer.preflight.suggestion import Suggestion, suggest
+from mixer.preflight.topology import Topology, parse
+
+# Whose compiler judges memory in the place of a GPU's, which is not here.
+STAND_IN = "v5p:2x2x1"
+# Where another batch is tried the length is of no concern, and must be valid.
+_LENGTH = {
+  "total_steps": 10_000_000,
+  "total_epochs": None,
+  "total_examples": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Everything that preflight finds.
+
+  compiled_for: the machine itself, or the one in its place.
+  training, evaluation: what the compiler made, or why it did not; evaluation
+    is None without evaluators.
+  suggestions: by "" or the config key that goes with it; empty if not asked.
+  """
+
+  plan: Plan
+  topology: Topology
+  compiled_for: Topology
+  training: Program | DoesNotFit
+  evaluation: Program | DoesNotFit | None
+  estimate: Estimate | None
+  suggestions: dict[str, Suggestion]
+
+  @property
+  def parameters(self) -> int:
+    return cost.count_params(self.plan.abstract_params)
+
+  @property
+  def limit(self) -> float:
+    chip = self.topology.chip
+    return chip.program_memory / chip.devices
+
+  @property
+  def waiting(self) -> int:
+    """Bytes per device of the batches that wait for their step."""
+    height, width = self.plan.image_size
+    image = height * width * self.plan.model.image_channels
+    share = self.plan.config.batch // self.topology.devices
+    return self.plan.config.data.prefetch * share * image
+
+  @property
+  def training_peak(self) -> float:
+    if isinstance(self.training, DoesNotFit):
+      return self.training.needed
+    return self.training.peak + self.waiting
+
+  @property
+  def evaluation_peak(self) -> float | None:
+    """With the training's state and batches beside it."""
+    if self.evaluation is None:
+      return None
+    if isinstance(self.evaluation, DoesNotFit):
+      return self.evaluation.needed
+    state = 0
+    if isinstance(self.training, Program):
+      state = self.training.arguments - 4 * self.parameters + self.waiting
+    return self.evaluation.peak + state
+
+  @property
+  def fits(self) -> bool:
+    peak = max(self.training_peak, self.evaluation_peak or 0)
+    refused = any(
+      isinstance(program, DoesNotFit)
+      for program in (self.training, self.evaluation)
+    )
+    return peak <= self.limit and not refused
+
+
+def preflight(
+  config: ConfigDict, topology_name: str, *, suggests: bool = False
+) -> Report:
+  """Compiles a run's programs for a machine.
+
+  Args:
+    config: from a recipe.
+    topology_name: such as "v4:4x4x4" or "gpu:h200x8".
+    suggests: also look for the most images at once that fit.
+
+  Raises:
+    UserError: a name or a config that is wrong.
+  """
+  topology = parse(topology_name)
+  plan = plan_for(config, topology.devices)
+  target = topology if topology.chip.is_tpu else parse(STAND_IN)
+  devices = open_devices(target)
+  # On the stand-in, as many images per device.
+  share = plan.config.batch // topology.devices
+  target_plan = plan
+  if target is not topology:
+    batch = share * target.devices
+    target_plan = plan_for(
+      change(config, batch=batch, accumulation=plan.accumulation, **_LENGTH),
+      target.devices,
+    )
+  training = _or_refusal(compile_training, target_plan, devices)
+  evaluation = None
+  if plan.evals:
+    evaluation = _or_refusal(compile_evaluation, target_plan, devices)
+  estimated = None
+  if isinstance(training, Program):
+    estimated = estimate(plan, topology, training)
+  report = Report(
+    plan, topology, target, training, evaluation, estimated, suggestions={}
+  )
+  if suggests:
+    suggestions = dict(_suggest(target_plan.config, target, devices, report))
+    report = dataclasses.replace(report, suggestions=suggestions)
+  return report
+
+
+def _or_refusal(compile_it, plan: Plan, devices) -> Program | DoesNotFit:
+  try:
+    return compile_it(plan, devices)
+  except DoesNotFit as refusal:
+    return refusal
+
+
+def _suggest(
+  config: ConfigDict, target: Topology, devices: list, report: Report
+) -> Iterator[tuple[str, Suggestion]]:
+  share = report.plan.config.batch // report.topology.devices
+
+  def peak_of(images: int, parts: int, remat: bool) -> int:
+    changed = change(
+      config,
+      batch=images * target.devices,
+      accumulation=parts,
+      model__remat=remat,
+      **_LENGTH,
+    )
+    program = compile_training(plan_for(changed, target.devices), devices)
+    return program.peak + report.waiting
+
+  for remat in dict.fromkeys((bool(config.model.remat), True)):
+    name = "config.model.remat=True" if remat != config.model.remat else ""
+    yield (
+      name,
+      suggest(
+        lambda images, parts, remat=remat: peak_of(images, parts, remat),
+        share=share,
+        limit=report.limit,
+      ),
+    )

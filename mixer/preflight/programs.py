@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's own programs, compiled for a slice of TPUs: training, evaluation."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mixer.errors import UserError
+from mixer.evaluators.classification import eval_step
+from mixer.evaluators.passes import bind_to_devices
+from mixer.plan import Plan, make_plan
+from mixer.preflight.compiler import Program, compile_program
+from mixer.training.setup import (
+  abstract_device_batch,
+  abstract_device_state,
+  create_optimizer,
+  create_update,
+)
+
+
+def plan_for(config: ConfigDict, devices: int) -> Plan:
+  """The config's plan for so many devices.
+
+  Data that are not on this machine are of no concern.
+
+  Raises:
+    UserError: the config is wrong, or cannot be cut into the devices.
+  """
+  plan = make_plan(config.copy_and_resolve_references(), devices=devices)
+  if plan.problems:
+    raise UserError("\n".join(plan.problems))
+  return plan
+
+
+def change(config: ConfigDict, **keys) -> ConfigDict:
+  """A copy with other values; `__` stands for a dot."""
+  copy = config.copy_and_resolve_references()
+  with copy.unlocked():
+    copy.update_from_flattened_dict(
+      {key.replace("__", "."): value for key, value in keys.items()}
+    )
+  return copy
+
+
+def compile_training(plan: Plan, devices: Sequence[jax.Device]) -> Program:
+  """The update that the run would do, as it would do it.
+
+  Raises:
+    DoesNotFit: there is not enough memory.
+  """
+  _, optimizer = create_optimizer(plan)
+  return compile_program(
+    create_update(plan, optimizer, devices),
+    abstract_device_state(plan, optimizer, devices),
+    abstract_device_batch(plan, devices),
+  )
+
+
+def compile_evaluation(plan: Plan, devices: Sequence[jax.Device]) -> Program:
+  """Classification of as many images as the largest evaluator takes.
+
+  Raises:
+    DoesNotFit: there is not enough memory.
+  """
+  n = len(devices)
+  rows = n, max(each.batch for each in plan.evals.values()) // n
+  step = bind_to_devices(
+    eval_step, plan.model, tuple(devices), loss=plan.config.loss
+  )
+  image = (*plan.image_size, plan.model.image_channels)
+  params = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), plan.abstract_params
+  )
+  batch = {
+    "image": jax.ShapeDtypeStruct((*rows, *image), jnp.uint8),
+    "label": jax.ShapeDtypeStruct(rows, jnp.int32),
+  }
+  return compile_program(step, params, batch)
+
+
+def bytes_per_device(tree) -> int:
+  """Of arrays with a leading device axis."""
+  leaves = jax.tree.leaves(tree)
+  return sum(x.size * x.dtype.itemsize // x.shape[0] for x in leaves)
