@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.faults.trials import Trials
 from mixer.table import render
 
-HEAD = ("what happened", "times", "its end", "beside it")
+HEAD = ("what happened", "times", "the end, against the undisturbed run")
 NAMES = (
   "killed",
   "stopped",

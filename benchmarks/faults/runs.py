@@ -48,6 +48,12 @@ class Run:
     return self.start().wait()
 
   @property
+  def modified(self) -> int:
+    """When metrics.jsonl was last written to, in ns; 0 if there is none."""
+    path = self.folder / "metrics.jsonl"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+  @property
   def said(self) -> str:
     """All that its processes have printed."""
     return self.folder.with_suffix(".log").read_text()

@@ -17,9 +17,9 @@ from benchmarks.faults.runs import RECIPE, STEPS, Run, differences
 from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
 from mixer.training.log import read_rows
 
-# Seconds from a start after which signals come: imports and compilation take
-# the first few, the whole run a minute and a half.
-MOMENTS = 2.0, 12.0
+# Of the signals, so many come while a run starts: it imports and compiles. The
+# rest come when it has been training for up to SECONDS, of some ninety.
+AT_START, START_SECONDS, SECONDS = 0.25, 10.0, 4.0
 
 
 class Trials:
@@ -43,7 +43,7 @@ class Trials:
     """SIGTERM, as a preemption announces itself."""
     run = Run(self.folder / "stopped")
     for _ in range(times):
-      expect(self.send(run, signal.SIGTERM, 6.0), START_AGAIN, run)
+      expect(self.send(run, signal.SIGTERM, at_start=0), START_AGAIN, run)
     return self.finish(run, "SIGTERM, each left with 75", times)
 
   def damaged(self) -> tuple:
@@ -51,11 +51,11 @@ class Trials:
     run = Run(self.folder / "damaged")
     for i, damage in enumerate(DAMAGES, start=1):
       while len(run.checkpoints) < 2 or run.step < i * STEPS // 8:
-        expect(self.send(run, signal.SIGKILL, 6.0), -signal.SIGKILL, run)
+        self.kill_in_training(run)
       newest = run.checkpoints[-1]
       damage(newest, self.rng)
       seen = len(run.said)
-      expect(self.send(run, signal.SIGKILL, 8.0), -signal.SIGKILL, run)
+      self.kill_in_training(run)
       if f"{newest} is damaged" not in run.said[seen:]:
         raise RuntimeError(f"{damage.__doc__} was not noticed: {run.said}")
     kinds = ", ".join(damage.__doc__.rstrip(".").lower() for damage in DAMAGES)
@@ -81,11 +81,11 @@ class Trials:
     if len(written) != times:
       raise RuntimeError(f"{len(written)} of {times} updates in skipped.jsonl")
     return (
-      "batches not finite, skipped; killed 3 times",
+      "batches not finite, skipped, in a run killed 3 times",
       times,
-      said(differences(run, whole), "as with the same batches, not killed"),
-      f"{accuracy(run):.2%} test accuracy, {accuracy(self.undisturbed):.2%} "
-      "without",
+      said(differences(run, whole), "as not killed")
+      + f"; test accuracy {accuracy(run):.2%}, without them "
+      f"{accuracy(self.undisturbed):.2%}",
     )
 
   def full_disk(self) -> tuple:
@@ -93,10 +93,11 @@ class Trials:
     with small_disk(megabytes=6) as disk:
       run = Run(disk / "run")
       expect(run.go_on(), CHANGE_SOMETHING, run)
-      reason = run.said.splitlines()[-1]
+      if "No space left on device" not in run.said:
+        raise RuntimeError(run.said)
       moved = Run(self.folder / "full_disk")
       shutil.copytree(run.folder, moved.folder)
-    return self.finish(moved, "full disk, then room again", 1, reason)
+    return self.finish(moved, "disk of 6 MB full, left with 2", 1)
 
   def one_of_two_hosts(self, times: int = 4) -> tuple:
     """SIGKILL to one of two hosts with two devices each."""
@@ -104,26 +105,43 @@ class Trials:
     expect(whole.go_on(), [DONE, DONE], whole)
     run = TwoHosts(self.folder / "two_hosts_killed")
     for i in range(times):
-      codes = run.kill_one(i % 2, self.rng.uniform(6.0, 14.0))
+      processes = run.start()
+      self.wait_in_training(run, processes[0])
+      processes[i % 2].kill()
+      codes = [process.wait() for process in processes]
       expect(codes[1 - i % 2], START_AGAIN, run)
     expect(run.go_on(), [DONE, DONE], run)
     return (
       "one of two hosts killed; the other left with 75",
       times,
       said(differences(run, whole), "as two hosts undisturbed"),
-      "",
     )
 
-  def send(self, run: Run, number: int, earliest: float = MOMENTS[0]) -> int:
+  def send(self, run: Run, number: int, at_start: float = AT_START) -> int:
     """Starts a run, sends it a signal at some moment; returns its exit code."""
     process = run.start()
-    time.sleep(self.rng.uniform(earliest, max(MOMENTS[1], earliest + 2)))
+    if self.rng.random() < at_start:
+      time.sleep(self.rng.uniform(0, START_SECONDS))
+    else:
+      self.wait_in_training(run, process)
     process.send_signal(number)
     return process.wait()
 
-  def finish(self, run: Run, what: str, times: int, how: str = "") -> tuple:
+  def wait_in_training(self, run: Run, process: subprocess.Popen):
+    """Waits until rows are written, and then for some moment."""
+    for _ in range(2):  # cut back at the start, then the first new row
+      before = run.modified
+      while process.poll() is None and run.modified == before:
+        time.sleep(0.01)
+    time.sleep(self.rng.uniform(0, SECONDS))
+
+  def kill_in_training(self, run: Run):
+    killed = self.send(run, signal.SIGKILL, at_start=0)
+    expect(killed, -signal.SIGKILL, run)
+
+  def finish(self, run: Run, what: str, times: int) -> tuple:
     expect(run.go_on(), DONE, run)
-    return what, times, said(differences(run, self.undisturbed)), how
+    return what, times, said(differences(run, self.undisturbed))
 
 
 class TwoHosts(Run):
@@ -148,12 +166,6 @@ class TwoHosts(Run):
 
   def go_on(self) -> list[int]:
     return [process.wait() for process in self.start()]
-
-  def kill_one(self, host: int, seconds: float) -> list[int]:
-    processes = self.start()
-    time.sleep(seconds)
-    processes[host].kill()
-    return [process.wait() for process in processes]
 
 
 def truncated(checkpoint: Path, rng: random.Random):
