@@ -17,10 +17,13 @@ from benchmarks.scaling.model import StepModel
 from mixer.chips import CHIPS, GIB
 from mixer.errors import UserError
 from mixer.preflight import compiler, suggestion
+from mixer.preflight.check import Report, Sharded
 from mixer.preflight.collectives import Collective, read_collectives
-from mixer.preflight.compiler import DoesNotFit, explain
-from mixer.preflight.estimate import paper_core_days, repeat
+from mixer.preflight.compiler import DoesNotFit, Program, explain
+from mixer.preflight.estimate import estimate, paper_core_days, repeat
 from mixer.preflight.program_text import parse_program
+from mixer.preflight.programs import plan_for
+from mixer.preflight.report import sharding
 from mixer.preflight.roofline import roofline, send_time
 from mixer.preflight.topology import SLICES, parse
 from mixer.preflight.traffic import Traffic, read_traffic
@@ -337,6 +340,53 @@ def test_nothing_is_suggested_where_the_state_alone_is_too_large():
   found = suggestion.suggest(Compiler().peak_of, share=512, limit=900)
 
   assert (found.at_once, found.whole, found.peak) == (0, 0, None)
+
+
+def program(gibibytes, milliseconds):
+  return Program(
+    arguments=0,
+    outputs=0,
+    temporaries=int(gibibytes * GIB),
+    code=0,
+    flops=1e12,
+    bytes_accessed=1e9,
+    traffic=Traffic(outside=10**9, inside=0),
+    seconds=milliseconds / 1e3,
+    collectives=[],
+    compile_seconds=1.0,
+  )
+
+
+@pytest.mark.parametrize(
+  ("plain", "sharded", "said"),
+  [
+    ((5, 100), (4, 95), "instead of 5.01 GiB and 100 ms; faster: worth it"),
+    ((5, 100), (4, 101), "as fast: for where memory is short"),
+    ((5, 100), (4, 110), "slower: for where memory is short"),
+    (None, (4, 110), "makes it fit: peak 4.01 GiB, a step 110 ms"),
+    ((17, 100), (16, 90), "does not make it fit"),
+    ((5, 100), None, "does not make it fit"),
+  ],
+)
+def test_sharding_is_advised_by_memory_and_time(plain, sharded, said):
+  plan = plan_for(load("pretrain_i21k", "B/16"), 128)
+  machine = parse("v3-128")
+  refusal = DoesNotFit(20 * GIB, 15 * GIB, "")
+  one, other = (
+    program(*sizes) if sizes else refusal for sizes in (plain, sharded)
+  )
+  found, changed = (
+    estimate(plan, machine, x) if isinstance(x, Program) else None
+    for x in (one, other)
+  )
+  report = Report(
+    *(plan, machine, machine, one, None, found),
+    suggestions={},
+    sharded=Sharded(other, changed),
+  )
+
+  # With 32 images of 224 px that wait, twice: 0.01 GiB.
+  assert said in sharding(report)
 
 
 def test_scaling_lines_are_those_of_two_reports():

@@ -30,6 +30,17 @@ _LENGTH = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Sharded:
+  """The same update with the optimizer's state sharded over the devices.
+
+  estimate: None where it does not fit.
+  """
+
+  training: Program | DoesNotFit
+  estimate: Estimate | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
   """Everything that preflight finds.
 
@@ -37,6 +48,7 @@ class Report:
   training, evaluation: what the compiler made, or why it did not; evaluation
     is None without evaluators.
   suggestions: by "" or the config key that goes with it; empty if not asked.
+  sharded: None if not asked, or if the recipe has it already.
   """
 
   plan: Plan
@@ -46,6 +58,7 @@ class Report:
   evaluation: Program | DoesNotFit | None
   estimate: Estimate | None
   suggestions: dict[str, Suggestion]
+  sharded: Sharded | None = None
 
   @property
   def parameters(self) -> int:
@@ -129,8 +142,11 @@ def preflight(
     plan, topology, target, training, evaluation, estimated, suggestions={}
   )
   if suggests:
-    suggestions = dict(_suggest(target_plan.config, target, devices, report))
-    report = dataclasses.replace(report, suggestions=suggestions)
+    report = dataclasses.replace(
+      report,
+      suggestions=dict(_suggest(target_plan.config, target, devices, report)),
+      sharded=_shard(target_plan.config, target, devices, report),
+    )
   return report
 
 
@@ -167,3 +183,17 @@ def _suggest(
         limit=report.limit,
       ),
     )
+
+
+def _shard(
+  config: ConfigDict, target: Topology, devices: list, report: Report
+) -> Sharded | None:
+  if config.shard_optimizer_state or report.topology.devices == 1:
+    return None
+  changed = change(config, shard_optimizer_state=True)
+  training = _or_refusal(
+    compile_training, plan_for(changed, target.devices), devices
+  )
+  if isinstance(training, DoesNotFit):
+    return Sharded(training, None)
+  return Sharded(training, estimate(report.plan, report.topology, training))

@@ -14,6 +14,7 @@ from mixer.preflight.suggestion import Suggestion
 from mixer.table import render
 
 HOUR = 3600.0
+WORTH = 0.02  # of a step's time, to speak of
 
 
 def describe(report: Report) -> str:
@@ -33,7 +34,31 @@ def describe(report: Report) -> str:
     lines += ["", "With --suggest this looks for what would fit."]
   for key, suggestion in report.suggestions.items():
     lines += ["", *_suggestion(report, key, suggestion)]
+  if report.sharded:
+    lines += ["", _line("sharding", sharding(report))]
   return "\n".join(lines)
+
+
+def sharding(report: Report) -> str:
+  """Whether config.shard_optimizer_state is worth it, and by what figures."""
+  key, other = "config.shard_optimizer_state=True", report.sharded
+  peak = other.training.peak + report.waiting if other.estimate else math.inf
+  if peak > report.limit:
+    return f"{key} does not make it fit"
+  figures = f"peak {_gib(peak)} GiB, a step {_ms(other.estimate.step_seconds)}"
+  if not report.estimate or report.training_peak > report.limit:
+    return f"{key} makes it fit: {figures}"
+  saves = 1 - other.estimate.step_seconds / report.estimate.step_seconds
+  if saves > WORTH:
+    why = "faster: worth it"
+  elif saves < -WORTH:
+    why = "slower: for where memory is short"
+  else:
+    why = "as fast: for where memory is short"
+  return (
+    f"{key}: {figures}, instead of {_gib(report.training_peak)} GiB and "
+    f"{_ms(report.estimate.step_seconds)}; {why}"
+  )
 
 
 def verdict(report: Report) -> str:
@@ -230,10 +255,16 @@ def to_json(report: Report) -> dict:
       {"key": key} | dataclasses.asdict(suggestion)
       for key, suggestion in report.suggestions.items()
     ]
+  if report.sharded:
+    other = report.sharded
+    result["sharded"] = {
+      "training": _program(other.training, None),
+      "step_seconds": other.estimate and other.estimate.step_seconds,
+    }
   return result
 
 
-def _program(program: Program | DoesNotFit, peak: float) -> dict:
+def _program(program: Program | DoesNotFit, peak: float | None) -> dict:
   if isinstance(program, DoesNotFit):
     return {
       "compiles": False,
