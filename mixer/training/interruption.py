@@ -4,6 +4,7 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 
@@ -12,22 +13,28 @@ class Interrupted(Exception):  # noqa: N818, not an error
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Whoever sends a signal to all processes of a group, as systemd does, may reach
+# one twice: of that nobody is asked to hurry.
+SAME_REQUEST = 1.0  # seconds
 
 
 @contextlib.contextmanager
 def guard() -> Iterator[Callable[[], bool]]:
   """Yields a function that says whether the run has been asked to stop.
 
-  The second signal of a kind acts as it would have without the guard.
+  A later signal of a kind acts as it would have without the guard.
   """
-  received = []
+  received = {}
 
   def note(number, frame):
     del frame
-    received.append(number)
-    # Not print, which the signal may have come in the middle of.
-    os.write(2, b"\nStopping: saves first. Again to stop at once.\n")
-    signal.signal(number, before[number])
+    if number not in received:
+      received[number] = time.monotonic()
+      # Not print, which the signal may have come in the middle of.
+      os.write(2, b"\nStopping: saves first. Again to stop at once.\n")
+    elif time.monotonic() - received[number] > SAME_REQUEST:
+      signal.signal(number, before[number])
+      signal.raise_signal(number)
 
   before = {number: signal.signal(number, note) for number in SIGNALS}
   try:

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals as a question, and when they are more than that."""
+
+import signal
+import time
+
+import pytest
+
+from mixer.training import interruption
+
+
+@pytest.mark.parametrize("number", interruption.SIGNALS)
+def test_a_signal_is_a_question_and_its_echo_the_same_one(number, capfd):
+  with interruption.guard() as interrupted:
+    assert not interrupted()
+    signal.raise_signal(number)
+    signal.raise_signal(number)
+    assert interrupted()
+
+  assert capfd.readouterr().err.count("Stopping") == 1
+
+
+def test_a_later_one_acts_at_once(monkeypatch):
+  monkeypatch.setattr(interruption, "SAME_REQUEST", 0.01)
+
+  with pytest.raises(KeyboardInterrupt), interruption.guard():
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(0.02)
+    signal.raise_signal(signal.SIGINT)
+
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
