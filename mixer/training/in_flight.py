@@ -67,10 +67,11 @@ class InFlight:
       self._vote.count()
 
   def _look_at(self, step: int, metrics: dict[str, jax.Array]):
-    values = {name: to_number(value) for name, value in metrics.items()}
-    in_a_row = values.pop("skipped_in_a_row")
+    in_a_row = to_number(metrics["skipped_in_a_row"])
     if not in_a_row:
       return
+    values = {name: to_number(value) for name, value in metrics.items()}
+    del values["skipped_in_a_row"]
     total = values.pop("skipped")
     self._skipped.add(step, values)
     if in_a_row >= self._max_skipped:
