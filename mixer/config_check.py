@@ -2,7 +2,7 @@
 """Configs against the schema, against sense, and against one another."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isfinite
 
 from ml_collections import ConfigDict
@@ -96,20 +96,35 @@ def _listed(value):
   return value
 
 
-def differences(old: dict, new: dict, path: str = "") -> Iterator[str]:
+# Keys that the hosts of a run may have different values of.
+OF_EACH_HOST = (
+  "data.data_dir",
+  "data.prefetch",
+  "data.worker_kind",
+  "data.workers",
+)
+
+
+def differences(
+  old: dict,
+  new: dict,
+  path: str = "",
+  ignored: Sequence[str] = WITHOUT_EFFECT,
+) -> Iterator[str]:
   """Yields "key: old -> new" for what changes the result of a run.
 
   Args:
     old, new: from `to_dict`.
     path: of both in the config.
+    ignored: keys, and parts of the config, that may differ.
   """
   for key in sorted({*old, *new}):
     where = f"{path}{key}"
-    if where in WITHOUT_EFFECT:
+    if where in ignored:
       continue
     before, after = old.get(key), new.get(key)
     if isinstance(before, dict) and isinstance(after, dict):
-      yield from differences(before, after, f"{where}.")
+      yield from differences(before, after, f"{where}.", ignored)
     elif before != after:
       yield f"{where}: {before!r} -> {after!r}"
 

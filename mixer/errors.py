@@ -11,6 +11,10 @@ class UserError(ValueError):
   """
 
 
+class TryAgainError(UserError):
+  """What may pass by itself: the front doors exit with 75, start me again."""
+
+
 def some(names: Sequence[str], shown: int = 10) -> str:
   """Lists the first names for a message, and counts the others."""
   more = f" and {len(names) - shown:,} more" if len(names) > shown else ""

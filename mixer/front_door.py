@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from mixer.errors import UserError
+from mixer.errors import TryAgainError, UserError
 
 DONE, CHANGE_SOMETHING, START_AGAIN = 0, 2, 75
 
@@ -67,7 +67,8 @@ def _without_traceback(main: Callable[[], int]) -> int:
   try:
     return main()
   except UserError as error:
-    _stop(error)
+    again = isinstance(error, TryAgainError)
+    _stop(error, START_AGAIN if again else CHANGE_SOMETHING)
   except KeyboardInterrupt:
     print("Interrupted. The same command starts again.", file=sys.stderr)
     sys.stdout.flush()
@@ -76,11 +77,11 @@ def _without_traceback(main: Callable[[], int]) -> int:
     os._exit(START_AGAIN)
 
 
-def _stop(message: object):
+def _stop(message: object, code: int = CHANGE_SOMETHING):
   for line in str(message).splitlines():
     # Indented lines go on with the one before them.
     print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
-  sys.exit(CHANGE_SOMETHING)
+  sys.exit(code)
 
 
 def _explain(error: Exception) -> str:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,15 +40,16 @@ def with_devices(environment, devices):
   return environment | {"XLA_FLAGS": flag}
 
 
-def start_hosts(arguments, environment):
+def start_hosts(arguments, environment, homes=None):
   """Starts two processes; `arguments` are those of both, or a pair of lists."""
   pair = arguments if isinstance(arguments, tuple) else (arguments, arguments)
+  homes = homes or [Path.home()] * 2
   coordinator = f"--coordinator=localhost:{free_port()}"
   return [
     subprocess.Popen(
       [*own, coordinator, "--hosts=2", f"--host={host}"],
       cwd=ROOT,
-      env=with_devices(environment, 2),
+      env=with_devices(environment, 2) | {"HOME": str(homes[host])},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -179,12 +181,19 @@ def test_hosts_with_different_configs_do_not_begin(
   digits_dir, environment, tmp_path
 ):
   one = command(digits_dir, tmp_path)
-  other = [*one, "--config.optimizer.learning_rate=0.1"]
+  other = [
+    *one,
+    "--config.optimizer.learning_rate=0.1",
+    "--config.evals.test.every_steps=7",
+    "--config.data.workers=1",
+  ]
 
   for code, _, shown in end(start_hosts((one, other), environment)):
     assert code == CHANGE_SOMETHING
     assert "Host 1 has another config than host 0" in shown
     assert "optimizer.learning_rate: 0.003 -> 0.1" in shown
+    assert "evals.test.every_steps: 40 -> 7" in shown
+    assert "data.workers" not in shown
     assert "Traceback" not in shown
   assert not (tmp_path / "config.json").exists()
 
@@ -198,6 +207,24 @@ def test_hosts_without_a_common_folder_do_not_begin(
     assert code == CHANGE_SOMETHING
     assert "is not the same folder on all hosts" in shown
   assert not list(tmp_path.glob("*/*"))
+
+
+def test_hosts_with_other_weights_in_a_file_of_the_same_name_do_not_begin(
+  by_two_hosts, digits_dir, environment, tmp_path
+):
+  params = weights.load(by_two_hosts[0])
+  homes = [tmp_path / x for x in "ab"]
+  for i, home in enumerate(homes):
+    home.mkdir()
+    params["head"]["bias"] = params["head"]["bias"] + i
+    weights.save(home / "init.npz", params)
+  arguments = command(digits_dir, tmp_path / "run", init="~/init.npz")
+
+  for code, _, shown in end(start_hosts(arguments, environment, homes)):
+    assert code == CHANGE_SOMETHING
+    assert "Host 1 has other data or weights than host 0" in shown
+    assert "weights: " in shown
+  assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_what_is_wrong_on_one_host_is_said_on_all(

@@ -4,7 +4,6 @@
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,13 +58,6 @@ class Run:
     return self.folder.with_suffix(".log").read_text()
 
   @property
-  def step(self) -> int:
-    """The newest step in metrics.jsonl, 0 without any."""
-    path = self.folder / "metrics.jsonl"
-    steps = re.findall(rb'^{"step": (\d+)', _end_of(path), re.MULTILINE)
-    return int(steps[-1]) if steps else 0
-
-  @property
   def checkpoints(self) -> list[Path]:
     """Those of it, oldest first."""
     folders = (self.folder / "checkpoints").glob("*")
@@ -107,13 +99,3 @@ def _leaves(tree: dict, path: str = ""):
 
 def _number(path: Path) -> int:
   return int(path.name)
-
-
-def _end_of(path: Path) -> bytes:
-  """The last lines of a file; nothing if there is none yet."""
-  try:
-    with path.open("rb") as file:
-      file.seek(max(0, path.stat().st_size - 4096))
-      return file.read()
-  except FileNotFoundError:
-    return b""

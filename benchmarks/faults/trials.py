@@ -49,8 +49,8 @@ class Trials:
   def damaged(self) -> tuple:
     """Every kind of damage to the newest of several checkpoints."""
     run = Run(self.folder / "damaged")
-    for i, damage in enumerate(DAMAGES, start=1):
-      while len(run.checkpoints) < 2 or run.step < i * STEPS // 8:
+    for damage in DAMAGES:
+      while len(run.checkpoints) < 2:
         self.kill_in_training(run)
       newest = run.checkpoints[-1]
       damage(newest, self.rng)

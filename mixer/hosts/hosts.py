@@ -5,12 +5,13 @@ import atexit
 import contextlib
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
 
 from mixer import front_door
-from mixer.errors import UserError, some
+from mixer.errors import TryAgainError, UserError, some
 from mixer.hosts.cluster import Cluster
 from mixer.hosts.leaving import leave
 from mixer.hosts.rendezvous import meet
@@ -156,7 +157,7 @@ class Hosts:
     if self._closed or not self._wires:
       return
     text, code = _last_words(error)
-    if code == CRASH:
+    if not isinstance(error, UserError | KeyboardInterrupt):
       time.sleep(_NEWS_SECONDS)
     self._ending.acquire()
     self._closed = True
@@ -242,12 +243,27 @@ class Hosts:
 
 def _last_words(error: BaseException) -> tuple[str, int]:
   """What the other hosts say of an error, and their exit code."""
+  if isinstance(error, TryAgainError):
+    return str(error), front_door.START_AGAIN
   if isinstance(error, UserError):
     return str(error), front_door.CHANGE_SOMETHING
   if isinstance(error, KeyboardInterrupt):
     return "interrupted.", front_door.START_AGAIN
-  kind = type(error).__name__
-  return f"{kind}: {error} (its own log says where).", CRASH
+  text = f"{type(error).__name__}: {error} (its own log says where)."
+  return text, front_door.START_AGAIN if _may_be_a_peer(error) else CRASH
+
+
+def _may_be_a_peer(error: BaseException) -> bool:
+  """Whether a lost host may be behind it, of which there is no news yet.
+
+  What a machine leaves open when its power fails is seen after a while only,
+  and the devices may be faster.
+  """
+  from jax.errors import JaxRuntimeError
+
+  return isinstance(error, JaxRuntimeError) and not re.search(
+    "RESOURCE_EXHAUSTED|INVALID_ARGUMENT|UNIMPLEMENTED", str(error)
+  )
 
 
 def _who_says_what(texts: list[str | None]) -> str:

@@ -15,13 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-from mixer.errors import UserError, some
+from mixer.errors import TryAgainError, UserError, some
 from mixer.hosts.cluster import Cluster
 from mixer.hosts.wire import Garbled, Message, Wire
 
 SAY_EVERY = 10.0
-# For one connection, while others wait.
+# For what a connection has to say, while others wait for their turn.
 _GREETING_SECONDS, _RETRY_SECONDS = 5.0, 0.5
+# For host 0 to get to a connection: others may be slow to say who they are.
+_TURN_SECONDS = 60.0
 _PACKAGES = "jax", "jaxlib", "flax", "optax", "numpy"
 
 
@@ -38,6 +40,7 @@ def meet(
   Raises:
     UserError: not all arrived, or they cannot be one run.
   """
+  versions()  # it reads every file: not while others wait
   if cluster.host == 0:
     return _Reception(cluster, timeout).run()
   return {0: _Arrival(cluster, timeout, silence).run()}
@@ -78,7 +81,8 @@ class _Reception:
         self._wait()
       except BaseException as error:
         if isinstance(error, UserError):
-          self._send_all(refused=str(error))
+          again = isinstance(error, TryAgainError)
+          self._send_all(refused=str(error), again=again)
         for guest in self._guests.values():
           guest.close()
         raise
@@ -90,7 +94,7 @@ class _Reception:
     while missing := self._missing():
       now = time.monotonic()
       if now >= self._deadline:
-        raise UserError(self._absent(missing))
+        raise TryAgainError(self._absent(missing))
       if now >= say:
         say = now + SAY_EVERY
         _say(self._waiting(missing))
@@ -99,7 +103,11 @@ class _Reception:
         key.data(key.fileobj)
 
   def _missing(self) -> list[int]:
-    return [i for i in range(1, self._cluster.hosts) if i not in self._guests]
+    return [
+      i
+      for i in range(1, self._cluster.hosts)
+      if i not in self._guests or self._guests[i].is_closed()
+    ]
 
   def _waiting(self, missing: list[int]) -> str:
     which = some([str(i) for i in missing])
@@ -154,6 +162,8 @@ class _Reception:
         f"Host {index} ({address}) is none of the {mine} of this run: hosts "
         "are counted from 0."
       )
+    if index in self._guests and self._guests[index].is_closed():
+      self._let_go(index, self._guests[index])
     if index in self._guests:
       return (
         f"Two hosts say that they are host {index} of {mine}, one of them at "
@@ -170,8 +180,9 @@ class _Reception:
 
   def _let_go(self, index: int, wire: Wire) -> None:
     """A host that ended while it waited may come again."""
-    self._selector.unregister(wire)
-    self._guests.pop(index).close()
+    if self._guests.get(index) is wire:
+      self._selector.unregister(wire)
+      self._guests.pop(index).close()
 
   def _send_all(self, **message: object) -> None:
     for guest in self._guests.values():
@@ -195,7 +206,7 @@ class _Arrival:
         return wire
       now = time.monotonic()
       if now >= self._deadline:
-        raise UserError(
+        raise TryAgainError(
           f"No answer from {self._cluster.coordinator} within "
           f"{self._timeout:g} s ({self._why}): is host 0 running there, and "
           "are this port and the next open to the other hosts?"
@@ -214,7 +225,7 @@ class _Arrival:
       self._why = error.strerror or str(error)
       return None
     wire = Wire(connection)
-    wire.patience(seconds)
+    wire.patience(_TURN_SECONDS)
     wire.send(
       host=self._cluster.host,
       hosts=self._cluster.hosts,
@@ -241,7 +252,8 @@ class _Arrival:
     try:
       while not welcome and (answer := wire.receive()) is not None:
         if refused := answer.get("refused"):
-          raise UserError(refused)
+          kind = TryAgainError if answer.get("again") else UserError
+          raise kind(refused)
         if waiting := answer.get("waiting"):
           _say(waiting)
         welcome = "welcome" in answer

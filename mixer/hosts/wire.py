@@ -2,6 +2,7 @@
 """Messages between two hosts: JSON objects, one a line, over TCP."""
 
 import json
+import select
 import socket
 import threading
 
@@ -67,6 +68,14 @@ class Wire:
       self._connection.shutdown(socket.SHUT_WR)
     except OSError:  # it has hung up as well
       pass
+
+  def is_closed(self) -> bool:
+    """Whether the other end has ended and has said nothing before that."""
+    try:
+      ready, _, _ = select.select([self._connection], [], [], 0)
+      return bool(ready) and not self._connection.recv(1, socket.MSG_PEEK)
+    except OSError:
+      return True
 
   def close(self) -> None:
     self._lines.close()

@@ -190,6 +190,8 @@ def _shard(
 ) -> Sharded | None:
   if config.shard_optimizer_state or report.topology.devices == 1:
     return None
+  if target is not report.topology:  # shares are of another number of devices
+    return None
   changed = change(config, shard_optimizer_state=True)
   training = _or_refusal(
     compile_training, plan_for(changed, target.devices), devices

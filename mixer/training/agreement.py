@@ -2,9 +2,9 @@
 """What the hosts of a run have in common, and what they decide together."""
 
 import collections
-import contextlib
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,13 +12,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mixer.config_check import complete, differences, to_dict
+from mixer.config_check import OF_EACH_HOST, complete, differences, to_dict
 from mixer.errors import UserError, some
 from mixer.hosts import Hosts
+from mixer.plan import Plan
 from mixer.training.mixing import AXIS
 from mixer.training.run_folder import make_folder
 
-PATIENCE = 30.0  # seconds for what one host writes to be seen by another
+# Seconds for what one host writes to be seen by another: as long as NFS
+# believes what it knew of a folder, and longer of one that is much in use.
+NEW, USED = 35.0, 90.0
 
 
 def meet(hosts: Hosts, config: ConfigDict, workdir: str | None) -> Path:
@@ -46,7 +49,7 @@ def check_same_config(hosts: Hosts, config: ConfigDict):
     own = to_dict(complete(config))
   first, *others = hosts.gather(own)
   for host, other in enumerate(others, start=1):
-    if changes := list(differences(first, other)):
+    if changes := list(differences(first, other, ignored=OF_EACH_HOST)):
       listed = "\n  ".join(changes)
       raise UserError(
         f"Host {host} has another config than host 0: start all hosts with the "
@@ -61,11 +64,13 @@ def check_shared(hosts: Hosts, folder: Path):
   """
   if hosts.count == 1:
     return
-  token, word = folder / ".hosts", secrets.token_hex()
+  # A name that nobody has looked for before.
+  [name, *_] = hosts.gather(f".host_0_{secrets.token_hex(8)}")
+  token = folder / name
   if hosts.is_first:
-    token.write_text(word)
-  word = hosts.gather(word)[0]
-  sees = hosts.gather(_appears(token, word))
+    token.touch()
+  hosts.gather(None)
+  sees = hosts.gather(appears(token, NEW))
   if hosts.is_first:
     token.unlink()
   if not all(sees):
@@ -77,26 +82,84 @@ def check_shared(hosts: Hosts, folder: Path):
     )
 
 
-def _appears(file: Path, content: str) -> bool:
-  """Whether a file has this content, or soon has: NFS and buckets take time."""
-  deadline = time.monotonic() + PATIENCE
-  while True:
-    with contextlib.suppress(OSError):
-      if file.read_text() == content:
-        return True
+def appears(path: Path, patience: float = USED) -> bool:
+  """Whether a file or folder is there, or is within `patience` seconds."""
+  deadline = time.monotonic() + patience
+  while not path.exists():
     if time.monotonic() > deadline:
       return False
     time.sleep(0.2)
+  return True
 
 
 def check_same_devices(hosts: Hosts):
-  """Raises UserError on all hosts if they have unequal numbers of devices."""
-  counts = hosts.gather(jax.local_device_count())
-  if len(set(counts)) > 1:
+  """Raises UserError on all hosts if they have unequal devices.
+
+  Or if jax, which may have asked the machine itself, counts other hosts.
+  """
+  kind = jax.local_devices()[0].device_kind
+  found = hosts.gather([jax.local_device_count(), kind])
+  if any(each != found[0] for each in found):
+    listed = ", ".join(f"{count} {kind}" for count, kind in found)
     raise UserError(
-      f"The hosts have {', '.join(map(str, counts))} devices, in their order: "
-      "a batch is shared by equal hosts."
+      f"The hosts have {listed}, in their order: a batch is shared by equal "
+      "hosts."
     )
+  seen = [jax.process_index(), jax.process_count()]
+  if any(each != [i, hosts.count] for i, each in enumerate(hosts.gather(seen))):
+    raise UserError(
+      f"Of {hosts.count} hosts jax sees others than they say they are: here "
+      f"process {seen[0]} of {seen[1]}. Give hosts the numbers that their "
+      "machines have, or none where the machines know."
+    )
+
+
+def check_same_plan(hosts: Hosts, plan: Plan):
+  """Raises UserError on all hosts if their own files make other plans.
+
+  Configs may be the same and a folder of images not, or a file of weights.
+  """
+  first, *others = hosts.gather(_summary(plan))
+  for host, other in enumerate(others, start=1):
+    if changes := list(differences(first, other, ignored=())):
+      listed = "\n  ".join(changes)
+      raise UserError(
+        f"Host {host} has other data or weights than host 0: give all hosts "
+        f"the same files.\n  {listed}"
+      )
+
+
+def _summary(plan: Plan) -> dict:
+  """What has to be the same for hosts to stay in step, and what is quick."""
+  sources = {"data": plan.source} | {
+    f"evals.{name}{part}": source
+    for name, each in plan.evals.items()
+    for part, source in (("", each.source), (".pool", each.pool))
+  }
+  return {
+    "steps": plan.total_steps,
+    "warmup_steps": plan.warmup_steps,
+    "checkpoint_every": plan.checkpoint_every,
+    "milestone_every": plan.milestone_every,
+    "evals_every": {name: each.every for name, each in plan.evals.items()},
+    "accumulation": plan.accumulation,
+    "model": repr(plan.model),
+    "examples": {k: len(x) for k, x in sources.items() if x is not None},
+    "classes": {
+      name: zlib.crc32("\n".join(source.class_names).encode())
+      for name, source in sources.items()
+      if source is not None
+    },
+    "weights": checksum(plan.initial_params),
+  }
+
+
+def checksum(tree: object) -> int:
+  """Of all arrays of a tree, in their order."""
+  result = 0
+  for leaf in jax.tree.leaves(tree):
+    result = zlib.crc32(np.ascontiguousarray(leaf), result)
+  return result
 
 
 class StopVote:
@@ -149,6 +212,12 @@ class StopVote:
     """Votes and waits for the answer, where there is time for it."""
     self._is_carried |= any(self._hosts.gather(self._interrupted()))
     return self._is_carried
+
+
+def own_devices() -> list[jax.Device]:
+  """Those of this host, in the order of `all_devices`."""
+  here = jax.process_index()
+  return [x for x in all_devices() if x.process_index == here]
 
 
 def all_devices() -> list[jax.Device]:

@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -13,7 +12,13 @@ from mixer.hosts import ONE_HOST, Cluster, Hosts, join
 from mixer.plan import Plan, make_plan
 from mixer.plan.data import check_classes
 from mixer.training import run_folder
-from mixer.training.agreement import check_same_config, check_same_devices
+from mixer.training.agreement import (
+  check_same_config,
+  check_same_devices,
+  check_same_plan,
+  checksum,
+  own_devices,
+)
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.evaluations import Evaluations
 from mixer.training.optimizer import make_optimizer
@@ -75,12 +80,13 @@ def evaluate(
       plan.raise_complaints()
       params, origin = _find_params(plan, folder, step, best)
     with hosts.together():
-      _check_same_origin(hosts, f"{origin}.{left_out}")
+      check_same_plan(hosts, plan)
+      _check_same_origin(hosts, f"{origin}.{left_out}", checksum(params))
     if hosts.is_first:
       print(f"Evaluates {origin}.{left_out}", flush=True)
       if warning := run_folder.other_training(judged, plan.config):
         print(warning, flush=True)
-    devices = jax.local_devices()
+    devices = own_devices()
     evaluations = Evaluations(plan, (folder or Path()) / "eval", devices, hosts)
     params = replicate(params, devices)
     for name in plan.evals:
@@ -92,14 +98,14 @@ def evaluate(
   return DONE
 
 
-def _check_same_origin(hosts: Hosts, own: str):
+def _check_same_origin(hosts: Hosts, own: str, sum_of_params: int):
   """Raises UserError if hosts are about to evaluate different things."""
-  first, *others = hosts.gather(own)
+  first, *others = hosts.gather([own, sum_of_params])
   for host, other in enumerate(others, start=1):
     if other != first:
       raise UserError(
-        f"Host 0 evaluates {first} Host {host} evaluates {other} Give all the "
-        "same --workdir, weights and data."
+        f"Host 0 evaluates {first[0]} Host {host} evaluates {other[0]} Give "
+        "all the same --workdir, weights and data."
       )
 
 

@@ -20,7 +20,12 @@ from mixer.hosts import Hosts
 from mixer.plan import Plan
 from mixer.plan.text import describe
 from mixer.training import interruption, run_folder
-from mixer.training.agreement import StopVote, all_devices
+from mixer.training.agreement import (
+  StopVote,
+  all_devices,
+  appears,
+  own_devices,
+)
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
 from mixer.training.evaluations import Evaluations
@@ -42,6 +47,7 @@ from mixer.training.setup import (
 )
 from mixer.training.skipped import SkippedUpdates
 from mixer.training.step import TrainState
+from mixer.whole_file import whole_file
 
 
 class Run:
@@ -58,7 +64,7 @@ class Run:
     interrupted: Callable[[], bool],
     hosts: Hosts,
   ):
-    config, own_devices = plan.config, jax.local_devices()
+    config = plan.config
     self.plan = plan
     self.folder = folder
     self.hosts = hosts
@@ -67,7 +73,7 @@ class Run:
     self.schedule, self.optimizer = create_optimizer(plan)
     self.checkpoints = open_checkpoints(plan, folder)
     self.evaluations = Evaluations(
-      plan, folder / "eval", own_devices, hosts, self.stop_vote.ask
+      plan, folder / "eval", own_devices(), hosts, self.stop_vote.ask
     )
     self.start, state = self.resume_or_begin()
     self.state = put_state(plan, state, self.devices)
@@ -84,7 +90,9 @@ class Run:
       bad_images=plan.bad_images,
     )
     self.batches = to_devices(
-      index_examples(batches, config.batch), own_devices, config.data.prefetch
+      index_examples(batches, config.batch),
+      own_devices(),
+      config.data.prefetch,
     )
     skipped = SkippedUpdates(
       folder,
@@ -122,7 +130,10 @@ class Run:
           f"{self.plan.total_steps:,} of this config: choose another "
           "--workdir, or lengthen the run."
         )
-      return restored or self.checkpoints.restore(template, step)
+      if not self.hosts.is_first:
+        appears(self.folder / CHECKPOINTS / str(step))
+        restored = self.checkpoints.restore(template, step)
+      return restored
 
   def go(self) -> int:
     """Trains and returns the process's exit code."""
@@ -157,7 +168,8 @@ class Run:
       (self.folder / weights.RUN_FILE).unlink(missing_ok=True)
     run_folder.describe_run(self.folder, self.plan.config, from_step=self.start)
     names = "".join(f"{name}\n" for name in self.plan.source.class_names)
-    (self.folder / weights.CLASSES).write_text(names)
+    with whole_file(self.folder / weights.CLASSES) as aside:
+      aside.write_text(names)
     overview = parameter_overview.get_parameter_overview(
       self.plan.abstract_params, include_stats=False
     )
@@ -222,13 +234,13 @@ class Run:
 
   def is_start_evaluated(self) -> bool:
     """Whether nothing is left to evaluate at the step it goes on from."""
-    done = self.start == 0 or any(
+    done = self.hosts.is_first and any(
       name.startswith("eval/")
       for row in read_rows(self.folder)
       if row["step"] == self.start
       for name in row
     )
-    return self.hosts.gather(done)[0]
+    return self.start == 0 or self.hosts.gather(done)[0]
 
   def is_save_due(self, step: int, results: dict[str, float]) -> bool:
     every = self.plan.checkpoint_every, self.plan.milestone_every
@@ -237,7 +249,8 @@ class Run:
     metric = results.get(self.plan.config.checkpoint.best)
     if metric is None:
       return False
-    return self.hosts.gather(self.checkpoints.is_best(metric))[0]
+    is_best = self.hosts.is_first and self.checkpoints.is_best(metric)
+    return self.hosts.gather(is_best)[0]
 
   def save(self, step: int, results: dict[str, float]):
     """Starts writing a checkpoint; rows up to it are on disk before it is."""

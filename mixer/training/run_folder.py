@@ -3,6 +3,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -73,7 +74,12 @@ def locked(path: Path) -> Iterator[None]:
   with (path / ".lock").open("w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except OSError as error:
+      if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise UserError(
+          f"The file system of {path} has no locks ({error.strerror}): mount "
+          "it with them, or choose another --workdir."
+        ) from error
       raise UserError(
         f"Another process trains in {path}: wait for it to end, or choose "
         "another --workdir."

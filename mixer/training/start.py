@@ -2,21 +2,32 @@
 """From a command to a run: the hosts meet, plan, and begin or go on."""
 
 import contextlib
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.errors import UserError
 from mixer.front_door import DONE
 from mixer.hosts import ONE_HOST, Cluster, join
 from mixer.plan import make_plan
 from mixer.plan.data import check_classes
 from mixer.plan.text import describe
 from mixer.training import interruption, run_folder
-from mixer.training.agreement import meet
+from mixer.training.agreement import check_same_plan, meet
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.loop import Run
 from mixer.training.setup import CHECKPOINTS, choose_operations
+
+DISK = (
+  errno.EACCES,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.ENOSPC,
+  errno.EROFS,
+)
 
 
 def train(
@@ -42,7 +53,9 @@ def train(
   """
   choose_operations(config)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(interruption.as_ctrl_c())
     hosts = stack.enter_context(join(cluster))
+    stack.enter_context(disk_errors(workdir))
     folder = meet(hosts, config, workdir)
     with hosts.together():
       if hosts.is_first:
@@ -60,7 +73,23 @@ def train(
       )
       if trained := weights.trained_classes(folder):
         check_classes(plan.source, trained, str(folder / weights.CLASSES))
+    with hosts.together():
+      check_same_plan(hosts, plan)
     return Run(plan, folder, interrupted, hosts).go()
+
+
+@contextlib.contextmanager
+def disk_errors(workdir: str | None) -> Iterator[None]:
+  """Turns what the disk refuses into a UserError."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in DISK:
+      raise
+    raise UserError(
+      f"Cannot write to {workdir}: {error.strerror}. Free some space, or give "
+      "it back its permissions, and start the same command again."
+    ) from error
 
 
 def dry_run(config: ConfigDict, workdir: str | None = None) -> int:

@@ -101,7 +101,7 @@ def train_step(
   accumulation changes what is computed, beyond the order of sums.
 
   An update whose loss or gradients are not finite has no effect: parameters,
-  optimizer and average stay as they are, and the step counts all the same.
+  moments and average stay as they are, and the step counts all the same.
 
   Args:
     state: the same on every device, but for what is sharded.
@@ -188,7 +188,11 @@ def apply_gradients(
   skip = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
 
   def keep_if_skipped(old, new):
-    return jax.tree.map(functools.partial(jnp.where, skip), old, new)
+    def keep(old, new):
+      # Where the schedule stands is the step, whatever comes of it.
+      return new if is_schedule(new) else jnp.where(skip, old, new)
+
+    return jax.tree.map(keep, old, new, is_leaf=is_schedule)
 
   before = sharding.part(state.params)
   updates, opt_state = optimizer.update(
@@ -219,6 +223,10 @@ def apply_gradients(
     state.step + 1, params, opt_state, average=average, **counts
   )
   return state, metrics | counts
+
+
+def is_schedule(state: object) -> bool:
+  return isinstance(state, optax.ScaleByScheduleState)
 
 
 def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
