@@ -38,11 +38,18 @@ def answer(work: Callable[..., str | None], **given) -> int:
   except (UserError, OSError) as error:
     # What the system refuses, such as a folder, says which in its message.
     print(f"error: {error}", file=sys.stderr)
-    return CHANGE_SOMETHING
+    return exit_code(error)
   except KeyboardInterrupt:
     print("Stopped. Give the same command again.", file=sys.stderr)
     return 130
   return DONE
+
+
+def exit_code(error: Exception) -> int:
+  """Of what the user can change, or what passes by itself."""
+  if isinstance(error, TryAgainError):
+    return START_AGAIN
+  return CHANGE_SOMETHING
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -67,8 +74,7 @@ def _without_traceback(main: Callable[[], int]) -> int:
   try:
     return main()
   except UserError as error:
-    again = isinstance(error, TryAgainError)
-    _stop(error, START_AGAIN if again else CHANGE_SOMETHING)
+    _stop(error, exit_code(error))
   except KeyboardInterrupt:
     print("Interrupted. The same command starts again.", file=sys.stderr)
     sys.stdout.flush()

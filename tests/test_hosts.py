@@ -174,7 +174,7 @@ def test_a_host_that_never_comes_ends_the_others(run):
 
   codes, _, errors = run.end()
 
-  assert codes == [CHANGE_SOMETHING] * 2
+  assert codes == [START_AGAIN] * 2
   for error in errors:
     *waiting, last = error.splitlines()
     assert last == (
@@ -193,7 +193,7 @@ def test_hosts_that_do_not_find_the_first_say_so(run):
 
   [code], _, [error] = run.end()
 
-  assert code == CHANGE_SOMETHING
+  assert code == START_AGAIN
   assert f"No answer from localhost:{run.port} within 1 s" in error
   assert "Connection refused" in error
 
@@ -309,8 +309,31 @@ def test_a_program_that_says_nothing_is_not_waited_for(run):
 
     [code], _, [error] = run.end()
 
-  assert code == CHANGE_SOMETHING
+  assert code == START_AGAIN
   assert "(connected, but no word)" in error
+
+
+def test_strangers_that_say_nothing_hold_up_hosts_and_no_more(run):
+  """They take host 0 five seconds each, as long as a greeting may."""
+  run.start("print(hosts.gather(hosts.index), flush=True)", 2, index=0)
+  strangers = [connect_patiently(run.port) for _ in range(2)]
+  run.start("hosts.gather(hosts.index)", 2, index=1)
+
+  codes, [said, _], _ = run.end()
+
+  assert (codes, said) == ([DONE] * 2, "[0, 1]\n")
+  for stranger in strangers:
+    stranger.close()
+
+
+def connect_patiently(port):
+  deadline = time.monotonic() + 30
+  while True:
+    try:
+      return socket.create_connection(("localhost", port))
+    except ConnectionRefusedError:
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
 
 
 def relay_to(port):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from mixer import front_door
-from mixer.errors import TryAgainError, UserError, some
+from mixer.errors import UserError, some
 from mixer.hosts.cluster import Cluster
 from mixer.hosts.leaving import leave
 from mixer.hosts.rendezvous import meet
@@ -243,10 +243,8 @@ class Hosts:
 
 def _last_words(error: BaseException) -> tuple[str, int]:
   """What the other hosts say of an error, and their exit code."""
-  if isinstance(error, TryAgainError):
-    return str(error), front_door.START_AGAIN
   if isinstance(error, UserError):
-    return str(error), front_door.CHANGE_SOMETHING
+    return str(error), front_door.exit_code(error)
   if isinstance(error, KeyboardInterrupt):
     return "interrupted.", front_door.START_AGAIN
   text = f"{type(error).__name__}: {error} (its own log says where)."

@@ -225,7 +225,7 @@ class _Arrival:
       self._why = error.strerror or str(error)
       return None
     wire = Wire(connection)
-    wire.patience(_TURN_SECONDS)
+    wire.patience(min(_TURN_SECONDS, rest))
     wire.send(
       host=self._cluster.host,
       hosts=self._cluster.hosts,
