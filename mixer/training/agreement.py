@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the hosts of a run have in common, and what they decide together."""
+"""What the hosts of a run must have in common, and how they are counted."""
 
-import collections
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -16,7 +14,6 @@ from mixer.config_check import OF_EACH_HOST, complete, differences, to_dict
 from mixer.errors import UserError, some
 from mixer.hosts import Hosts
 from mixer.plan import Plan
-from mixer.training.mixing import AXIS
 from mixer.training.run_folder import make_folder
 
 # Seconds for what one host writes to be seen by another: as long as NFS
@@ -160,58 +157,6 @@ def checksum(tree: object) -> int:
   for leaf in jax.tree.leaves(tree):
     result = zlib.crc32(np.ascontiguousarray(leaf), result)
   return result
-
-
-class StopVote:
-  """Whether any host has been asked to stop, known to all at the same step.
-
-  A small collective beside each update, so that nobody waits for the answer:
-  it is looked at when the update has long been done.
-  """
-
-  def __init__(
-    self,
-    interrupted: Callable[[], bool],
-    hosts: Hosts,
-    devices: Sequence[jax.Device],
-  ):
-    """Opens the vote.
-
-    Args:
-      interrupted: whether this host has been asked.
-      hosts: all of them.
-      devices: of all hosts.
-    """
-    self._interrupted = interrupted
-    self._hosts = hosts
-    self._is_carried = False
-    self._any = jax.pmap(
-      lambda wish: jax.lax.pmax(wish, AXIS), axis_name=AXIS, devices=devices
-    )
-    self._votes = collections.deque()
-
-  @property
-  def is_carried(self) -> bool:
-    """Whether to stop now; all hosts have the same answer at the same step."""
-    if self._hosts.count == 1:
-      return self._interrupted()
-    return self._is_carried
-
-  def cast(self):
-    """Votes along with an update; does not wait."""
-    if self._hosts.count > 1:
-      wish = np.full(jax.local_device_count(), self._interrupted(), np.int32)
-      self._votes.append(self._any(wish))
-
-  def count(self):
-    """Counts the oldest vote; its update is done."""
-    if self._votes:
-      self._is_carried |= bool(np.asarray(self._votes.popleft()).any())
-
-  def ask(self) -> bool:
-    """Votes and waits for the answer, where there is time for it."""
-    self._is_carried |= any(self._hosts.gather(self._interrupted()))
-    return self._is_carried
 
 
 def own_devices() -> list[jax.Device]:

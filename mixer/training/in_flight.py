@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from mixer.errors import UserError
-from mixer.training.agreement import StopVote
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.skipped import SkippedUpdates
+from mixer.training.stop_vote import StopVote
 
 # Enough to keep the devices busy, few enough to stop soon and to measure rates.
 DEPTH = 2

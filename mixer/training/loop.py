@@ -20,12 +20,7 @@ from mixer.hosts import Hosts
 from mixer.plan import Plan
 from mixer.plan.text import describe
 from mixer.training import interruption, run_folder
-from mixer.training.agreement import (
-  StopVote,
-  all_devices,
-  appears,
-  own_devices,
-)
+from mixer.training.agreement import all_devices, appears, own_devices
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
 from mixer.training.evaluations import Evaluations
@@ -47,6 +42,7 @@ from mixer.training.setup import (
 )
 from mixer.training.skipped import SkippedUpdates
 from mixer.training.step import TrainState
+from mixer.training.stop_vote import StopVote
 from mixer.whole_file import whole_file
 
 
