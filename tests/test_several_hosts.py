@@ -67,7 +67,7 @@ def end(processes):
       process.kill()
   return [
     # The CPU's collectives greet on standard output.
-    (process.returncode, re.sub(r"\[Gloo\].*\n", "", said), shown)
+    (process.returncode, re.sub(r"\[Gloo\].*\n", "", said or ""), shown)
     for process, (said, shown) in zip(processes, ended, strict=True)
   ]
 
