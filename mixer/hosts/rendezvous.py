@@ -73,8 +73,8 @@ class _Reception:
   def run(self) -> dict[int, Wire]:
     port = self._cluster.address[1]
     # The second port will be jax.distributed's: that it can be reached too is
-    # seen now, as jax would abort.
-    with self._selector, _listen(port) as door, _listen(port + 1) as second:
+    # seen now, as jax would abort. It is open when the first one is.
+    with self._selector, _listen(port + 1) as second, _listen(port) as door:
       self._selector.register(door, selectors.EVENT_READ, self._greet)
       self._selector.register(second, selectors.EVENT_READ, _turn_away)
       try:
