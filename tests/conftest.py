@@ -2,8 +2,13 @@
 """Every test runs on eight simulated devices, without a network."""
 
 import os
+import signal
 
 import pytest
+
+# A shell that starts tests in the background makes them deaf to Ctrl-C, and
+# the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
