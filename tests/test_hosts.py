@@ -316,7 +316,7 @@ def test_a_program_that_says_nothing_is_not_waited_for(run):
 def test_strangers_that_say_nothing_hold_up_hosts_and_no_more(run):
   """They take host 0 five seconds each, as long as a greeting may."""
   run.start("print(hosts.gather(hosts.index), flush=True)", 2, index=0)
-  strangers = [connect_patiently(run.port) for _ in range(2)]
+  strangers = [connect(run.port) for _ in range(2)]
   run.start("hosts.gather(hosts.index)", 2, index=1)
 
   codes, [said, _], _ = run.end()
@@ -324,16 +324,6 @@ def test_strangers_that_say_nothing_hold_up_hosts_and_no_more(run):
   assert (codes, said) == ([DONE] * 2, "[0, 1]\n")
   for stranger in strangers:
     stranger.close()
-
-
-def connect_patiently(port):
-  deadline = time.monotonic() + 30
-  while True:
-    try:
-      return socket.create_connection(("localhost", port))
-    except ConnectionRefusedError:
-      assert time.monotonic() < deadline
-      time.sleep(0.05)
 
 
 def relay_to(port):
