@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 
-from mixer.training.interruption import SIGNALS
+from mixer.training.interruption import SIGNALS, as_ctrl_c
 
 
 @contextlib.contextmanager
@@ -30,11 +30,10 @@ def heard() -> Iterator[Callable[[], bool]]:
     return any(number in received for number in SIGNALS)
 
   told_before = signal.set_wakeup_fd(teller.fileno(), warn_on_full_buffer=False)
-  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    yield asked
+    with as_ctrl_c():
+      yield asked
   finally:
-    signal.signal(signal.SIGTERM, before)
     signal.set_wakeup_fd(told_before)
     listener.close()
     teller.close()
