@@ -230,13 +230,15 @@ class Run:
 
   def is_start_evaluated(self) -> bool:
     """Whether nothing is left to evaluate at the step it goes on from."""
+    if self.start == 0:
+      return True
     done = self.hosts.is_first and any(
       name.startswith("eval/")
       for row in read_rows(self.folder)
       if row["step"] == self.start
       for name in row
     )
-    return self.start == 0 or self.hosts.gather(done)[0]
+    return self.hosts.gather(done)[0]
 
   def is_save_due(self, step: int, results: dict[str, float]) -> bool:
     every = self.plan.checkpoint_every, self.plan.milestone_every
@@ -251,12 +253,15 @@ class Run:
   def save(self, step: int, results: dict[str, float]):
     """Starts writing a checkpoint; rows up to it are on disk before it is."""
     self.in_flight.finish()
+    config = self.plan.config
+    if not (self.hosts.is_first or config.shard_optimizer_state):
+      return  # the first has the whole state, and writes it
     with self.clock.pause():
       self.log.flush()
       self.checkpoints.save(
         step,
         get_state(self.plan, self.state, self.devices),
-        metric=results.get(self.plan.config.checkpoint.best),
+        metric=results.get(config.checkpoint.best),
       )
 
   def log_update(self, step: int, metrics: dict[str, jax.Array]):

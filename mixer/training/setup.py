@@ -169,6 +169,8 @@ def get_state(
   Where it is sharded, the devices of all hosts have to talk to each other: all
   hosts call this after the same update.
   """
+  if not plan.config.shard_optimizer_state:
+    return to_host(state)
   gather = gather_shares(tuple(devices))
 
   def whole(x, like):
