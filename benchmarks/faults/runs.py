@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mixer import weights
 from mixer.training.log import read_rows
@@ -31,12 +32,12 @@ class Run:
   command: tuple[str, ...] = TRAIN
   environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
-  def start(self, *prefix: str) -> subprocess.Popen:
-    """Starts the command, perhaps under another, such as a limit."""
+  def start(self, *flags: str) -> subprocess.Popen:
+    """Starts the command, with these flags as well."""
     log = self.folder.with_suffix(".log")
     with log.open("a") as file:
       return subprocess.Popen(
-        [*prefix, *self.command, f"--workdir={self.folder}"],
+        [*self.command, f"--workdir={self.folder}", *flags],
         env=os.environ | self.environment,
         stdout=file,
         stderr=subprocess.STDOUT,
@@ -68,7 +69,7 @@ def differences(one: Run, other: Run) -> list[str]:
   """What is not the same, bit for bit, at the end of two runs."""
   found = []
   ours, theirs = (
-    dict(_leaves(weights.load(run.folder))) for run in (one, other)
+    flatten_dict(weights.load(run.folder), sep="/") for run in (one, other)
   )
   if ours.keys() != theirs.keys():
     found.append("names of parameters")
@@ -87,14 +88,6 @@ def _numbers(run: Run) -> str:
     for row in read_rows(run.folder)
   ]
   return json.dumps(kept)
-
-
-def _leaves(tree: dict, path: str = ""):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _leaves(value, f"{path}{key}/")
-    else:
-      yield f"{path}{key}", value
 
 
 def _number(path: Path) -> int:

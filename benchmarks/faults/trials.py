@@ -20,6 +20,7 @@ from mixer.training.log import read_rows
 # Of the signals, so many come while a run starts: it imports and compiles. The
 # rest come when it has been training for up to SECONDS, of some ninety.
 AT_START, START_SECONDS, SECONDS = 0.25, 10.0, 4.0
+TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 class Trials:
@@ -102,9 +103,9 @@ class Trials:
 
   def one_of_two_hosts(self, times: int = 4) -> tuple:
     """SIGKILL to one of two hosts with two devices each."""
-    whole = TwoHosts(self.folder / "two_hosts")
+    whole = TwoHosts(self.folder / "two_hosts", environment=TWO_DEVICES)
     expect(whole.go_on(), [DONE, DONE], whole)
-    run = TwoHosts(self.folder / "two_hosts_killed")
+    run = TwoHosts(self.folder / "two_hosts_killed", environment=TWO_DEVICES)
     for i in range(times):
       processes = run.start()
       self.wait_in_training(run, processes[0])
@@ -148,22 +149,14 @@ class Trials:
 class TwoHosts(Run):
   """A run of two processes on loopback, with two simulated devices each."""
 
-  def start(self, *prefix: str) -> list[subprocess.Popen]:
+  def start(self) -> list[subprocess.Popen]:
     with socket.socket() as listener:
       listener.bind(("localhost", 0))
-      port = listener.getsockname()[1]
-    command = self.command
-    processes = []
-    for host in range(2):
-      self.command = (
-        *command,
-        f"--coordinator=localhost:{port}",
-        "--hosts=2",
-        f"--host={host}",
-      )
-      processes.append(super().start(*prefix))
-    self.command = command
-    return processes
+      coordinator = f"--coordinator=localhost:{listener.getsockname()[1]}"
+    return [
+      super(TwoHosts, self).start(coordinator, "--hosts=2", f"--host={host}")
+      for host in range(2)
+    ]
 
   def go_on(self) -> list[int]:
     return [process.wait() for process in self.start()]
