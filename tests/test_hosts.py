@@ -313,6 +313,24 @@ def test_a_program_that_says_nothing_is_not_waited_for(run):
   assert "(connected, but no word)" in error
 
 
+def test_an_error_of_the_devices_may_be_a_host_that_is_lost(run):
+  """Power that fails says no goodbye; the next start will tell."""
+  run.start(
+    """
+    from jax.errors import JaxRuntimeError
+    if hosts.index:
+      raise JaxRuntimeError("UNAVAILABLE: connection reset by peer")
+    time.sleep(600)
+    """,
+    2,
+  )
+
+  codes, _, [error, _] = run.end()
+
+  assert codes == [START_AGAIN, START_AGAIN]
+  assert "Host 1 stopped: JaxRuntimeError: UNAVAILABLE" in error
+
+
 def test_strangers_that_say_nothing_hold_up_hosts_and_no_more(run):
   """They take host 0 five seconds each, as long as a greeting may."""
   run.start("print(hosts.gather(hosts.index), flush=True)", 2, index=0)

@@ -177,6 +177,26 @@ def test_a_stop_asked_of_one_host_stops_all_at_the_same_step(
   assert_same_weights(workdir, tmp_path)
 
 
+def test_sigterm_before_the_others_are_there_is_a_stop_too(
+  digits_dir, environment, tmp_path
+):
+  coordinator = f"--coordinator=localhost:{free_port()}"
+  waiting = subprocess.Popen(
+    [*command(digits_dir, tmp_path), coordinator, "--hosts=2", "--host=0"],
+    cwd=ROOT,
+    env=environment,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert "waiting for 1 of 2 hosts (1)" in waiting.stderr.readline()
+  waiting.send_signal(signal.SIGTERM)
+
+  [(code, _, shown)] = end([waiting])
+
+  assert code == START_AGAIN
+  assert "Traceback" not in shown
+
+
 def test_hosts_with_different_configs_do_not_begin(
   digits_dir, environment, tmp_path
 ):

@@ -378,6 +378,20 @@ def test_too_many_such_updates_in_a_row_end_the_run(
   assert "Try a lower optimizer.learning_rate" in str(error.value)
 
 
+def test_a_disk_that_takes_nothing_is_said_at_the_start(
+  digits_dir, environment, tmp_path
+):
+  arguments = command(digits_dir, tmp_path)
+
+  done = run(
+    ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *arguments], environment
+  )
+
+  assert done.returncode == CHANGE_SOMETHING, done.stderr
+  assert f"Cannot write to {tmp_path}: File too large." in done.stderr
+  assert "Traceback" not in done.stderr
+
+
 def test_a_run_that_diverges_saves_nothing(digits_dir, tmp_path):
   config = small(digits_dir, optimizer__learning_rate=1e30, max_skipped=5)
   config.optimizer.clip_norm = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the hosts of a run must have in common, and how they are counted."""
+"""What the hosts of a run must have in common."""
 
 import secrets
 import time
@@ -157,17 +157,3 @@ def checksum(tree: object) -> int:
   for leaf in jax.tree.leaves(tree):
     result = zlib.crc32(np.ascontiguousarray(leaf), result)
   return result
-
-
-def own_devices() -> list[jax.Device]:
-  """Those of this host, in the order of `all_devices`."""
-  here = jax.process_index()
-  return [x for x in all_devices() if x.process_index == here]
-
-
-def all_devices() -> list[jax.Device]:
-  """The devices of all hosts, those of a host beside one another.
-
-  A host feeds its own, so that what they get is a slice of the global batch.
-  """
-  return sorted(jax.devices(), key=lambda x: (x.process_index, x.id))

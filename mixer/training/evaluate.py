@@ -17,7 +17,6 @@ from mixer.training.agreement import (
   check_same_devices,
   check_same_plan,
   checksum,
-  own_devices,
 )
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.evaluations import Evaluations
@@ -26,6 +25,7 @@ from mixer.training.setup import (
   CHECKPOINTS,
   abstract_state,
   open_checkpoints,
+  own_devices,
   replicate,
 )
 from mixer.weights import CLASSES, trained_classes

@@ -20,7 +20,7 @@ from mixer.hosts import Hosts
 from mixer.plan import Plan
 from mixer.plan.text import describe
 from mixer.training import interruption, run_folder
-from mixer.training.agreement import all_devices, appears, own_devices
+from mixer.training.agreement import appears
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
 from mixer.training.evaluations import Evaluations
@@ -32,11 +32,13 @@ from mixer.training.progress import Progress
 from mixer.training.setup import (
   CHECKPOINTS,
   abstract_state,
+  all_devices,
   create_optimizer,
   create_update,
   get_state,
   initial_state,
   open_checkpoints,
+  own_devices,
   put_state,
   to_host,
 )

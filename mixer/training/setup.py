@@ -37,6 +37,20 @@ def choose_operations(config: ConfigDict):
     os.environ["XLA_FLAGS"] = f"{flags} {flag}"
 
 
+def own_devices() -> list[jax.Device]:
+  """Those of this host, in the order of `all_devices`."""
+  here = jax.process_index()
+  return [x for x in all_devices() if x.process_index == here]
+
+
+def all_devices() -> list[jax.Device]:
+  """The devices of all hosts, those of a host beside one another.
+
+  A host feeds its own, so that what they get is a slice of the global batch.
+  """
+  return sorted(jax.devices(), key=lambda x: (x.process_index, x.id))
+
+
 def create_optimizer(
   plan: Plan,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
