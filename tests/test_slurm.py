@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""launch/slurm.sh, on SLURM's own programs where they are."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launchers import (
+  AGAIN,
+  LAUNCH,
+  RECORDS,
+  SLURM_PROGRAMS,
+  leaves_with,
+  run,
+  write_program,
+)
+
+
+def test_a_job_is_put_back_into_the_queue_up_to_a_limit(tmp_path):
+  """SLURM_RESTART_COUNT as SLURM documents it."""
+  write_program(tmp_path / "scontrol", RECORDS)
+  write_program(tmp_path / "srun", "#!/bin/sh\nexit 75\n")
+  environ = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="7")
+  job = LAUNCH / "slurm.sh", "configs/digits.py", "runs"
+
+  last = run(*job, **environ, SLURM_RESTART_COUNT="100")
+  assert not (tmp_path / "scontrol.called").exists()
+  before = run(*job, **environ, SLURM_RESTART_COUNT="99")
+
+  assert last.returncode == before.returncode == 75
+  assert "started again 100 times, no more" in last.stderr
+  called = json.loads((tmp_path / "scontrol.called").read_text())
+  assert called == ["requeue", "7"]
+
+
+SLURM_CONF = """
+ClusterName=test
+FirstJobId={first_job}
+SlurmctldHost={hostname}
+SlurmctldAddr=127.0.0.1
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthInfo=socket={folder}/munge
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdLogFile={folder}/slurmd-%n.log
+StateSaveLocation={folder}
+SlurmdSpoolDir={folder}/%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SchedulerParameters=sched_interval=1
+KillWait=2
+NodeName=127.0.0.1 NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=1000
+NodeName=127.0.0.2 NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=1000
+PartitionName=all Nodes=127.0.0.[1-2] Default=YES State=UP
+"""
+
+
+def free_ports(count: int) -> list[int]:
+  with contextlib.ExitStack() as stack:
+    sockets = [
+      stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+      for _ in range(count)
+    ]
+    return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+  """SLURM's own programs, with two nodes of this machine."""
+  absent = [name for name in SLURM_PROGRAMS if not shutil.which(name)]
+  if absent:
+    pytest.skip(f"{', '.join(absent)}: slurm-wlm is not installed")
+  with contextlib.ExitStack() as stack:
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "key").write_bytes(os.urandom(1024))
+    (folder / "key").chmod(0o400)
+    (folder / "slurm.conf").write_text(
+      SLURM_CONF.format(
+        hostname=socket.gethostname(),
+        folder=folder,
+        ports=free_ports(3),
+        # Ports of a run follow from it: clusters beside this one have others.
+        first_job=random.randrange(1, 1_000_000),
+        user=subprocess.check_output(["id", "-un"], text=True).strip(),
+      )
+    )
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    for command in (
+      f"munged --foreground --force --key-file={folder}/key "
+      f"--socket={folder}/munge --pid-file={folder}/munge.pid "
+      f"--log-file={folder}/munge.log --seed-file={folder}/munge.seed",
+      "slurmctld -D",
+      "slurmd -D -N 127.0.0.1",
+      "slurmd -D -N 127.0.0.2",
+    ):
+      stack.enter_context(daemon(command.split()))
+    await_that(lambda: "2 idle" in sinfo(), sinfo)
+    stack.callback(end_jobs)
+    yield folder
+
+
+def end_jobs():
+  """Tasks would outlive their daemons."""
+  run("scancel", "--state=PENDING,RUNNING")
+  await_that(lambda: not squeue(), squeue)
+
+
+def squeue() -> str:
+  return run("squeue", "--noheader").stdout
+
+
+@contextlib.contextmanager
+def daemon(command):
+  quiet = subprocess.DEVNULL
+  process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
+  try:
+    yield
+  finally:
+    process.terminate()
+    process.wait(timeout=30)
+
+
+def await_that(happened, describe):
+  deadline = time.monotonic() + 240  # where others work too
+  while not happened():
+    assert time.monotonic() < deadline, describe()
+    time.sleep(0.1)
+
+
+def sinfo() -> str:
+  return run("sinfo", "--noheader", "--format=%D %t").stdout
+
+
+def fields(job: str, *names: str) -> list[str]:
+  """Of scontrol's NAME=VALUE."""
+  words = run("scontrol", "show", "job", job).stdout.split()
+  values = dict(word.split("=", 1) for word in words if "=" in word)
+  return [values[name] for name in names]
+
+
+def has_ended(job: str) -> bool:
+  return fields(job, "JobState")[0] in ("COMPLETED", "FAILED")
+
+
+def submit(folder: Path, *arguments, nodes=1, **environ) -> tuple[str, Path]:
+  """Returns the job's number and its log."""
+  log = folder / "log"
+  log.touch()
+  job = run(
+    *("sbatch", "--parsable", f"--nodes={nodes}", f"--output={log}"),
+    LAUNCH / "slurm.sh",
+    *arguments,
+    **environ,
+  )
+  assert job.returncode == 0, job.stderr
+  return job.stdout.strip(), log
+
+
+@pytest.mark.parametrize(
+  "code, restarts, state",
+  [
+    (0, "0", "COMPLETED"),
+    (2, "0", "FAILED"),
+    *((code, "1", "PENDING") for code in AGAIN),
+  ],
+)
+def test_slurm_gets_a_job_back_whose_tasks_ask_for_it(
+  slurm, tmp_path, code, restarts, state
+):
+  python = write_program(
+    tmp_path / "python",
+    f'#!/bin/bash\necho "$@" >{tmp_path}/called; {leaves_with(code)}\n',
+  )
+
+  job, log = submit(tmp_path, "CONFIG", "DIR", "--more", PYTHON=str(python))
+
+  await_that(
+    lambda: fields(job, "Restarts", "JobState") == [restarts, state],
+    lambda: f"{fields(job, 'Restarts', 'JobState')}\n{log.read_text()}",
+  )
+  run("scancel", job)
+  called = (tmp_path / "called").read_text()
+  assert called == "train.py --config=CONFIG --workdir=DIR --more\n"
+
+
+ONE_IS_FIRST = """#!/bin/bash
+if ((SLURM_PROCID)); then
+  sleep 2; touch "$0.saved"; exit 75
+fi
+exit 75
+"""
+
+
+def test_the_first_task_to_leave_does_not_cut_short_the_others(slurm, tmp_path):
+  python = write_program(tmp_path / "python", ONE_IS_FIRST)
+
+  job, log = submit(tmp_path, "CONFIG", "DIR", nodes=2, PYTHON=str(python))
+
+  await_that(
+    lambda: "left with" in log.read_text() or has_ended(job), log.read_text
+  )
+  assert "left with 75; goes back" in log.read_text()
+  assert (tmp_path / "python.saved").exists()
+  run("scancel", job)
+
+
+DIGITS = (
+  "--config.model.hidden=16",
+  "--config.model.blocks=1",
+  "--config.total_epochs=0.0",
+  "--config.total_steps=30",
+  "--config.batch=16",
+  "--config.schedule.warmup_epochs=0.0",
+  "--config.log.every_steps=1",
+)
+
+
+def test_two_tasks_of_a_job_train_save_before_its_end_and_go_on(
+  slurm, tmp_path, digits_dir
+):
+  workdir = tmp_path / "run"
+  numbers = workdir / "metrics.jsonl"
+
+  job, log = submit(
+    tmp_path,
+    "configs/digits.py",
+    workdir,
+    *DIGITS,
+    nodes=2,
+    PYTHON=sys.executable,
+    TFDS_DATA_DIR=digits_dir,
+    JAX_DISABLE_MOST_OPTIMIZATIONS="true",
+    XLA_FLAGS="--xla_force_host_platform_device_count=1",
+  )
+  await_that(
+    lambda: (numbers.exists() and numbers.read_text()) or has_ended(job),
+    log.read_text,
+  )
+  run("scancel", "--signal=TERM", job)  # what --signal sends as well
+  await_that(
+    lambda: (
+      fields(job, "Restarts", "JobState") == ["1", "PENDING"] or has_ended(job)
+    ),
+    log.read_text,
+  )
+  # Not in the same second: nodes count time in those, and take it for the old.
+  run("scontrol", "update", f"jobid={job}", "StartTime=now+2")
+  await_that(lambda: has_ended(job), log.read_text)
+
+  assert fields(job, "JobState") == ["COMPLETED"], log.read_text()
+  rows = numbers.read_text().splitlines()
+  steps = [json.loads(row)["step"] for row in rows]
+  assert sorted(set(steps)) == list(range(1, 31))
+  assert "2 hosts x 1 cpu" in log.read_text()
