@@ -21,13 +21,8 @@ from mixer.training.checkpoints import Checkpoints
 from mixer.training.loop import Run
 from mixer.training.setup import CHECKPOINTS, choose_operations
 
-DISK = (
-  errno.EACCES,
-  errno.EDQUOT,
-  errno.EFBIG,
-  errno.ENOSPC,
-  errno.EROFS,
-)
+# What comes of writing alone.
+DISK = errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS
 
 
 def train(
@@ -87,8 +82,8 @@ def disk_errors(workdir: str | None) -> Iterator[None]:
     if error.errno not in DISK:
       raise
     raise UserError(
-      f"Cannot write to {workdir}: {error.strerror}. Free some space, or give "
-      "it back its permissions, and start the same command again."
+      f"Cannot write to {error.filename or workdir}: {error.strerror}. Free "
+      "some space, or make it writable, and start the same command again."
     ) from error
 
 
