@@ -81,7 +81,7 @@ def evaluate(
       params, origin = _find_params(plan, folder, step, best)
     with hosts.together():
       check_same_plan(hosts, plan)
-      _check_same_origin(hosts, f"{origin}.{left_out}", checksum(params))
+      _check_same_origin(hosts, f"{origin}.{left_out}", params)
     if hosts.is_first:
       print(f"Evaluates {origin}.{left_out}", flush=True)
       if warning := run_folder.other_training(judged, plan.config):
@@ -98,9 +98,11 @@ def evaluate(
   return DONE
 
 
-def _check_same_origin(hosts: Hosts, own: str, sum_of_params: int):
+def _check_same_origin(hosts: Hosts, own: str, params: dict):
   """Raises UserError if hosts are about to evaluate different things."""
-  first, *others = hosts.gather([own, sum_of_params])
+  if hosts.count == 1:
+    return
+  first, *others = hosts.gather([own, checksum(params)])
   for host, other in enumerate(others, start=1):
     if other != first:
       raise UserError(
