@@ -78,42 +78,6 @@ def test_images_and_labels_are_those_of_the_order(train):
   np.testing.assert_array_equal(batch["image"][..., 0], pixels)
 
 
-@pytest.mark.parametrize("examples", [1, 10, 1437])
-def test_each_epoch_is_another_permutation(examples):
-  order = GlobalOrder(examples, seed=3)
-
-  epochs = order(np.arange(4 * examples)).reshape(4, examples)
-
-  for epoch in epochs:
-    assert sorted(epoch) == list(range(examples))
-  if examples > 1:
-    assert len(np.unique(epochs, axis=0)) == 4
-
-
-def test_every_example_comes_first_equally_often():
-  first = [GlobalOrder(8, seed)(np.arange(8 * 50))[::8] for seed in range(50)]
-
-  counts = np.bincount(np.concatenate(first), minlength=8)
-
-  assert counts.min() > 312 - 80
-  assert counts.max() < 312 + 80
-
-
-def test_neighbouring_seeds_share_no_epoch():
-  orders = [GlobalOrder(100, seed)(np.arange(500)) for seed in range(4)]
-
-  epochs = np.concatenate(orders).reshape(20, 100)
-
-  assert len(np.unique(epochs, axis=0)) == 20
-
-
-def test_the_order_of_a_seed_never_changes():
-  order = GlobalOrder(10, seed=0)(np.arange(20))
-
-  assert order[:10].tolist() == [6, 1, 0, 5, 3, 8, 7, 9, 2, 4]
-  assert order[10:].tolist() == [7, 3, 5, 0, 1, 4, 6, 8, 9, 2]
-
-
 def test_batches_straddle_epochs(few):
   batches = take(train_batches(few, PLAIN, batch=4, seed=1), 5)
 

@@ -93,21 +93,26 @@ def by_two_hosts(digits_dir, environment, tmp_path_factory):
   return workdir, ended
 
 
-def test_two_hosts_train_as_one_with_as_many_devices(
-  by_two_hosts, digits_dir, environment, tmp_path
-):
-  workdir, ended = by_two_hosts
-  done = run(command(digits_dir, tmp_path), with_devices(environment, 4))
+@pytest.fixture(scope="module")
+def by_one_host(digits_dir, environment, tmp_path_factory):
+  """The same with all four devices on one host."""
+  workdir = tmp_path_factory.mktemp("by_one_host")
+  done = run(command(digits_dir, workdir), with_devices(environment, 4))
   assert done.returncode == DONE, done.stderr
+  return workdir, done.stdout
 
-  ours, theirs = results(read_rows(workdir)), results(read_rows(tmp_path))
+
+def test_two_hosts_train_as_one_with_as_many_devices(by_two_hosts, by_one_host):
+  (by_two, ended), (by_one, said) = by_two_hosts, by_one_host
+  ours, theirs = results(read_rows(by_two)), results(read_rows(by_one))
+
   assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
   for one, other in zip(ours, theirs, strict=True):
     assert one.keys() == other.keys()
     for key in one:
       np.testing.assert_allclose(one[key], other[key], rtol=2e-4, atol=1e-6)
   assert "global 32 = 2 hosts x 2 cpu x 8 x 1 accumulated" in ended[0][1]
-  assert "global 32 = 1 host x 4 cpu x 8 x 1 accumulated" in done.stdout
+  assert "global 32 = 1 host x 4 cpu x 8 x 1 accumulated" in said
 
 
 def test_the_first_host_alone_speaks_and_writes(by_two_hosts):
@@ -135,18 +140,28 @@ def test_two_hosts_evaluate_as_one(by_two_hosts, digits_dir, environment):
   assert other_said == ""
 
 
-def test_a_killed_host_ends_all_and_the_run_goes_on_bit_for_bit(
+def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
   by_two_hosts, digits_dir, environment, tmp_path
 ):
   workdir, _ = by_two_hosts
   arguments = command(digits_dir, tmp_path, **SHARDED)
-  processes = start_hosts(arguments, environment)
-  wait_for_step(tmp_path, 30, processes)
-  processes[0].kill()
 
+  # Told of one host, a stop stops all at the same step.
+  processes = start_hosts(arguments, environment)
+  wait_for_step(tmp_path, 15, processes)
+  processes[1].send_signal(signal.SIGTERM)
   ended = end(processes)
-  code, _, shown = ended[1]
-  assert code == START_AGAIN, ended
+  assert [code for code, *_ in ended] == [START_AGAIN, START_AGAIN], ended
+  [step] = re.findall(r"Stopped and saved at step (\d+)", ended[0][1])
+  assert 15 <= int(step) < STEPS
+  assert (tmp_path / "checkpoints" / step).is_dir()
+
+  # One that is killed ends all.
+  processes = start_hosts(arguments, environment)
+  wait_for_step(tmp_path, int(step) + 15, processes)
+  processes[0].kill()
+  code, _, shown = end(processes)[1]
+  assert code == START_AGAIN, shown
   assert "Host 0 was lost" in shown
   assert "Traceback" not in shown
 
@@ -155,26 +170,6 @@ def test_a_killed_host_ends_all_and_the_run_goes_on_bit_for_bit(
   assert "Goes on from the checkpoint of step" in again[0][1]
   assert_same_weights(workdir, tmp_path)
   assert results(read_rows(workdir)) == results(read_rows(tmp_path))
-
-
-def test_a_stop_asked_of_one_host_stops_all_at_the_same_step(
-  by_two_hosts, digits_dir, environment, tmp_path
-):
-  workdir, _ = by_two_hosts
-  arguments = command(digits_dir, tmp_path, **SHARDED)
-  processes = start_hosts(arguments, environment)
-  wait_for_step(tmp_path, 15, processes)
-  processes[1].send_signal(signal.SIGTERM)
-
-  ended = end(processes)
-  assert [code for code, *_ in ended] == [START_AGAIN, START_AGAIN], ended
-  [step] = re.findall(r"Stopped and saved at step (\d+)", ended[0][1])
-  assert 15 <= int(step) < STEPS
-  assert (tmp_path / "checkpoints" / step).is_dir()
-
-  again = end(start_hosts(arguments, environment))
-  assert [code for code, *_ in again] == [DONE, DONE], again
-  assert_same_weights(workdir, tmp_path)
 
 
 def test_sigterm_before_the_others_are_there_is_a_stop_too(
@@ -290,30 +285,28 @@ def test_sweeps_take_one_host(digits_dir, environment, tmp_path):
 
 
 def test_a_run_begun_on_eight_devices_goes_on_on_two(
-  digits_dir, environment, tmp_path
+  by_one_host, digits_dir, environment, tmp_path
 ):
-  whole, parts = tmp_path / "whole", tmp_path / "parts"
-  done = run(command(digits_dir, whole), with_devices(environment, 8))
-  assert done.returncode == DONE, done.stderr
+  whole, _ = by_one_host
   begun = subprocess.Popen(
-    command(digits_dir, parts),
+    command(digits_dir, tmp_path),
     cwd=ROOT,
     env=with_devices(environment, 8),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
   )
-  wait_for_step(parts, 20, [begun])
+  wait_for_step(tmp_path, 20, [begun])
   begun.send_signal(signal.SIGTERM)
   assert end([begun])[0][0] == START_AGAIN
 
-  done = run(command(digits_dir, parts), with_devices(environment, 2))
-  assert done.returncode == DONE, done.stderr
+  done = run(command(digits_dir, tmp_path), with_devices(environment, 2))
 
+  assert done.returncode == DONE, done.stderr
   for one, other in zip(
-    results(read_rows(whole)), results(read_rows(parts)), strict=True
+    results(read_rows(whole)), results(read_rows(tmp_path)), strict=True
   ):
     np.testing.assert_allclose(
       one["train/loss"], other["train/loss"], rtol=1e-4
     )
-  weights.load(parts)
+  weights.load(tmp_path)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs on the digits: what they leave, and what cannot harm them."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -421,6 +423,17 @@ def test_two_runs_in_one_folder_do_not_get_into_each_others_way(
   with run_folder.locked(undisturbed):
     with pytest.raises(UserError, match="Another process trains in"):
       start.train(small(digits_dir), str(undisturbed))
+
+
+def test_a_folder_that_is_left_in_time_is_waited_for(tmp_path, caplog):
+  with contextlib.ExitStack() as other:
+    other.enter_context(run_folder.locked(tmp_path))
+    threading.Timer(0.5, other.close).start()
+
+    with run_folder.locked(tmp_path, wait=60):
+      pass
+
+  assert "Another process trains in" in caplog.text
 
 
 def test_what_a_stop_left_unevaluated_is_evaluated_when_the_run_goes_on(

@@ -6,6 +6,12 @@ import threading
 
 import numpy as np
 
+# Up to here an epoch's order is a table: 512 MiB and 15 s at most. Beyond, to
+# shuffle one holds the interpreter for minutes, in which the other hosts of a
+# run would take this one for lost.
+TABLE = 2**27
+_ROUNDS = 8  # four make a Feistel network as good as random; twice that
+
 
 class GlobalOrder:
   """Says which example stands at a position of the endless shuffled order.
@@ -31,20 +37,62 @@ class GlobalOrder:
     ids = np.empty_like(positions)
     for epoch in np.unique(epochs):
       inside = epochs == epoch
-      ids[inside] = self.permutation(int(epoch))[places[inside]]
+      ids[inside] = self.at(int(epoch), places[inside])
     return ids
 
-  def permutation(self, epoch: int) -> np.ndarray:
-    """Returns the example ids of an epoch in order, [examples]."""
+  def at(self, epoch: int, places: np.ndarray) -> np.ndarray:
+    """Returns the example ids at places [n] of an epoch's order, [n]."""
+    if self.examples > TABLE:
+      return permute(places, self.examples, self._bits(epoch))
     with self._lock:
-      return self._permutation(epoch)
+      return self._permutation(epoch)[places]
 
   def _permute(self, epoch: int) -> np.ndarray:
     # RandomState, because NumPy promises never to change what it draws.
-    bits = np.random.MT19937(np.random.SeedSequence([self.seed, epoch]))
-    ids = np.random.RandomState(bits).permutation(self.examples)
+    bits = np.random.MT19937(self._bits(epoch))
     # Half the memory, which every worker process takes for itself.
-    return ids.astype(np.uint32) if self.examples < 2**32 else ids
+    return np.random.RandomState(bits).permutation(self.examples).astype("u4")
+
+  def _bits(self, epoch: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence([self.seed, epoch])
+
+
+def permute(
+  places: np.ndarray, examples: int, seed: np.random.SeedSequence
+) -> np.ndarray:
+  """Where a pseudo-random permutation of range(examples) takes places.
+
+  A Feistel network permutes the numbers of 2 k bits, at most four times as
+  many as there are examples; what it takes too far it takes again, until it
+  comes back (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+
+  Args:
+    places: int64 [n], each in [0, examples).
+    examples: how many there are, at least 2.
+    seed: of the permutation.
+
+  Returns:
+    int64 [n], each in [0, examples).
+  """
+  bits = np.uint64(((examples - 1).bit_length() + 1) // 2)
+  low = (np.uint64(1) << bits) - np.uint64(1)
+  keys = seed.generate_state(_ROUNDS, np.uint64)
+  ids = places.astype(np.uint64)
+  outside = np.arange(len(ids))
+  while len(outside):
+    left, right = ids[outside] >> bits, ids[outside] & low
+    for key in keys:
+      left, right = right, left ^ (_hash(right ^ key) & low)
+    ids[outside] = (left << bits) | right
+    outside = outside[ids[outside] >= examples]
+  return ids.astype(np.int64)
+
+
+def _hash(x: np.ndarray) -> np.ndarray:
+  """SplitMix64's mixing of uint64 [n] (Steele, Lea and Flood, 2014)."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
 
 
 def augmentation_rng(seed: int, position: int) -> np.random.Generator:

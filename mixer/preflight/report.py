@@ -83,12 +83,18 @@ def _machine(report: Report) -> Iterator[str]:
     f"{plan.config.batch:,} = {topology.devices:,} devices x {plan.per_device} "
     f"x {plan.accumulation} accumulated; {plan.total_steps:,} steps",
   )
-  if report.compiled_for is not topology:
-    yield _line(
-      "stand-in",
-      f"memory and bytes are those of {report.compiled_for.name} at as many "
-      f"images per device: of {chip.name} no compiler is at hand",
+  stand_in = report.compiled_for
+  if stand_in is not topology:
+    text = (
+      f"memory and bytes are those of {stand_in.name} at as many images per "
+      f"device: of {chip.name} no compiler is at hand"
     )
+    if plan.config.shard_optimizer_state:
+      text += (
+        f"; the optimizer's state is shared by {stand_in.devices} devices "
+        f"there, not by {topology.devices}"
+      )
+    yield _line("stand-in", text)
 
 
 def _memory(report: Report) -> str:

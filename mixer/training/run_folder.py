@@ -11,16 +11,21 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from mixer.config import default
 from mixer.config_check import differences, to_dict
 from mixer.errors import UserError
 from mixer.whole_file import whole_file
+
+_LOCK_SECONDS = 1.0  # between two tries
 
 PACKAGES = (
   "jax",
@@ -65,26 +70,46 @@ def make_folder(workdir: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
   """Keeps other processes from training in the folder; a kill unlocks it.
+
+  Args:
+    path: the run's folder.
+    wait: seconds to try; a file server may take minutes to see that the host
+      that held the lock is gone.
 
   Raises:
     UserError: another process does so now.
   """
+  deadline = time.monotonic() + wait
+  taken = (
+    f"Another process trains in {path}: wait for it to end, or choose another "
+    "--workdir."
+  )
   with (path / ".lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-        raise UserError(
-          f"The file system of {path} has no locks ({error.strerror}): mount "
-          "it with them, or choose another --workdir."
-        ) from error
-      raise UserError(
-        f"Another process trains in {path}: wait for it to end, or choose "
-        "another --workdir."
-      ) from error
+    said = False
+    while not _lock(file, path):
+      if time.monotonic() >= deadline:
+        raise UserError(taken)
+      if not said:
+        logging.warning("%s Trying for %g s.", taken, wait)
+        said = True
+      time.sleep(_LOCK_SECONDS)
     yield
+
+
+def _lock(file: IO, path: Path) -> bool:
+  """Whether it could be locked."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+      raise UserError(
+        f"The file system of {path} has no locks ({error.strerror}): mount "
+        "it with them, or choose another --workdir."
+      ) from error
+    return False
+  return True
 
 
 def take_over(path: Path, config: ConfigDict):

@@ -54,7 +54,9 @@ def train(
     folder = meet(hosts, config, workdir)
     with hosts.together():
       if hosts.is_first:
-        stack.enter_context(run_folder.locked(folder))
+        # Of a host that was lost, the lock may be left for a while.
+        wait = cluster.wait if cluster.hosts > 1 else 0.0
+        stack.enter_context(run_folder.locked(folder, wait=wait))
       interrupted = stack.enter_context(interruption.guard())
     begins = not Checkpoints(folder / CHECKPOINTS).steps
     [begins, *_] = hosts.gather(begins)

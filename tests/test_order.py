@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of examples: a permutation for every seed and epoch."""
+
+import collections
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from mixer.data.order import GlobalOrder, permute
+
+
+@pytest.mark.parametrize("examples", [1, 10, 1437])
+def test_each_epoch_is_another_permutation(examples):
+  epochs = GlobalOrder(examples, seed=3)(np.arange(4 * examples)).reshape(
+    4, examples
+  )
+
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(examples))
+  if examples > 1:
+    assert len(np.unique(epochs, axis=0)) == 4
+
+
+def test_every_example_comes_first_equally_often():
+  first = [GlobalOrder(8, seed)(np.arange(8 * 50))[::8] for seed in range(50)]
+
+  counts = np.bincount(np.concatenate(first), minlength=8)
+
+  assert counts.min() > 312 - 80
+  assert counts.max() < 312 + 80
+
+
+def test_neighbouring_seeds_share_no_epoch():
+  orders = [GlobalOrder(100, seed)(np.arange(500)) for seed in range(4)]
+
+  epochs = np.concatenate(orders).reshape(20, 100)
+
+  assert len(np.unique(epochs, axis=0)) == 20
+
+
+@pytest.mark.parametrize("examples", [2, 5, 1000, 4096, 65_537])
+def test_an_order_without_a_table_has_every_example_once(examples):
+  places = np.arange(examples)
+
+  ids = permute(places, examples, np.random.SeedSequence([3, 1]))
+
+  np.testing.assert_array_equal(np.sort(ids), places)
+
+
+def test_orders_without_a_table_are_as_even_as_chance():
+  """Where two neighbours go, in 10 x 10 parts of 100 places: chi-squared."""
+  pairs = collections.Counter(
+    tuple(permute(np.arange(41, 43), 100, np.random.SeedSequence([seed, 0])))
+    for seed in range(20_000)
+  )
+  counts = np.zeros((10, 10))
+  for (one, other), times in pairs.items():
+    counts[one // 10, other // 10] += times
+
+  # Two are never at the same place.
+  places = np.full((10, 10), 100) - 10 * np.eye(10)
+  expected = 20_000 * places / places.sum()
+
+  assert scipy.stats.chisquare(counts, expected, axis=None).pvalue > 1e-3
+
+
+def test_billions_of_examples_need_no_table():
+  billions = GlobalOrder(3_000_000_000, seed=0)
+  last = np.arange(3_000_000_000 - 4096, 3_000_000_000 + 4096)
+
+  ids = billions(last)
+
+  assert len(np.unique(ids[:4096])) == len(np.unique(ids[4096:])) == 4096
+  assert ids.max() < 3_000_000_000
+  np.testing.assert_array_equal(billions(last[100:200]), ids[100:200])
+  # Neighbours are as far apart as two of a billion are on average: a third.
+  assert np.abs(np.diff(ids)).mean() / 3e9 == pytest.approx(1 / 3, abs=0.02)
+  assert ids[:3].tolist() == [886943175, 2046816953, 2799677514]
+
+
+def test_the_order_of_a_seed_never_changes():
+  order = GlobalOrder(10, seed=0)(np.arange(20))
+
+  assert order[:10].tolist() == [6, 1, 0, 5, 3, 8, 7, 9, 2, 4]
+  assert order[10:].tolist() == [7, 3, 5, 0, 1, 4, 6, 8, 9, 2]

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compiled program moves and sends, and the time that this takes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.scaling.model import StepModel
+from mixer.preflight import compiler
+from mixer.preflight.collectives import Collective, read_collectives
+from mixer.preflight.program_text import parse_program
+from mixer.preflight.roofline import roofline, send_time
+from mixer.preflight.topology import parse
+from mixer.preflight.traffic import Traffic, read_traffic
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%all-reduce-scatter.2 (param_0: f32[1024]) -> f32[128] {
+  %all-reduce.9 = f32[1024]{0:T(1024)} all-reduce(%param_0), to_apply=%add
+  ROOT %dynamic-slice.3 = f32[128]{0} dynamic-slice(%all-reduce.9, %index)
+}
+
+ENTRY %main (p0: f32[8]) -> f32[8] {
+  %all-reduce.1 = (f32[768]{0:T(1024)}, /*index=1*/bf16[196,384]{1,0:T(8,128)(2,1)S(3)}) all-reduce(%a, %b), replica_groups={{0,1,2,3}}, to_apply=%add
+  %psum = f32[] all-reduce(%loss), channel_id=1, to_apply=%add
+  %reduce-scatter.1 = f32[16,4]{1,0} reduce-scatter(%c), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+  %reduce-scatter.2 = f32[16,4]{1,0} reduce-scatter(%c), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
+  %all-gather-start.1 = (f32[16]{0}, f32[128]{0}) all-gather-start(%d), replica_groups={}, dimensions={0}
+  %all-gather-done.1 = f32[128]{0} all-gather-done(%all-gather-start.1)
+  %collective-permute-start.1 = (u8[1,224,224,3]{2,1,3,0:T(8,128)(4,1)S(3)}, u8[1,224,224,3]{2,1,3,0:T(8,128)(4,1)S(3)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%e), source_target_pairs={{0,1},{1,0}}
+  %collective-permute-done.1 = u8[1,224,224,3]{2,1,3,0:T(8,128)(4,1)S(3)} collective-permute-done(%collective-permute-start.1)
+  %all-reduce-start.1 = (f32[10]{0}, pred[3]{0}) all-reduce-start(%f, %g), to_apply=%add
+  %all-reduce-done.1 = (f32[10]{0}, pred[3]{0}) all-reduce-done(%all-reduce-start.1)
+  %fusion.4 = f32[128]{0} fusion(%p0), kind=kCustom, calls=%all-reduce-scatter.2, metadata={op_name="all-reduce(x)"}
+  ROOT %copy = f32[8]{0} copy(%p0), metadata={op_name="jit(f)/all-gather(x)"}
+}
+"""  # noqa: E501
+
+
+def test_collectives_are_read_from_the_program_with_their_bytes():
+  assert read_collectives(parse_program(PROGRAM), devices=8) == [
+    Collective("reduce-scatter", 4 * 1024),  # a fusion that keeps a slice
+    Collective("all-reduce", 4 * 768 + 2 * 196 * 384),
+    Collective("all-reduce", 4),
+    Collective("reduce-scatter", 4 * 16 * 4 * 4),
+    Collective("reduce-scatter", 4 * 16 * 4 * 4),
+    Collective("all-gather", 4 * 128),
+    Collective("collective-permute", 224 * 224 * 3),
+    Collective("all-reduce", 4 * 10 + 3),
+  ]
+
+
+def test_the_collectives_of_a_compiled_program_are_found():
+  def step(x):
+    x = jax.lax.psum(x, "batch") + jax.lax.all_gather(x, "batch").sum(0)
+    ring = [(i, (i + 1) % 8) for i in range(8)]
+    return jax.lax.ppermute(x, "batch", ring)
+
+  shape = jax.ShapeDtypeStruct((8, 5, 3), jnp.float32)
+  compiled = jax.pmap(step, axis_name="batch").lower(shape).compile()
+  program = compiler.read_program(compiled, 8, 0.0)
+
+  assert sorted((c.kind, c.bytes) for c in program.collectives) == [
+    ("all-gather", 8 * 60),
+    ("all-reduce", 60),
+    ("collective-permute", 60),
+  ]
+  assert program.arguments == 60
+
+
+def test_only_what_the_memory_gives_or_takes_counts_as_traffic():
+  program = parse_program("""\
+%body (p: (s32[], f32[100])) -> (s32[], f32[100]) {
+  %p = (s32[], f32[100]{0}) parameter(0)
+  %x = f32[100]{0} get-tuple-element(%p), index=1
+  ROOT %y = f32[100]{0:T(256)} fusion(%x), kind=kLoop, calls=%fused
+}
+
+%fused (a: f32[100]) -> f32[100] {
+  ROOT %hidden = f32[100]{0} add(%a, %a)
+}
+
+ENTRY %main (p0: f32[64,4]) -> f32[100] {
+  %p0 = f32[64,4]{1,0} parameter(0)
+  %slice-start = ((f32[64,4]{1,0}), f32[16,4]{1,0:S(1)}, u32[]) slice-start(%p0)
+  %slice-done = f32[16,4]{1,0:S(1)} slice-done(%slice-start)
+  %copy-start = (f32[64,4]{1,0:S(3)}, f32[64,4]{1,0}, u32[]) copy-start(%p0)
+  %near = f32[16,4]{1,0:S(1)} fusion(%slice-done), calls=%fused
+  %far = bf16[16,4]{1,0} fusion(%near), calls=%fused
+  %loop = (s32[], f32[100]{0}) while(%t), condition=%c, body=%body
+  ROOT %out = f32[100]{0} get-tuple-element(%loop), index=1
+}
+""")
+
+  found = read_traffic(program)
+
+  assert found == Traffic(
+    outside=4 * 64 + 4 * 256 + 2 * 64,  # a slice in, a copy in, a result out
+    inside=4 * 100 + 4 * 100,
+  )
+
+
+def test_the_traffic_of_a_compiled_product_is_its_factors_and_its_result():
+  shapes = (
+    jax.ShapeDtypeStruct((300, 200), jnp.float32),
+    jax.ShapeDtypeStruct((200, 100), jnp.float32),
+  )
+  compiled = jax.jit(jnp.dot).lower(*shapes).compile()
+  program = compiler.read_program(compiled, 1, 0.0)
+
+  assert program.traffic == Traffic(4 * (60_000 + 20_000 + 30_000), 0)
+  assert program.traffic.outside == program.bytes_accessed
+
+
+def test_the_roofline_is_what_one_computes_by_hand():
+  machine = parse("v3-2048")  # 32 x 32 chips: both axes are rings
+  gradients = Collective("all-reduce", 300_000_000)
+
+  found = roofline(
+    machine, flops=61.5e9, bytes_moved=900e6, collectives=[gradients]
+  )
+
+  assert found.compute == pytest.approx(1e-3)  # 61.5 TFLOP/s a core
+  assert found.memory == pytest.approx(2e-3)  # 450 GB/s a core
+  one_way = 340e12 / 1024
+  assert found.communication == pytest.approx(2 * 0.3e9 * 1023 / 1024 / one_way)
+  assert found.step == found.memory + found.communication
+  assert found.limit == "memory"
+
+
+def test_a_slice_that_is_no_torus_uses_fewer_of_its_links():
+  assert parse("v3-2048").links_used == 1.0
+  assert parse("v3-128").links_used == 0.5  # a mesh of 8 x 8
+  assert parse("v3-1024").links_used == 0.75  # 16 x 32: one axis closes
+  assert parse("v4:4x4x4").links_used == 1.0
+  assert parse("v4:2x2x4").links_used == 0.5
+  assert parse("v4:2x2x1").links_used == pytest.approx(2 / 6)
+  assert parse("v5e:1x1").links_used == 0.0
+  gradients = Collective("all-reduce", 10**9)
+  mesh = send_time(gradients, parse("v3-128"))
+  assert mesh == pytest.approx(2e9 * 63 / 64 / (340e12 / 1024 / 2))
+
+
+def test_gpus_of_several_hosts_send_their_share_over_the_network():
+  size = 800e6
+
+  within = send_time(Collective("all-reduce", size), parse("gpu:h100x8"))
+  across = send_time(Collective("all-reduce", size), parse("gpu:h100x16"))
+
+  assert within == pytest.approx(2 * size * 7 / 8 / 450e9)
+  assert across - within == pytest.approx(2 * (size / 8) * 1 / 2 / 50e9)
+
+
+def test_one_chip_sends_nothing():
+  gradients = Collective("all-reduce", 10**9)
+
+  assert send_time(gradients, parse("v5e:1x1")) == 0.0
+  assert send_time(gradients, parse("gpu:h200x1")) == 0.0
+
+
+def test_a_reduce_scatter_and_an_all_gather_take_as_long_as_an_all_reduce():
+  machine = parse("v4:4x4x8")
+  times = {
+    kind: send_time(Collective(kind, 10**9), machine)
+    for kind in ("all-reduce", "reduce-scatter", "all-gather")
+  }
+
+  apart = times["reduce-scatter"] + times["all-gather"]
+  assert apart == pytest.approx(times["all-reduce"])
+
+
+def test_scaling_lines_are_those_of_two_reports():
+  def report(images):
+    return {
+      "per_device": images,
+      "estimate": {"flops": 5e9 * images, "bytes_moved": 7e9 + 1e8 * images},
+      "training": {
+        "collectives": [
+          {"kind": "all-reduce", "bytes": 300_000_000},
+          {"kind": "collective-permute", "bytes": 999},
+        ]
+      },
+    }
+
+  model = StepModel.fit(report(32), report(64))
+
+  assert model == StepModel(5e9, 7e9, 1e8, 300_000_000)
+  machine = parse("v4:4x4x4")
+  found = model.step(machine, 100)
+  assert found.compute == pytest.approx(5e11 / 275e12)
+  assert found.memory == pytest.approx(17e9 / 1200e9)
+
+
+def test_the_images_that_cover_the_communication_do_so_and_one_less_does_not():
+  machine = parse("v4:2x2x4")
+  model = StepModel(
+    flops_per_image=75e9,
+    traffic_fixed=1e9,
+    traffic_per_image=2e8,
+    gradient_bytes=300_000_000,
+  )
+
+  images = model.covering_images(machine, share=0.1)
+
+  for n, is_covered in ((images, True), (images - 1, False)):
+    found = model.step(machine, n)
+    work = max(found.compute, found.memory)
+    assert (found.communication <= 0.1 * work) == is_covered
+  assert images > 2
