@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one chip to a Pod: the tables of docs/scaling.md.
+"""From one chip to a Pod: the figures of docs/scaling.md.
 
 python -m benchmarks.scaling [--models=B/16,L/16,H/14]
 
 Compiles each model twice for four v4 chips (1 to 3 minutes each on two cores,
 with libtpu) and computes the rest from the chip's published peaks. What is in
-results/scaling.json is not compiled again.
+results/scaling.json is not compiled again. Writes results/scaling.md beside it.
 """
 
 import argparse
@@ -77,7 +77,10 @@ def scale(models: list[str], file: Path) -> str:
           aside.write_text(json.dumps(cells, indent=1) + "\n")
       reports.append(cells[cell])
     sections.append(_section(model, StepModel.fit(*reports)))
-  return "\n\n".join(sections)
+  text = "\n\n".join(sections)
+  with whole_file(file.with_suffix(".md")) as aside:
+    aside.write_text(f"{text}\n")
+  return text
 
 
 def _section(name: str, model: StepModel) -> str:
