@@ -66,8 +66,21 @@ class Estimate:
     return self.images_per_second * self.model_flops / peak
 
 
-def estimate(plan: Plan, topology: Topology, program: Program) -> Estimate:
-  """Of a plan whose update was compiled, for these devices or for others."""
+def estimate(
+  plan: Plan,
+  topology: Topology,
+  program: Program,
+  *,
+  compiled_for: Topology | None = None,
+) -> Estimate:
+  """Of a plan whose update was compiled.
+
+  Args:
+    plan: for the devices of `topology`.
+    topology: what is asked about.
+    program: the update.
+    compiled_for: if another machine, whose seconds say nothing.
+  """
   parts = plan.accumulation
   # The compiler counts the body of a loop once. Products are all inside.
   traffic = program.traffic
@@ -80,6 +93,8 @@ def estimate(plan: Plan, topology: Topology, program: Program) -> Estimate:
     collectives=program.collectives,
   )
   seconds = program.seconds
+  if compiled_for not in (None, topology):
+    seconds = None
   if parts > 1 and seconds is not None:
     # The optimizer, outside the loop, waits for memory alone.
     chip = topology.chip
