@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
-from mixer.models import mixer, vit
+from mixer.models import bit, mixer, vit
 
 
 class Family(NamedTuple):
@@ -26,6 +26,7 @@ class Family(NamedTuple):
 FAMILIES = {
   "Mixer": Family(mixer.MlpMixer, mixer.VARIANTS, mixer.COLUMNS),
   "ViT": Family(vit.VisionTransformer, vit.VARIANTS, vit.COLUMNS),
+  "BiT": Family(bit.BitResNet, bit.VARIANTS, bit.COLUMNS),
 }
 
 
