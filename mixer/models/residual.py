@@ -71,7 +71,8 @@ class Residual(nn.Module):
       branch = branch * scale
     if keys is None or not self.drop_path:
       return branch
-    kept = draw_kept(keys, 6 * self.index + site + 1, self.drop_path, (1, 1))
+    ones = (1,) * (branch.ndim - 1)
+    kept = draw_kept(keys, 6 * self.index + site + 1, self.drop_path, ones)
     # The authors' code leaves the branches that stay as they are.
     scale = 1 / (1 - self.drop_path) if self.rescale else 1.0
     return branch * (kept * scale)
