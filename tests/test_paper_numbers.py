@@ -108,11 +108,13 @@ def test_the_footnote_is_not_the_table():
 
 def test_what_is_extrapolated_and_what_is_private_is_marked():
   marked = {row.name for row in TABLE_3 if row.extrapolated}
+  of_table_2 = [row.name for row in TABLE_2 if row.extrapolated]
   private = {row.name for row in TABLE_3 if row.private}
 
   assert marked == {x for x in ROWS if x.startswith(("i1k/", "i21k/"))}
   assert private == {x for x in marked if "ViT" in x}
   assert len(private) == 4
+  assert of_table_2 == ["table2/i21k/Mixer-L_16-448"]
 
 
 def test_names_are_apart_and_count_as_many_as_the_tables_have_rows():

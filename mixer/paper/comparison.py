@@ -14,12 +14,19 @@ _TITLES = {
   3: "Table 3: all models, by data of pre-training",
 }
 _INTRO = {
-  2: "Means of three fine-tuning runs, deviation below 0.1 (paper). Mixers are "
-  "evaluated on images squeezed to squares: table 3 has other numbers for "
-  "Mixer-L/16 at 448 px, whose evaluation keeps the aspect ratio.",
-  3: "Means of three fine-tuning runs, deviation below 0.15 (paper). Footnote "
-  "2 of the paper quotes Mixer-L/16 of i21k with 82.84 and 420 img/s/core.",
+  2: "Accuracies in per cent; the paper's are means of three fine-tuning runs, "
+  "deviation below 0.1. Mixers are evaluated on images squeezed to squares: "
+  "table 3 has other numbers for Mixer-L/16 at 448 px, where evaluation keeps "
+  "the aspect ratio.",
+  3: "Accuracies in per cent; the paper's are means of three fine-tuning runs, "
+  "deviation below 0.15. Its footnote 2 quotes Mixer-L/16 of ImageNet-21k with "
+  "82.84 and 420 img/s/core.",
 }
+_UNITS = (
+  "Images/s: in the paper of one TPUv3 core, here of the device that the note "
+  "names. Core-days are of TPUv3, in thousands; device-days of the devices that "
+  "the note names."
+)
 _HEADINGS = {
   (2, "i21k"): "ImageNet-21k (public)",
   (2, "JFT-300M"): "JFT-300M (proprietary)",
@@ -33,10 +40,10 @@ _ACCURACIES = {
   3: ("imagenet", "real", "average5"),
 }
 _HEADS = {
-  "imagenet": "ImNet, %",
-  "real": "ReaL, %",
-  "average5": "Avg 5, %",
-  "vtab": "VTAB, %",
+  "imagenet": "ImNet",
+  "real": "ReaL",
+  "average5": "Avg 5",
+  "vtab": "VTAB",
 }
 
 
@@ -56,7 +63,7 @@ def page(number: int, results: Path) -> Page:
   columns += [("", "px"), ("", "epochs")] if number == 3 else []
   for name in _ACCURACIES[number]:
     columns += [(_HEADS[name], "paper"), (_HEADS[name], "here")]
-  columns += [("img/s/core", "paper"), ("img/s", "here")]
+  columns += [("images/s", "paper"), ("images/s", "here")]
   columns += [("core-days", "paper"), ("device-days", "here")]
   rows = {2: TABLE_2, 3: TABLE_3}[number]
   blocks = tuple(
@@ -79,7 +86,7 @@ def page(number: int, results: Path) -> Page:
   notes["What would fill the empty cells"] = missing.all()
   return Page(
     f"{_TITLES[number]} (MLP-Mixer, arXiv 2105.01601)",
-    (_INTRO[number],),
+    (_INTRO[number], _UNITS),
     tuple(tables),
     {heading: each for heading, each in notes.items() if each},
   )
@@ -92,7 +99,7 @@ def _row(
   missing: Notes,
   measured: Notes,
 ) -> tuple[Cell, ...]:
-  label = f"{row.model} (pc)" if row.private else row.model
+  label = f"{row.model} pc" if row.private else row.model
   line = [Cell(label)]
   if row.table == 3:
     line += cells(str(row.resolution), str(row.epochs))
@@ -141,12 +148,12 @@ def _rate(value: float) -> str:
 
 
 def _accuracy_note(cell: records.Cell) -> str:
-  if cell.deviation is None:
-    runs = "one run" if cell.runs == 1 else f"mean of {cell.runs} runs"
-    return f"{runs}; {_origin(cell)}"
-  return (
-    f"mean of {cell.runs} runs, deviation {cell.deviation:.2f}; {_origin(cell)}"
-  )
+  runs = "one run" if cell.runs == 1 else f"mean of {cell.runs} runs"
+  if cell.deviation is not None:
+    runs += f", deviation {cell.deviation:.2f}"
+  if source := cell.record.get("upstream"):
+    runs += f", fine-tuned from {next(iter(source.values()))}"
+  return f"{runs}; {_origin(cell)}"
 
 
 def _cost_note(cell: records.Cell) -> str:
@@ -187,21 +194,16 @@ def _speed_note(best: Throughput) -> str:
 
 
 def _paper_marks(number: int) -> tuple[Note, ...]:
-  if number == 2:
-    return (
-      Note("-", "The paper has no number."),
-      Note(
-        "k",
-        "Thousands of TPUv3 core-days. That of Mixer-L/16 is extrapolated, as "
-        "table 3 says.",
-      ),
-    )
-  return (
-    Note("*", "Extrapolated from JFT-300M, without the extra regularisation."),
-    Note("k", "Thousands of TPUv3 core-days."),
-    Note("pc", "Private communication of the authors of ViT to the paper's."),
+  says = ", says table 3" if number == 2 else ""
+  marks = [
     Note("-", "The paper has no number."),
-  )
+    Note("*", f"Extrapolated from runs on JFT-300M{says}."),
+  ]
+  if number == 3:
+    marks.append(
+      Note("pc", "Told to the paper's authors by those of ViT in private.")
+    )
+  return tuple(marks)
 
 
 def _ratios(speeds: Throughputs, measured: Notes) -> list[Table]:

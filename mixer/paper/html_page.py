@@ -24,8 +24,7 @@ th, td { padding: 0.2rem 0.55rem; text-align: right; }
 th { font-weight: 600; }
 .left { text-align: left; }
 .starts { border-left: 1px solid var(--line); }
-thead tr:first-child th { text-align: center; }
-thead tr:first-child th.left { text-align: left; }
+th.over { text-align: center; }
 thead { border-bottom: 2px solid var(--line); }
 th.block {
   text-align: left; border-top: 1px solid var(--line); background: var(--soft);
@@ -42,6 +41,7 @@ pre {
   font-size: 0.85rem;
 }
 a { color: inherit; }
+.missing { opacity: 0.6; text-decoration: none; }
 sup { line-height: 0; }
 """.strip()
 
@@ -86,9 +86,8 @@ def _table(table: Table) -> Iterator[str]:
   if any(group for group, _ in table.columns):
     cells, column = [], 0
     for group, count in groups(table.columns):
-      cells.append(
-        f'<th{classes(column)} colspan="{count}">{escape(group)}</th>'
-      )
+      kind = ' class="over starts"' if group else ""
+      cells.append(f'<th{kind} colspan="{count}">{escape(group)}</th>')
       column += count
     yield f"<tr>{''.join(cells)}</tr>"
   names = (
@@ -112,8 +111,9 @@ def _cell(cell: Cell) -> str:
   if not cell.mark:
     return escape(cell.text)
   mark = escape(cell.mark)
-  text = escape(cell.text) if cell.text else "&ndash;"
-  return f'{text}<sup><a href="#note-{mark}">{mark}</a></sup>'
+  if not cell.text:
+    return f'<a class="missing" href="#note-{mark}">({mark})</a>'
+  return f'{escape(cell.text)}<sup><a href="#note-{mark}">{mark}</a></sup>'
 
 
 def _note(note: Note) -> str:

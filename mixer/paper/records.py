@@ -27,7 +27,7 @@ class Cell:
   Attributes:
     value: in per cent; of core-days, devices x days.
     record: as in the file.
-    file: relative to the folder of results.
+    file: where it stands, from the folder of results on.
     deviation: of single runs, in per cent; None of one run.
     runs: over which `value` is the mean.
     device_days: of core-days, by the kind of device.
@@ -62,7 +62,7 @@ def read(results: Path, row: Row) -> dict[str, Cell]:
         cells[name] = Cell(
           value=sum(days.values()) if name == CORE_DAYS else cell["value"],
           record=record,
-          file=str(file.relative_to(results)),
+          file=str(file.relative_to(results.parent)),
           deviation=cell.get("deviation"),
           runs=cell.get("runs", 1),
           device_days=days,

@@ -15,7 +15,7 @@ COMMAND = "python -m benchmarks.throughput"
 class Throughput:
   """The best over batch sizes of a model on a device, as in the paper.
 
-  file: relative to the folder of results.
+  file: where it stands, from the folder of results on.
   batch: images at once, with which it was the best of those measured.
   """
 
@@ -39,7 +39,7 @@ def read(results: Path) -> Throughputs:
   """
   best = {}
   for file in sorted((results / FOLDER).glob("*.json")):
-    for key, each in _read_file(file, str(file.relative_to(results))):
+    for key, each in _read_file(file, str(file.relative_to(results.parent))):
       of_devices = best.setdefault(key, {})
       before = of_devices.get(each.device)
       if not before or each.images_per_second > before.images_per_second:

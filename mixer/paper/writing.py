@@ -134,7 +134,7 @@ def to_markdown(page: Page) -> str:
     parts.append(f"## {heading}")
     parts += [
       "\n".join(
-        [f"- **{note.mark}** {note.text}"]
+        [f"- **{_escaped(note.mark)}** {note.text}"]
         + [f"  `{command}`" for command in note.commands]
       )
       for note in notes
@@ -143,9 +143,7 @@ def to_markdown(page: Page) -> str:
 
 
 def _heads(table: Table) -> list[str]:
-  return [
-    ", ".join(filter(None, (group, name))) for group, name in table.columns
-  ]
+  return [" ".join(filter(None, column)) for column in table.columns]
 
 
 def _markdown_rows(blocks: Sequence[Block]) -> list[list[str]]:
@@ -154,8 +152,13 @@ def _markdown_rows(blocks: Sequence[Block]) -> list[list[str]]:
     if block.heading:
       rest = [""] * (len(block.rows[0]) - 1)
       rows.append([f"*{block.heading}*", *rest])
-    rows += [[_plain(cell) for cell in row] for row in block.rows]
+    rows += [[_escaped(_plain(cell)) for cell in row] for row in block.rows]
   return rows
+
+
+def _escaped(text: str) -> str:
+  """Asterisks that are to be seen."""
+  return text.replace("*", r"\*")
 
 
 FORMATS: dict[str, Callable[[Page], str]] = {
