@@ -28,6 +28,7 @@ RECIPES = [
   *(("pretrain_i21k", variant) for variant in VARIANTS),
   *(("pretrain_i1k", variant) for variant in VARIANTS),
   ("pretrain_i1k", "B/16,epochs=60"),
+  ("pretrain_i1k", "B/16,extra=True"),
   *(("finetune", f"dataset={name}") for name in DATA_SETS),
   *(("finetune", f"dataset={name},full=True") for name in DATA_SETS),
   ("finetune", "dataset=imagenet2012,model=Mixer-L/16,res=448,eval=resize"),

@@ -24,8 +24,8 @@ _INTRO = {
 }
 _UNITS = (
   "Images/s: in the paper of one TPUv3 core, here of the device that the note "
-  "names. Core-days are of TPUv3, in thousands; device-days of the devices that "
-  "the note names."
+  "names. Core-days are of TPUv3, in thousands; device-days of the devices "
+  "that the note names."
 )
 _HEADINGS = {
   (2, "i21k"): "ImageNet-21k (public)",

@@ -10,7 +10,7 @@ from mixer.paper.numbers import SETTINGS, TABLE_4, Settings
 from mixer.paper.page import Block, Cell, Note, Page, Table, cells
 from mixer.paper.protocols import Recipe
 
-_RECIPES = {
+RECIPES = {
   ("B", "i1k"): Recipe("configs/pretrain_i1k.py", "B/16"),
   ("L", "i1k"): Recipe("configs/pretrain_i1k.py", "L/16"),
   ("B", "i21k"): Recipe("configs/pretrain_i21k.py", "B/16"),
@@ -38,8 +38,8 @@ _SECTION_3 = {
 
 
 def page() -> Page:
-  rows = [row for row in TABLE_4 if (row.models, row.data) in _RECIPES]
-  ours = [resolve(_RECIPES[row.models, row.data].config()) for row in rows]
+  rows = [row for row in TABLE_4 if (row.models, row.data) in RECIPES]
+  ours = [resolve(RECIPES[row.models, row.data].config()) for row in rows]
   columns = [("", "")]
   for row in rows:
     group = f"Mixer-{row.models}, {row.data}"
@@ -67,7 +67,7 @@ def page() -> Page:
     for field, label in _SECTION_3.items()
   )
   listed = "; ".join(
-    f"Mixer-{row.models} on {row.data}: {_RECIPES[row.models, row.data]}"
+    f"Mixer-{row.models} on {row.data}: {RECIPES[row.models, row.data]}"
     for row in rows
   )
   return Page(
