@@ -18,6 +18,7 @@ from mixer.paper import records
 from mixer.paper.__main__ import main
 from mixer.paper.protocols import Recipe
 from mixer.paper.record import record
+from mixer.training.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -159,6 +160,49 @@ def test_a_fine_tuned_run_counts_as_one(pretrained, recipe, tmp_path):
     UserError, match=r"learning_rate: one of \[0.01\] -> 0.02"
   ):
     record(ROW, str(tmp_path / "off"), tmp_path, protocol(recipe))
+
+
+@pytest.fixture(scope="module")
+def evaluated(pretrained, recipe, tmp_path_factory):
+  """What eval.py leaves of weights, which it thinks are the published ones."""
+  folder = tmp_path_factory.mktemp("evaluated") / "weights"
+  config = Recipe(str(recipe), "extra=True").config()
+  config.init = str(pretrained)
+  assert evaluate(config, str(folder)) == DONE
+  file = folder / "evaluation.json"
+  assert json.loads(file.read_text())["evaluated"] == config.init
+  file.write_text(
+    file.read_text().replace(str(pretrained), "imagenet1k/Mixer-B_16")
+  )
+  return folder
+
+
+def test_published_weights_are_judged_as_they_are(
+  evaluated, pretrained, recipe, tmp_path
+):
+  record(ROW, str(evaluated), tmp_path, protocol(recipe))
+
+  cells = records.read(tmp_path, ROW)
+  accuracy = read_rows(pretrained)[-1]["eval/val/accuracy"]
+  assert cells.keys() == {"imagenet", "real"}
+  assert cells["imagenet"].value == pytest.approx(100 * accuracy, abs=1e-4)
+  source = cells["imagenet"].record
+  assert source["weights"] == {"published": "imagenet1k/Mixer-B_16"}
+  assert (source["folder"], source["devices"]) == ("weights", ["8 x cpu"])
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"published": "sam/Mixer-B_16"}, "'sam/Mixer-B_16' -> 'imagenet1k/Mi"),
+    ({"is_pretrained_on_imagenet": False}, "is fine-tuned: offer a sweep"),
+  ],
+)
+def test_other_weights_than_the_published_are_refused(
+  changes, words, evaluated, recipe, tmp_path
+):
+  with pytest.raises(UserError, match=words):
+    record(ROW, str(evaluated), tmp_path, protocol(recipe, **changes))
 
 
 def test_a_new_record_takes_the_place_of_older_cells_alone(

@@ -97,6 +97,7 @@ def test_what_would_fill_a_cell_is_a_recipe_data_and_hours(results, capsys):
   text = one_line(show(capsys, 3, results))
 
   assert "--config=configs/pretrain_i1k.py:B/16,extra=True" in text
+  assert "eval.py --config=configs/evaluate.py:imagenet1k/Mixer-L_16" in text
   assert "0.15k TPUv3 core-days, that is 3,600 core-hours, 28.1 h" in text
   assert "Nothing can: JFT-300M is not public" in text
   assert "model=Mixer-L/16,res=448 --datasets=all" in text
@@ -162,6 +163,20 @@ def test_weights_of_another_pretraining_are_refused(source, words):
 
   with pytest.raises(ValueError, match=f"(?m){words}"):
     record.collect(row, protocol(row), found)
+
+
+@pytest.mark.parametrize("name", ["i1k/Mixer-B_16", "i1k/Mixer-L_16"])
+def test_the_recipe_of_evaluation_judges_as_table_3_does(name):
+  how = protocol(find(name))
+  config = recipes.load("evaluate", how.published)
+  mean = {"mean": 0.7644, "deviation": None, "runs": 1}
+  means = {"eval/val/accuracy": mean, "eval/real/accuracy": mean}
+  part = Part(to_dict(complete(config)), means)
+  found = Offered(Path("weights"), offered.EVALUATION, {"": part}, {})
+
+  [new] = record.collect(find(name), how, found)
+
+  assert new["cells"]["real"]["value"] == 76.44
 
 
 def test_a_file_is_known_by_its_place():

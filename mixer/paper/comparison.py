@@ -153,6 +153,8 @@ def _accuracy_note(cell: records.Cell) -> str:
     runs += f", deviation {cell.deviation:.2f}"
   if source := cell.record.get("upstream"):
     runs += f", fine-tuned from {next(iter(source.values()))}"
+  if weights := cell.record.get("weights"):
+    runs = f"the published {weights['published']} as it is"
   return f"{runs}; {_origin(cell)}"
 
 

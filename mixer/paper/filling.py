@@ -28,10 +28,10 @@ def mark(notes: Notes, row: Row, column: str) -> str:
   how = protocol(row)
   if how is None:
     return notes.mark(obstacle(row))
-  if column == "core_days" or (
-    how.is_pretrained_on_imagenet and column in ("imagenet", "real")
-  ):
+  if column == "core_days":
     return _pretraining(notes, row, how)
+  if how.is_pretrained_on_imagenet and column in ("imagenet", "real"):
+    return _published(notes, row, how)
   start = f"--config.init={how.published} --workdir=RUN"
   record = f"python -m mixer.paper record {row.name} --workdir=RUN"
   if column == "vtab":
@@ -62,6 +62,18 @@ def _at(row: Row) -> str:
   return f"{row.resolution} px{squeezed}, from {protocol(row).published}"
 
 
+def _published(notes: Notes, row: Row, how: Protocol) -> str:
+  """Weights that are judged as they were published, or a run of one's own."""
+  recipe = f"configs/evaluate.py:{how.published}"
+  return notes.mark(
+    f"ImNet and ReaL: {how.published} as it was published, in minutes on one "
+    "GPU; or a pre-training of one's own, as for the core-days. Data: "
+    f"{_REAL}.",
+    f"python eval.py --config={recipe} --workdir=DIR",
+    f"python -m mixer.paper record {row.name} --workdir=DIR",
+  )
+
+
 def _pretraining(notes: Notes, row: Row, how: Protocol) -> str:
   thousand = row.thousand_core_days
   hours = 1000 * thousand * _HOURS_PER_DAY
@@ -71,7 +83,7 @@ def _pretraining(notes: Notes, row: Row, how: Protocol) -> str:
     f"{' (extrapolated)' if row.data != 'JFT-300M' else ''}."
   )
   if how.is_pretrained_on_imagenet:
-    recipe, what = how.pretrain.more("extra=True"), "ImNet, ReaL and core-days"
+    recipe, what = how.pretrain.more("extra=True"), "Core-days, ImNet, ReaL"
     data = _REAL
   else:
     recipe, what, data = how.pretrain, "Core-days", "imagenet21k"

@@ -75,15 +75,30 @@ def finetuning(recipe: Recipe, part: Part, *, is_sweep: bool) -> list[str]:
   return problems
 
 
+def published(protocol: Protocol, part: Part) -> list[str]:
+  """Lists what keeps evaluated weights from being the row's published ones."""
+  init = part.config["init"]
+  if published_name(init) == protocol.published:
+    return []
+  return [f"init: {protocol.published!r} -> {init!r}"]
+
+
 def evaluator(recipe: Recipe, part: Part, name: str) -> list[str]:
   """Lists how an evaluator differs from the recipe's of that name."""
-  wanted = to_dict(complete(recipe.config()))["evals"].get(name, {})
-  found = _completed(part)["evals"].get(name, {})
+  wanted, found = to_dict(complete(recipe.config())), _completed(part)
+  old, new = _evaluator(wanted, name), _evaluator(found, name)
   return [
-    f"evals.{name}.{key}: {wanted.get(key)!r} -> {found.get(key)!r}"
+    f"evals.{name}.{key}: {old[key]!r} -> {new[key]!r}"
     for key in _EVALUATOR
-    if wanted.get(key) != found.get(key)
+    if old[key] != new[key]
   ]
+
+
+def _evaluator(config: dict, name: str) -> dict:
+  """What it judges by; without a data set it takes that of training."""
+  options = config["evals"].get(name, {})
+  found = {key: options.get(key) for key in _EVALUATOR}
+  return found | {"name": found["name"] or config["data"]["name"]}
 
 
 def upstream(

@@ -13,10 +13,12 @@ from mixer import config as schema
 from mixer.errors import UserError
 from mixer.paper.device_days import device_days
 from mixer.sweep.report import JSON
+from mixer.training import run_folder
 from mixer.training.log import read_rows
 from mixer.weights import RUN_FILE
 
 RUN, SWEEP, SWEEPS = "run", "sweep", "sweeps"
+EVALUATION = "evaluation"  # by eval.py, of weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Offered:
 
   Attributes:
     folder: of the run or the sweep.
-    kind: RUN, SWEEP, or SWEEPS on several data sets.
+    kind: RUN, SWEEP, SWEEPS on several data sets, or EVALUATION.
     parts: data set -> its part; one part, of name "", but for SWEEPS.
     without: data sets on which SWEEPS have no result.
     origin: "date", "git_commits", "git_changes" and "devices", as recorded.
@@ -76,6 +78,9 @@ def read(workdir: str | os.PathLike) -> Offered:
   if (folder / "config.json").is_file():
     with _reading(folder / "config.json"):
       return _run(folder)
+  if (folder / run_folder.EVALUATION).is_file():
+    with _reading(folder / run_folder.EVALUATION):
+      return _evaluation(folder)
   if any(folder.glob("*/config.json")) or any(folder.glob(f"*/{JSON}")):
     raise UserError(
       f"The sweep in {folder} has not ended: give its command again, which "
@@ -100,11 +105,7 @@ def _run(folder: Path) -> Offered:
       f"The run in {folder} has come to step {step:,} of {total or 0:,}: let "
       "it finish, the same command goes on."
     )
-  means = {
-    name: {"mean": value, "deviation": None, "runs": 1}
-    for name, value in rows[-1].items()
-    if name.startswith("eval/")
-  }
+  means = _of_one(rows[-1])
   starts = _starts(folder)
   return Offered(
     folder,
@@ -113,6 +114,20 @@ def _run(folder: Path) -> Offered:
     _origin(starts),
     device_days=device_days(rows, starts, options.batch),
   )
+
+
+def _evaluation(folder: Path) -> Offered:
+  found = _json(folder / run_folder.EVALUATION)
+  part = Part(found["config"], _of_one(found["results"]))
+  return Offered(folder, EVALUATION, {"": part}, _origin([found]))
+
+
+def _of_one(results: dict[str, float]) -> dict[str, dict]:
+  return {
+    name: {"mean": value, "deviation": None, "runs": 1}
+    for name, value in results.items()
+    if name.startswith("eval/")
+  }
 
 
 def _sweep(folder: Path) -> Offered:

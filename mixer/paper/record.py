@@ -77,6 +77,8 @@ def collect(row: Row, how: Protocol, found: Offered) -> list[dict]:
   if found.kind == offered.SWEEPS:
     return of_several(row, how, found)
   [part] = found.parts.values()
+  if found.kind == offered.EVALUATION:
+    return [_of_published(row, how, found, part)]
   if found.kind == offered.RUN and not part.config["init"]:
     return [_of_pretraining(row, how, found, part)]
   recipe = imagenet(how.finetune)
@@ -94,6 +96,21 @@ def collect(row: Row, how: Protocol, found: Offered) -> list[dict]:
     learning_rate=part.learning_rate,
   )
   return [record, *of_upstream(run)]
+
+
+def _of_published(row: Row, how: Protocol, found: Offered, part: Part) -> dict:
+  """Accuracies of the weights that the row's authors published."""
+  if not how.is_pretrained_on_imagenet:
+    raise UserError(
+      f"{found.folder} is an evaluation of weights as they are, and the row "
+      f"{row.name} is fine-tuned: offer a sweep of {imagenet(how.finetune)}."
+    )
+  recipe = how.pretrain.more("extra=True")
+  refuse(row, found, recipe, matching.published(how, part))
+  cells = accuracies(row, found, recipe, part, PRETRAINED)
+  return to_record(
+    found, part.config, cells, weights={"published": how.published}
+  )
 
 
 def _of_pretraining(
