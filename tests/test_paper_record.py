@@ -109,7 +109,8 @@ def test_a_sweep_on_imagenet_gives_mean_deviation_and_its_upstreams_cost(
 def test_the_mean_over_data_sets_has_the_deviation_of_the_seeds_means(
   swept, recipe, tmp_path
 ):
-  record(ROW, str(swept), tmp_path, protocol(recipe))
+  how = protocol(recipe, is_pretrained_on_imagenet=False)
+  record(ROW, str(swept), tmp_path, how)
 
   finals = [read_found(swept / name)["final"] for name in paper_runs.DATA_SETS]
   by_seed = [
@@ -216,12 +217,21 @@ def test_a_new_record_takes_the_place_of_older_cells_alone(
 
   folders = {name: cell.record["folder"] for name, cell in cells.items()}
   assert folders == {
-    "imagenet": swept.name,
+    "imagenet": pretrained.name,
     "average5": swept.name,
     "real": pretrained.name,
     "core_days": pretrained.name,
   }
-  assert len(recorded(tmp_path)["records"]) == 3
+  record(ROW, str(swept / "imagenet2012"), tmp_path, how)
+  imagenet = records.read(tmp_path, ROW)["imagenet"]
+  assert imagenet.record["folder"] == "imagenet2012"
+  cells = [tuple(x["cells"]) for x in recorded(tmp_path)["records"]]
+  assert sorted(cells) == [
+    ("average5",),
+    ("core_days",),
+    ("imagenet",),
+    ("real",),
+  ]
 
 
 def test_what_differs_is_listed_with_both_values(pretrained, recipe, tmp_path):

@@ -53,7 +53,8 @@ def of_several(row: Row, how: Protocol, found: Offered) -> list[dict]:
     ]
   refuse(row, found, recipe, list(dict.fromkeys(problems)))
   cells = {cell: _mean(list(found.parts.values()))}
-  if IMAGENET in found.parts and not is_vtab:
+  if IMAGENET in found.parts and not (is_vtab or how.is_pretrained_on_imagenet):
+    # Models of ImageNet are judged as they are, before any fine-tuning.
     part = found.parts[IMAGENET]
     cells = accuracies(row, found, imagenet(recipe), part, FINETUNED) | cells
   common = _shared([part.config for part in found.parts.values()])

@@ -118,7 +118,9 @@ def _run(folder: Path) -> Offered:
 
 def _evaluation(folder: Path) -> Offered:
   found = _json(folder / run_folder.EVALUATION)
-  part = Part(found["config"], _of_one(found["results"]))
+  # Of a folder with checkpoints it may not have been what config.init names.
+  config = found["config"] | {"init": found["evaluated"]}
+  part = Part(config, _of_one(found["results"]))
   return Offered(folder, EVALUATION, {"": part}, _origin([found]))
 
 
