@@ -31,8 +31,10 @@ def mark(notes: Notes, row: Row, column: str) -> str:
   if column == "core_days":
     return _pretraining(notes, row, how)
   if how.is_pretrained_on_imagenet and column in ("imagenet", "real"):
-    return _published(notes, row, how)
-  start = f"--config.init={how.published} --workdir=RUN"
+    if how.published:
+      return _published(notes, row, how)
+    return _pretraining(notes, row, how)
+  start = f"--config.init={how.published or 'PRETRAINED'} --workdir=RUN"
   record = f"python -m mixer.paper record {row.name} --workdir=RUN"
   if column == "vtab":
     return notes.mark(
@@ -59,7 +61,9 @@ def mark(notes: Notes, row: Row, column: str) -> str:
 
 def _at(row: Row) -> str:
   squeezed = ", evaluated on squeezed images" if row.table == 2 else ""
-  return f"{row.resolution} px{squeezed}, from {protocol(row).published}"
+  how = protocol(row)
+  origin = how.published or f"the folder of a run of {how.pretrain}"
+  return f"{row.resolution} px{squeezed}, from {origin}"
 
 
 def _published(notes: Notes, row: Row, how: Protocol) -> str:
@@ -87,6 +91,11 @@ def _pretraining(notes: Notes, row: Row, how: Protocol) -> str:
     data = _REAL
   else:
     recipe, what, data = how.pretrain, "Core-days", "imagenet21k"
+  if row.private:
+    cost += (
+      " Its settings are big_vision's: those of the runs that the paper was "
+      "told of were not published."
+    )
   return notes.mark(
     f"{what}: {row.model} pre-trained. Data: {data}. {cost}",
     f"python train.py --config={recipe} --workdir=RUN",

@@ -127,9 +127,9 @@ def upstream(
   name = published_name(init)
   if name == protocol.published:
     return [], {"published": name}, None
-  wanted = (
-    f"{protocol.published!r}, or the folder of a run of {protocol.pretrain}"
-  )
+  wanted = f"the folder of a run of {protocol.pretrain}"
+  if protocol.published:
+    wanted = f"{protocol.published!r}, or {wanted}"
   return [f"init: {wanted} -> {init!r}{_lost(init, name)}"], {}, None
 
 

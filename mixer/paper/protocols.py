@@ -51,7 +51,8 @@ class Protocol:
   """How a row is measured here.
 
   pretrain: the recipe of pre-training.
-  published: the name of the weights that its authors made so.
+  published: the name of the weights that its authors made so, "" if they
+    published none.
   finetune: the recipe of fine-tuning, with dataset= to come.
   vtab: the recipe of VTAB-1k, likewise; None where the paper has no number.
   is_pretrained_on_imagenet: whose pre-training run is judged as it is.
@@ -66,10 +67,12 @@ class Protocol:
 
 def protocol(row: Row) -> Protocol | None:
   """How a row is measured; None where it cannot be: see `obstacle`."""
-  if not row.model.startswith("Mixer") or row.data not in ("i1k", "i21k"):
+  if row.data not in _WEIGHTS or not _is_trained_here(row):
     return None
-  variant = row.model.removeprefix("Mixer-")
-  data = {"i1k": "imagenet1k", "i21k": "imagenet21k"}[row.data]
+  published, variant = "", row.model
+  if row.model.startswith("Mixer"):
+    published = f"{_WEIGHTS[row.data]}/{row.model.replace('/', '_')}"
+    variant = row.model.removeprefix("Mixer-")
   finetune = Recipe("configs/finetune.py", f"model={row.model}")
   if row.resolution != 224:
     finetune = finetune.more(f"res={row.resolution}")
@@ -78,7 +81,7 @@ def protocol(row: Row) -> Protocol | None:
     finetune = finetune.more("eval=resize")
   return Protocol(
     pretrain=Recipe(f"configs/pretrain_{row.data}.py", variant),
-    published=f"{data}/{row.model.replace('/', '_')}",
+    published=published,
     finetune=finetune,
     vtab=Recipe("configs/vtab.py", f"model={row.model}") if row.vtab else None,
     is_pretrained_on_imagenet=row.data == "i1k",
@@ -92,12 +95,6 @@ def obstacle(row: Row) -> str:
       "Nothing can: JFT-300M is not public, and neither are weights that were "
       "trained on it."
     )
-  if row.private:
-    nearest = f"augreg/{row.model.replace('/', '_')}-{_AUGREG[row.data]}"
-    return (
-      "Nothing here: the authors of ViT told those of the paper of these runs, "
-      f"and did not publish them. Nearest is {nearest}, of a later study."
-    )
   if row.name in _QUOTED:
     paper, nearest = _QUOTED[row.name]
     return (
@@ -110,7 +107,12 @@ def obstacle(row: Row) -> str:
   )
 
 
-_AUGREG = {"i1k": "i1k", "i21k": "i21k-i1k"}
+def _is_trained_here(row: Row) -> bool:
+  """Mixers, and the ViT that table 3 sets beside them."""
+  return row.model.startswith("Mixer") or row.private
+
+
+_WEIGHTS = {"i1k": "imagenet1k", "i21k": "imagenet21k"}
 _QUOTED = {
   "table2/i21k/ViT-L_16": ("ViT", "imagenet21k/ViT-L_16"),
   "table2/i21k/BiT-R152x4": ("BiT", "bit/BiT-M-R152x4"),
@@ -122,7 +124,8 @@ def listing() -> str:
   lines = ["Rows that a run or a sweep here can fill:"]
   for row in ROWS.values():
     if how := protocol(row):
-      lines.append(f"  {row.name:28} from {how.published} or {how.pretrain}")
+      origins = filter(None, (how.published, f"a run of {how.pretrain}"))
+      lines.append(f"  {row.name:28} from {' or '.join(origins)}")
   lines.append("All others, quoted or on data that are not public:")
   lines += [f"  {name}" for name, row in ROWS.items() if not protocol(row)]
   return "\n".join(lines)
