@@ -63,13 +63,14 @@ def draw(init: Sequence[str], out: str = "figure7.svg") -> str:
 
 
 def filter_mosaic(
-  checkpoint: Checkpoint, *, pixels: int
+  checkpoint: Checkpoint, *, pixels: int, ratio: float = 1.0
 ) -> tuple[np.ndarray, str]:
   """Draws a model's filters, sorted by frequency.
 
   Args:
     checkpoint: of a Mixer, a ViT or a BiT.
     pixels: height of a filter's picture, about.
+    ratio: width of the mosaic for a height of one, about.
 
   Returns:
     float [h, w, 3], and what it shows, such as "768 filters of 16 x 16 px".
@@ -79,7 +80,7 @@ def filter_mosaic(
   order = np.argsort(frequencies(filters), kind="stable")
   sheet = pictures.mosaic(
     pictures.around_grey(filters[order]),
-    pictures.columns_for(n, (h, w), 1.0),
+    pictures.columns_for(n, (h, w), ratio),
     zoom=pictures.whole_zoom(h, pixels),
     between=1.0,
   )

@@ -21,7 +21,9 @@ from mixer.whole_file import whole_file
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def write(workdir: str | os.PathLike, out: str | None = None) -> str:
+def write(
+  workdir: str | os.PathLike, out: str | os.PathLike | None = None
+) -> str:
   """Writes the report of a run that is done, going on or broken off.
 
   Args:
@@ -51,7 +53,7 @@ def write(workdir: str | os.PathLike, out: str | None = None) -> str:
 
 def render(record: Record) -> str:
   """The page."""
-  published = published_results(record.config)
+  published = published_results(record)
   sections = [
     results.headline(record, published),
     results.training(record),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from mixer.paper.report.markup import Markup, element, join, text
@@ -93,9 +94,12 @@ def _chart(
   values = [*of_training[1], *(v for _, each in drawn.values() for v in each)]
   if title == "Loss" and min(values) > 0 and max(values) > 20 * min(values):
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
     title = "Loss (logarithmic)"
+  elif max(values) >= 1000:
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
   _style(axes)
   parts = [element("h3", title), _to_svg(figure, f"{title} over steps")]
   if legend:
@@ -133,7 +137,7 @@ def _style(axes) -> None:
   axes.tick_params(colors=_INK, length=0, labelsize=10.5)
   axes.tick_params(which="minor", length=0)
   axes.margins(x=0.02, y=0.08)
-  axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
   axes.set_xlabel("step", color=_INK, fontsize=10.5)
 

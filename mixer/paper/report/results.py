@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from mixer.paper.report import charts, markup
 from mixer.paper.report.markup import Markup
+from mixer.paper.report.published import Published
 from mixer.paper.report.record import Record
 
 _SHOWN = 10  # skipped updates that are listed
 
 
-def headline(record: Record, published: Mapping[str, float]) -> Markup:
+def headline(record: Record, published: Mapping[str, Published]) -> Markup:
   """The result that the run is about, and a few numbers beside it.
 
   Args:
@@ -24,8 +25,8 @@ def headline(record: Record, published: Mapping[str, float]) -> Markup:
     label = f"{_short(name)}, step {steps[-1]:,}"
     if best := _best(name, steps, values):
       label += f"; best: {best.replace(' at ', ' at step ')}"
-    if name in published:
-      label += f"; published: {markup.result(name, published[name])}"
+    if other := published.get(name):
+      label += f"; {other.source}: {markup.result(name, other.value)}"
     tiles.append((label, markup.result(name, values[-1])))
   steps, losses = record.series("train/loss")
   if steps:
@@ -75,7 +76,7 @@ def training(record: Record) -> Markup:
   )
 
 
-def evaluations(record: Record, published: Mapping[str, float]) -> Markup:
+def evaluations(record: Record, published: Mapping[str, Published]) -> Markup:
   """A row for each result: the last, the best, and what others report."""
   rows = []
   beside = any(name in published for name in record.evaluation_names)
@@ -89,10 +90,11 @@ def evaluations(record: Record, published: Mapping[str, float]) -> Markup:
       f"{markup.result(name, values[-1])} at {steps[-1]:,}",
       _best(name, steps, values),
     ]
-    if beside and name in published:
-      off = values[-1] - published[name]
+    if other := published.get(name):
+      off = 100 * (values[-1] - other.value)
       row.append(
-        f"{markup.result(name, published[name])} ({100 * off:+.2f} points)"
+        f"{markup.result(name, other.value)}, {other.source} "
+        f"(here {off:+.2f} points)"
       )
     elif beside:
       row.append("")

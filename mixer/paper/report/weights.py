@@ -13,7 +13,9 @@ from mixer.paper.units import blocks_of
 _BLOCKS = 3  # as in figure 5
 _UNITS = 128  # of a block, at most
 _UNIT_PIXELS, _FILTER_PIXELS = 42, 32
-_RATIO = 0.6  # of a block's picture, which is as wide as a phone
+# Of the width to the height: a block's picture is as wide as a phone, that of
+# the filters as the page.
+_UNITS_RATIO, _FILTERS_RATIO = 0.6, 1.5
 
 
 def pictures(record: Record) -> Markup:
@@ -39,7 +41,7 @@ def _units(checkpoint: weights.Checkpoint) -> list[Markup]:
   for block in blocks_of(checkpoint.params)[:_BLOCKS]:
     try:
       pixels, shown = unit_mosaic(
-        checkpoint, block, most=_UNITS, pixels=_UNIT_PIXELS, ratio=_RATIO
+        checkpoint, block, most=_UNITS, pixels=_UNIT_PIXELS, ratio=_UNITS_RATIO
       )
     except UserError as error:
       return [markup.element("p", error, "note warn")]
@@ -56,7 +58,9 @@ def _units(checkpoint: weights.Checkpoint) -> list[Markup]:
 def _filters(checkpoint: weights.Checkpoint) -> list[Markup]:
   """Of the stem, as in figure 7; nothing of a model without."""
   try:
-    pixels, shown = filter_mosaic(checkpoint, pixels=_FILTER_PIXELS)
+    pixels, shown = filter_mosaic(
+      checkpoint, pixels=_FILTER_PIXELS, ratio=_FILTERS_RATIO
+    )
   except UserError as error:
     return [markup.element("p", error, "note warn")]
   said = (
