@@ -104,7 +104,7 @@ def frequencies(pictures: np.ndarray) -> np.ndarray:
     pictures: [n, h, w], or [n, h, w, channels], whose energy is summed.
 
   Returns:
-    [n]; that of an empty picture is 0.
+    [n]; an empty picture has none, and infinity stands for it: it comes last.
   """
   energy = fft.dctn(pictures, axes=(1, 2), norm="ortho") ** 2
   energy = energy.reshape(*pictures.shape[:3], -1).sum(-1)  # n h w
@@ -112,7 +112,8 @@ def frequencies(pictures: np.ndarray) -> np.ndarray:
   down, right = (np.arange(m) / (2 * m) for m in pictures.shape[1:3])
   frequency = np.hypot(down[:, None], right)  # h w
   total = energy.sum((1, 2))
-  return (energy * frequency).sum((1, 2)) / np.where(total > 0, total, 1.0)
+  mean = (energy * frequency).sum((1, 2)) / np.where(total > 0, total, 1.0)
+  return np.where(total > 0, mean, np.inf)
 
 
 def in_opposite_pairs(pictures: np.ndarray) -> np.ndarray:
