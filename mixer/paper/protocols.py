@@ -115,4 +115,14 @@ _QUOTED = {
   "table2/i21k/ViT-L_16": ("ViT", "imagenet21k/ViT-L_16"),
   "table2/i21k/BiT-R152x4": ("BiT", "bit/BiT-M-R152x4"),
 }
-MEASURABLE = tuple(name for name, row in ROWS.items() if protocol(row))
+
+
+def listing() -> str:
+  """The names of all rows, and what no run can fill."""
+  lines = ["Rows that a run or a sweep here can fill:"]
+  for row in ROWS.values():
+    if how := protocol(row):
+      lines.append(f"  {row.name:28} from {how.published} or {how.pretrain}")
+  lines.append("All others, quoted or on data that are not public:")
+  lines += [f"  {name}" for name, row in ROWS.items() if not protocol(row)]
+  return "\n".join(lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mixer.config import did_you_mean
 from mixer.errors import UserError
-from mixer.paper import html
+from mixer.paper import html_page
 from mixer.paper.page import Block, Cell, Note, Page, Table, groups
 from mixer.table import render
 from mixer.whole_file import whole_file
@@ -32,8 +32,7 @@ def write(page: Page, format: str | None, out: str | None) -> str:
   """
   if format is None:
     format = _SUFFIXES.get(Path(out).suffix if out else "", "text")
-  if format not in FORMATS:
-    raise UserError(f"--format={format} is none{did_you_mean(format, FORMATS)}")
+  check_format(format)
   text = FORMATS[format](page)
   if not out:
     return text
@@ -42,6 +41,14 @@ def write(page: Page, format: str | None, out: str | None) -> str:
   with whole_file(file) as aside:
     aside.write_text(f"{text}\n")
   return f"{file}: {page.title}"
+
+
+def check_format(format: str | None):
+  """Raises UserError for a format that pages are not written in."""
+  if format is not None and format not in FORMATS:
+    raise UserError(
+      f"--format={format} is not written here{did_you_mean(format, FORMATS)}"
+    )
 
 
 def to_text(page: Page) -> str:
@@ -154,6 +161,6 @@ def _markdown_rows(blocks: Sequence[Block]) -> list[list[str]]:
 FORMATS: dict[str, Callable[[Page], str]] = {
   "text": to_text,
   "markdown": to_markdown,
-  "html": html.to_html,
+  "html": html_page.to_html,
 }
 _SUFFIXES = {".md": "markdown", ".html": "html", ".htm": "html"}
