@@ -31,7 +31,12 @@ def add_blocks(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-  return [int(number) for number in text.split(",")]
+  try:
+    return [int(number) for number in text.split(",")]
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} are no numbers such as 0,1,2"
+    ) from error
 
 
 def choose_blocks(

@@ -11,11 +11,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mixer import config as schema
+from mixer.config_check import to_dict
 from mixer.errors import UserError, some
 from mixer.sweep.report import JSON as SWEEP_FILE
 from mixer.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.curve import collect
 from mixer.training.log import Number, read_rows
+from mixer.training.run_folder import filled_in
 from mixer.weights import RUN_FILE
 
 Series = tuple[list[int], list[float]]  # steps and values
@@ -109,12 +111,15 @@ def read(workdir: str | os.PathLike) -> Record:
   file = folder / "config.json"
   if not file.is_file():
     raise UserError(_other_folder(folder))
-  config = _read_json(file)
+  # Of an older version of this project, it may lack keys.
+  usual = to_dict(schema.default())
+  config = filled_in(_read_json(file), usual)
+  parts = [key for key, value in usual.items() if isinstance(value, dict)]
+  if not all(isinstance(config[part], dict) for part in parts):
+    raise UserError(_damaged(file))
   try:
-    options = ConfigDict(config)
-    total_steps = _total_steps(options)
-    _ = options.model.name, options.evals, options.checkpoint.best
-  except (AttributeError, KeyError, TypeError) as error:
+    total_steps = _total_steps(ConfigDict(config))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(_damaged(file)) from error
   return Record(
     folder=folder,

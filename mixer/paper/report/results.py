@@ -20,7 +20,7 @@ def headline(record: Record, published: Mapping[str, Published]) -> Markup:
     published: result -> what the paper, or whom the config names, reports.
   """
   tiles = []
-  if name := _main_result(record):
+  if name := _main_result(record, published):
     steps, values = record.series(name)
     label = f"{_short(name)}, step {steps[-1]:,}"
     if best := _best(name, steps, values):
@@ -49,12 +49,13 @@ def headline(record: Record, published: Mapping[str, Published]) -> Markup:
   )
 
 
-def _main_result(record: Record) -> str:
-  """The one that the config is after, else the first accuracy; "" for none."""
+def _main_result(record: Record, published: Mapping[str, Published]) -> str:
+  """One that others report, or that the config is after; "" for none."""
   names = [name for name in record.evaluation_names if record.series(name)[0]]
   wanted = [
+    *published,
     record.config["checkpoint"]["best"],
-    record.config.get("sweep", {}).get("report"),
+    record.config["sweep"]["report"],
     *(name for name in names if markup.is_share(name)),
   ]
   return next((name for name in wanted if name in names), "")
