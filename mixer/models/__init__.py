@@ -6,10 +6,13 @@ import difflib
 
 from flax import linen as nn
 
-from mixer.models import mixer
+from mixer.models import bit, mixer
 
 # Family -> module class, its table of variants, the table's columns.
-FAMILIES = {"Mixer": (mixer.MlpMixer, mixer.VARIANTS, mixer.COLUMNS)}
+FAMILIES = {
+  "Mixer": (mixer.MlpMixer, mixer.VARIANTS, mixer.COLUMNS),
+  "BiT": (bit.BitResNet, bit.VARIANTS, bit.COLUMNS),
+}
 
 
 def names() -> list[str]:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
+from mixer.models.inputs import check_images, keys_if_dropping
+
 # Table 1 of the paper. Parameters and multiply-accumulates, pinned by tests,
 # follow from these numbers alone.
 COLUMNS = ("patch", "hidden", "blocks", "tokens_mlp", "channels_mlp")
@@ -224,13 +226,11 @@ class MlpMixer(nn.Module):
         resolution that the parameters were made for.
     """
     self._check(images)
-    if not train or not (self.dropout or self.stoch_depth):
-      drop_keys = None
-    elif drop_keys is None:
-      raise ValueError(
-        "train=True with dropout or stochastic depth needs drop_keys, one PRNG "
-        "key an example, such as jax.random.split(key, len(images))."
-      )
+    drop_keys = keys_if_dropping(
+      drop_keys,
+      train=train,
+      dropping=bool(self.dropout or self.stoch_depth),
+    )
 
     out = {}
     x = nn.Conv(
@@ -274,18 +274,8 @@ class MlpMixer(nn.Module):
     """Raises ValueError with both numbers and the way out."""
     if self.gelu not in GELUS:
       raise ValueError(f"gelu={self.gelu!r} is none of {', '.join(GELUS)}.")
-    if images.ndim != 4:
-      raise ValueError(
-        f"Images have shape {images.shape}, not [n, height, width, channels]; "
-        "a single image needs a leading axis: image[None]."
-      )
-    _, height, width, channels = images.shape
-    if channels != self.image_channels:
-      raise ValueError(
-        f"Images have {channels} channels, the model takes "
-        f"{self.image_channels}: convert the images, or create the model with "
-        f"image_channels={channels}."
-      )
+    check_images(images, self.image_channels)
+    _, height, width, _ = images.shape
     if height % self.patch or width % self.patch:
       near = [
         max(round(x / self.patch), 1) * self.patch for x in (height, width)

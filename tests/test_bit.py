@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mixer import weights
+from mixer.models import bit, cost, create
+from mixer.weights.published_baselines import BITS
+
+GOLDENS = "tests/goldens"
+TINY = dict(width=0.5, units=(2, 1))
+
+# Parameters with a 1,000-way head, as the authors' and others' tables give
+# them; the arithmetic below covers the rest.
+PUBLISHED_COUNTS = {
+  "BiT-R50x1": 25_549_352,
+  "BiT-R50x3": 217_319_080,
+  "BiT-R101x1": 44_541_480,
+  "BiT-R101x3": 387_934_888,
+  "BiT-R152x2": 236_335_208,
+  "BiT-R152x4": 936_533_224,
+}
+# Multiply-accumulates of one 224 px image, without head.
+GMACS = {"BiT-R50x1": 4.10, "BiT-R152x4": 183.0}
+
+
+def parameters_by_arithmetic(width, units, classes):
+  channels = round(64 * width)
+  count, x = 7 * 7 * 3 * channels, channels
+  for stage, depth in enumerate(units):
+    middle = channels << stage
+    for unit in range(depth):
+      count += 2 * x + x * middle  # gn1, conv1
+      count += 2 * middle + 9 * middle**2  # gn2, conv2
+      count += 2 * middle + 4 * middle**2  # gn3, conv3
+      if unit == 0:
+        count += 4 * x * middle  # conv_proj
+      x = 4 * middle
+  return count + 2 * x + (x + 1) * classes
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  params = weights.load(f"{GOLDENS}/bit_tiny.npz")
+  golden = np.load(f"{GOLDENS}/bit_tiny_io.npz")
+  model = create("BiT", num_classes=7, **TINY)
+  return model, params, golden["images"], golden["logits"]
+
+
+def test_logits_agree_with_the_authors_implementation(tiny):
+  model, params, images, expected = tiny
+
+  with jax.default_matmul_precision("highest"):
+    logits, out = model.apply({"params": params}, images)
+
+  assert np.abs(logits - expected).max() <= 1e-5
+  assert {name: x.shape[1:] for name, x in out.items()} == {
+    "stem": (8, 8, 32),
+    "block1": (8, 8, 128),
+    "block2": (4, 4, 256),
+    "pre_logits": (256,),
+    "logits": (7,),
+  }
+
+
+def test_parameters_have_the_published_names_and_shapes(tiny):
+  _, params, images, _ = tiny
+  expected = {k: v.shape for k, v in flatten_dict(params).items()}
+
+  for fields in ({}, {"remat": True}, {"stoch_depth": 0.1, "dropout": 0.1}):
+    made = cost.abstract_params(
+      create("BiT", num_classes=7, **TINY, **fields), images.shape[1:3]
+    )
+    assert {k: v.shape for k, v in flatten_dict(made).items()} == expected
+
+
+@pytest.mark.parametrize("name", bit.VARIANTS)
+def test_a_variant_has_the_parameters_that_its_architecture_says(name):
+  width, units = bit.VARIANTS[name]
+  expected = parameters_by_arithmetic(width, units, 1000)
+
+  params = cost.abstract_params(create(name, num_classes=1000), (224, 224))
+
+  assert cost.count_params(params) == expected
+  assert expected == PUBLISHED_COUNTS.get(name, expected)
+
+
+@pytest.mark.parametrize("name", GMACS)
+def test_a_variant_costs_its_gmacs(name):
+  macs = cost.multiply_accumulates(create(name), (224, 224))
+
+  assert macs / 1e9 == pytest.approx(GMACS[name], rel=0.01)
+
+
+def test_every_published_bit_is_a_variant():
+  published = {each.model for each in BITS}
+
+  assert published and published <= set(bit.VARIANTS)
+
+
+def test_initial_values_are_those_of_the_authors_code():
+  model = create("BiT", num_classes=5, **TINY, head_bias=-6.9)
+  images = jnp.zeros((1, 32, 32, 3))
+  params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+
+  for name, value in flatten_dict(params, sep="/").items():
+    if name.endswith("scale"):
+      assert np.all(value == 1)
+    elif name == "head/bias":
+      assert np.all(value == np.float32(-6.9))
+    elif name.endswith("bias") or name == "head/kernel":
+      assert not value.any()
+    else:  # LeCun normal
+      fan_in = np.prod(value.shape[:3])
+      assert value.std() == pytest.approx(fan_in**-0.5, rel=0.1)
+
+
+def test_any_resolution_is_taken_and_halved_five_times_rounded_up():
+  model = create("BiT", width=0.5, units=(1, 1, 1, 1))
+  params = cost.abstract_params(model, (32, 32))
+
+  for size, out_size in ((32, 1), (33, 2), (100, 4), (224, 7)):
+    _, out = jax.eval_shape(
+      lambda p, x: model.apply({"params": p}, x),
+      params,
+      jnp.zeros((1, size, 32, 3)),
+    )
+    assert out["block4"].shape == (1, out_size, 1, 1024)
+
+
+def test_filters_of_any_scale_and_shift_compute_the_same(tiny):
+  model, params, images, expected = tiny
+  moved = flatten_dict(params, sep="/")
+  moved = {
+    k: 3 * v + 0.5 if "conv" in k else v for k, v in moved.items()
+  }  # standardisation takes both away
+
+  logits, _ = model.apply({"params": unflatten_dict(moved, sep="/")}, images)
+
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(tiny):
+  model, params, images, expected = tiny
+
+  logits, out = model.clone(dtype=jnp.bfloat16).apply(
+    {"params": params}, images
+  )
+
+  assert logits.dtype == jnp.float32
+  assert out["pre_logits"].dtype == jnp.float32
+  assert out["block1"].dtype == jnp.bfloat16
+  assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
+  made = cost.abstract_params(model.clone(dtype=jnp.bfloat16), (32, 32))
+  assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {
+    jnp.dtype("float32")
+  }
+
+
+def test_gradients_in_bfloat16_are_as_large_as_in_float32(tiny):
+  model, params, _, _ = tiny
+  images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
+
+  def gradients(dtype):
+    def loss(params):
+      logits, _ = model.clone(dtype=dtype).apply({"params": params}, images)
+      return jax.nn.log_softmax(logits)[:, 0].mean()
+
+    return flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
+
+  exact, rounded = gradients(None), gradients(jnp.bfloat16)
+
+  # ReLUs near 0 turn over, so that directions differ more than lengths.
+  for name, gradient in exact.items():
+    ratio = jnp.linalg.norm(rounded[name]) / jnp.linalg.norm(gradient)
+    assert ratio == pytest.approx(1, abs=0.08), name
+    assert jnp.vdot(rounded[name], gradient) > 0.9 * jnp.vdot(
+      gradient, gradient
+    ), name
+
+
+def test_remat_changes_neither_logits_nor_gradients(tiny):
+  model, params, images, _ = tiny
+
+  def loss(params, model):
+    return (model.apply({"params": params}, images)[0] ** 2).sum()
+
+  results = [
+    jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, each)
+    for each in (model, model.clone(remat=True))
+  ]
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    *results,
+  )
+
+
+def test_stochastic_depth_drops_the_last_units_branch_at_the_whole_rate(tiny):
+  _, params, images, _ = tiny
+  model = create("BiT", width=0.5, units=(2,), stoch_depth=0.4)
+  params = {k: v for k, v in params.items() if k in ("root_block", "block1")}
+  params["norm-pre-head"] = params["block1"]["unit02"]["gn1"]
+  same = jnp.broadcast_to(images[:1], (300, *images.shape[1:]))
+  keys = jax.random.split(jax.random.key(0), 300)
+
+  def block1(**fields):
+    _, out = model.clone(**fields).apply(
+      {"params": params}, same, train=True, drop_keys=keys
+    )
+    return out["block1"]
+
+  whole = block1(stoch_depth=0.0)[0]
+  dropped, rescaled = block1(), block1(stoch_depth_rescale=True)
+
+  # Only what the first unit leaves, or the second's branch as well.
+  stays = np.abs(dropped - whole).max(axis=(1, 2, 3)) < 1e-4
+  assert stays.mean() == pytest.approx(0.6, abs=0.08)
+  shortcut = dropped[~stays]
+  np.testing.assert_allclose(
+    shortcut, jnp.broadcast_to(shortcut[0], shortcut.shape), atol=1e-5
+  )
+  np.testing.assert_allclose(
+    rescaled[stays][0], shortcut[0] + (whole - shortcut[0]) / 0.6, atol=1e-4
+  )
+  np.testing.assert_allclose(rescaled[~stays], shortcut, atol=1e-5)
+
+
+def test_dropout_masks_what_enters_the_head_for_each_example_alone(tiny):
+  _, params, images, _ = tiny
+  model = create("BiT", num_classes=7, **TINY, dropout=0.5)
+  same = jnp.broadcast_to(images[:1], (4, *images.shape[1:]))
+  keys = jax.random.split(jax.random.key(0), 4)
+
+  logits, out = model.apply(
+    {"params": params}, same, train=True, drop_keys=keys
+  )
+  alone, _ = model.apply(
+    {"params": params}, same[2:3], train=True, drop_keys=keys[2:3]
+  )
+
+  assert len(np.unique(np.asarray(logits)[:, 0])) == 4
+  np.testing.assert_allclose(logits[2:3], alone, rtol=1e-4)
+  np.testing.assert_allclose(out["pre_logits"][0], out["pre_logits"][1])
+
+
+def test_dropping_without_keys_says_what_to_give(tiny):
+  _, params, images, _ = tiny
+  model = create("BiT", num_classes=7, **TINY, stoch_depth=0.5)
+
+  with pytest.raises(ValueError, match="jax.random.split"):
+    model.apply({"params": params}, images, train=True)
+
+
+def test_without_a_head_the_pre_logits_come_out(tiny):
+  _, params, images, _ = tiny
+  body = {k: v for k, v in params.items() if k != "head"}
+
+  x, out = create("BiT", **TINY).apply({"params": body}, images)
+
+  assert x is out["pre_logits"]
+
+
+@pytest.mark.parametrize(
+  "shape, words",
+  [
+    ((1, 32, 32, 1), ("1 channels", "3", "image_channels=1")),
+    ((32, 32, 3), ("[n, height, width, channels]", "image[None]")),
+  ],
+)
+def test_images_that_do_not_fit_are_refused(tiny, shape, words):
+  model, params, _, _ = tiny
+
+  with pytest.raises(ValueError) as error:
+    model.apply({"params": params}, np.zeros(shape, np.float32))
+
+  assert all(word in str(error.value) for word in words)
+
+
+def test_a_width_that_cannot_be_normalised_in_groups_is_refused():
+  model = create("BiT", width=0.7, units=(1,))
+
+  with pytest.raises(ValueError, match="44.8 channels.*multiple of 0.5"):
+    cost.abstract_params(model, (32, 32))
