@@ -3,27 +3,66 @@
 
 import dataclasses
 import difflib
+from typing import NamedTuple
 
 from flax import linen as nn
 
-from mixer.models import bit, mixer
+from mixer.models import bit, mixer, vit
 
-# Family -> module class, its table of variants, the table's columns.
+
+class Family(NamedTuple):
+  """Models of one kind.
+
+  module: their class.
+  variants: the published ones' sizes by name.
+  columns: which fields those sizes are.
+  """
+
+  module: type[nn.Module]
+  variants: dict[str, tuple]
+  columns: tuple[str, ...]
+
+
 FAMILIES = {
-  "Mixer": (mixer.MlpMixer, mixer.VARIANTS, mixer.COLUMNS),
-  "BiT": (bit.BitResNet, bit.VARIANTS, bit.COLUMNS),
+  "Mixer": Family(mixer.MlpMixer, mixer.VARIANTS, mixer.COLUMNS),
+  "ViT": Family(vit.VisionTransformer, vit.VARIANTS, vit.COLUMNS),
+  "BiT": Family(bit.BitResNet, bit.VARIANTS, bit.COLUMNS),
 }
 
 
-def names() -> list[str]:
-  """All names that `create` takes with their sizes given by a table."""
-  return [name for _, table, _ in FAMILIES.values() for name in table]
+def names(family: str | None = None) -> list[str]:
+  """All names, or a family's, whose sizes are given by a table."""
+  families = FAMILIES if family is None else {family: FAMILIES[family]}
+  return [name for each in families.values() for name in each.variants]
 
 
-def sizes(name: str) -> dict[str, int]:
+def family_of(name: str) -> str:
+  """The family of a name that `create` takes, such as "ViT" of "ViT-B/16".
+
+  Raises:
+    ValueError: there is no such model; with the nearest names.
+  """
+  family = name.partition("-")[0]
+  if family not in FAMILIES or name not in (family, *FAMILIES[family].variants):
+    every = [*names(), *FAMILIES]
+    near = difflib.get_close_matches(name, every, n=4, cutoff=0.5) or every
+    raise ValueError(f"There is no model {name!r}. Nearest: {', '.join(near)}.")
+  return family
+
+
+def sizes(name: str) -> dict[str, object]:
   """The fields that a table gives a name; none for a family's name."""
   _, table, columns = FAMILIES[name.partition("-")[0]]
   return dict(zip(columns, table.get(name, ()), strict=False))
+
+
+def fields_of(family: str) -> dict[str, dataclasses.Field]:
+  """What `create` takes for a family's models, beside num_classes."""
+  return {
+    field.name: field
+    for field in dataclasses.fields(FAMILIES[family].module)
+    if field.name not in ("parent", "name", "num_classes")
+  }
 
 
 def create(name: str, *, num_classes: int | None = None, **fields) -> nn.Module:
@@ -39,23 +78,14 @@ def create(name: str, *, num_classes: int | None = None, **fields) -> nn.Module:
     ValueError: unknown name or field, or a size is missing; with the nearest
       names.
   """
-  family = name.partition("-")[0]
-  if family not in FAMILIES or name not in (family, *FAMILIES[family][1]):
-    every = [*names(), *FAMILIES]
-    near = difflib.get_close_matches(name, every, n=4, cutoff=0.5) or every
-    raise ValueError(f"There is no model {name!r}. Nearest: {', '.join(near)}.")
-  module, _, _ = FAMILIES[family]
+  family = family_of(name)
   fields = sizes(name) | fields
-  _check_fields(module, name, fields)
-  return module(num_classes=num_classes, **fields)
+  _check_fields(family, name, fields)
+  return FAMILIES[family].module(num_classes=num_classes, **fields)
 
 
-def _check_fields(module: type[nn.Module], name: str, given: dict):
-  fields = {
-    field.name: field
-    for field in dataclasses.fields(module)
-    if field.name not in ("parent", "name", "num_classes")
-  }
+def _check_fields(family: str, name: str, given: dict):
+  fields = fields_of(family)
   for field in given:
     if field not in fields:
       near = difflib.get_close_matches(field, fields, n=1, cutoff=0) or fields
@@ -71,5 +101,5 @@ def _check_fields(module: type[nn.Module], name: str, given: dict):
   if missing:
     raise ValueError(
       f"{name} needs {', '.join(missing)}: give them as fields, or name a "
-      f"variant: {', '.join(names())}."
+      f"variant: {', '.join(names(family))}."
     )

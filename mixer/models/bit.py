@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mixer.models.inputs import check_images, keys_if_dropping
-from mixer.models.mixer import cast_products, draw_kept
+from mixer.models.residual import Residual, cast_products, draw_kept
 
 COLUMNS = ("width", "units")
 VARIANTS = {
@@ -81,7 +81,7 @@ class GroupNorm(nn.Module):
     return x * scale + bias
 
 
-class ResidualUnit(nn.Module):
+class ResidualUnit(Residual, kw_only=True):
   """A bottleneck: 1x1, 3x3 and 1x1 convolutions beside a shortcut.
 
   All but the products is computed in float32, and what the unit leaves is kept
@@ -90,10 +90,6 @@ class ResidualUnit(nn.Module):
 
   channels: int  # of the bottleneck, a quarter of what comes out
   stride: int = 1
-  index: int = 0
-  drop_path: float = 0.0
-  rescale: bool = False
-  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -117,16 +113,7 @@ class ResidualUnit(nn.Module):
     y = conv("conv2", self.channels, 3, self.stride)(y)
     y = nn.relu(GroupNorm(name="gn3")(y))
     y = conv("conv3", features, 1)(y)
-    x = shortcut.astype(jnp.float32) + self._drop(y, keys)
-    return x.astype(self.dtype or jnp.float32)
-
-  def _drop(self, branch, keys):
-    """Drops whole branches (stochastic depth)."""
-    if keys is None or not self.drop_path:
-      return branch
-    kept = draw_kept(keys, self.index, self.drop_path, (1, 1, 1))
-    scale = 1 / (1 - self.drop_path) if self.rescale else 1.0
-    return branch * (kept * scale)
+    return self._add(shortcut.astype(jnp.float32), y, keys, 0)
 
 
 class Stage(nn.Module):
@@ -150,7 +137,7 @@ class Stage(nn.Module):
     unit = nn.remat(ResidualUnit) if self.remat else ResidualUnit
     for i, drop_path in enumerate(self.drop_paths):
       x = unit(
-        self.channels,
+        channels=self.channels,
         stride=self.stride if i == 0 else 1,
         index=self.first + i,
         drop_path=drop_path,
@@ -264,7 +251,8 @@ class BitResNet(nn.Module):
     x = out["pre_logits"] = jnp.mean(x, axis=(1, 2))  # n c
     if self.num_classes:
       if keys is not None and self.dropout:
-        kept = draw_kept(keys, depth, self.dropout, x.shape[1:])
+        # The first site after those of the units, see Residual.
+        kept = draw_kept(keys, 6 * depth, self.dropout, x.shape[1:])
         x = x * (kept / (1 - self.dropout))
       x = out["logits"] = nn.Dense(
         self.num_classes,

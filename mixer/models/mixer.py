@@ -5,14 +5,17 @@ Letters in shape comments: n examples, h w rows and columns of patches,
 s = h * w tokens, c channels.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
 
-from mixer.models.inputs import check_images, keys_if_dropping
+from mixer.models.inputs import (
+  check_gelu,
+  check_images,
+  check_tokens,
+  keys_if_dropping,
+)
+from mixer.models.residual import Residual, cast_products
 
 # Table 1 of the paper. Parameters and multiply-accumulates, pinned by tests,
 # follow from these numbers alone.
@@ -27,18 +30,6 @@ VARIANTS = {
   "Mixer-L/16": (16,      1024,       24,      512,      4096),
   "Mixer-H/14": (14,      1280,       32,      640,      5120),
 }  # fmt: skip
-
-GELUS = ("tanh", "exact")
-
-
-def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
-  """Which dtype the parts of a Flax layer take: only the products take `dtype`.
-
-  Biases are added in float32: in bfloat16 a bias's gradient, a sum over all
-  tokens, was seen to come out a third too small.
-  """
-  inputs, kernel = promote_dtype(inputs, kernel, dtype=dtype, inexact=inexact)
-  return inputs, kernel, bias
 
 
 class MlpBlock(nn.Module):
@@ -80,26 +71,7 @@ TokenMixing = share_over(share_over(MlpBlock, axis=1), axis=0)  # along s
 ChannelMixing = share_over(share_over(MlpBlock, axis=0), axis=0)  # along c
 
 
-def draw_kept(keys: jax.Array, site: int, drop: float, shape: tuple[int, ...]):
-  """Draws which entries stay, from one key an example.
-
-  Args:
-    keys: [n] PRNG keys.
-    site: which of the model's draws this is.
-    drop: probability with which an entry goes.
-    shape: of one example's mask.
-
-  Returns:
-    bool [n, *shape].
-  """
-
-  def draw(key):
-    return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - drop, shape)
-
-  return jax.vmap(draw)(keys)
-
-
-class MixerBlock(nn.Module):
+class MixerBlock(Residual, kw_only=True):
   """Token mixing, then channel mixing, each with a skip connection.
 
   All but the products is computed in float32. What each leaves is kept in
@@ -108,12 +80,6 @@ class MixerBlock(nn.Module):
 
   tokens_mlp: int
   channels_mlp: int
-  index: int = 0
-  drop_path: float = 0.0
-  rescale: bool = False
-  dropout: float = 0.0
-  dtype: jnp.dtype | None = None
-  gelu: str = "tanh"
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -133,30 +99,6 @@ class MixerBlock(nn.Module):
     mlp = ChannelMixing(self.channels_mlp, *types, name="channel_mixing")
     y = mlp(y, self._dropout(keys, 3, (s, self.channels_mlp)))  # n s c
     return self._add(x, y, keys, 4)
-
-  def _dropout(self, keys, site, shape):
-    """Factors 0 or 1 / (1 - rate) for [n, *shape], None when all stay."""
-    if keys is None or not self.dropout:
-      return None
-    kept = draw_kept(keys, 6 * self.index + site, self.dropout, shape)
-    return kept / (1 - self.dropout)
-
-  def _add(self, x, branch, keys, site):
-    """Adds what is not dropped of a branch, and rounds the sum once."""
-    x = x + self._drop(branch, keys, site)
-    return x.astype(self.dtype or jnp.float32)
-
-  def _drop(self, branch, keys, site):
-    """Drops entries (dropout), then whole branches (stochastic depth)."""
-    scale = self._dropout(keys, site, branch.shape[1:])
-    if scale is not None:
-      branch = branch * scale
-    if keys is None or not self.drop_path:
-      return branch
-    kept = draw_kept(keys, 6 * self.index + site + 1, self.drop_path, (1, 1))
-    # The authors' code leaves the branches that stay as they are.
-    scale = 1 / (1 - self.drop_path) if self.rescale else 1.0
-    return branch * (kept * scale)
 
 
 class MlpMixer(nn.Module):
@@ -231,7 +173,6 @@ class MlpMixer(nn.Module):
       train=train,
       dropping=bool(self.dropout or self.stoch_depth),
     )
-
     out = {}
     x = nn.Conv(
       self.hidden,
@@ -272,32 +213,11 @@ class MlpMixer(nn.Module):
 
   def _check(self, images):
     """Raises ValueError with both numbers and the way out."""
-    if self.gelu not in GELUS:
-      raise ValueError(f"gelu={self.gelu!r} is none of {', '.join(GELUS)}.")
-    check_images(images, self.image_channels)
-    _, height, width, _ = images.shape
-    if height % self.patch or width % self.patch:
-      near = [
-        max(round(x / self.patch), 1) * self.patch for x in (height, width)
-      ]
-      raise ValueError(
-        f"Images of {height} x {width} px are not divided by patches of "
-        f"{self.patch} px: resize them, to {near[0]} x {near[1]} px for one, "
-        "or choose a variant with another patch."
-      )
-    tokens = (height // self.patch) * (width // self.patch)
+    check_gelu(self.gelu)
+    check_images(images, self.image_channels, self.patch)
     try:
       params = self.variables["params"]["MixerBlock_0"]["token_mixing"]
       made_for = params["Dense_0"]["kernel"].shape[0]
     except KeyError:  # the parameters are being made
       return
-    if tokens != made_for:
-      side = math.isqrt(made_for)
-      size = f"{side * self.patch} x {side * self.patch} px"
-      if side * side != made_for:
-        size = f"{made_for} patches"
-      raise ValueError(
-        f"Images of {height} x {width} px make {tokens} tokens of "
-        f"{self.patch} px, but these parameters mix {made_for}: resize the "
-        f"images to {size}, or use parameters made for {height} x {width} px."
-      )
+    check_tokens(images, patch=self.patch, made_for=made_for)
