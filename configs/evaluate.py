@@ -3,12 +3,14 @@ r"""Evaluates published weights, and shows what others report beside it.
 
   python eval.py --config=configs/evaluate.py:imagenet1k/Mixer-B_16
 
-The argument is a name of `python -m mixer.weights list`; the file is fetched if
-it is not there. ImageNet is evaluated with both croppings of the paper's
-appendix C: short side 256 (val) and 256 x 256 (val_resize), then the central
-224. ReaL is judged by reassessed labels, V2 on new images, and 5-shot and
-10-shot on a linear model of the features. Weights of ImageNet-21k have no head
-for ImageNet's classes: of these the last alone.
+The argument is a name of `python -m mixer.weights list`, of a ViT or a BiT as
+well; the file is fetched if it is not there. ImageNet is evaluated with both
+croppings of the paper's appendix C: short side 256 (val; of ViT and BiT the one
+that they were measured with) and 256 x 256 (val_resize), then the central 224,
+and in proportion where they were trained at another size. ReaL is judged by
+reassessed labels, V2 on new images, and 5-shot and 10-shot on a linear model of
+the features. Weights of ImageNet-21k have no head for ImageNet's classes: of
+these the last alone.
 
 With --skip_missing, what data there are will do.
 
@@ -23,9 +25,7 @@ bicubic resizing) and the GSAM paper. Not measured by this project. Losses are
 of a softmax, whatever the weights were trained with.
 """
 
-from mixer import models
 from mixer.config import default, evaluator, parse_arg
-from mixer.errors import UserError
 from mixer.weights import registry
 
 # ReaL and V2, in percent.
@@ -46,13 +46,9 @@ def get_config(arg=None):
   """Returns the config for a name such as "imagenet1k/Mixer-B_16"."""
   arg = parse_arg(arg, weights="imagenet1k/Mixer-B_16")
   published = registry.find(arg.weights)
-  if published.model not in models.names():
-    raise UserError(
-      f"{published.name} can be fetched and read, but there is no model "
-      f"{published.model} here that it could be evaluated with."
-    )
-  res = (published.image_size or (224, 224))[0]
-  larger = res * 8 // 7  # 256 for 224
+  res = published.image_size[0]
+  # 256 for 224.
+  larger = {"resize_small": published.short_side, "resize": res * 8 // 7}
   crop = f"central_crop({res})"
 
   config = default()
@@ -64,7 +60,7 @@ def get_config(arg=None):
   def evaluate(resize, percent=None, **keys):
     if percent is not None:
       keys["published"] = percent / 100
-    return evaluator(ops=f"{resize}({larger}) | {crop}", **keys)
+    return evaluator(ops=f"{resize}({larger[resize]}) | {crop}", **keys)
 
   imagenet = {
     "name": "imagenet2012",

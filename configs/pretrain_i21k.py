@@ -2,14 +2,20 @@
 r"""Pre-trains Mixer on ImageNet-21k (paper, section 3 and table 4).
 
   python train.py --config=configs/pretrain_i21k.py:B/16 --workdir=DIR
+  python train.py --config=configs/pretrain_i21k.py:ViT-B/16 --workdir=DIR
 
-Variants: S/32 S/16 B/32 B/16 L/32 L/16 H/14. 1.04 M steps of 4,096 images.
+Variants: S/32 S/16 B/32 B/16 L/32 L/16 H/14, which are Mixers, and the paper's
+baselines by their whole names: ViT-B/32 ViT-B/16 ViT-L/32 ViT-L/16 ViT-H/14,
+BiT-R50x1 BiT-R101x1 BiT-R152x2 and so on. 1.04 M steps of 4,096 images; BiT
+311 k.
 
 Hardware and hours: the paper gives 150 TPUv3 core-days for B/16 and 410 for
-L/16 (table 3, extrapolated): 28 h and 77 h on 128 cores.
+L/16, 180 for ViT-B/16 and 550 for ViT-L/16 (table 3, extrapolated): 28 h, 77 h,
+34 h and 103 h on 128 cores.
 
 Expected, after fine-tuning on ImageNet at 224 px with configs/finetune.py
-(table 3): B/16 80.64 %, L/16 82.89 % top-1. Not measured by this project.
+(table 3): B/16 80.64 %, L/16 82.89 %, ViT-B/16 84.59 %, ViT-L/16 84.46 % top-1.
+Not measured by this project.
 
 Published and not published:
 - Settings of B and L are table 4's, for every patch size. S and H/14 were
@@ -22,50 +28,58 @@ Published and not published:
   to bfloat16; dtype = "bfloat16" does the same on every device.
 - 14,197,122 images is the count of the fall 2011 release, 21,843 the width of
   the published heads.
+- ViT: table 3 has it from its authors, trained with the "extra regularization"
+  too, by settings that were not published. Settings here are those of
+  vit_i21k.py (arXiv 2106.10270), which has none for L/32 and H/14: these take
+  L/16's. It pools by the mean (--config.model.pool=mean); table 3's ViT has a
+  class token, as here.
+- BiT: the paper has it of JFT-300M alone, but for the R152x4 of table 2, which
+  is the BiT paper's. Settings here are those of big_vision's bit_i21k.py: 90
+  epochs with crops and flips alone.
 """
 
 from mixer.config import default, evaluator, parse_arg
 
-#         RandAugment's magnitude, mixup's p, images a device takes at once
+# By what a name begins with: RandAugment's magnitude, mixup's p, images a
+# device takes at once.
 SETTINGS = {
-  "S": (10, 0.2, 1024),
-  "B": (10, 0.2, 512),
-  "L": (20, 0.5, 256),
-  "H": (20, 0.5, 128),
+  "Mixer-S": (10, 0.2, 1024),
+  "Mixer-B": (10, 0.2, 512),
+  "Mixer-L": (20, 0.5, 256),
+  "Mixer-H": (20, 0.5, 128),
+  "ViT-B": (10, 0.2, 256),
+  "ViT-L": (15, 0.5, 128),
+  "ViT-H": (15, 0.5, 64),
 }
+# By what a name ends with: images a device takes at once.
+BIT_AT_ONCE = {"x1": 128, "x2": 64, "x3": 32, "x4": 32}
 HELD_OUT = 51_200
 
 
 def get_config(arg=None):
   """Returns the config for an argument such as "B/16" or "variant=L/16"."""
-  arg = parse_arg(arg, variant="B/16", epochs=300.0)
-  magnitude, mixup, at_once = SETTINGS.get(arg.variant[:1], SETTINGS["B"])
+  arg = parse_arg(arg, variant="B/16", epochs=0.0)
+  name = arg.variant if "-" in arg.variant else f"Mixer-{arg.variant}"
 
   config = default()
-  config.total_epochs = arg.epochs
   config.batch = 4096
-  config.max_per_device = at_once
 
-  config.model.name = f"Mixer-{arg.variant}"
+  config.model.name = name
   config.model.num_classes = 21_843
   config.model.dtype = "bfloat16"
-  config.model.stoch_depth = 0.1
   config.model.head_bias = -10.0
   config.loss = "sigmoid"
-  config.mixup = mixup
 
   config.data.name = "imagenet21k"
   config.data.split = f"full[{HELD_OUT}:]"
   config.data.examples = 14_197_122 - HELD_OUT
-  config.data.ops = f"inception_crop(224) | flip | randaug(2, {magnitude})"
-
-  config.optimizer.name = "adam"
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.weight_decay = 1e-4  # decoupled, x schedule: paper's 0.1
   config.optimizer.clip_norm = 1.0
-  config.schedule.kind = "linear"
-  config.schedule.warmup_steps = 10_000
-  config.schedule.end = 1e-5
+  if name.startswith("BiT"):
+    train_bit(config)
+  else:
+    train_mixer_or_vit(config)
+  if arg.epochs:
+    config.total_epochs = arg.epochs
 
   ops = "resize_small(256) | central_crop(224)"
   config.evals.heldout = evaluator(
@@ -80,3 +94,41 @@ def get_config(arg=None):
   config.checkpoint.every_steps = 1_000
   config.checkpoint.milestone_epochs = 30.0
   return config
+
+
+def train_mixer_or_vit(config):
+  """The paper's settings, and those of vit_i21k.py."""
+  name = config.model.name
+  magnitude, mixup, at_once = SETTINGS.get(
+    name.partition("/")[0], SETTINGS["Mixer-B"]
+  )
+  config.total_epochs = 300.0
+  config.max_per_device = at_once
+  config.mixup = mixup
+  config.data.ops = f"inception_crop(224) | flip | randaug(2, {magnitude})"
+
+  config.optimizer.name = "adam"
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.weight_decay = 1e-4  # decoupled, x schedule: paper's 0.1
+  config.schedule.warmup_steps = 10_000
+  if name.startswith("ViT"):
+    config.optimizer.accumulator_dtype = "bfloat16"
+    config.schedule.kind = "cosine"
+  else:
+    config.model.stoch_depth = 0.1
+    config.schedule.kind = "linear"
+    config.schedule.end = 1e-5
+
+
+def train_bit(config):
+  """Those of big_vision's bit_i21k.py."""
+  config.total_epochs = 90.0
+  config.max_per_device = BIT_AT_ONCE.get(config.model.name[-2:])
+  config.data.ops = "inception_crop(224) | flip"
+
+  config.optimizer.name = "momentum"
+  config.optimizer.accumulator_dtype = "bfloat16"
+  config.optimizer.learning_rate = 0.48  # 0.03 for each 256 images
+  config.optimizer.weight_decay = 4.8e-4  # decoupled, x schedule; likewise
+  config.schedule.kind = "cosine"
+  config.schedule.warmup_steps = 5_000

@@ -28,6 +28,7 @@ from mixer.training.mixing import AXIS, normalise
 from mixer.training.setup import replicate
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+PAPERS_SIZE = (224, 224)  # of images, where the weights take any
 HEADS = {1000: class_names.imagenet2012, 21_843: class_names.imagenet21k}
 
 
@@ -138,9 +139,11 @@ def _choose_ops(
 
 def made_for(checkpoint: weights.Checkpoint) -> tuple[int, int]:
   """Height and width of the images, square if it is not known."""
-  patch = len(checkpoint.params["stem"]["kernel"])
+  sizes = weights.read_sizes(checkpoint.params)
+  if sizes is not None and sizes.takes_any_size:
+    return checkpoint.image_size or PAPERS_SIZE
   rows, columns = weights.token_grid(checkpoint.params, checkpoint.image_size)
-  return patch * rows, patch * columns
+  return sizes.patch * rows, sizes.patch * columns
 
 
 def _choose_names(

@@ -36,8 +36,10 @@ def default() -> ConfigDict:
   # number of classes is the same.
   config.init_head = "auto"
   # Where the images have another size than `init` was made for: "tiles" grows
-  # the token mixing by a whole factor (paper, appendix C; tokens_mlp grows by
-  # its square), "interpolate" goes to any size, which is beyond the paper.
+  # a Mixer's token mixing by a whole factor (paper, appendix C; tokens_mlp
+  # grows by its square), "interpolate" goes to any size, which is beyond the
+  # paper for a Mixer, and how the ViT paper treats position embeddings. BiT
+  # takes images of any size as it is.
   config.init_growth = "none"
   add_duration(config, "total")  # length of the run
   # Examples in one update, over all hosts and devices.
@@ -72,19 +74,31 @@ def default() -> ConfigDict:
   model.num_classes = 1000
   model.dtype = "float32"  # of computation, or "bfloat16"; parameters stay f32
   # "tanh", as the authors' code has it, or "exact", as timm's; None: as `init`
-  # was trained, and tanh without.
+  # was trained, and tanh without. BiT has none.
   model.gelu = placeholder(str)
-  model.dropout = 0.0  # rate inside the MLPs
+  # Rate inside the MLPs and after each branch; of BiT, on what the head takes.
+  model.dropout = 0.0
   model.stoch_depth = 0.0  # rate of the last block; linear from 0 at the first
   model.stoch_depth_rescale = False  # divide by 1 - rate; the authors do not
   model.remat = False  # recompute activations: less memory, a third more time
   model.head_bias = 0.0  # initial bias of the head, for the sigmoid loss
-  # Sizes, None for those of the named variant (paper, table 1).
-  model.patch = placeholder(int)  # pixels
-  model.hidden = placeholder(int)  # channels C
-  model.blocks = placeholder(int)
-  model.tokens_mlp = placeholder(int)  # D_S
-  model.channels_mlp = placeholder(int)  # D_C
+  # Sizes and choices of one family of models, which the others refuse. None
+  # for what the named variant has (of Mixer: paper, table 1).
+  model.patch = placeholder(int)  # Mixer, ViT: side of a patch in pixels
+  model.hidden = placeholder(int)  # Mixer, ViT: channels of a token, C
+  model.blocks = placeholder(int)  # Mixer, ViT
+  model.tokens_mlp = placeholder(int)  # Mixer: hidden units, D_S
+  model.channels_mlp = placeholder(int)  # Mixer: hidden units, D_C
+  model.mlp = placeholder(int)  # ViT: hidden units of a block's MLP
+  model.heads = placeholder(int)  # ViT: of self-attention
+  # ViT: what stands for the image at the end, the class "token" (None) or the
+  # "mean" over all others, without a class token.
+  model.pool = placeholder(str)
+  # ViT: units of a hidden layer under the head, as the ViT paper's files of
+  # ImageNet-21k have it; None: no such layer.
+  model.representation = placeholder(int)
+  model.width = placeholder(float)  # BiT: factor on all channels
+  model.units = placeholder(tuple)  # BiT: residual units of each stage
 
   config.data = data = ConfigDict()
   data.name = placeholder(str)  # of a TFDS data set, or "folder:DIR"

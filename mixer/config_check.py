@@ -141,6 +141,14 @@ def check_values(config: ConfigDict) -> Iterator[str]:
     if value is not None and not (low <= value <= high and isfinite(value)):
       allowed = f"{low} to {high}" if isfinite(high) else f"{low} or more"
       yield f"config.{key} = {value} must be {allowed}."
+  units = config.model.units
+  if units is not None and not (
+    units and all(isinstance(n, int) and n > 0 for n in units)
+  ):
+    yield (
+      f"config.model.units = {units!r} must be numbers of residual units, one "
+      "for each stage, such as (3, 4, 6, 3)."
+    )
   for pair in config.optimizer.multipliers:
     if not (
       isinstance(pair, (tuple, list))
@@ -190,6 +198,7 @@ _CHOICES = {
   "loss": ("softmax", "sigmoid"),
   "model.dtype": ("float32", "bfloat16"),
   "model.gelu": (None, "tanh", "exact"),
+  "model.pool": (None, "token", "mean"),
   "optimizer.name": ("adam", "momentum"),
   "optimizer.accumulator_dtype": ("float32", "bfloat16"),
   "schedule.kind": ("linear", "cosine", "constant"),
@@ -215,11 +224,15 @@ _RANGES = {
   "model.channels_mlp": (1, _INFINITY),
   "model.dropout": (0, 0.999),
   "model.head_bias": (-1000, 1000),
+  "model.heads": (1, _INFINITY),
   "model.hidden": (1, _INFINITY),
+  "model.mlp": (1, _INFINITY),
   "model.num_classes": (1, _INFINITY),
   "model.patch": (1, _INFINITY),
+  "model.representation": (0, _INFINITY),
   "model.stoch_depth": (0, 0.999),
   "model.tokens_mlp": (1, _INFINITY),
+  "model.width": (0.5, _INFINITY),
   "optimizer.b1": (0, 0.999999),
   "optimizer.b2": (0, 0.999999),
   "optimizer.clip_norm": (0, _INFINITY),

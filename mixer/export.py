@@ -79,7 +79,8 @@ def run(init: str, out: str, **options: str | int | None) -> str:
     )
   checkpoint = weights.read(init)
   weights.save(out, checkpoint.params, gelu=checkpoint.gelu)
-  return f"Wrote {out}. {weights.about_gelu(out, checkpoint.gelu)}"
+  about = weights.about_gelu(out, checkpoint.params, checkpoint.gelu)
+  return f"Wrote {out}. {about}".rstrip()
 
 
 def _check_choices(options: dict[str, str | int]) -> None:

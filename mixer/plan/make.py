@@ -7,14 +7,11 @@ from ml_collections import ConfigDict
 from mixer.config import steps
 from mixer.config_check import check_values, complete
 from mixer.data.bad_images import BadImages
-from mixer.data.ops import output_size
-from mixer.errors import UserError
-from mixer.models import cost, create
 from mixer.plan.base import Plan
 from mixer.plan.data import check_num_classes, open_split
 from mixer.plan.evals import open_evals, plan_evals
+from mixer.plan.model import plan_model
 from mixer.plan.start import read_start, take_start
-from mixer.training.optimizer import multiplier_tree
 
 
 def make_plan(
@@ -48,7 +45,7 @@ def make_plan(
   _plan_batch(plan, trains)
   if begins:
     read_start(plan, trains)
-  _plan_model(plan, trains)
+  plan_model(plan, trains)
   if begins:
     take_start(plan)
   plan_evals(plan, trains)
@@ -113,34 +110,6 @@ def _plan_batch(plan: Plan, trains: bool):
     )
     return
   plan.accumulation, plan.per_device = parts, share // parts
-
-
-def _plan_model(plan: Plan, trains: bool):
-  options = plan.config.model.to_dict()
-  fields = {k: v for k, v in options.items() if v is not None and k != "name"}
-  with plan.collecting("config.model: "):
-    plan.model = create(options["name"], **fields)
-  with plan.collecting("config.data.ops: "):
-    ops = plan.config.data.ops or (not trains and _first_ops(plan))
-    if not ops:
-      raise UserError("is not set, such as 'inception_crop(224) | flip'.")
-    plan.image_size = output_size(ops)
-  if plan.model is None or plan.image_size is None:
-    return
-  with plan.collecting("config.data.ops and config.model: "):
-    plan.abstract_params = cost.abstract_params(plan.model, plan.image_size)
-    plan.multiply_accumulates = cost.multiply_accumulates(
-      plan.model, plan.image_size
-    )
-  if plan.abstract_params is None or not trains:
-    return
-  with plan.collecting("config."):
-    multiplier_tree(plan.abstract_params, plan.config.optimizer.multipliers)
-
-
-def _first_ops(plan: Plan) -> str | None:
-  """The ops of the first evaluator that has any."""
-  return next((o.ops for o in plan.config.evals.values() if o.ops), None)
 
 
 def _plan_training_data(plan: Plan):

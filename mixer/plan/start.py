@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mixer import weights
 from mixer.errors import UserError
+from mixer.models import FAMILIES, family_of, fields_of
 from mixer.plan.base import Plan
 
 
@@ -27,7 +28,9 @@ def read_start(plan: Plan, trains: bool):
     return
   with plan.collecting(f"config.init = {config.init}: "):
     plan.checkpoint = weights.read(os.path.expanduser(config.init))
-    if config.model.gelu is None:
+    family = config.model.name.partition("-")[0]
+    has_gelu = family in FAMILIES and "gelu" in fields_of(family)
+    if has_gelu and config.model.gelu is None:
       config.model.gelu = plan.checkpoint.gelu
 
 
@@ -59,6 +62,7 @@ def _grow(plan: Plan) -> tuple[dict, str]:
   params, how = plan.checkpoint.params, plan.config.init_growth
   if how == "none":
     return params, ""
+  _check_growth(plan.config)
   grid = weights.token_grid(params, plan.checkpoint.image_size)
   wanted = tuple(side // plan.model.patch for side in plan.image_size)
   if grid == wanted:
@@ -70,8 +74,26 @@ def _grow(plan: Plan) -> tuple[dict, str]:
   else:
     grown = weights.grow(params, tokens=wanted, grid=grid)
     said = "the old mixing interpolated, which is beyond the paper"
+    if family_of(plan.config.model.name) == "ViT":
+      said = "the old position embeddings interpolated"
   sizes = " to ".join(f"{h} x {w}" for h, w in (grid, wanted))
   return grown, f"Grown from {sizes} tokens: {said}. "
+
+
+def _check_growth(config: ConfigDict):
+  """Raises UserError if the model's family does not grow like this."""
+  family, how = family_of(config.model.name), config.init_growth
+  if family == "BiT":
+    raise UserError(
+      f"config.init_growth = {how!r}, but {config.model.name} takes images of "
+      "any size as it is: leave it out."
+    )
+  if family == "ViT" and how == "tiles":
+    raise UserError(
+      "config.init_growth = 'tiles' copies a Mixer's token-mixing MLPs for "
+      f"every tile of a larger image, and {config.model.name} has none: take "
+      "'interpolate', which resizes its position embeddings."
+    )
 
 
 def _check_head(plan: Plan):

@@ -18,6 +18,10 @@ PAPER_CORE_DAYS = {
   ("imagenet2012", "Mixer-L/16", 300): 40.0,
   ("imagenet21k", "Mixer-B/16", 300): 150.0,
   ("imagenet21k", "Mixer-L/16", 300): 410.0,
+  ("imagenet2012", "ViT-B/16", 300): 20.0,
+  ("imagenet2012", "ViT-L/16", 300): 50.0,
+  ("imagenet21k", "ViT-B/16", 300): 180.0,
+  ("imagenet21k", "ViT-L/16", 300): 550.0,
 }
 
 

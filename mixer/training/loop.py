@@ -300,7 +300,7 @@ class Run:
     weights.save(
       self.folder / weights.RUN_FILE,
       to_host(self.state.eval_params),
-      gelu=self.plan.model.gelu,
+      gelu=getattr(self.plan.model, "gelu", "tanh"),  # BiT has none
     )
     curve = draw_learning_curve(self.folder)
     print(

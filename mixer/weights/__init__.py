@@ -12,7 +12,7 @@ from mixer.weights.checkpoint import (
 from mixer.weights.files import about_gelu, save
 from mixer.weights.fit import fit
 from mixer.weights.grow import grow, token_grid, whole_factor
-from mixer.weights.sizes import model_of
+from mixer.weights.model_of import model_of, read_sizes
 
 __all__ = [
   "CLASSES",
@@ -24,6 +24,7 @@ __all__ = [
   "load",
   "model_of",
   "read",
+  "read_sizes",
   "save",
   "token_grid",
   "trained_classes",

@@ -15,9 +15,9 @@ from mixer import front_door
 from mixer.weights import fetching, files
 from mixer.weights.checkpoint import Checkpoint, read
 from mixer.weights.grow import grow, token_grid
+from mixer.weights.model_of import read_sizes
 from mixer.weights.published import Mirror, Published
 from mixer.weights.registry import REGISTRY, UNPUBLISHED, WARNINGS, find
-from mixer.weights.sizes import sizes_of
 
 _WIDTH = 100
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     "--tokens",
     type=_grid,
     metavar="24x24",
-    help="interpolate to so many rows and columns, beyond the paper",
+    help="interpolate to so many rows and columns; of a Mixer beyond the paper",
   )
   convert_parser.set_defaults(run=_convert)
   return parser
@@ -102,8 +102,8 @@ def _list(names: list[str]) -> str:
       *rows,
       "",
       "ImageNet top-1 in %, of the file as it is. `list NAME` says more. ViT "
-      "and BiT, the paper's",
-      "baselines, can be fetched and read; there is no model of theirs here.",
+      "and BiT are the paper's",
+      "baselines.",
       "",
       "Never published:",
       *map(_item, never),
@@ -163,14 +163,15 @@ def _convert(
   params = checkpoint.params
   if grow is not None or tokens is not None:
     params = _enlarge(checkpoint, grow, tokens)
-    how = f"by {grow}" if grow else "by interpolation, beyond the paper"
+    how = f"by {grow}" if grow else "by interpolation"
+    if tokens and "MixerBlock_0" in params:
+      how += ", beyond the paper"
     done.append(f"Grown {how}: {_describe(params)}.")
   files.save(target, params, gelu=checkpoint.gelu)
   layout = "Google's" if target.endswith(".npz") else "timm's"
   done.append(f"Written to {target} in {layout} layout.")
-  if sizes_of(params) is not None:
-    done.append(files.about_gelu(target, checkpoint.gelu))
-  return "\n".join(done)
+  done.append(files.about_gelu(target, params, checkpoint.gelu))
+  return "\n".join(filter(None, done))
 
 
 def _enlarge(
@@ -181,16 +182,11 @@ def _enlarge(
 
 
 def _describe(params: dict) -> str:
-  sizes = sizes_of(params)
+  sizes = read_sizes(params)
   if sizes is None:
-    return "not a Mixer"
-  size = sizes.image_size
-  pixels = f" ({size[0]} x {size[1]} px)" if size else ""
+    return "no Mixer, ViT or BiT"
   head = f"{sizes.num_classes:,} classes" if sizes.num_classes else "no head"
-  return (
-    f"{sizes.variant or 'a Mixer'}, {sizes.tokens:,} tokens{pixels}, "
-    f"tokens_mlp {sizes.tokens_mlp:,}, {head}"
-  )
+  return f"{sizes.name}, {sizes.details}, {head}"
 
 
 if __name__ == "__main__":

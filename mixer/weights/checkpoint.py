@@ -11,8 +11,8 @@ import numpy as np
 
 from mixer.errors import UserError
 from mixer.weights import fetching, files, registry
+from mixer.weights.model_of import read_sizes
 from mixer.weights.published import Published
-from mixer.weights.sizes import Sizes, sizes_of
 
 RUN_FILE = "weights.npz"  # in a run's folder, written when the run is done
 CLASSES = "classes.txt"  # there too, in the order of the labels
@@ -32,7 +32,7 @@ class Checkpoint:
     gelu: the form that they were trained with, "tanh" or "exact".
     class_names: in the order of the head's outputs; None if not known.
     image_size: height and width in pixels; of a file that says nothing, of the
-      square image that makes so many tokens; None if not known.
+      square image that makes so many tokens; None if not known, as of a BiT's.
     name: as asked for.
   """
 
@@ -98,19 +98,22 @@ def _read_file(
       or re.search(_TIMMS_OF_GOOGLE, str(path.absolute()))
     )
     gelu = "tanh" if of_google else "exact"
-  sizes = sizes_of(content.params)
+  sizes = read_sizes(content.params)
   class_names = None
   if published is not None and _has_head(content.params, published):
     class_names = _names_of(published.classes)
   image_size = sizes and sizes.image_size
-  if published is not None and not _has_grown(sizes, published):
+  if published is not None and not _has_grown(content.params, published):
     image_size = published.image_size
   return Checkpoint(content.params, gelu, class_names, image_size, name)
 
 
-def _has_grown(sizes: Sizes | None, published: Published) -> bool:
+def _has_grown(params: dict, published: Published) -> bool:
   """Whether a file in the place of published weights is for other images."""
-  return sizes is not None and sizes.image_size != published.image_size
+  sizes = read_sizes(params)
+  if sizes is None or sizes.takes_any_size:
+    return False
+  return sizes.image_size != published.image_size
 
 
 def _take_symmetric_pixels(params: dict):
@@ -148,7 +151,7 @@ def _read_run(folder: Path, name: str) -> Checkpoint:
   gelu, image_size = content.gelu, None
   if config.is_file():
     gelu, image_size = _recorded(config, gelu)
-  if image_size is None and (sizes := sizes_of(content.params)):
+  if image_size is None and (sizes := read_sizes(content.params)):
     image_size = sizes.image_size
   names = trained_classes(folder)
   return Checkpoint(

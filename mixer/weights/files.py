@@ -22,8 +22,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as save_bytes
 
 from mixer.errors import UserError
+from mixer.models import fields_of
 from mixer.weights import layouts
 from mixer.weights.layouts import Arrays
+from mixer.weights.model_of import read_sizes
 from mixer.whole_file import whole_file
 
 SUFFIXES = (".npz", ".safetensors")  # that are written
@@ -205,13 +207,19 @@ def _write(path: Path, arrays: Arrays, gelu: str) -> None:
   path.write_bytes(save_bytes(arrays, {"format": "pt", _GELU: gelu}))
 
 
-def about_gelu(path: str | os.PathLike, gelu: str) -> str:
+def about_gelu(path: str | os.PathLike, params: dict, gelu: str) -> str:
   """Says what other programs compute with the weights in a file.
 
   Args:
-    path: as `save` was given.
+    path, params: as `save` was given.
     gelu: the form that they were trained with.
+
+  Returns:
+    A sentence; "" where the model has no GELU, or is not known.
   """
+  sizes = read_sizes(params)
+  if sizes is None or "gelu" not in fields_of(sizes.family):
+    return ""
   trained = f"They were trained with the {gelu} form of GELU"
   if Path(path).suffix == ".npz":
     others = "the tanh form" if gelu == "exact" else "the same"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights for another resolution, which is another number of tokens.
 
-Only the token-mixing MLPs know how many tokens there are. Their first layer
-maps the S tokens to D_S hidden units, their second one back. Letters in shape
-comments: h w rows and columns of tokens, s = h * w tokens in row-major order,
-d hidden units, t tiles.
+Of a Mixer only the token-mixing MLPs know how many tokens there are. Their
+first layer maps the S tokens to D_S hidden units, their second one back. Of a
+ViT only the position embeddings do (mixer/weights/positions.py). Letters in
+shape comments: h w rows and columns of tokens, s = h * w tokens in row-major
+order, d hidden units, t tiles.
 """
 
 import math
@@ -13,37 +14,48 @@ import jax
 import numpy as np
 
 from mixer.errors import UserError
-from mixer.weights.sizes import Sizes, sizes_of
+from mixer.weights.baseline_sizes import VitSizes
+from mixer.weights.model_of import read_sizes
+from mixer.weights.positions import resize_positions
+from mixer.weights.sizes import Sizes
 
 MIXING = "token_mixing"
 Grid = tuple[int, int]  # rows and columns of tokens
 
 
 def token_grid(params: dict, image_size: Grid | None = None) -> Grid:
-  """Rows and columns of the tokens that weights mix.
+  """Rows and columns of the tokens that weights were made for.
 
   Args:
-    params: of a Mixer.
+    params: of a Mixer or a ViT, whose class token does not count.
     image_size: height and width in pixels that they were made for, if known;
       None means square images.
 
   Raises:
-    UserError: they are no Mixer's, or the tokens make no square.
+    UserError: they are of neither, or the tokens make no square.
   """
   sizes = _sizes(params)
   image_size = image_size or sizes.image_size
   if image_size is None:
     raise UserError(
-      f"These weights mix {sizes.tokens} tokens, which make no square: say how "
-      "many rows and columns with grid=(rows, columns)."
+      f"These weights are for {sizes.tokens} tokens, which make no square: say "
+      "how many rows and columns with grid=(rows, columns)."
     )
   return image_size[0] // sizes.patch, image_size[1] // sizes.patch
 
 
-def _sizes(params: dict) -> Sizes:
-  sizes = sizes_of(params)
+def _sizes(params: dict) -> Sizes | VitSizes:
+  sizes = read_sizes(params)
   if sizes is None:
-    raise UserError("These weights have no token-mixing MLPs: no Mixer's.")
+    raise UserError(
+      "These weights have no token-mixing MLPs and no position embeddings: "
+      "they are neither a Mixer's nor a ViT's."
+    )
+  if sizes.takes_any_size:
+    raise UserError(
+      f"These weights are of {sizes.name}, which takes images of any size as "
+      "it is: there is nothing to grow."
+    )
   return sizes
 
 
@@ -83,20 +95,22 @@ def grow(
 
   With `tokens`, beyond the paper: what a hidden unit looks for, and where it
   writes to, are pictures over the tokens; they are resized to the new grid,
-  bilinearly, and D_S stays.
+  bilinearly, and D_S stays. A ViT, which has no tiles, has its position
+  embeddings resized so, as the ViT paper does.
 
   Args:
-    params: of a Mixer, as `load` gives them.
+    params: of a Mixer or a ViT, as `load` gives them.
     factor: K, a whole number: 2 for 448 px instead of 224.
     tokens: rows and columns wanted, such as (24, 24).
     grid: rows and columns that there are; None means a square.
 
   Returns:
-    Nested dict like `params`; all but the token-mixing MLPs are the same
-    arrays.
+    Nested dict like `params`; all but the token-mixing MLPs, or the position
+    embeddings, are the same arrays.
 
   Raises:
-    UserError: the factor is not whole, or both or neither are given.
+    UserError: the factor is not whole or not for a Mixer, both or neither are
+      given, or the weights are of another family.
   """
   if (factor is None) == (tokens is None):
     raise UserError("Give grow either factor=2 or tokens=(24, 24).")
@@ -107,13 +121,22 @@ def grow(
       "needs: give tokens=(rows, columns) to interpolate, which is beyond the "
       "paper."
     )
-  if math.prod(old) != _sizes(params).tokens:
+  sizes = _sizes(params)
+  if math.prod(old) != sizes.tokens:
     raise UserError(
-      f"grid={old} makes {old[0]} x {old[1]} tokens, but these weights mix "
-      f"{_sizes(params).tokens} tokens."
+      f"grid={old} makes {old[0]} x {old[1]} tokens, but these weights are for "
+      f"{sizes.tokens} tokens."
     )
   if tokens is not None and min(tokens) < 1:
     raise UserError(f"tokens={tokens} must be rows and columns, from 1 on.")
+  if isinstance(sizes, VitSizes):
+    if factor is not None:
+      raise UserError(
+        "A ViT has no token-mixing MLPs to copy for every tile: give "
+        "tokens=(rows, columns), which interpolates its position embeddings "
+        "(config.init_growth='interpolate')."
+      )
+    return resize_positions(params, sizes, old, tuple(tokens))
 
   def change(mixing: dict) -> dict:
     if factor is not None:

@@ -47,10 +47,10 @@ class Published:
   top1: accuracy on ImageNet's 50,000 validation images as the file is, in
     percent; None if nobody says, or the head is of other classes.
   measured: who measured it, or what stands in for it.
-  preprocessing: with which it was measured, and with which to use the model.
-  image_size: height and width that it was trained for last; None if any will
-    do.
+  image_size: height and width that it was trained for last, or measured at.
+  short_side: of images before the central crop of that size, when measured.
   patch: side of a patch, where it is not the one that `model` stands for.
+  representation: of a ViT, units of the hidden layer under the head.
   authors, licence: as far as their repository says; it names no licence for
     the weights alone.
   gelu: the form that it was trained with, in whichever layout it comes.
@@ -63,9 +63,10 @@ class Published:
   mirrors: tuple[Mirror, ...]
   top1: float | None = None
   measured: str = ""
-  preprocessing: str = "pixels in [-1, 1], short side 256, central 224"
-  image_size: tuple[int, int] | None = (224, 224)
+  image_size: tuple[int, int] = (224, 224)
+  short_side: int = 256
   patch: int | None = None
+  representation: int | None = None
   authors: str = "Google Research"
   licence: str = "Apache-2.0, of the authors' repository"
   gelu: str = "tanh"
@@ -77,8 +78,17 @@ class Published:
   @property
   def fields(self) -> dict[str, int]:
     """For `create`, beside `model`."""
-    patch = {} if self.patch is None else {"patch": self.patch}
-    return {"num_classes": self.num_classes, **patch}
+    others = {"patch": self.patch, "representation": self.representation}
+    given = {key: value for key, value in others.items() if value is not None}
+    return {"num_classes": self.num_classes, **given}
+
+  @property
+  def preprocessing(self) -> str:
+    """With which it was measured, and with which to use the model."""
+    return (
+      f"pixels in [-1, 1], short side {self.short_side}, central "
+      f"{self.image_size[0]}"
+    )
 
 
 def google(path: str, size: str | None = None) -> Mirror:

@@ -7,6 +7,7 @@ Its own ViT and BiT of tables 2 and 3 are nearest to augreg/ViT-*-i21k-i1k and
 
 import re
 
+from mixer.models import sizes
 from mixer.weights.published import Published, google
 
 _I1K, _I21K = "imagenet2012", "imagenet21k"
@@ -31,17 +32,19 @@ def _model(name: str) -> str:
 
 
 def _vit(name, classes, recipe, px, size, top1=None, measured="", file=None):
-  short_side = 248 if px == 224 else px
+  model = _model(name)
   return Published(
     name=name,
-    model=_model(name),
+    model=model,
     classes=classes,
     recipe=recipe,
     mirrors=(google(f"vit_models/{file or name}", size),),
     top1=top1,
     measured=measured,
-    preprocessing=f"pixels in [-1, 1], short side {short_side}, central {px}",
     image_size=(px, px),
+    short_side=248 if px == 224 else px,
+    # As wide as the tokens.
+    representation=sizes(model)["hidden"] if recipe == _VIT else None,
   )
 
 
@@ -50,7 +53,6 @@ def _augreg(name: str, how: str) -> str:
 
 
 def _bit(name, classes, recipe, top1=None, measured="", px=224, file=None):
-  short_side = 256 if px == 224 else px
   return Published(
     name=f"bit/{name}",
     model=_model(name),
@@ -59,8 +61,8 @@ def _bit(name, classes, recipe, top1=None, measured="", px=224, file=None):
     mirrors=(google(f"bit_models/{file or name}"),),
     top1=top1,
     measured=measured,
-    preprocessing=f"pixels in [-1, 1], short side {short_side}, central {px}",
-    image_size=None,
+    image_size=(px, px),
+    short_side=256 if px == 224 else px,
   )
 
 

@@ -4,11 +4,22 @@
 import dataclasses
 import math
 
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from mixer.errors import UserError
-from mixer.models import create, mixer
+from mixer.models import mixer
+
+
+def square(tokens: int, patch: int) -> tuple[int, int] | None:
+  """Height and width in pixels of the square image of so many patches."""
+  side = math.isqrt(tokens)
+  return (side * patch,) * 2 if side * side == tokens else None
+
+
+def count_tokens(sizes) -> str:
+  """The number of tokens in words, and the image that makes so many."""
+  size = sizes.image_size
+  pixels = f" ({size[0]} x {size[1]} px)" if size else ""
+  return f"{sizes.tokens:,} tokens{pixels}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +38,20 @@ class Sizes:
   image_channels: int
   num_classes: int | None
 
+  family = "Mixer"
+  takes_any_size = False
+
+  @property
+  def fields(self) -> dict[str, object]:
+    """For `mixer.models.create`."""
+    fields = dataclasses.asdict(self)
+    del fields["tokens"]
+    return fields
+
   @property
   def image_size(self) -> tuple[int, int] | None:
     """Height and width of the square image that makes so many tokens."""
-    side = math.isqrt(self.tokens)
-    return (side * self.patch,) * 2 if side * side == self.tokens else None
+    return square(self.tokens, self.patch)
 
   @property
   def factor(self) -> int | None:
@@ -52,6 +72,19 @@ class Sizes:
       if self._growth_of(of_variant):
         return f"{name.partition('/')[0]}/{self.patch}"
     return None
+
+  @property
+  def name(self) -> str:
+    """Mixer-B/16, or its sizes if the paper has no such Mixer."""
+    return self.variant or (
+      f"a Mixer of {self.blocks} blocks, {self.hidden} channels and "
+      f"{self.channels_mlp:,} hidden units"
+    )
+
+  @property
+  def details(self) -> str:
+    """What there is to say beside the name and the head."""
+    return f"{count_tokens(self)}, tokens_mlp {self.tokens_mlp:,}"
 
   def _growth_of(self, variant: list[int]) -> int | None:
     hidden, blocks, tokens_mlp, channels_mlp = variant
@@ -90,25 +123,3 @@ def sizes_of(params: dict) -> Sizes | None:
     image_channels=image_channels,
     num_classes=num_classes,
   )
-
-
-def model_of(params: dict, *, gelu: str = "tanh", **fields) -> nn.Module:
-  """Creates the Mixer that parameters are of.
-
-  Args:
-    params: nested dict of arrays.
-    gelu: "tanh" or "exact", see `Checkpoint.gelu`.
-    **fields: any field of the model, over what the shapes say.
-
-  Raises:
-    UserError: the parameters are not a Mixer's.
-  """
-  sizes = sizes_of(params)
-  if sizes is None:
-    raise UserError(
-      "These are not the parameters of a Mixer, so that their shapes do not "
-      "tell the model: make it with mixer.models.create."
-    )
-  given = dataclasses.asdict(sizes) | {"gelu": gelu} | fields
-  del given["tokens"]
-  return create("Mixer", **given)

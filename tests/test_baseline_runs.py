@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ViT and a BiT on the way that a Mixer goes: from training to a program."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import recipes
+from jax import export as jax_export
+from PIL import Image
+
+from mixer import export, predict, weights
+from mixer.errors import UserError
+from mixer.plan import make_plan
+from mixer.training import evaluate, start
+
+MIXERS = dict.fromkeys(("tokens_mlp", "channels_mlp"))
+MODELS = {
+  "ViT": MIXERS | dict(name="ViT", patch=4, hidden=8, blocks=2, mlp=8, heads=2),
+  "BiT": MIXERS
+  | dict.fromkeys(("patch", "hidden", "blocks"))
+  | dict(name="BiT", width=0.5, units=(2,)),
+}
+
+
+def config_of(digits_dir, model, steps=2, **changes):
+  """The digits recipe, small; every kind of randomness is on."""
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.total_epochs, config.total_steps = 0.0, steps
+  config.schedule.kind, config.schedule.warmup_epochs = "constant", 0.0
+  config.batch = 16
+  config.model.update(MODELS[model], dropout=0.1, stoch_depth=0.2)
+  config.checkpoint.every_epochs, config.checkpoint.every_steps = 0.0, 1
+  config.evals.test.every_epochs = 0.0
+  config.log.every_steps = 1
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def run(request, digits_dir, tmp_path_factory, compiled_once):
+  """A family, and the folder of a run that was interrupted after a step."""
+  folder = tmp_path_factory.mktemp("runs") / request.param
+  for steps in (1, 2):
+    config = config_of(digits_dir, request.param, steps)
+    changed = steps == 2  # the length of the run
+    assert start.train(config, str(folder), accept_changes=changed) == 0
+  return request.param, folder
+
+
+def test_it_trains_goes_on_and_is_evaluated(run, digits_dir, capsys):
+  model, folder = run
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+
+  config = config_of(digits_dir, model)
+  assert evaluate.evaluate(config, str(folder)) == 0
+
+  assert [row["step"] for row in rows] == [1, 2]
+  accuracy = rows[-1]["eval/test/accuracy"]
+  assert f"{accuracy:.5f}" in capsys.readouterr().out
+
+
+def test_its_weights_say_what_model_they_are_of(run):
+  model, folder = run
+
+  checkpoint = weights.read(folder)
+
+  found = weights.model_of(checkpoint.params)
+  sizes = {k: v for k, v in MODELS[model].items() if v and k != "name"}
+  assert {key: getattr(found, key) for key in sizes} == sizes
+  assert checkpoint.image_size == (8, 8)
+
+
+def test_it_is_exported_and_predicts_with_the_same_logits(
+  run, tmp_path, capsys
+):
+  _, folder = run
+  pixels = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype="u1")
+  Image.fromarray(pixels).save(tmp_path / "noise.png")
+  program, table = tmp_path / "model.stablehlo", tmp_path / "table.csv"
+
+  assert export.main([f"--init={folder}", f"--out={program}"]) == 0
+  assert (
+    predict.main(
+      [f"--init={folder}", str(tmp_path / "noise.png"), f"--out={table}"]
+    )
+    == 0
+  )
+
+  call = jax_export.deserialize(bytearray(program.read_bytes())).call
+  probabilities = np.sort(jax.nn.softmax(call(pixels[None]))[0])[::-1]
+  rows = table.read_text().splitlines()[1:]
+  said = [float(row.split(",")[-1]) for row in rows]
+  np.testing.assert_allclose(said, probabilities[:5], atol=1e-5)
+
+
+def test_its_weights_are_taken_at_another_resolution(run, digits_dir):
+  """With ViT's position embeddings interpolated, with BiT's as they are."""
+  model, folder = run
+  growth = "interpolate" if model == "ViT" else "none"
+  config = config_of(
+    digits_dir,
+    model,
+    **{
+      "init": str(folder),
+      "init_growth": growth,
+      "data.ops": "resize(12) | flip",
+      "evals.test.ops": "resize(12)",
+    },
+  )
+
+  plan = make_plan(config)
+
+  assert not plan.problems
+  kept = "The head of the weights is kept."
+  grown = "Grown from 2 x 2 to 3 x 3 tokens: the old position embeddings "
+  assert plan.initial_note == (
+    f"{grown}interpolated. {kept}" if model == "ViT" else kept
+  )
+  config.init_growth = "tiles"
+  words = "any size" if model == "BiT" else "take 'interpolate', which resizes"
+  with pytest.raises(UserError, match=words):
+    make_plan(config).raise_complaints()
+
+
+@pytest.mark.parametrize(
+  "recipe, facts",
+  [
+    (
+      ("pretrain_i1k", "ViT-B/16"),
+      ("ViT-B/16, 87,158,248 parameters", "17.6 GMAC", "warm-up 10,000 steps"),
+    ),
+    (
+      ("pretrain_i21k", "BiT-R50x1"),
+      ("BiT-R50x1, 68,", "4.1", "310,823 steps, 90 epochs"),
+    ),
+  ],
+  ids=["ViT", "BiT"],
+)
+def test_a_dry_run_counts_what_a_baseline_costs(recipe, facts, capsys):
+  with pytest.raises(UserError, match="is not prepared"):
+    start.dry_run(recipes.load(*recipe))
+
+  printed = capsys.readouterr().out
+  for fact in facts:
+    assert fact in printed
