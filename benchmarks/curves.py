@@ -181,3 +181,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     error = each.std(ddof=1) / np.sqrt(len(each))
     half = stats.t.ppf(0.975, len(each) - 1) * error
   return {"mean": float(each.mean()), "interval": float(half)}
+
+
+def percent(mean: float, around: float) -> str:
+  return f"{100 * mean:.1f} ± {100 * around:.1f}"

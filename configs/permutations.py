@@ -44,7 +44,19 @@ INPUTS = {
   "patches": " | permute_patches({patch}, seed={seed})",
   "pixels": " | permute_pixels(seed={seed})",
 }
-MODELS = ("mixer", "resnet")
+# On photographs.
+PATCH = 8  # px: 16 of them
+MODELS = {
+  "mixer": {
+    "name": "Mixer",
+    "patch": PATCH,
+    "hidden": 64,
+    "blocks": 4,
+    "tokens_mlp": 32,
+    "channels_mlp": 256,
+  },
+  "resnet": {"name": "BiT", "width": 0.5, "units": (1, 1)},
+}
 SCALES = ("photographs", "paper")
 
 
@@ -55,15 +67,16 @@ def get_config(arg=None):
   )
   for key, known in (
     ("model", MODELS),
-    ("input", tuple(INPUTS)),
+    ("input", INPUTS),
     ("scale", SCALES),
   ):
     if arg[key] not in known:
       raise UserError(f"{key}={arg[key]} is none of {', '.join(known)}.")
   if arg.scale == "paper":
+    # RandAugment comes before the permutation.
     config, patch = at_papers_scale(arg.model), 16
   else:
-    config, patch = on_photographs(arg.model), 8
+    config, patch = on_photographs(MODELS[arg.model]), PATCH
   config.seed = arg.seed
   permute = INPUTS[arg.input].format(patch=patch, seed=arg.seed)
   for part in (config.data, *config.evals.values()):
@@ -71,12 +84,13 @@ def get_config(arg=None):
   return config
 
 
-def on_photographs(model):
-  """Small enough for minutes on two cores."""
+def on_photographs(fields):
+  """The recipe of a model, small enough for minutes on two cores."""
   config = default()
   config.total_steps = 600
   config.batch = 64
   config.model.num_classes = 15
+  config.model.update(fields)
   config.data.name = "photographs"
   config.data.examples = 1_160
   config.data.ops = "random_crop(32) | flip"
@@ -87,17 +101,6 @@ def on_photographs(model):
   config.schedule.kind = "linear"
   config.schedule.warmup_steps = 60
   config.schedule.end = 1e-5
-  if model == "mixer":
-    config.model.name = "Mixer"
-    config.model.patch = 8  # px: 16 tokens
-    config.model.hidden = 64
-    config.model.blocks = 4
-    config.model.tokens_mlp = 32
-    config.model.channels_mlp = 256
-  else:
-    config.model.name = "BiT"
-    config.model.width = 0.5
-    config.model.units = (1, 1)
 
   every, ops = 60, "central_crop(32)"
   config.evals.test = evaluator(split="test", ops=ops, every_steps=every)
@@ -114,18 +117,22 @@ def on_photographs(model):
 
 
 def at_papers_scale(model):
-  """The models of figure 4, by the recipe of ImageNet-21k."""
+  """A model of figure 4, by the recipe of ImageNet-21k."""
   name = "Mixer-B/16" if model == "mixer" else "BiT-R50x1"
   config = pretrain_i21k.get_config(name)
-  # The first 65,000 hold at least 30 of each class.
-  config.evals.few = evaluator(
+  config.evals.few = imagenet_5shot()
+  return config
+
+
+def imagenet_5shot():
+  """The measure of figures 2 and 4."""
+  return evaluator(
     "fewshot",
     name="imagenet2012",
     split="validation",
     examples=50_000,
-    pool_split="train[:65000]",
+    pool_split="train[:65000]",  # at least 30 of each class
     ops="resize(256) | central_crop(224)",
     shots=(5,),
     every_steps=10_000,
   )
-  return config

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the curves of figure 4 show here what they show in the paper."""
 
-from benchmarks.curves import difference, last_values
+from benchmarks.curves import difference, last_values, percent
 from mixer.table import render
 
 RESULT = "eval/fewshot/few/5shot"
@@ -94,7 +94,3 @@ def report(
       *lines,
     ]
   )
-
-
-def percent(mean: float, around: float) -> str:
-  return f"{100 * mean:.1f} ± {100 * around:.1f}"
