@@ -15,7 +15,7 @@ import cloudpickle
 import cv2
 import numpy as np
 
-from mixer.data import op_language, randaug
+from mixer.data import op_language, permutations, randaug
 from mixer.data.op_language import Size
 from mixer.data.resizing import Method, check_method, check_size, resize
 from mixer.errors import UserError
@@ -299,6 +299,47 @@ class RandAugment:
       magnitude=self.magnitude,
       contrast=self.contrast,
     )
+
+
+@op("permute_patches")
+class PermutePatches:
+  """Permutes the patches, and the pixels within every patch alike.
+
+  `patch` is a patch's side in pixels. The permutation follows from the seed: it
+  is the same for all images.
+  """
+
+  patch: int
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    if self.patch < 1:
+      raise ValueError("patch must be above 0")
+    _check_seed(self.seed)
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    h, w = image.shape[:2]
+    index = permutations.patches_index(h, w, self.patch, self.seed)
+    return permutations.take(image, index)
+
+
+@op("permute_pixels")
+class PermutePixels:
+  """Permutes all pixels; likewise the same for all images of one size."""
+
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    _check_seed(self.seed)
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    index = permutations.pixels_index(*image.shape[:2], self.seed)
+    return permutations.take(image, index)
+
+
+def _check_seed(seed: int) -> None:
+  if seed < 0:
+    raise ValueError("seed must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

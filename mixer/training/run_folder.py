@@ -145,7 +145,7 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
   file = path / "config.json"
   if not file.exists() or accept_changes:
     return
-  before = _filled_in(_recorded(file), to_dict(default()))
+  before = filled_in(_recorded(file), to_dict(default()))
   changes = list(differences(before, to_dict(config)))
   if changes:
     listed = "\n  ".join(changes)
@@ -166,10 +166,10 @@ def _recorded(file: Path) -> dict:
     ) from error
 
 
-def _filled_in(config: dict, defaults: dict) -> dict:
+def filled_in(config: dict, defaults: dict) -> dict:
   """Adds the keys that there were not yet when the config was written."""
   return defaults | {
-    key: _filled_in(value, defaults[key])
+    key: filled_in(value, defaults[key])
     if isinstance(value, dict) and isinstance(defaults.get(key), dict)
     else value
     for key, value in config.items()

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experiments of several runs, and one file with what came of them.
+
+An experiment is a dict of curves: a name and a recipe's argument. Each is
+trained once a seed, in a folder of its own; what is finished stays finished.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from scipy import stats
+
+from mixer.config import default
+from mixer.config_check import to_dict
+from mixer.data.__main__ import prepare
+from mixer.errors import TryAgainError
+from mixer.front_door import START_AGAIN
+from mixer.plan import make_plan
+from mixer.training import run_folder, start
+from mixer.training.log import read_rows
+from mixer.whole_file import whole_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """A line of a figure.
+
+  about: what the line stands for, such as {"model": "mixer"}; kept in the file.
+  recipe: its name in configs/.
+  arg: the recipe's argument, to which the seed is added.
+  """
+
+  about: dict[str, str | int | float]
+  recipe: str
+  arg: str
+
+  @property
+  def folder(self) -> str:
+    return "_".join(map(str, self.about.values())).replace("/", "_")
+
+
+def recipe(name: str, arg: str) -> ConfigDict:
+  """What --config=configs/NAME.py:ARG gives."""
+  path = Path("configs") / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+def train(
+  curves: Sequence[Curve],
+  workdir: Path,
+  seeds: Sequence[int],
+  results: Sequence[str],
+  changes: dict[str, object] | None = None,
+) -> list[dict]:
+  """Trains what is not trained yet.
+
+  Args:
+    curves: of the experiment.
+    workdir: of all its runs.
+    seeds: of each curve's runs.
+    results: of the evaluators, to be kept, such as "eval/test/accuracy".
+    changes: keys of all configs to set otherwise, such as "total_steps".
+
+  Returns:
+    A dict a curve: what it is about, its recipe, in what its config differs
+    from the schema, and its runs, each with the results at all steps.
+
+  Raises:
+    TryAgainError: a stop was asked for; all is saved.
+  """
+  configs = [
+    [config(curve, seed, changes) for seed in seeds] for curve in curves
+  ]
+  for name in sorted({config.data.name for [config, *_] in configs}):
+    prepare(name)
+  runs = [[] for _ in curves]
+  # Seed by seed: stopped early, there is something of every curve.
+  for i, seed in enumerate(seeds):
+    for curve, of_seeds, done in zip(curves, configs, runs, strict=True):
+      folder = workdir / f"{curve.folder}_seed_{seed}"
+      done.append({"seed": seed} | finish(of_seeds[i], folder, results))
+  return [
+    curve.about
+    | {"recipe": f"configs/{curve.recipe}.py:{curve.arg}"}
+    | {"config": beyond_defaults(config), "runs": done}
+    for curve, [config, *_], done in zip(curves, configs, runs, strict=True)
+  ]
+
+
+def config(curve: Curve, seed: int, changes: dict | None) -> ConfigDict:
+  config = recipe(curve.recipe, f"{curve.arg},seed={seed}")
+  config.update_from_flattened_dict(changes or {})
+  return config
+
+
+def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
+  """Trains to the end, and returns results and where they come from."""
+  plan = make_plan(config)
+  plan.raise_complaints()
+  run_folder.check_config(folder, plan.config, accept_changes=False)
+  rows = read_rows(folder)
+  if not rows or rows[-1]["step"] != plan.total_steps:
+    print(f"\n{folder}", flush=True)
+    if start.train(config, str(folder)) == START_AGAIN:
+      raise TryAgainError("Stopped, all is saved. The same command goes on.")
+    jax.clear_caches()  # the next run compiles its own programs
+    rows = read_rows(folder)
+  evaluated = [row for row in rows if results[0] in row]
+  last = json.loads((folder / "provenance.json").read_text())["starts"][-1]
+  return {
+    "date": last["date"],
+    "git_commit": last["git_commit"],
+    "git_changes": last["git_changes"],
+    "device": f"{last['devices']} x {last['device_kind']}",
+    "steps": [row["step"] for row in evaluated],
+    **{name: [round(row[name], 6) for row in evaluated] for name in results},
+  }
+
+
+def beyond_defaults(config: ConfigDict) -> dict[str, object]:
+  """Key -> value of a config, where the schema has another one."""
+  ours, schema = _flat(to_dict(config)), _flat(to_dict(default()))
+  return {
+    key: value
+    for key, value in ours.items()
+    if value is not None and schema.get(key) != value
+  }
+
+
+def _flat(tree: dict, path: str = "") -> dict[str, object]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{path}{key}.")
+    else:
+      flat[path + key] = value
+  return flat
+
+
+def record(file: Path, content: dict) -> None:
+  """Writes a results file, with how, where and when it was made."""
+  made = run_folder.provenance()
+  module = sys.modules["__main__"].__spec__.name.removesuffix(".__main__")
+  head = {
+    "date": made["date"],
+    "git_commit": made["git_commit"],
+    "git_changes": made["git_changes"],
+    "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+    "devices": f"{made['devices']} x {made['device_kind']}",
+    "versions": made["packages"],
+  }
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with whole_file(file) as aside:
+    aside.write_text(json.dumps(head | content, indent=1) + "\n")
+
+
+def last_values(curve: dict, result: str) -> np.ndarray:
+  """A result at the end of each run, [seeds]."""
+  return np.array([run[result][-1] for run in curve["runs"]])
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+  """Mean of other - one over seeds [n], and half its 95 % interval.
+
+  Runs of a seed are a pair: they share the order of the images.
+  """
+  each = other - one
+  half = np.inf
+  if len(each) > 1:
+    error = each.std(ddof=1) / np.sqrt(len(each))
+    half = stats.t.ppf(0.975, len(each) - 1) * error
+  return {"mean": float(each.mean()), "interval": float(half)}
+
+
+def percent(mean: float, around: float) -> str:
+  return f"{100 * mean:.1f} ± {100 * around:.1f}"

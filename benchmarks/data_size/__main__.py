@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figure 2, right: models on 3, 10, 30 and 100 % of the training images.
+
+python -m benchmarks.data_size [--workdir=DIR] [--seeds=3]
+
+Trains configs/data_size.py with all models and shares, once a seed, 15 minutes
+on 2 CPU cores; stopped, the same command goes on. Writes
+results/data_size.json, which `python -m mixer.paper figure 2` draws.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from benchmarks import curves
+from benchmarks.curves import Curve
+from benchmarks.data_size.findings import RESULTS, findings, report
+from mixer.front_door import answer
+
+MODELS = ("mixer-small", "mixer-large", "vit", "resnet")
+SHARES = (3, 10, 30, 100)  # per cent
+CURVES = [
+  Curve({"model": model, "share": share}, "data_size", f"{model},share={share}")
+  for model in MODELS
+  for share in SHARES
+]
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.data_size",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add("--workdir", type=Path, default=Path("runs/data_size"))
+  add("--seeds", type=int, default=3)
+  add("--results", type=Path, default=Path("results"))
+  return answer(measure, **vars(parser.parse_args()))
+
+
+def measure(
+  workdir: Path, seeds: int, results: Path, changes: dict | None = None
+) -> str:
+  """Trains, records and judges; arguments as of benchmarks.permutations."""
+  trained = curves.train(CURVES, workdir, range(seeds), RESULTS, changes)
+  found = findings(trained)
+  curves.record(
+    results / "data_size.json", {"findings": found, "curves": trained}
+  )
+  return report(trained, found)
+
+
+if __name__ == "__main__":
+  flags.FLAGS.mark_as_parsed()
+  sys.exit(main())

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles of scikit-image's photographs: which of them is a tile from?
+
+  python -m mixer.data prepare photographs
+
+No network and a few seconds of work. Natural images, on which it matters how
+pixels lie beside one another: tiles are grey, and all of the same brightness
+and contrast, so that neither colours nor histograms tell them apart. Tiles do
+not overlap. Needs scikit-image, with which the tests are installed.
+"""
+
+import io
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mixer.errors import UserError
+
+NAMES = (
+  "astronaut",
+  "brick",
+  "camera",
+  "cell",
+  "chelsea",
+  "coffee",
+  "coins",
+  "grass",
+  "gravel",
+  "hubble_deep_field",
+  "immunohistochemistry",
+  "moon",
+  "retina",
+  "rocket",
+  "stereo_motorcycle",
+)
+TILE = 40  # px
+MOST = 200  # tiles of a photograph
+# Standard deviation of the grey levels (0..255) from which on a tile shows
+# something; below lie skies and the borders of slides.
+LEAST_CONTRAST = 4.0
+MEAN, DEVIATION = 128, 50  # of every tile, as far as 0..255 lets them be
+# Ends of the splits, as shares of each photograph's tiles.
+SPLITS = {"train": 0.6, "validation": 0.8, "test": 1.0}
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+  """Splits train, validation and test, in the same order everywhere."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=f"Grey tiles of {TILE} x {TILE} px, a class a photograph.",
+      homepage="https://scikit-image.org",
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(
+            shape=(TILE, TILE, 1), encoding_format="png"
+          ),
+          "label": tfds.features.ClassLabel(names=list(NAMES)),
+        }
+      ),
+      supervised_keys=("image", "label"),
+      disable_shuffling=True,  # done below
+    )
+
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
+    del dl_manager  # scikit-image brings the photographs along.
+    examples = {split: [] for split in SPLITS}
+    for label, name in enumerate(NAMES):
+      order = np.random.RandomState(label)
+      tiles = cut(photograph(name))
+      tiles = [tiles[i] for i in order.permutation(len(tiles))[:MOST]]
+      begin = 0
+      for split, share in SPLITS.items():
+        end = round(share * len(tiles))
+        examples[split] += [(tile, label) for tile in tiles[begin:end]]
+        begin = end
+    return {
+      split: self._generate_examples(some) for split, some in examples.items()
+    }
+
+  def _generate_examples(
+    self, examples: list[tuple[np.ndarray, int]]
+  ) -> Iterator[tuple[int, dict[str, object]]]:
+    # Any slice of a split is a random sample of all photographs.
+    order = np.random.RandomState(0).permutation(len(examples))
+    for key, i in enumerate(order):
+      tile, label = examples[i]
+      # Encoded here: TFDS would import TensorFlow for it, which takes seconds.
+      image = io.BytesIO(cv2.imencode(".png", tile)[1].tobytes())
+      yield key, {"image": image, "label": label}
+
+
+def photograph(name: str) -> np.ndarray:
+  """A photograph of scikit-image in grey, float64 [h, w] of 0..255."""
+  try:
+    from skimage import data
+  except ModuleNotFoundError as error:
+    raise UserError(
+      "photographs are those of scikit-image, which is not installed: pip "
+      "install -r requirements-dev.txt"
+    ) from error
+  image = getattr(data, name)()
+  if isinstance(image, tuple):  # a pair for both eyes, and a map
+    image = image[0]
+  return image.mean(axis=-1) if image.ndim == 3 else image.astype(float)
+
+
+def cut(grey: np.ndarray) -> list[np.ndarray]:
+  """Cuts float [h, w] into uint8 [TILE, TILE] of one brightness and contrast.
+
+  Those without contrast are left out.
+  """
+  h, w = grey.shape
+  corners = (
+    (y, x)
+    for y in range(0, h - TILE + 1, TILE)
+    for x in range(0, w - TILE + 1, TILE)
+  )
+  tiles = (grey[y : y + TILE, x : x + TILE] for y, x in corners)
+  return [even_out(tile) for tile in tiles if tile.std() > LEAST_CONTRAST]
+
+
+def even_out(tile: np.ndarray) -> np.ndarray:
+  """Gives a tile the mean and the deviation of all, uint8."""
+  tile = MEAN + DEVIATION * (tile - tile.mean()) / tile.std()
+  return np.clip(np.round(tile), 0, 255).astype(np.uint8)

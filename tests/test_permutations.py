@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fixed permutations of figure 4 as ops of a recipe."""
+
+import numpy as np
+import pytest
+
+from mixer.data import ops, permutations
+from mixer.errors import UserError
+
+# Of seed 0: orders of 8 patches, of the 9 pixels of a patch, of 2 x 5 pixels.
+PATCHES = [6, 3, 5, 0, 7, 2, 1, 4]
+WITHIN = [5, 3, 0, 1, 4, 6, 7, 8, 2]
+PIXELS = [3, 4, 8, 9, 5, 2, 0, 6, 7, 1]
+
+SPECS = ("permute_patches(4, seed=3)", "permute_pixels(3)")
+
+
+def image(seed=0, height=12, width=8):
+  generator = np.random.RandomState(seed)
+  return generator.randint(256, size=(height, width, 3)).astype(np.uint8)
+
+
+def permuted(spec, pixels, seed=0):
+  return ops.parse(spec)(pixels, np.random.default_rng(seed))
+
+
+def patches(pixels, patch=4):
+  """Cuts h w c into s rows of a patch's pixels, by loops."""
+  h, w, c = pixels.shape
+  return np.array(
+    [
+      pixels[y : y + patch, x : x + patch].reshape(patch**2, c)
+      for y in range(0, h, patch)
+      for x in range(0, w, patch)
+    ]
+  )
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_pixel_goes_to_one_place(spec):
+  h, w = 12, 8
+  numbers = np.arange(h * w).reshape(h, w, 1)
+
+  result = permuted(spec, numbers)
+
+  assert result.shape == numbers.shape
+  assert sorted(result.ravel()) == list(range(h * w))
+  assert (result != numbers).mean() > 0.5
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_inverse_restores_the_image(spec):
+  pixels, (h, w) = image(), (12, 8)
+  index = permuted(spec, np.arange(h * w).reshape(h, w, 1)).ravel()
+
+  restored = permutations.take(permuted(spec, pixels), np.argsort(index))
+
+  np.testing.assert_array_equal(restored, pixels)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_all_images_are_permuted_alike_whatever_else_is_random(spec):
+  """The place of a pixel says where it goes; other draws have no part in it."""
+  numbers = np.arange(96).reshape(12, 8, 1)
+  index = permuted(spec, numbers).ravel()
+
+  for seed in range(3):
+    result = permuted(spec, image(seed), seed)
+
+    np.testing.assert_array_equal(result, permutations.take(image(seed), index))
+
+
+def test_pixels_within_patches_are_permuted_alike_in_all_patches():
+  pixels = image()
+  before, after = patches(pixels), patches(permuted(SPECS[0], pixels))
+
+  order = permutations.patch_order(len(before), seed=3)
+  within = permutations.within_patch_order(4, seed=3)
+
+  for place, source in enumerate(order):
+    np.testing.assert_array_equal(after[place], before[source][within])
+
+
+def test_a_permutation_of_pixels_does_not_keep_patches_together():
+  numbers = np.arange(96).reshape(12, 8, 1)
+  of_patch = patches(numbers)[..., 0]
+  number_of = {pixel: s for s, row in enumerate(of_patch) for pixel in row}
+
+  result = patches(permuted(SPECS[1], numbers))[..., 0]
+
+  assert all(len({number_of[pixel] for pixel in row}) > 1 for row in result)
+
+
+def test_seeds_are_other_permutations_and_stay_what_they_are():
+  """Fails if NumPy ever draws otherwise: results would not be comparable."""
+  pixels = image()
+
+  for name, argument in ("permute_patches", "4, "), ("permute_pixels", ""):
+    one, other = (
+      permuted(f"{name}({argument}seed={seed})", pixels) for seed in (0, 1)
+    )
+    assert (one != other).any()
+  assert permutations.patch_order(8, seed=0).tolist() == PATCHES
+  assert permutations.within_patch_order(3, seed=0).tolist() == WITHIN
+  assert permutations.pixels_index(2, 5, seed=0).tolist() == PIXELS
+
+
+def test_a_patch_that_does_not_divide_the_image_names_a_size_that_would_do():
+  with pytest.raises(
+    UserError, match="12 x 8 pixels into patches of 5 x 5.* to 10 x 10 first"
+  ):
+    permuted("permute_patches(5)", image())
+
+
+@pytest.mark.parametrize(
+  "spec, said",
+  [
+    ("permute_patches()", "missing a required argument: 'patch'"),
+    ("permute_patches(0)", "patch must be above 0"),
+    ("permute_patches(4, seed=-1)", "seed must not be negative"),
+    ("permute_pixels(-1)", "seed must not be negative"),
+    ("permute_pixels(0.5)", "seed=0.5 is not a whole number"),
+    ("permute_pixel(0)", "did you mean 'permute_pixels'"),
+  ],
+)
+def test_a_permutation_that_cannot_be_read_says_what_would_do(spec, said):
+  with pytest.raises(UserError, match=said):
+    ops.parse(spec)
+
+
+def test_the_size_of_permuted_images_is_known_beforehand():
+  assert ops.output_size(
+    "resize_small(32) | central_crop(24) | permute_patches(8)"
+  ) == (24, 24)
+  with pytest.raises(UserError, match="photograph of 480 x 640.*patches of 9"):
+    ops.output_size("permute_patches(9)")

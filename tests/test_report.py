@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's report says what the folder says, whatever state the run is in."""
+
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import recipes
+import reports
+
+from mixer import front_door
+from mixer.config import default, evaluator
+from mixer.config_check import complete, to_dict
+from mixer.paper import report
+
+
+class Page(html.parser.HTMLParser):
+  """A page's text, and its tables as lists of rows of cells."""
+
+  def __init__(self, source):
+    super().__init__()
+    self.tables, self.marked, self.open = [], [], []
+    self.links, self.words = [], []
+    self.feed(source)
+    assert not self.open, "elements that are not closed"
+    self.text = " ".join(" ".join(self.words).split())
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    self.links += [
+      attributes[key]
+      for key in ("src", "href", "xlink:href", "srcset")
+      if key in attributes
+    ]
+    if tag in ("meta", "img", "link", "br"):
+      return
+    self.open.append(tag)
+    if tag == "table":
+      self.tables.append([])
+    elif tag == "tr":
+      self.tables[-1].append([])
+      self.marked.append(attributes.get("class") == "set")
+    elif tag in ("td", "th"):
+      self.tables[-1][-1].append("")
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_startendtag(self, tag, attributes):
+    self.handle_starttag(tag, attributes)
+    if self.open and self.open[-1] == tag:
+      self.open.pop()
+
+  def handle_data(self, data):
+    if "style" in self.open:
+      return
+    self.words.append(data)
+    if "td" in self.open or "th" in self.open:
+      self.tables[-1][-1][-1] += data
+
+  def table(self, head):
+    """Rows of the table whose head begins with a word, by their first cell."""
+    [table] = [t for t in self.tables if t[0][0] == head][:1]
+    return {row[0]: row[1:] for row in table[1:]}
+
+
+def read(folder):
+  said = report.write(folder)
+  assert said.endswith(f": {folder / 'report.html'}")
+  source = (folder / "report.html").read_text()
+  return Page(source), source
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs") / "digits"
+  return reports.write(folder, config=reports.config(), rows=reports.rows())
+
+
+def test_a_finished_run_has_its_results_its_speed_and_its_origin(done):
+  page, _ = read(done)
+
+  assert "done, 200 steps" in page.text
+  assert "80.00 % test accuracy, step 200; best: 90.00 % at step 100" in (
+    page.text
+  )
+  assert page.table("result") == {
+    "test accuracy": ["80.00 % at 200", "90.00 % at 100"],
+    "test accuracy top5": ["97.50 % at 200", "97.50 % at 50"],
+    "test loss": ["0.0050 at 200", "0.0050 at 200"],
+  }
+  speed = page.table("")
+  assert speed["images per second"] == ["640", "640"]
+  assert speed["of these per device"] == ["320", "320"]
+  assert speed["time spent waiting for data"] == ["25.0%", "25.0%"]
+  assert "20 s for 200 updates" in page.text  # 64 images each
+  assert page.table("started (UTC)")["2026-01-02 03:04"] == [
+    "0",
+    "0123456789ab, with changes",
+    "2 x TPU v3",
+    "1",
+  ]
+  assert page.table("package") == {"python": ["3.11.7"], "jax": ["0.10.2"]}
+
+
+def test_the_page_needs_nothing_beside_it(done):
+  page, source = read(done)
+
+  assert page.links  # pictures, and parts of drawings by name
+  assert all(link.startswith(("data:image/png", "#")) for link in page.links)
+  assert not re.search(r"@import|<script|url\((?!#)", source)
+
+
+def test_names_of_drawings_parts_are_unique_and_all_there(done):
+  _, source = read(done)
+
+  names = re.findall(r'\bid="([^"]+)"', source)
+  used = set(re.findall(r'(?:href="|url\()#([^")]+)', source))
+  assert len(names) == len(set(names))
+  assert used <= set(names)
+
+
+def test_exactly_the_keys_that_differ_from_the_defaults_are_marked(done):
+  page, _ = read(done)
+  usual, found = (
+    to_dict(default()),
+    json.loads((done / "config.json").read_text()),
+  )
+  usual["evals"] = {"test": to_dict(evaluator())}
+
+  def flat(part, path=""):
+    for key, value in part.items():
+      if isinstance(value, dict):
+        yield from flat(value, f"{path}{key}.")
+      else:
+        yield f"{path}{key}", value
+
+  usual, found = dict(flat(usual)), dict(flat(found))
+  differing = {key for key in found if found[key] != usual[key]}
+  own, every = [t for t in page.tables if t[0][0] == "key"]
+
+  assert {row[0] for row in own[1:]} == differing
+  assert {row[0] for row in every[1:]} == set(found)
+  assert sum(page.marked) == 2 * len(differing)
+  assert page.table("key")["optimizer.learning_rate"] == ["0.003", "0.001"]
+  assert page.table("key")["evals.test.ops"] == ['"central_crop(8)"', "none"]
+
+
+def test_a_run_in_progress_says_how_far_it_is(tmp_path):
+  folder = reports.write(
+    tmp_path / "run",
+    config=reports.config(),
+    rows=reports.rows(60),
+    done=False,
+  )
+
+  page, _ = read(folder)
+
+  assert "not done: step 60 of 200 (30%)" in page.text
+  assert "drawn once the run is done" in page.text
+  assert "80.00 % test accuracy, step 50" in page.text
+
+
+def test_a_run_without_rows_or_evaluators_has_a_page(tmp_path):
+  config = reports.config()
+  config["evals"] = {}
+  folder = reports.write(tmp_path / "run", config=config, rows=[], done=False)
+  (folder / "provenance.json").unlink()
+
+  page, _ = read(folder)
+
+  assert "not done: step 0 of 200" in page.text
+  assert "no rows yet" in page.text
+  assert "no evaluators" in page.text
+  assert "nothing is known" in page.text
+
+
+def test_numbers_that_are_not_finite_are_told_and_left_out(tmp_path):
+  rows = reports.rows()
+  rows[3]["train/loss"], rows[4]["train/loss"] = math.nan, math.inf
+  rows[4]["eval/test/loss"] = math.nan
+  rows[4]["images_per_second"] = math.nan
+  for row in rows:
+    if "eval/test/accuracy_top5" in row:
+      row["eval/test/accuracy_top5"] = math.nan
+  folder = reports.write(tmp_path / "run", config=reports.config(), rows=rows)
+
+  page, _ = read(folder)
+
+  assert (
+    "train/loss is not finite in 2 of the log's rows, first at step 40"
+    in (page.text)
+  )
+  assert "eval/test/loss is not finite in 1 of the log's rows" in page.text
+  assert page.table("result")["test accuracy top5"] == ["not finite", ""]
+  assert page.table("result")["test loss"] == ["0.0050 at 200"] * 2
+
+
+def test_skipped_updates_are_listed_with_their_examples(tmp_path):
+  skipped = [
+    {
+      "step": step,
+      "loss": math.nan,
+      "gradient_norm": 1.5,
+      "examples": list(range(64)),
+    }
+    for step in range(21, 36)
+  ]
+  folder = reports.write(
+    tmp_path / "run",
+    config=reports.config(),
+    rows=reports.rows(),
+    skipped=skipped,
+  )
+
+  page, _ = read(folder)
+
+  assert "15 updates had no effect" in page.text
+  assert "The first 10 of skipped.jsonl" in page.text
+  updates = page.table("update")
+  assert list(updates) == [str(step) for step in range(21, 31)]
+  assert updates["21"] == ["nan", "1.5", "0, 1, 2, 3, 4, ..."]
+
+
+def test_numbers_of_others_are_beside_the_runs_own(tmp_path):
+  config = reports.config()
+  config["evals"]["test"]["published"] = 0.75
+  folder = reports.write(
+    tmp_path / "run", config=config, rows=reports.rows(), done=False
+  )
+
+  page, _ = read(folder)
+
+  assert page.table("result")["test accuracy"][-1] == (
+    "75.00 %, by the config (here +5.00 points)"
+  )
+  assert page.table("result")["test loss"][-1] == ""
+
+
+@pytest.mark.parametrize("mixup, beside", [(0.5, True), (0.2, False)])
+def test_a_run_of_a_row_of_the_paper_has_its_number_beside_it(
+  mixup, beside, tmp_path
+):
+  recipe = recipes.load("pretrain_i1k", "B/16")
+  recipe.mixup = mixup  # 0.5 in table 4
+  rows = [{"step": 92_897, "train/loss": 0.5, "eval/val/accuracy": 0.7544}]
+  folder = reports.write(
+    tmp_path / "run", config=to_dict(complete(recipe)), rows=rows, done=False
+  )
+
+  page, _ = read(folder)
+
+  assert ("paper, table 3: 76.44 %" in page.text) == beside
+  assert ("(here -1.00 points)" in page.text) == beside
+
+
+def test_whatever_a_config_says_is_text(tmp_path):
+  config = reports.config()
+  config["data"]["name"] = 'folder:<img src="x">&'
+  folder = reports.write(
+    tmp_path / "<b>run", config=config, rows=reports.rows(), done=False
+  )
+
+  page, source = read(folder)
+
+  assert 'folder:<img src="x">&' in page.text
+  assert '<img src="x"' not in source and "<b>run" not in source
+
+
+def test_folders_that_are_no_runs_are_explained_in_a_message(tmp_path, capsys):
+  def complaint(folder, out=None):
+    assert front_door.answer(report.write, workdir=folder, out=out) == 2
+    return capsys.readouterr().err
+
+  assert "There is no folder" in complaint(tmp_path / "nothing")
+  assert "is no run's folder" in complaint(tmp_path)
+
+  for name in ("final_lr_0.1_seed_0", "lr_0.1"):
+    reports.write(
+      tmp_path / "sweep" / name, config=reports.config(), rows=[], done=False
+    )
+  sweep = tmp_path / "sweep"
+  assert f"name one, such as {sweep / 'final_lr_0.1_seed_0'}" in complaint(
+    sweep
+  )
+  (sweep / "sweep.json").write_text("{}")
+  assert f"whose table is {sweep / 'sweep.md'}" in complaint(sweep)
+
+  run = sweep / "lr_0.1"
+  for name, content in (
+    ("metrics.jsonl", "what\n"),
+    ("skipped.jsonl", "what\n"),
+    ("provenance.json", '{"starts": 3}'),
+    ("config.json", "[1]"),
+    ("config.json", '{"model": 3}'),
+  ):
+    before = (run / name).read_text() if (run / name).exists() else ""
+    (run / name).write_text(content)
+    assert name in complaint(run)
+    (run / name).write_text(before)
+  assert "is a folder" in complaint(run, tmp_path / "nothing" / "page.html")
+  assert not list(run.glob("*.html"))
+
+
+def test_a_model_without_token_mixing_has_no_pictures_of_units(tmp_path):
+  folder = reports.write(
+    tmp_path / "run",
+    config=reports.config(),
+    rows=reports.rows(),
+    done=False,
+  )
+  kernel = np.random.RandomState(0).randn(8, 8, 3, 4).astype(np.float32)
+  np.savez(folder / "weights.npz", **{"embedding/kernel": kernel})
+
+  page, _ = read(folder)
+
+  assert "4 filters of 8 x 8 px" in page.text
+  assert "token-mixing" not in page.text.lower()

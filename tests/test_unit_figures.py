@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures 5, 6 and 7 show what is in the weights, and say what they show."""
+
+import argparse
+import xml.etree.ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from mixer.errors import UserError
+from mixer.paper import figure5, figure6, figure7, panels, pictures
+
+TINY = str(Path(__file__).parent / "goldens/mixer_tiny.npz")
+FIGURES = {5: figure5, 6: figure6, 7: figure7}
+
+
+@pytest.fixture(scope="module")
+def baselines(tmp_path_factory):
+  """Weights with the stems of a ViT and of a BiT, and no token mixing."""
+  folder = tmp_path_factory.mktemp("weights")
+  random = np.random.RandomState(0)
+  files = []
+  for name, kernel in (
+    ("embedding/kernel", (8, 8, 3, 10)),
+    ("root_block/conv_root/kernel", (7, 7, 3, 12)),
+  ):
+    files.append(str(folder / f"{name.partition('/')[0]}.npz"))
+    np.savez(files[-1], **{name: random.randn(*kernel).astype(np.float32)})
+  return files
+
+
+def arguments(figure, *flags):
+  parser = argparse.ArgumentParser()
+  FIGURES[figure].add_arguments(parser)
+  return vars(parser.parse_args(flags))
+
+
+def draw(figure, *flags):
+  return FIGURES[figure].draw(**arguments(figure, *flags))
+
+
+def shape(file):
+  return image.imread(file).shape[:2]
+
+
+def test_pictures_are_put_in_rows_with_grey_between_them():
+  four = np.random.RandomState(0).uniform(size=(3, 2, 4, 3))
+
+  sheet = pictures.mosaic(four, 2, zoom=3, between=0.25)
+
+  between = np.all(sheet == 0.25, axis=2)
+  rows = np.flatnonzero(~between.all(1))
+  columns = np.flatnonzero(~between.all(0))
+  drawn = sheet[rows][:, columns]
+  assert drawn.shape == (2 * 6, 2 * 12, 3)
+  assert between[0].all() and between[:, 0].all() and between[:, -1].all()
+  for i in range(3):
+    top, left = i // 2 * 6, i % 2 * 12
+    one = drawn[top : top + 6, left : left + 12]
+    np.testing.assert_array_equal(one[1::3, 1::3], four[i])
+    np.testing.assert_array_equal(one, four[i].repeat(3, 0).repeat(3, 1))
+
+
+def test_pairs_are_closer_than_their_neighbours():
+  sheet = pictures.mosaic(np.ones((4, 20, 20, 3)), 4, pairs=True, between=0)
+
+  edges = np.flatnonzero(np.diff(sheet[sheet.shape[0] // 2, :, 0]))
+  gaps = np.diff(edges)[1::2]
+
+  assert gaps[0] == gaps[2] < gaps[1]
+
+
+def test_zero_is_white_among_units_and_mid_grey_among_filters():
+  units = np.array([[[0.0, 2.0], [-2.0, 1.0]], [[0, 0], [0, 0]]])
+
+  colors = pictures.signed_colors(units)
+
+  assert colors[0, 0, 0].min() > 0.95 and colors[1].min() > 0.95
+  red, blue = colors[0, 0, 1], colors[0, 1, 0]
+  assert red[0] > 2 * red[2] and blue[2] > 2 * blue[0]
+
+  filters = np.zeros((2, 1, 2, 3))
+  filters[0, 0] = [[-4, 0, 2], [0, 0, 0]]
+  greys = pictures.around_grey(filters)
+  np.testing.assert_allclose(greys[0, 0], [[0, 0.5, 0.75], [0.5, 0.5, 0.5]])
+  np.testing.assert_allclose(greys[1], 0.5)
+
+
+def test_a_pixel_of_a_mosaic_is_a_pixel_of_the_figure(tmp_path):
+  random = np.random.RandomState(0)
+  sheets = [random.randint(0, 256, (90, width, 3)) for width in (70, 130)]
+  row = [panels.Panel(f"sheet {i}", x / 255) for i, x in enumerate(sheets)]
+
+  panels.draw("A title", "A note.", [row, row], str(tmp_path / "a.svg"))
+
+  png = (image.imread(tmp_path / "a.png")[..., :3] * 255).round().astype(int)
+  for sheet in sheets:
+    found = np.argwhere((png == sheet[0, 0]).all(2))
+    h, w, _ = sheet.shape
+    same = [
+      (png[y : y + h, x : x + w] == sheet).all()
+      for y, x in found
+      if png[y : y + h, x : x + w].shape == sheet.shape
+    ]
+    assert sum(same) == 2  # once in each row
+
+
+def test_each_figure_is_two_files_of_which_the_same_call_makes_the_same(
+  tmp_path,
+):
+  for figure in FIGURES:
+    contents = []
+    for folder in ("one", "other"):
+      (tmp_path / folder).mkdir(exist_ok=True)
+      out = tmp_path / folder / f"figure{figure}.svg"
+
+      said = draw(figure, f"--init={TINY}", f"--out={out}")
+
+      assert "goldens/mixer_tiny.npz" in said
+      assert f"{out} and {out.with_suffix('.png')}" in said
+      assert xml.etree.ElementTree.parse(out).getroot().tag.endswith("svg")
+      assert image.imread(out.with_suffix(".png")).std() > 0.1
+      contents.append(out.read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_figure_5_has_a_panel_for_each_block_and_so_many_units(tmp_path):
+  out = tmp_path / "figure.svg"
+  sizes = []
+  for flags in ((), ("--blocks=1",), ("--blocks=1", "--units=4")):
+    draw(5, f"--init={TINY}", f"--out={out}", *flags)
+    sizes.append(shape(out.with_suffix(".png")))
+  both, one, four_units = sizes
+
+  assert both[1] > one[1]
+  assert four_units[0] < one[0]
+  with pytest.raises(UserError, match="--units=1 must be 2 or more"):
+    draw(5, f"--init={TINY}", "--units=1")
+  with pytest.raises(UserError, match="no MixerBlock_2"):
+    draw(5, f"--init={TINY}", "--blocks=2", f"--out={out}")
+
+
+def test_figure_6_has_a_row_a_block_and_a_column_for_each_weights(tmp_path):
+  out = tmp_path / "figure.svg"
+  draw(6, f"--init={TINY}", f"--out={out}", "--blocks=0")
+  one = shape(out.with_suffix(".png"))
+  draw(6, *[f"--init={TINY}"] * 3, f"--out={out}")
+  three = shape(out.with_suffix(".png"))
+
+  assert three[0] > one[0] and three[1] > one[1]
+  with pytest.raises(UserError, match="given 4 times"):
+    draw(6, *[f"--init={TINY}"] * 4)
+
+
+def test_figure_7_takes_the_stems_of_all_models(baselines, tmp_path):
+  out = tmp_path / "figure.svg"
+
+  draw(7, f"--init={TINY}", *(f"--init={x}" for x in baselines), f"--out={out}")
+
+  assert out.exists()
+  np.savez(tmp_path / "none.npz", other=np.zeros(3, np.float32))
+  with pytest.raises(UserError, match="no stem .*embedding/kernel .ViT."):
+    draw(7, f"--init={tmp_path / 'none.npz'}")
+
+
+@pytest.mark.parametrize("figure", [5, 6])
+def test_a_model_without_token_mixing_units_is_refused(
+  figure, baselines, tmp_path
+):
+  for file in baselines:
+    with pytest.raises(UserError, match="no token-mixing units"):
+      draw(figure, f"--init={file}", f"--out={tmp_path / 'figure.svg'}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_file_that_cannot_be_written_is_refused_before_weights_are_read(
+  figure, tmp_path
+):
+  for out, why in (
+    ("figure.png", "must end in .svg"),
+    ("nowhere/figure.svg", "There is no folder"),
+  ):
+    with pytest.raises(UserError, match=why):
+      draw(figure, "--init=nothing.npz", f"--out={tmp_path / out}")
