@@ -46,6 +46,7 @@ RECIPES = [
   ("transfer", "pretrain"),
   ("transfer", "finetune"),
   ("transfer", "scratch,res=12"),
+  *(("variations", v) for v in ("untied", "grouped", "views", "pyramid")),
   ("vtab", "dataset=svhn"),
   ("vtab", "dataset=clevr_count,model=Mixer-L/16,full=True"),
   ("vtab", "dataset=dsprites_orientation,steps=500"),
