@@ -14,10 +14,10 @@ from sweeps import read_found, read_rows
 from mixer.data.__main__ import prepare
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE
-from mixer.paper import records
 from mixer.paper.__main__ import main
-from mixer.paper.protocols import Recipe
-from mixer.paper.record import record
+from mixer.paper.measured import records
+from mixer.paper.measured.protocols import Recipe
+from mixer.paper.measured.record import record
 from mixer.training.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("compiled_once")

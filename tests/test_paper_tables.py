@@ -13,12 +13,13 @@ import recipes
 
 from mixer.config_check import complete, to_dict
 from mixer.front_door import CHANGE_SOMETHING, DONE
-from mixer.paper import matching, offered, record, records, table1, table4
 from mixer.paper.__main__ import FIGURES, main
+from mixer.paper.measured import matching, offered, record, records
+from mixer.paper.measured.offered import Offered, Part
+from mixer.paper.measured.protocols import Recipe, protocol
 from mixer.paper.numbers import ROWS, TABLE_1, find
-from mixer.paper.offered import Offered, Part
-from mixer.paper.page import Cell, Notes
-from mixer.paper.protocols import Recipe, protocol
+from mixer.paper.tables import table1, table4
+from mixer.paper.tables.page import Cell, Notes
 
 ROOT = Path(__file__).parent.parent
 PARAMETERS = {

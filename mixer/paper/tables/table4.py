@@ -6,9 +6,9 @@ import re
 from ml_collections import ConfigDict
 
 from mixer.data import ops
+from mixer.paper.measured.protocols import Recipe
 from mixer.paper.numbers import SETTINGS, TABLE_4, Settings
-from mixer.paper.page import Block, Cell, Note, Page, Table, cells
-from mixer.paper.protocols import Recipe
+from mixer.paper.tables.page import Block, Cell, Note, Page, Table, cells
 
 RECIPES = {
   ("B", "i1k"): Recipe("configs/pretrain_i1k.py", "B/16"),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mixer.paper.numbers import ROWS, Row
 
-ROOT = Path(__file__).parents[2]  # of this project's code
+ROOT = Path(__file__).parents[3]  # of this project's code
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What would fill an empty cell of tables 2 and 3: recipe, data, hours."""
 
+from mixer.paper.measured.protocols import Protocol, obstacle, protocol
+from mixer.paper.measured.throughputs import COMMAND
 from mixer.paper.numbers import Row
-from mixer.paper.page import Notes
-from mixer.paper.protocols import Protocol, obstacle, protocol
-from mixer.paper.throughputs import COMMAND
+from mixer.paper.tables.page import Notes
 
 _CORES = 128  # of a TPU v3-128, to make hours of core-days
 _HOURS_PER_DAY = 24

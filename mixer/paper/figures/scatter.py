@@ -18,7 +18,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from mixer.paper import charts, throughputs
+from mixer.paper.figures import charts
+from mixer.paper.measured import throughputs
 from mixer.paper.numbers import TABLE_3, Row
 
 FAMILIES = {

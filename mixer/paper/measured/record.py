@@ -4,9 +4,9 @@
 from pathlib import Path
 
 from mixer.errors import UserError
-from mixer.paper import matching, offered, records
-from mixer.paper.averages import of_several
-from mixer.paper.evidence import (
+from mixer.paper.measured import matching, offered, records
+from mixer.paper.measured.averages import of_several
+from mixer.paper.measured.evidence import (
   FINETUNED,
   PRETRAINED,
   accuracies,
@@ -16,9 +16,9 @@ from mixer.paper.evidence import (
   refuse,
   to_record,
 )
+from mixer.paper.measured.offered import Offered, Part
+from mixer.paper.measured.protocols import Protocol, obstacle, protocol
 from mixer.paper.numbers import Row
-from mixer.paper.offered import Offered, Part
-from mixer.paper.protocols import Protocol, obstacle, protocol
 
 _TITLES = {
   "imagenet": "ImNet",

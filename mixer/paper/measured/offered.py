@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mixer import config as schema
 from mixer.errors import UserError
-from mixer.paper.device_days import device_days
+from mixer.paper.measured.device_days import device_days
 from mixer.sweep.report import JSON
 from mixer.training import run_folder
 from mixer.training.log import read_rows

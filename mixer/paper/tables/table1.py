@@ -4,7 +4,7 @@
 from mixer import models
 from mixer.models.cost import abstract_params, count_params
 from mixer.paper.numbers import TABLE_1, Specification
-from mixer.paper.page import Block, Cell, Page, Table, cells
+from mixer.paper.tables.page import Block, Cell, Page, Table, cells
 
 _PX = 224
 _ROWS = {

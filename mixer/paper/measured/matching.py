@@ -18,9 +18,9 @@ from mixer.config_check import (
   to_dict,
 )
 from mixer.errors import UserError
-from mixer.paper import offered
-from mixer.paper.offered import Offered, Part
-from mixer.paper.protocols import Protocol, Recipe
+from mixer.paper.measured import offered
+from mixer.paper.measured.offered import Offered, Part
+from mixer.paper.measured.protocols import Protocol, Recipe
 from mixer.weights.registry import REGISTRY
 
 # Keys that may differ. TPUs round factors to bfloat16, as the authors' runs

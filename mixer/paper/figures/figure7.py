@@ -5,7 +5,7 @@
 
 Each small picture is a filter, in colours around mid-grey, which is zero: a
 channel of the patches' projection, of a ViT's embedding or of a BiT's first
-convolution. They are sorted by frequency, low first (`mixer.paper.units` says
+convolution. They are sorted by frequency, low first (`units.py` says
 what that means; here in cycles per pixel, over all colours). The paper has a
 Mixer-B/16 and a Mixer-B/32 trained on JFT-300M: the filters of 32 px are
 smooth, those of 16 px mostly without structure.
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer import weights
-from mixer.paper import panels, pictures
-from mixer.paper.stems import read_filters
-from mixer.paper.units import frequencies
+from mixer.paper.figures import panels, pictures
+from mixer.paper.figures.stems import read_filters
+from mixer.paper.figures.units import frequencies
 from mixer.weights import Checkpoint
 
 _PIXELS = 32  # of a filter's picture, about

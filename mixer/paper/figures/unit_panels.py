@@ -5,8 +5,8 @@ import argparse
 
 import numpy as np
 
-from mixer.paper import pictures
-from mixer.paper.units import (
+from mixer.paper.figures import pictures
+from mixer.paper.figures.units import (
   blocks_of,
   in_opposite_pairs,
   read_units,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mixer.config import did_you_mean
 from mixer.errors import UserError
-from mixer.paper import html_page
-from mixer.paper.page import Block, Cell, Note, Page, Table, groups
+from mixer.paper.tables import html_page
+from mixer.paper.tables.page import Block, Cell, Note, Page, Table, groups
 from mixer.table import render
 from mixer.whole_file import whole_file
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.paper import panels
-from mixer.paper.unit_panels import (
+from mixer.paper.figures import panels
+from mixer.paper.figures.unit_panels import (
   HOW,
   add_blocks,
   block_name,

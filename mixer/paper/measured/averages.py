@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Sequence
 
 from mixer.errors import UserError
-from mixer.paper import matching
-from mixer.paper.evidence import (
+from mixer.paper.measured import matching
+from mixer.paper.measured.evidence import (
   FINETUNED,
   IMAGENET,
   accuracies,
@@ -16,9 +16,9 @@ from mixer.paper.evidence import (
   refuse,
   to_record,
 )
+from mixer.paper.measured.offered import Offered, Part
+from mixer.paper.measured.protocols import Protocol
 from mixer.paper.numbers import Row
-from mixer.paper.offered import Offered, Part
-from mixer.paper.protocols import Protocol
 
 
 def of_several(row: Row, how: Protocol, found: Offered) -> list[dict]:

@@ -2,11 +2,11 @@
 """What goes into a record: cells, and the run that they are of."""
 
 from mixer.errors import UserError
-from mixer.paper import matching
+from mixer.paper.measured import matching
+from mixer.paper.measured.offered import Offered, Part
+from mixer.paper.measured.protocols import Recipe
+from mixer.paper.measured.records import CORE_DAYS
 from mixer.paper.numbers import Row
-from mixer.paper.offered import Offered, Part
-from mixer.paper.protocols import Recipe
-from mixer.paper.records import CORE_DAYS
 
 IMAGENET = "imagenet2012"
 # Evaluator of the recipes -> cell.

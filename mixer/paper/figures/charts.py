@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mixer.errors import UserError
-from mixer.paper import panels
+from mixer.paper.figures import panels
 from mixer.whole_file import whole_file
 
-RESULTS = Path(__file__).parents[2] / "results"
+RESULTS = Path(__file__).parents[3] / "results"
 
 # Okabe and Ito's colours, told apart by colour-blind readers. Markers differ as
 # well, for prints in grey.

@@ -4,10 +4,11 @@
 import itertools
 from pathlib import Path
 
-from mixer.paper import filling, records, throughputs
+from mixer.paper.measured import records, throughputs
+from mixer.paper.measured.throughputs import Throughput, Throughputs
 from mixer.paper.numbers import SPEED_RATIOS, TABLE_2, TABLE_3, Row
-from mixer.paper.page import Block, Cell, Note, Notes, Page, Table, cells
-from mixer.paper.throughputs import Throughput, Throughputs
+from mixer.paper.tables import filling
+from mixer.paper.tables.page import Block, Cell, Note, Notes, Page, Table, cells
 
 _TITLES = {
   2: "Table 2: the best models, Mixers fine-tuned at 448 px",

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from mixer.data import ops
-from mixer.paper import charts
+from mixer.paper.figures import charts
 
 FILE = "permutations.json"
 COMMAND = "python -m benchmarks.permutations"

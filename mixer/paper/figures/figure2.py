@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from mixer.paper import charts
+from mixer.paper.figures import charts
 
 FILE = "data_size.json"
 COMMAND = "python -m benchmarks.data_size"

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from html import escape
 
-from mixer.paper.page import Cell, Note, Page, Table, groups
+from mixer.paper.tables.page import Cell, Note, Page, Table, groups
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
