@@ -161,6 +161,12 @@ def test_a_figure_of_another_suffix_is_refused(results):
     figure4.draw(results, "figure.pdf")
 
 
+def test_lines_join_what_no_faster_model_beats():
+  points = [(1.0, 86.0), (2.0, 84.0), (2.0, 85.0), (4.0, 74.0), (5.0, 75.0)]
+
+  assert scatter.frontier(points) == [(1.0, 86.0), (2.0, 85.0), (5.0, 75.0)]
+
+
 def test_the_scatter_does_without_measurements(tmp_path):
   said = scatter.draw(tmp_path, tmp_path / "figure.svg")
 

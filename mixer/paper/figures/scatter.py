@@ -7,8 +7,9 @@ The first panel has the paper's ImageNet accuracy over its images per second
 and TPUv3 core, both of table 3. Each further panel is a device that
 `python -m benchmarks.throughput` has measured (results/throughput/): the same
 models and accuracies, the paper's, over images per second there. Filled marks
-are pre-trained on JFT-300M, and of 224 px joined by lines in the order of their
-throughput; open ones on ImageNet-21k (large) and ImageNet (small).
+are pre-trained on JFT-300M, and those of 224 px that no faster model of their
+family beats are joined by lines; open ones on ImageNet-21k (large) and ImageNet
+(small).
 """
 
 import argparse
@@ -97,7 +98,7 @@ def draw_rows(axes: Axes, points: Sequence[tuple[Row, float]]) -> None:
   labels = []
   for family, (color, marker) in FAMILIES.items():
     own = [(r, x) for r, x in points if r.model.partition("-")[0] == family]
-    line = sorted((x, r.imagenet) for r, x in own if _is_joined(r))
+    line = frontier([(x, r.imagenet) for r, x in own if _is_joined(r)])
     axes.plot(
       [x for x, _ in line],
       [y for _, y in line],
@@ -120,6 +121,15 @@ def draw_rows(axes: Axes, points: Sequence[tuple[Row, float]]) -> None:
   axes.margins(x=0.1, y=0.06)
   # Those that say whose line it is, first.
   charts.place_labels(axes, sorted(labels, key=lambda each: -len(each[2])))
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list:
+  """Of (rate, accuracy) those that no faster one beats, slowest first."""
+  kept = []
+  for point in sorted(points, reverse=True):
+    if not kept or point[1] > kept[-1][1]:
+      kept.append(point)
+  return kept[::-1]
 
 
 def _is_joined(row: Row) -> bool:
