@@ -5,6 +5,8 @@ r"""Trains Mixer on ImageNet from scratch (paper, section 3 and table 4).
   python train.py --config=configs/pretrain_i1k.py:B/16,epochs=60 --workdir=DIR
   python train.py --config=configs/pretrain_i1k.py:ViT-B/16 --workdir=DIR
 
+extra=True evaluates on ReaL as well, at the end, as table 3 does.
+
 Variants: S/32 S/16 B/32 B/16 L/32 L/16 H/14, which are Mixers, and the paper's
 baselines by their whole names: ViT-B/32 ViT-B/16 ViT-L/32 ViT-L/16 ViT-H/14,
 BiT-R50x1 BiT-R101x1 BiT-R152x2 and so on. 92.9 k steps of 4,096 images; BiT
@@ -55,7 +57,7 @@ AT_ONCE = {
 
 def get_config(arg=None):
   """Returns the config for an argument such as "B/16" or "B/16,epochs=60"."""
-  arg = parse_arg(arg, variant="B/16", epochs=0.0)
+  arg = parse_arg(arg, variant="B/16", epochs=0.0, extra=False)
   name = arg.variant if "-" in arg.variant else f"Mixer-{arg.variant}"
 
   config = default()
@@ -91,6 +93,9 @@ def get_config(arg=None):
   config.evals.v2 = evaluate(
     "test", 10_000, name="imagenet_v2/matched-frequency"
   )
+  if arg.extra:
+    ops = config.evals.val.ops
+    config.evals.real = evaluator("real", ops=ops, examples=50_000)
   config.checkpoint.every_steps = 1_000
   config.checkpoint.best = "eval/minival/accuracy"
   return config

@@ -28,6 +28,7 @@ RECIPES = [
   *(("pretrain_i21k", variant) for variant in VARIANTS),
   *(("pretrain_i1k", variant) for variant in VARIANTS),
   ("pretrain_i1k", "B/16,epochs=60"),
+  ("pretrain_i1k", "B/16,extra=True"),
   ("pretrain_i1k", "ViT-B/16"),
   ("pretrain_i1k", "BiT-R50x1"),
   ("pretrain_i21k", "ViT-L/16"),

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's numbers agree with one another, where they must."""
+
+import itertools
+
+import pytest
+
+from mixer.paper.numbers import (
+  FOOTNOTE_2,
+  ROWS,
+  SPEED_RATIOS,
+  TABLE_1,
+  TABLE_2,
+  TABLE_3,
+  find,
+)
+
+# The mean over CIFAR-10, CIFAR-100, Pets and Flowers, computed by hand from
+# the printed table: what is left of "Avg 5" without ImNet.
+OTHER_FOUR = {
+  "i1k/Mixer-B_16": 91.30,
+  "i1k/ViT-B_16": 93.57,
+  "i1k/Mixer-L_16": 91.12,
+  "i1k/ViT-L_16": 93.05,
+  "i21k/Mixer-B_16": 95.47,
+  "i21k/ViT-B_16": 96.55,
+  "i21k/Mixer-L_16": 96.32,
+  "i21k/ViT-L_16": 97.00,
+  "i21k/Mixer-L_16-448": 96.35,
+  "jft5/Mixer-S_32": 91.74,
+  "jft7/Mixer-B_32": 94.86,
+  "jft5/Mixer-S_16": 93.42,
+  "jft7/Mixer-B_16": 95.75,
+  "jft7/Mixer-L_32": 96.38,
+  "jft7/Mixer-L_16": 97.13,
+  "jft14/Mixer-L_16": 97.26,
+  "jft14/ViT-L_16": 97.61,
+  "jft14/Mixer-H_14": 97.78,
+  "jft14/Mixer-L_16-448": 97.22,
+  "jft14/ViT-H_14": 97.80,
+  "jft14/ViT-L_16-512": 97.60,
+}
+
+
+def test_the_other_four_data_sets_are_what_the_average_leaves():
+  found = {
+    row.name: (5 * row.average5 - row.imagenet) / 4
+    for row in TABLE_3
+    if row.average5
+  }
+
+  assert found.keys() == OTHER_FOUR.keys()
+  for name, mean in found.items():
+    assert mean == pytest.approx(OTHER_FOUR[name], abs=0.0051), name
+
+
+def test_each_part_of_table_3_is_sorted_by_throughput_but_for_one_row():
+  for _, rows in itertools.groupby(TABLE_3, lambda row: row.data):
+    speeds = [x.images_per_second for x in rows if x.model != "BiT-R152x2"]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_a_model_at_a_resolution_has_one_throughput():
+  speeds = {}
+  for row in ROWS.values():
+    if row.resolution:
+      speeds.setdefault((row.model, row.resolution), set()).add(
+        row.images_per_second
+      )
+
+  assert len(speeds) > 10
+  assert all(len(each) == 1 for each in speeds.values())
+
+
+def test_speed_ratios_are_those_of_table_3():
+  speeds = {(x.model, x.resolution): x.images_per_second for x in TABLE_3}
+
+  for pair in SPEED_RATIOS:
+    one = speeds[pair.mixer, pair.resolution]
+    other = speeds[pair.vit, pair.resolution]
+    assert round(one / other, 2) == pair.ratio
+
+
+def test_sizes_follow_from_the_patch_and_the_width():
+  for size in TABLE_1.values():
+    assert size.tokens == (224 // size.patch) ** 2
+    assert size.channels_mlp == 4 * size.hidden
+    assert size.tokens_mlp == size.hidden // 2
+
+
+def test_the_two_tables_have_the_same_mixer_apart():
+  one, other = find("table2/i21k/Mixer-L_16-448"), find("i21k/Mixer-L_16-448")
+
+  assert (one.imagenet, one.real, one.average5) == (84.15, 87.86, 93.91)
+  assert (other.imagenet, other.real, other.average5) == (83.91, 87.75, 93.86)
+  for key in "model", "data", "resolution", "images_per_second":
+    assert getattr(one, key) == getattr(other, key)
+
+
+def test_the_footnote_is_not_the_table():
+  row = find("i21k/Mixer-L_16")
+
+  quoted = FOOTNOTE_2["Mixer-L/16", "i21k", 224]
+
+  assert quoted == (82.84, 420)
+  assert (row.imagenet, row.images_per_second) == (82.89, 419)
+
+
+def test_what_is_extrapolated_and_what_is_private_is_marked():
+  marked = {row.name for row in TABLE_3 if row.extrapolated}
+  of_table_2 = [row.name for row in TABLE_2 if row.extrapolated]
+  private = {row.name for row in TABLE_3 if row.private}
+
+  assert marked == {x for x in ROWS if x.startswith(("i1k/", "i21k/"))}
+  assert private == {x for x in marked if "ViT" in x}
+  assert len(private) == 4
+  assert of_table_2 == ["table2/i21k/Mixer-L_16-448"]
+
+
+def test_names_are_apart_and_count_as_many_as_the_tables_have_rows():
+  assert (len(TABLE_2), len(TABLE_3), len(ROWS)) == (10, 26, 36)
+
+
+@pytest.mark.parametrize(
+  "name, nearest",
+  [("i21k/Mixer-B16", "i21k/Mixer-B_16"), ("Mixer-H_14", "jft14/Mixer-H_14")],
+)
+def test_an_unknown_row_names_the_nearest(name, nearest):
+  with pytest.raises(ValueError, match=f"no row '{name}'.*Nearest.*{nearest}"):
+    find(name)
