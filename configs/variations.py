@@ -28,15 +28,16 @@ VARIATIONS = {
 
 
 def get_config(arg=None):
-  """Returns the config for an argument such as "untied"."""
-  variation = parse_arg(arg, variation="untied").variation
-  if variation not in VARIATIONS:
+  """Returns the config for an argument such as "untied,seed=1"."""
+  arg = parse_arg(arg, variation="untied", seed=0)
+  if arg.variation not in VARIATIONS:
     raise UserError(
-      f"variation={variation} is none of them"
-      + did_you_mean(variation, VARIATIONS)
+      f"variation={arg.variation} is none of them"
+      + did_you_mean(arg.variation, VARIATIONS)
     )
   config = digits.get_config()
-  if fields := VARIATIONS[variation]:
+  config.seed = arg.seed
+  if fields := VARIATIONS[arg.variation]:
     config.model.name = "MixerVariation"
     config.model.update(fields)
   return config

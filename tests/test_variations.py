@@ -6,6 +6,7 @@ import pytest
 import recipes
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from benchmarks.variations.__main__ import PAPER, RESULT, compare
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import cost, create
@@ -258,3 +259,24 @@ def test_the_recipe_differs_from_digits_in_the_variation_alone():
     assert config.to_dict() == digits.to_dict()
   with pytest.raises(UserError, match="groupd.*grouped"):
     recipes.load("variations", "groupd")
+
+
+def test_a_variation_helps_where_the_interval_of_its_gain_is_above_0():
+  gains = {"plain": 0, "untied": 0.01, "grouped": 0.02, "views": -0.02}
+  noise = {"untied": (0.03, -0.03, 0)}
+  curves = [
+    {
+      "variation": name,
+      "runs": [
+        {RESULT: [0.1, 0.9 + 0.01 * seed + gains.get(name, 0) + off]}
+        for seed, off in enumerate(noise.get(name, (0, 0, 0)))
+      ],
+    }
+    for name in ("plain", *PAPER)
+  ]
+
+  found = compare(curves)
+
+  assert [name for name in found if found[name]["helps"]] == ["grouped"]
+  assert found["grouped"]["mean"] == pytest.approx(0.02)
+  assert found["pyramid"]["mean"] == 0

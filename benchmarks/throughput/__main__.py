@@ -12,6 +12,7 @@ table as Markdown. Runs with jax, flax and optax alone.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def fill(
   dtypes = (dtype or default_dtypes).split(",")
   _check("dtype", dtypes, DTYPES)
   sizes = _whole_numbers(batches or default_batches)
-  known = Results(results, device, sys.argv)
+  command = shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])
+  known = Results(results, device, command)
   for each in passes.split(","):
     for kind in dtypes:
       for model, image_size in chosen:

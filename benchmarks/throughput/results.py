@@ -26,7 +26,7 @@ ROWS = {INFERENCE: "rows", TRAINING: "training_rows"}
 class Results:
   """The file of a device; every change is written at once."""
 
-  def __init__(self, folder: Path, device: dict, command: list[str]):
+  def __init__(self, folder: Path, device: dict, command: str):
     """Opens the file, or begins one.
 
     Args:
