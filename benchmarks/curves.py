@@ -21,7 +21,7 @@ from scipy import stats
 from mixer.config import default
 from mixer.config_check import to_dict
 from mixer.data.__main__ import prepare
-from mixer.errors import TryAgainError
+from mixer.errors import TryAgainError, UserError
 from mixer.front_door import START_AGAIN
 from mixer.plan import make_plan
 from mixer.training import run_folder, start
@@ -77,8 +77,11 @@ def train(
     from the schema, and its runs, each with the results at all steps.
 
   Raises:
+    UserError: fewer than two seeds, or something of a config.
     TryAgainError: a stop was asked for; all is saved.
   """
+  if len(seeds) < 2:
+    raise UserError("Two seeds at least: one cannot say what is chance.")
   configs = [
     [config(curve, seed, changes) for seed in seeds] for curve in curves
   ]
@@ -176,10 +179,8 @@ def difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
   Runs of a seed are a pair: they share the order of the images.
   """
   each = other - one
-  half = np.inf
-  if len(each) > 1:
-    error = each.std(ddof=1) / np.sqrt(len(each))
-    half = stats.t.ppf(0.975, len(each) - 1) * error
+  error = each.std(ddof=1) / np.sqrt(len(each))
+  half = stats.t.ppf(0.975, len(each) - 1) * error
   return {"mean": float(each.mean()), "interval": float(half)}
 
 

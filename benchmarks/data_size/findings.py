@@ -64,7 +64,7 @@ def report(curves: list[dict], found: list[dict]) -> str:
     (
       f"{NAMES[model]}, {said}",
       *(
-        percent(values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0)
+        percent(values.mean(), values.std(ddof=1))
         for values in (stopped(by_name[model, s], result) for s in shares)
       ),
     )

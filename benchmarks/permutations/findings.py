@@ -74,7 +74,7 @@ def report(
     rows.append(
       (
         f"{MODELS[curve['model']]}, {curve['input']}",
-        percent(ends.mean(), ends.std(ddof=1) if len(ends) > 1 else 0.0),
+        percent(ends.mean(), ends.std(ddof=1)),
         "" if is_original else percent(lost["mean"], lost["interval"]),
         f"{100 * ends.mean() / original.mean():.0f}",
       )
