@@ -245,6 +245,7 @@ def test_the_papers_core_days_stand_beside_its_own_recipes_alone():
   assert paper_core_days(paper, 300.0) == 150
   assert paper_core_days(load("pretrain_i21k", "L/16"), 300.0) == 410
   assert paper_core_days(load("pretrain_i1k", "B/16"), 300.0) == 10
+  assert paper_core_days(load("pretrain_i21k", "ViT-L/16"), 300.0) == 550
   assert paper_core_days(paper, 60.0) is None
   assert paper_core_days(load("pretrain_i21k", "B/32"), 300.0) is None
 

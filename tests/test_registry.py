@@ -19,6 +19,14 @@ from mixer.weights.registry import REGISTRY, UNPUBLISHED, find
 
 MIXERS = [name for name in REGISTRY if "/Mixer" in name]
 OTHERS = [name for name in REGISTRY if "/Mixer" not in name]
+# To a hundredth of a MiB.
+VITS_OF_A_LISTED_SIZE = (
+  "imagenet21k/ViT-B_32",
+  "imagenet21k/ViT-B_16",
+  "imagenet21k+imagenet2012/ViT-B_16-224",
+  "imagenet21k+imagenet2012/ViT-B_32",
+  "imagenet21k+imagenet2012/ViT-B_16",
+)
 
 
 @pytest.fixture
@@ -100,10 +108,12 @@ def test_baselines_are_read_by_their_names(cache, name):
   for key in today:
     assert np.array_equal(found[key], today[key])
   assert len(checkpoint.class_names) == published.num_classes
-  assert checkpoint.image_size == published.image_size
+  # The ViT in the file is for 2 x 2 patches, and says so by its shapes.
+  own_size = (8, 8) if "ViT" in published.model else published.image_size
+  assert checkpoint.image_size == own_size
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", [*MIXERS, *VITS_OF_A_LISTED_SIZE])
 def test_the_listed_size_is_that_of_the_models_parameters(name):
   published = find(name)
   sizes = shapes(published)
@@ -165,6 +175,13 @@ def test_every_entry_is_whole():
   urls = [mirror.url for each in REGISTRY.values() for mirror in each.mirrors]
   assert len(urls) == len(set(urls))
   assert find("gsam/Mixer-S_8").fields == {"num_classes": 1000, "patch": 8}
+  assert find("imagenet21k/ViT-H_14").fields == {
+    "num_classes": 21_843,
+    "representation": 1280,
+  }
+  assert "short side 384, central 384" in (
+    find("imagenet21k+imagenet2012/ViT-B_16").preprocessing
+  )
 
 
 @pytest.mark.parametrize(

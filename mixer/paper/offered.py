@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run's or a sweep's folder has to offer to the tables."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -187,20 +188,15 @@ def _json(file: Path) -> dict:
   return dict(json.loads(file.read_text()))
 
 
-class _reading:
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
   """Makes one message of what damaged files raise."""
-
-  def __init__(self, file: Path):
-    self._file = file
-
-  def __enter__(self):
-    pass
-
-  def __exit__(self, kind, error, trace):
-    if isinstance(error, UserError):
-      return
-    if isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
-      raise UserError(
-        f"{self._file}, or a file beside it, is damaged ({kind.__name__}: "
-        f"{error}): bring the folder back from where it is whole."
-      ) from error
+  try:
+    yield
+  except UserError:
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{file}, or a file beside it, is damaged ({type(error).__name__}: "
+      f"{error}): bring the folder back from where it is whole."
+    ) from error
