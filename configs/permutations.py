@@ -57,6 +57,7 @@ MODELS = {
   },
   "resnet": {"name": "BiT", "width": 0.5, "units": (1, 1)},
 }
+RATES = {"Mixer": 3e-3, "ViT": 3e-3, "BiT": 1e-2}
 SCALES = ("photographs", "paper")
 
 
@@ -95,8 +96,8 @@ def on_photographs(fields):
   config.data.examples = 1_160
   config.data.ops = "random_crop(32) | flip"
 
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.weight_decay = 3e-4  # decoupled, x schedule: paper's 0.1
+  config.optimizer.learning_rate = RATES[fields["name"]]
+  config.optimizer.weight_decay = 3e-4  # decoupled, x schedule
   config.optimizer.clip_norm = 1.0
   config.schedule.kind = "linear"
   config.schedule.warmup_steps = 60

@@ -82,10 +82,12 @@ def draw_models(axes: Axes, curves: list[dict], result: str) -> None:
     shares = [each["share"] for each in points]
     accuracies = 100 * np.array([stopped(each, result) for each in points])
     mean = accuracies.mean(axis=1)
+    # Rounding would make a mean larger than equal values.
+    around = np.abs([accuracies.min(1) - mean, accuracies.max(1) - mean])
     axes.errorbar(
       shares,
       mean,
-      yerr=[mean - accuracies.min(1), accuracies.max(1) - mean],
+      yerr=around,
       color=color,
       marker=marker,
       markersize=4.5,

@@ -117,7 +117,7 @@ def draw_curves(axes: Axes, curves: dict[str, dict]) -> list[tuple]:
     ends.append((steps[-1], mean[-1], f"{kind} {mean[-1]:.0f}", color))
   chance = 100 / curves["original"]["config"]["model.num_classes"]
   axes.axhline(chance, color="0.6", linewidth=0.8, linestyle=":")
-  axes.margins(x=0.02)
+  axes.set_xlim(0, 1.02 * steps[-1])
   axes.annotate(
     "chance",
     (0, chance),

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experiments of several runs: trained once, recorded, judged."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import recipes
+
+from benchmarks import curves
+from benchmarks.curves import Curve
+from benchmarks.data_size.findings import findings as data_size_findings
+from benchmarks.permutations.findings import RESULT, findings, report
+from mixer.errors import UserError
+
+SMALL = {
+  "total_steps": 2,
+  "schedule.warmup_steps": 1,
+  "batch": 16,
+  "model.hidden": 8,
+  "model.blocks": 1,
+  "model.tokens_mlp": 4,
+  "model.channels_mlp": 8,
+  "evals.few.draws": 1,
+  "evals.few.every_steps": 2,
+  "evals.test.every_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """One small curve, trained twice by the same call."""
+  folder = tmp_path_factory.mktemp("experiment")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
+    curve = Curve(
+      {"model": "mixer", "input": "pixels"}, "permutations", "input=pixels"
+    )
+    both = [
+      curves.train([curve], folder, [3], [RESULT], SMALL) for _ in range(2)
+    ]
+  return folder, both
+
+
+def test_a_curve_says_what_it_is_and_what_each_run_came_to(trained):
+  _, ([curve], _) = trained
+
+  assert curve["recipe"] == "configs/permutations.py:input=pixels"
+  assert curve["config"]["model.hidden"] == 8
+  assert curve["config"]["data.ops"].endswith("| permute_pixels(seed=3)")
+  assert "optimizer.b1" not in curve["config"]  # as in the schema
+  [run] = curve["runs"]
+  assert run["seed"] == 3
+  assert run["steps"] == [2]
+  assert all(0 <= share <= 1 for share in run[RESULT])
+  assert {"date", "git_commit", "device"} <= {*run}
+
+
+def test_what_is_trained_is_not_trained_again(trained):
+  folder, (first, second) = trained
+
+  assert first == second
+  starts = json.loads(
+    (folder / "mixer_pixels_seed_3" / "provenance.json").read_text()
+  )
+  assert len(starts["starts"]) == 1
+
+
+def test_a_folder_of_another_experiment_is_refused(trained):
+  folder, _ = trained
+  curve = Curve({"model": "mixer", "input": "pixels"}, "permutations", "mixer")
+
+  with pytest.raises(UserError, match="another config"):
+    curves.finish(
+      curves.config(curve, 3, SMALL | {"data.data_dir": str(folder / "data")}),
+      folder / "mixer_pixels_seed_3",
+      [RESULT],
+    )
+
+
+def test_a_file_of_results_says_how_it_was_made(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["pytest", "--seeds=2"])
+
+  curves.record(tmp_path / "new" / "results.json", {"curves": [1]})
+
+  content = json.loads((tmp_path / "new" / "results.json").read_text())
+  assert content["curves"] == [1]
+  assert content["command"].endswith("--seeds=2")
+  assert {"date", "git_commit", "devices", "versions"} <= {*content}
+
+
+def test_differences_are_judged_by_pairs_of_seeds():
+  one = np.array([0.1, 0.5, 0.9])
+
+  found = curves.difference(one, one + [0.09, 0.1, 0.11])
+
+  assert found["mean"] == pytest.approx(0.1)
+  # Student's t for two degrees of freedom, 4.303, times the standard error.
+  assert found["interval"] == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
+  assert curves.difference(one[:1], one[:1])["interval"] == float("inf")
+
+
+def ends(**values):
+  """Curves of figure 4 with these ends, with a little of noise."""
+  return [
+    {"model": model, "input": kind}
+    | {"runs": [{RESULT: [0.1, values[f"{model}_{kind}"] + n]} for n in noise]}
+    for model in ("mixer", "resnet")
+    for kind, noise in (
+      ("original", (0, 0.01, 0.02)),
+      ("patches", (0.001, 0.009, 0.021)),
+      ("pixels", (0, 0.012, 0.019)),
+    )
+  ]
+
+
+AS_PUBLISHED = {
+  "mixer_original": 0.4,
+  "mixer_patches": 0.4,
+  "mixer_pixels": 0.22,
+  "resnet_original": 0.5,
+  "resnet_patches": 0.3,
+  "resnet_pixels": 0.1,
+}
+EQUAL = {"steps": 100, "largest_difference": 1e-6}
+
+
+def test_the_papers_findings_are_found_where_they_are():
+  found = findings(ends(**AS_PUBLISHED), EQUAL)
+
+  assert all(each["holds"] for each in found)
+  text = report(ends(**AS_PUBLISHED), EQUAL, found)
+  assert "NO" not in text
+  assert "| Mixer, pixels    |" in text
+
+
+@pytest.mark.parametrize(
+  "change, place",
+  [
+    ({"mixer_patches": 0.38}, 1),
+    ({"mixer_pixels": 0.4}, 2),
+    ({"resnet_patches": 0.5}, 3),
+    ({"resnet_pixels": 0.5}, 4),
+  ],
+)
+def test_a_finding_that_is_not_there_is_said_to_fail(change, place):
+  curves = ends(**(AS_PUBLISHED | change))
+
+  found = findings(curves, EQUAL)
+
+  assert [i for i, each in enumerate(found) if not each["holds"]] == [place]
+  assert "NO   " in report(curves, EQUAL, found)
+
+
+def test_weights_that_do_not_agree_are_said_to_fail():
+  found = findings(ends(**AS_PUBLISHED), EQUAL | {"largest_difference": 0.01})
+
+  assert not found[0]["holds"]
+
+
+def test_what_images_are_worth_is_compared_between_models():
+  gains = {"mixer-small": 0.1, "mixer-large": 0.3, "vit": 0.2, "resnet": 0.29}
+  results = ("eval/val/accuracy", RESULT, "eval/test/accuracy")
+  found = data_size_findings(
+    [
+      {"model": model, "share": share}
+      | {
+        "runs": [
+          {k: [0.0, 0.1 + noise + gain * share / 100, 0.05] for k in results}
+          for noise in (0, 0.01, 0.02 if share == 3 else 0.0)
+        ]
+      }
+      for model, gain in gains.items()
+      for share in (3, 100)
+    ]
+  )
+
+  assert [each["holds"] for each in found] == [True] * 7
+
+
+@pytest.mark.parametrize(
+  "name, arg, said",
+  [
+    ("permutations", "vit", "model=vit is none of mixer, resnet"),
+    ("permutations", "input=pixel", "input=pixel is none of original"),
+    ("permutations", "scale=large", "scale=large is none of photographs"),
+    ("data_size", "mixer", "model=mixer is none of mixer-small"),
+    ("data_size", "share=0", "share=0 must be a percentage above 0"),
+  ],
+)
+def test_an_argument_that_is_none_names_those_there_are(name, arg, said):
+  with pytest.raises(UserError, match=said):
+    recipes.load(name, arg)
+
+
+def test_shares_are_parts_of_one_another_and_take_as_many_steps():
+  names = [("data_size", f"share={share}") for share in (3, 10, 30, 100)]
+  configs = [recipes.load(*name) for name in names]
+
+  assert [config.data.split for config in configs] == [
+    "train[:35]",
+    "train[:116]",
+    "train[:348]",
+    "train[:1160]",
+  ]
+  assert len({config.total_steps for config in configs}) == 1
+  whole, part = (
+    recipes.load("data_size", f"Mixer-L/16,scale=paper,share={share}")
+    for share in (100, 10)
+  )
+  assert part.data.split == "full[51200:1465792]"
+  assert part.total_epochs * part.data.examples == pytest.approx(
+    whole.total_epochs * whole.data.examples, rel=1e-6
+  )
+
+
+def test_training_and_all_evaluators_see_the_same_permutation():
+  for scale in "photographs", "paper":
+    config = recipes.load("permutations", f"input=pixels,scale={scale},seed=2")
+
+    parts = config.data, *config.evals.values()
+    assert len(parts) > 2
+    assert all(x.ops.endswith("| permute_pixels(seed=2)") for x in parts)
+    assert config.seed == 2

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures 2 and 4 and the scatter of throughput, from files of results."""
+
+import json
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+
+from mixer.errors import UserError
+from mixer.paper import charts, figure2, figure4, scatter
+from mixer.paper.__main__ import main
+
+HEAD = {
+  "date": "2026-01-02T03:04:05+00:00",
+  "git_commit": "0123456789abcdef",
+  "git_changes": False,
+  "devices": "1 x cpu",
+}
+STEPS = [0, 50, 100]
+
+
+def run(seed, last):
+  """A run whose results rise to `last` at the step before the end."""
+  return {
+    "seed": seed,
+    "steps": STEPS,
+    "eval/fewshot/few/5shot": [0.1, last, last - 0.01 * seed],
+    "eval/test/accuracy": [0.07, last + 0.05, last],
+    "eval/val/accuracy": [0.07, last, 0.9 * last],
+  }
+
+
+def write(folder, name, about, ends):
+  """A file of results, a curve for each of the ends."""
+  config = {"model.num_classes": 15, "total_steps": 100}
+  curves = [
+    dict(zip(about, key, strict=True))
+    | {"config": config | {"data.examples": 1000}}
+    | {"runs": [run(seed, end) for seed in range(3)]}
+    for key, end in ends.items()
+  ]
+  (folder / name).write_text(json.dumps(HEAD | {"curves": curves}))
+
+
+@pytest.fixture
+def results(tmp_path):
+  """A folder of results of both experiments and of two devices."""
+  ends = {
+    (model, kind): 0.5 - 0.1 * i
+    for model in figure4.MODELS
+    for i, kind in enumerate(figure4.INPUTS)
+  }
+  write(tmp_path, figure4.FILE, ("model", "input"), ends)
+  ends = {
+    (model, share): 0.1 + share / 400 + 0.03 * i
+    for i, model in enumerate(figure2.MODELS)
+    for share in (3, 10, 30, 100)
+  }
+  write(tmp_path, figure2.FILE, ("model", "share"), ends)
+  throughput(tmp_path, "a slow one", 0.01)
+  throughput(tmp_path, "a fast one", 2)
+  return tmp_path
+
+
+def throughput(folder, device, factor):
+  rows = [
+    {"model": "Mixer-B/16", "image_size": 224, "images_per_second": 1384},
+    {"model": "Mixer-L/16", "image_size": 224, "images_per_second": 419},
+    {"model": "ViT-B/16", "image_size": 224, "images_per_second": 861},
+  ]
+  for row in rows:
+    row |= {"images_per_second": factor * row["images_per_second"], "batch": 8}
+  content = HEAD | {"device": device, "rows": rows}
+  (folder / "throughput").mkdir(exist_ok=True)
+  (folder / "throughput" / f"{device}.json").write_text(json.dumps(content))
+
+
+def words(file):
+  """What an SVG says: Matplotlib notes each text beside its outlines."""
+  ElementTree.parse(file)
+  return file.read_text()
+
+
+@pytest.mark.parametrize(
+  "name, expected",
+  [
+    ("4", ("original 49", "patches 39", "pixels 29", "Mixer", "ResNet")),
+    ("2", ("small Mixer", "large Mixer", "ViT", "ResNet", "30 %", "1,000")),
+    ("throughput", ("Mixer-L/16", "here: a fast one", "R152x2", "14 epochs")),
+  ],
+)
+def test_a_figure_is_drawn_with_its_lines_named(
+  name, expected, results, tmp_path, capsys
+):
+  out = tmp_path / "figure.svg"
+
+  code = main(["figure", name, f"--results={results}", f"--out={out}"])
+
+  assert code == 0
+  assert f"{out} and {out.with_suffix('.png')}" in capsys.readouterr().out
+  said = words(out)
+  for word in expected:
+    assert word in said
+  picture = cv2.imread(str(out.with_suffix(".png")))
+  assert picture.shape[1] > 700
+  assert 0.01 < (picture < 250).any(axis=-1).mean() < 0.6
+  assert out.with_suffix(".png").stat().st_size < 80_000
+
+
+def test_a_figure_says_where_its_numbers_come_from(results, tmp_path):
+  for figure in figure2, figure4:
+    figure.draw(results, tmp_path / "figure.svg")
+
+    said = words(tmp_path / "figure.svg")
+    assert "2026-01-02, commit 0123456, 1 x cpu" in said
+    assert "JFT-300M" in said  # of which it is not
+
+
+def test_the_same_results_are_the_same_figure(results, tmp_path):
+  for name in "one.svg", "other.svg":
+    figure4.draw(results, tmp_path / name)
+
+  for suffix in ".svg", ".png":
+    one, other = (tmp_path / f"{x}{suffix}" for x in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_runs_are_judged_where_their_validation_accuracy_was_best():
+  curve = {"runs": [run(0, 0.4), run(2, 0.6)]}
+
+  assert figure2.stopped(curve, "eval/test/accuracy") == [0.45, 0.65]
+
+
+@pytest.mark.parametrize(
+  "name, command",
+  [("2", "benchmarks.data_size"), ("4", "benchmarks.permutations")],
+)
+def test_without_results_it_says_what_makes_them(
+  name, command, tmp_path, capsys
+):
+  code = main(["figure", name, f"--results={tmp_path}"])
+
+  assert code == 2
+  said = capsys.readouterr().err
+  assert said.startswith(f"error: There are no results to draw in {tmp_path}")
+  assert said.endswith(f"made by: python -m {command}\n")
+  assert said.count("\n") == 1
+
+
+def test_damaged_results_are_named(tmp_path):
+  (tmp_path / figure4.FILE).write_text('{"curves": [')
+
+  with pytest.raises(UserError, match="is damaged.*benchmarks.permutations"):
+    figure4.draw(tmp_path, tmp_path / "figure.svg")
+
+
+def test_a_figure_of_another_suffix_is_refused(results):
+  with pytest.raises(UserError, match="must end in .svg"):
+    figure4.draw(results, "figure.pdf")
+
+
+def test_the_scatter_does_without_measurements(tmp_path):
+  said = scatter.draw(tmp_path, tmp_path / "figure.svg")
+
+  assert "Nothing is measured here yet" in said
+  assert "python -m benchmarks.throughput" in said
+  assert "here:" not in words(tmp_path / "figure.svg")
+
+
+def test_the_fastest_devices_are_shown_first(results):
+  devices = scatter.measured(results)
+
+  assert [device for device, _ in devices] == ["a fast one", "a slow one"]
+  assert {row.model: rate for row, rate in devices[0][1]} == {
+    "Mixer-B/16": 2768,
+    "Mixer-L/16": 838,
+    "ViT-B/16": 1722,
+  }
+
+
+def test_labels_are_moved_apart_as_little_as_that_allows():
+  places = np.array([10.0, 50.0, 11.0, 12.0])
+
+  apart = charts.spread(places, gap=5.0)
+
+  assert apart.tolist() == [6.0, 50.0, 11.0, 16.0]
+
+
+def test_groups_of_labels_that_meet_become_one():
+  places = np.array([0.0, 1.0, 6.0, 7.0])
+
+  apart = charts.spread(places, gap=5.0)
+
+  assert np.diff(apart).tolist() == [5.0, 5.0, 5.0]
+  assert apart.mean() == places.mean()

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiles of scikit-image's photographs."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from mixer.data.__main__ import prepare
+from mixer.data.decoding import decode
+from mixer.data.sources import open_source
+from mixer.datasets.photographs import photographs_dataset_builder as builder
+from mixer.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+  """uint8 images [n, 40, 40, 3] and labels [n] of every split."""
+  folder = str(tmp_path_factory.mktemp("data"))
+  prepare("photographs", folder)
+  found = {}
+  for split in builder.SPLITS:
+    source = open_source("photographs", split, folder)
+    data, labels = zip(*source.read(range(len(source))), strict=True)
+    found[split] = np.stack([decode(x) for x in data]), np.array(labels)
+  return found
+
+
+def test_every_split_has_every_photograph(splits):
+  assert {name: len(labels) for name, (_, labels) in splits.items()} == {
+    "train": 1_160,
+    "validation": 385,
+    "test": 389,
+  }
+  for _, labels in splits.values():
+    assert np.bincount(labels).size == len(builder.NAMES)
+    assert np.bincount(labels).min() >= 10
+
+
+def test_brightness_and_contrast_tell_no_tile_from_another(splits):
+  images, _ = splits["train"]
+
+  assert (images == images[..., :1]).all()  # grey
+  values = images[..., 0].astype(float)
+  assert np.abs(values.mean((1, 2)) - builder.MEAN).max() < 15
+  assert values.std((1, 2)).max() < 1.02 * builder.DEVIATION
+  assert np.median(values.std((1, 2))) > 0.98 * builder.DEVIATION
+
+
+def test_no_tile_is_in_two_splits(splits):
+  tiles = [set(map(bytes, images)) for images, _ in splits.values()]
+
+  assert len(set.union(*tiles)) == sum(len(images) for images in tiles)
+
+
+def test_the_first_tiles_of_a_split_are_a_sample_of_all_photographs(splits):
+  _, labels = splits["train"]
+
+  assert len(set(labels[:116].tolist())) == len(builder.NAMES)
+
+
+def test_without_scikit_image_it_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "skimage", None)
+
+  with pytest.raises(UserError, match="pip install -r requirements-dev.txt"):
+    builder.photograph("astronaut")
