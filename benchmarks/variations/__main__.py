@@ -40,7 +40,7 @@ HEAD = (
   "MMAC",
   "accuracy, %",
   "against plain",
-  "helps",
+  "verdict",
 )
 
 
@@ -87,14 +87,17 @@ def measure(workdir: Path, epochs: float, seeds: int, results: Path) -> str:
 def compare(trained: list[dict]) -> dict[str, dict]:
   """Each variation's accuracy less the plain Mixer's, over seeds.
 
-  One helps where the 95 % interval of the difference is above 0.
+  Better or worse is one whose 95 % interval is on one side of 0; of the others
+  these runs cannot tell, which is not that they are equal.
   """
   ends = {each["variation"]: last_values(each, RESULT) for each in trained}
   found = {}
   for name, said in PAPER.items():
     gain = difference(ends[PLAIN], ends[name])
-    helps = bool(gain["mean"] > gain["interval"])
-    found[name] = {"paper": said, **gain, "helps": helps}
+    verdict = "undecided"
+    if abs(gain["mean"]) > gain["interval"]:
+      verdict = "better" if gain["mean"] > 0 else "worse"
+    found[name] = {"paper": said, **gain, "verdict": verdict}
   return found
 
 
@@ -110,12 +113,12 @@ def report(trained: list[dict], found: dict[str, dict]) -> str:
         f"{each['multiply_accumulates'] / 1e6:.2f}",
         percent(ends.mean(), ends.std(ddof=1) if len(ends) > 1 else 0.0),
         percent(gain["mean"], gain["interval"]) if gain else "",
-        ("yes" if gain["helps"] else "no") if gain else "",
+        gain["verdict"] if gain else "",
       )
     )
   return (
     f"{render(HEAD, rows)}\n\nMean and deviation over seeds; differences with "
-    "their 95 % interval, one helps where that is above 0."
+    "their 95 % interval, undecided where that has 0 in it."
   )
 
 
