@@ -120,7 +120,7 @@ def test_bfloat16_is_the_models_own_in_half_the_space(tmp_path):
   assert program.out_avals[0].dtype == np.float32
   saved = len(single) - file.stat().st_size
   # The text of the program is longer: it rounds more often.
-  assert saved == pytest.approx(2 * factors, rel=0.15)
+  assert 1.5 * factors < saved < 2.1 * factors
 
 
 def test_the_exact_gelu_stays_exact(tmp_path):

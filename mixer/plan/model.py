@@ -57,7 +57,7 @@ def _fields(options: ConfigDict) -> tuple[dict, list[str]]:
     elif key != "name" and value != off[key]:
       owners = [family for family in FAMILIES if key in fields_of(family)]
       strange.append(
-        f"config.model.{key} is of {' and '.join(owners)}; {name} has no such "
+        f"config.model.{key} is of {', '.join(owners)}; {name} has no such "
         "field: leave it out."
       )
   return given, strange
