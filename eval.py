@@ -2,7 +2,8 @@
 """Evaluates a run: python eval.py --config=CONFIG --workdir=DIR.
 
 Runs the config's evaluators on DIR's newest checkpoint, on that of --step, or
-on the best one with --best; with no checkpoint there, on config.init.
+on the best one with --best; with no checkpoint there, on config.init. Writes
+the results to DIR/evaluation.json as well.
 """
 
 from absl import flags

@@ -12,7 +12,7 @@ set -euo pipefail
 usage() {
   cat >&2 <<'TEXT'
 usage: launch/tpu_vm.sh COMMAND NAME --zone=ZONE [--project=PROJECT] [--dry_run] ...
-  create  --type=v4-32 [--runtime=tpu-ubuntu2204-base] [--spot | --reserved]
+  create  --type=v4-32 [--runtime=VERSION] [--spot | --reserved]
   run     [--setup=COMMAND] -- --config=CONFIG --workdir=DIR [FLAG...]
   resume  what create and run take: where the machines were taken away, asks for
           them anew; then runs
@@ -52,14 +52,22 @@ create() {
 
 delete() { queued delete --force --quiet; }
 
-# What a dry run supposes, or the state that the cloud tells.
+# What a dry run supposes, or the state that the cloud tells; MISSING if nothing
+# of that name was asked for.
 ask_state() {
+  local complaint
   state=$1
   if [[ $dry_run ]]; then
     queued describe '--format=value(state.state)'
-  else
-    state=$(queued describe '--format=value(state.state)')
+    return
   fi
+  complaint=$(mktemp)
+  if ! state=$(queued describe '--format=value(state.state)' 2>"$complaint"); then
+    state=MISSING
+    grep --quiet NOT_FOUND "$complaint" || code=1 fail "$(<"$complaint")"
+  fi
+  rm "$complaint"
+  [[ $state ]] || code=1 fail "The cloud does not say in which state $name is."
 }
 
 wait_for_machines() {
@@ -69,6 +77,7 @@ wait_for_machines() {
       SUSPEND* | FAILED | DELETING)
         code=1 fail "$name is $state: launch/tpu_vm.sh resume asks for it anew."
         ;;
+      MISSING) code=1 fail "There is no $name: launch/tpu_vm.sh create asks for it." ;;
     esac
     echo "$name is $state; waits." >&2
     sleep "$poll"
@@ -116,10 +125,12 @@ resume() {
     sleep "$poll"
     ask_state SUSPENDED
   done
-  case $state in SUSPENDED | FAILED)
-    delete
-    create
-    ;;
+  case $state in
+    SUSPENDED | FAILED)
+      delete
+      create
+      ;;
+    MISSING) create ;;  # as a resume that came no further leaves it
   esac
   run
 }
@@ -135,7 +146,7 @@ case $what in create | run | resume | status | logs | stop | delete) ;; *) usage
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || usage
 shift 2
 
-type="" runtime=tpu-ubuntu2204-base tier="" setup="" worker=0 poll=30 dry_run="" zone="" flags=()
+type="" runtime="" tier="" setup="" worker=0 poll=30 dry_run="" zone="" flags=()
 where=()
 while [[ $# -gt 0 ]]; do
   case $1 in
@@ -160,10 +171,25 @@ done
 where=("$zone" ${where[@]+"${where[@]}"})
 cd "$(dirname "$0")/.."
 case $what in create | resume) [[ $type ]] || usage ;; esac
+case $type in
+  v5litepod-*) runtime=${runtime:-v2-alpha-tpuv5-lite} ;;
+  v5p-*) runtime=${runtime:-v2-alpha-tpuv5} ;;
+  v6e-*) runtime=${runtime:-v2-alpha-tpuv6e} ;;
+  *) runtime=${runtime:-tpu-ubuntu2204-base} ;;
+esac
 case $what in run | resume)
   [[ " ${flags[*]-} " == *" --config="* && " ${flags[*]-} " == *" --workdir="* ]] || usage
   [[ " ${flags[*]} " != *" --workdir="*([! ])://* ]] ||
     fail "--workdir takes a folder that all machines share: mount the bucket with --setup, or name a folder."
+  for flag in "${flags[@]}"; do
+    case $flag in
+      --workdir=/*) ;;
+      --workdir=*) fail "--workdir has to begin with /: anything else lies in the machines' checkout, which the next run replaces." ;;
+      --config=*) recipe=${flag#*=} ;;
+    esac
+  done
+  git cat-file -e "HEAD:${recipe%%:*}" 2>/dev/null ||
+    fail "The commit has no recipe ${recipe%%:*}: name one of its files, and commit what is new."
   [[ -z $(git status --porcelain --untracked-files=no) ]] ||
     fail "The checkout has changes that no commit holds: commit them, so that the run can say what it ran."
   ;;

@@ -186,6 +186,7 @@ _GPUS = (
     interconnect=450 * GIGA,
     network=50 * GIGA,
   ),
+  _gpu("h200-nvl", "nvidia h200 nvl", 835 * TERA, "H200 data sheet, NVL"),
   _gpu(
     "l4", "nvidia l4", 121 * TERA, "L4 data sheet, half of 242 with sparsity"
   ),
@@ -203,6 +204,9 @@ _GPUS = (
 CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 
 
+_OTHER_CARD = r".*\b(ti|d|super|laptop|mig)\b"
+
+
 def find_chip(device_kind: str) -> Chip | None:
   """The chip of a jax device; None if it is not known here.
 
@@ -214,7 +218,8 @@ def find_chip(device_kind: str) -> Chip | None:
     for chip in CHIPS.values()
     for name in chip.kinds
     if kind == name
-    # "NVIDIA L40" is no "NVIDIA L4": a name must end where a word does.
-    or (not chip.is_tpu and re.match(rf"{name}[ -]", kind))
+    # "NVIDIA L40" is no "NVIDIA L4": a name must end where a word does, and
+    # an RTX 4090 D is another card, a MIG slice a part of one.
+    or (not chip.is_tpu and re.match(rf"{name}[ -](?!{_OTHER_CARD})", kind))
   }
   return fitting[max(fitting, key=len)] if fitting else None

@@ -99,6 +99,12 @@ def default() -> ConfigDict:
   model.representation = placeholder(int)
   model.width = placeholder(float)  # BiT: factor on all channels
   model.units = placeholder(tuple)  # BiT: residual units of each stage
+  # MixerVariation (paper, appendix A): a Mixer with another token mixing.
+  model.untied = placeholder(bool)  # an MLP for each channel
+  model.group = placeholder(int)  # channels that are mixed together, G
+  model.views = placeholder(bool)  # G learned views in place of G neighbours
+  # Divisors of the token grid's sides, one a block, such as (1, 1, 2, 1).
+  model.pyramid = placeholder(tuple)
 
   config.data = data = ConfigDict()
   data.name = placeholder(str)  # of a TFDS data set, or "folder:DIR"

@@ -141,14 +141,12 @@ def check_values(config: ConfigDict) -> Iterator[str]:
     if value is not None and not (low <= value <= high and isfinite(value)):
       allowed = f"{low} to {high}" if isfinite(high) else f"{low} or more"
       yield f"config.{key} = {value} must be {allowed}."
-  units = config.model.units
-  if units is not None and not (
-    units and all(isinstance(n, int) and n > 0 for n in units)
-  ):
-    yield (
-      f"config.model.units = {units!r} must be numbers of residual units, one "
-      "for each stage, such as (3, 4, 6, 3)."
-    )
+  for key, meaning in _WHOLE_NUMBERS.items():
+    numbers = _get(config, key)
+    if numbers is not None and not (
+      numbers and all(isinstance(n, int) and n > 0 for n in numbers)
+    ):
+      yield f"config.{key} = {numbers!r} must be {meaning}."
   for pair in config.optimizer.multipliers:
     if not (
       isinstance(pair, (tuple, list))
@@ -203,6 +201,12 @@ _CHOICES = {
   "optimizer.accumulator_dtype": ("float32", "bfloat16"),
   "schedule.kind": ("linear", "cosine", "constant"),
 }
+_WHOLE_NUMBERS = {
+  "model.pyramid": "divisors of the token grid's sides, one for each block, "
+  "such as (1, 1, 2, 1)",
+  "model.units": "numbers of residual units, one for each stage, such as "
+  "(3, 4, 6, 3)",
+}
 _INFINITY = float("inf")
 _RANGES = {
   "accumulation": (1, _INFINITY),
@@ -223,6 +227,7 @@ _RANGES = {
   "model.blocks": (1, _INFINITY),
   "model.channels_mlp": (1, _INFINITY),
   "model.dropout": (0, 0.999),
+  "model.group": (1, _INFINITY),
   "model.head_bias": (-1000, 1000),
   "model.heads": (1, _INFINITY),
   "model.hidden": (1, _INFINITY),

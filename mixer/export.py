@@ -28,7 +28,7 @@ from mixer import front_door, weights
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
 from mixer.training.mixing import normalise
-from mixer.whole_file import whole_file
+from mixer.whole_file import check_place, whole_file
 
 PROGRAM = ".stablehlo"
 LAYOUTS = (".npz", ".safetensors")
@@ -67,8 +67,7 @@ def run(init: str, out: str, **options: str | int | None) -> str:
       f"--out={out} does not say what to write: end it in {PROGRAM} for a"
       f" program, in {' or '.join(LAYOUTS)} for weights."
     )
-  if not Path(out).absolute().parent.is_dir():
-    raise UserError(f"There is no folder for --out={out}: make it first.")
+  check_place(out, "out")
   if suffix == PROGRAM:
     _check_choices(options)
     return write_program(weights.read(init), Path(out), **options)

@@ -24,7 +24,7 @@ from mixer import front_door
 from mixer.classifier import Classifier, Prediction, open_classifier, predict
 from mixer.data.image_files import find_images
 from mixer.errors import UserError
-from mixer.whole_file import whole_file
+from mixer.whole_file import check_place, whole_file
 
 FEW = 10  # images: for so many, every guess is printed
 DRAWN = 64  # images on the picture
@@ -160,10 +160,8 @@ def _rows(
 def _check_files(out: str | None, grid: str | None) -> None:
   """Raises UserError early if what is found could not be written."""
   for flag, file in ("out", out), ("grid", grid):
-    if file and not Path(file).absolute().parent.is_dir():
-      raise UserError(f"There is no folder for --{flag}={file}: make it first.")
-    if file and Path(file).is_dir():
-      raise UserError(f"--{flag}={file} is a folder: name a file in it.")
+    if file:
+      check_place(file, flag)
   kinds = Figure().canvas.get_supported_filetypes()
   if grid and Path(grid).suffix[1:].lower() not in kinds:
     raise UserError(

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mixer.errors import UserError
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -26,3 +28,22 @@ def whole_file(path: Path) -> Iterator[Path]:
   finally:
     with contextlib.suppress(OSError):  # whatever it was, is told already
       aside.unlink(missing_ok=True)
+
+
+def check_place(file: str | os.PathLike, flag: str):
+  """Raises UserError, before what takes long, if a file cannot be written.
+
+  Args:
+    file: as the user gave it.
+    flag: by which.
+  """
+  path = Path(file).absolute()
+  if not path.parent.is_dir():
+    raise UserError(f"There is no folder for --{flag}={file}: make it first.")
+  if path.is_dir():
+    raise UserError(f"--{flag}={file} is a folder: name a file in it.")
+  if not os.access(path.parent, os.W_OK):
+    raise UserError(
+      f"Cannot write to the folder of --{flag}={file}: choose another, or "
+      "change its permissions."
+    )

@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
+from mixer.paper.measured.protocols import Protocol, Recipe
 from mixer.paper.numbers import Row
-from mixer.paper.protocols import Protocol, Recipe
 from mixer.sweep import data_sets
 from mixer.training import start
 

@@ -25,6 +25,7 @@ from mixer.training.hardware import model_flops_utilisation
     ("NVIDIA H100 80GB HBM3", 989),
     ("NVIDIA H100 PCIe", 756),
     ("NVIDIA H200", 989),
+    ("NVIDIA H200 NVL", 835),
     ("NVIDIA L4", 121),
     ("NVIDIA GeForce RTX 4090", 165.2),
   ],
@@ -36,7 +37,17 @@ def test_half_of_a_known_devices_peak_is_half_of_it(kind, tera):
 
 
 @pytest.mark.parametrize(
-  "kind", ["cpu", "NVIDIA L40", "TPU v4 lite", "NVIDIA A1000", "TPU v99"]
+  "kind",
+  [
+    "cpu",
+    "NVIDIA L40",
+    "TPU v4 lite",
+    "NVIDIA A1000",
+    "TPU v99",
+    "NVIDIA GeForce RTX 3090 Ti",
+    "NVIDIA GeForce RTX 4090 Laptop GPU",
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+  ],
 )
 def test_the_peak_of_other_devices_is_not_guessed(kind):
   device = SimpleNamespace(device_kind=kind)

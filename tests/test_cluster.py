@@ -3,6 +3,8 @@
 
 import http.server
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 from mixer.errors import UserError
 from mixer.hosts import Cluster, find_cluster
 from mixer.hosts.cluster import first_node
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_without_flags_or_a_known_environment_there_is_one_host():
@@ -290,3 +294,21 @@ def test_a_metadata_server_that_does_not_answer_is_an_error(tpu_vm):
     UserError, match="set TPU_SKIP_MDS_QUERY=1 if it is alone"
   ):
     find_cluster(environ=environ, root=tpu_vm)
+
+
+@pytest.mark.parametrize("wait", ["-1", "nan", "inf"])
+def test_what_is_no_time_to_wait_is_refused(wait):
+  done = subprocess.run(
+    [
+      sys.executable,
+      "train.py",
+      "--config=configs/digits.py",
+      f"--wait={wait}",
+    ],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+
+  assert done.returncode == 2
+  assert f"error: --wait={wait} is no time to wait: give seconds" in done.stderr

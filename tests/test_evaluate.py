@@ -16,6 +16,7 @@ from mixer.front_door import DONE
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.training import evaluate, start
+from mixer.weights import registry
 
 SIZES = {
   "patch": 4,
@@ -271,6 +272,14 @@ def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(
   assert "was trained on 'train' of digits" in capsys.readouterr().out
 
 
-def test_weights_without_a_model_here_are_refused_before_they_are_fetched():
-  with pytest.raises(UserError, match="no model ViT-B/16 here"):
-    recipes.load("evaluate", "imagenet21k/ViT-B_16")
+def test_every_published_name_has_a_model_and_its_own_preprocessing():
+  for name, published in registry.REGISTRY.items():
+    config = recipes.load("evaluate", name)
+    side = published.image_size[0]
+
+    create(config.model.name, **published.fields)
+    for options in config.evals.values():
+      assert options.ops.endswith(f"central_crop({side})")
+    if published.top1 is not None:
+      first, _, _ = config.evals.val.ops.partition(" ")
+      assert first == f"resize_small({published.short_side})"

@@ -8,6 +8,7 @@ import recipes
 from flax.traverse_util import flatten_dict
 
 from mixer import weights
+from mixer.classifier import made_for
 from mixer.errors import UserError
 from mixer.models import FAMILIES, cost, create, family_of, names, sizes
 from mixer.plan import make_plan
@@ -233,3 +234,12 @@ def test_convert_says_what_it_has_converted(tmp_path, capsys):
   assert weights.read(vit).image_size == (48, 48)
   assert main(["convert", str(bit), str(bit), "--grow=2"]) == 2
   assert "any size as it is" in capsys.readouterr().err
+
+
+def test_images_are_made_for_the_weights_or_as_in_the_paper():
+  vit, bit = (
+    weights.read(f"{GOLDENS}/{family}_tiny.npz") for family in ("vit", "bit")
+  )
+
+  assert made_for(vit) == (32, 32)
+  assert made_for(bit) == (224, 224)

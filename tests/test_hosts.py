@@ -272,6 +272,8 @@ def test_strangers_are_not_let_in(run):
     b"[1]\n",
     b'{"host": 1}\n',
     b'{"host": "x", "hosts": 2, "problem": null, "versions": {}}\n',
+    b'{"host": 1, "hosts": 2, "problem": null, "versions": [1]}\n',
+    b'{"host": 1, "hosts": 2, "problem": 5, "versions": {}}\n',
   ):
     with connect(run.port) as stranger:
       stranger.sendall(words)
@@ -283,7 +285,7 @@ def test_strangers_are_not_let_in(run):
 
   assert codes == [DONE, DONE], errors
   assert outputs[0] == "[1, 2]\n"
-  assert errors[0].count("is no host of a run: not let in") == 6
+  assert errors[0].count("is no host of a run: not let in") == 8
 
 
 def test_a_port_that_another_program_has_is_named(run):

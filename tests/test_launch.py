@@ -75,7 +75,12 @@ with (here / "calls").open("a") as calls:
 if "describe" in sys.argv:
   state, *rest = (here / "states").read_text().split()
   (here / "states").write_text(" ".join(rest or [state]))
-  print(state)
+  if state == "none":
+    sys.exit("NOT_FOUND: no such thing")
+  if state == "lost":
+    sys.exit("no route")
+  if state != "silent":
+    print(state)
 if "scp" in sys.argv:
   shutil.copy(sys.argv[sys.argv.index("scp") + 1], here / "mixer.bundle")
 """
@@ -86,7 +91,8 @@ PASSES = "#!/bin/sh\nexit 0\n"
 def checkout(tmp_path) -> Path:
   """One in which all is committed."""
   folder = tmp_path / "checkout"
-  shutil.copytree(LAUNCH, folder / "launch")
+  for part in LAUNCH, LAUNCH.parent / "configs":
+    shutil.copytree(part, folder / part.name)
   git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
   for command in "init", "add --all", "commit --message=All":
     assert run(*git, *command.split(), folder=folder).returncode == 0
@@ -168,12 +174,21 @@ def test_a_run_waits_for_its_machines(checkout, cloud):
   assert "b16 is PROVISIONING; waits." in done.stderr
 
 
-@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
-def test_a_run_on_lost_machines_says_how_to_resume(checkout, cloud, state):
+@pytest.mark.parametrize(
+  ("state", "said"),
+  [
+    ("SUSPENDED", "b16 is SUSPENDED: launch/tpu_vm.sh resume"),
+    ("FAILED", "b16 is FAILED: launch/tpu_vm.sh resume"),
+    ("none", "There is no b16: launch/tpu_vm.sh create"),
+    ("lost", "error: no route"),
+    ("silent", "does not say in which state b16 is"),
+  ],
+)
+def test_a_run_without_machines_says_what_to_do(checkout, cloud, state, said):
   done = tpu_vm(checkout, cloud, "run", states=state)
 
   assert done.returncode == 1
-  assert f"b16 is {state}: launch/tpu_vm.sh resume" in done.stderr
+  assert said in done.stderr
   assert verbs(cloud) == ["describe"]
 
 
@@ -183,6 +198,8 @@ def test_a_run_on_lost_machines_says_how_to_resume(checkout, cloud, state):
     ("SUSPENDED ACTIVE", "describe delete create describe"),
     ("FAILED PROVISIONING ACTIVE", "describe delete create describe describe"),
     ("SUSPENDING SUSPENDED ACTIVE", "describe describe delete create describe"),
+    # as one leaves it that was not given new machines
+    ("none ACTIVE", "describe create describe"),
     ("ACTIVE", "describe describe"),
     ("WAITING_FOR_RESOURCES ACTIVE", "describe describe"),
   ],
@@ -257,6 +274,50 @@ def test_a_commit_must_hold_what_runs(checkout, cloud):
   assert done.returncode == 2
   assert "changes that no commit holds: commit them" in done.stderr
   assert not calls(cloud)
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    (
+      ("--config=configs/digits.py", "--workdir=runs/digits"),
+      "--workdir has to begin with /: anything else lies in the machines' "
+      "checkout, which the next run replaces.",
+    ),
+    (
+      ("--config=configs/nope.py:B/16", "--workdir=/runs/b16"),
+      "The commit has no recipe configs/nope.py",
+    ),
+  ],
+)
+def test_what_could_not_run_is_refused_before_machines_are_waited_for(
+  checkout, cloud, flags, said
+):
+  done = run(
+    *(checkout / "launch/tpu_vm.sh", "run", "b16", "--zone=z", "--", *flags)
+  )
+
+  assert done.returncode == 2
+  assert said in done.stderr
+  assert not calls(cloud)
+
+
+@pytest.mark.parametrize(
+  ("kind", "runtime"),
+  [
+    ("v4-32", "tpu-ubuntu2204-base"),
+    ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+    ("v5p-128", "v2-alpha-tpuv5"),
+    ("v6e-8", "v2-alpha-tpuv6e"),
+  ],
+)
+def test_machines_get_the_runtime_of_their_kind(kind, runtime):
+  done = run(
+    *(LAUNCH / "tpu_vm.sh", "create", "b16", "--zone=z"),
+    *(f"--type={kind}", "--dry_run"),
+  )
+
+  assert f"--runtime-version={runtime}" in done.stdout.split()
 
 
 def test_a_bucket_is_not_a_run_folder(checkout, cloud):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mixer.errors import UserError
-from mixer.paper import charts, figure2, figure4, scatter
 from mixer.paper.__main__ import main
+from mixer.paper.figures import charts, figure2, figure4, scatter
 
 HEAD = {
   "date": "2026-01-02T03:04:05+00:00",
@@ -159,6 +159,12 @@ def test_damaged_results_are_named(tmp_path):
 def test_a_figure_of_another_suffix_is_refused(results):
   with pytest.raises(UserError, match="must end in .svg"):
     figure4.draw(results, "figure.pdf")
+
+
+def test_lines_join_what_no_faster_model_beats():
+  points = [(1.0, 86.0), (2.0, 84.0), (2.0, 85.0), (4.0, 74.0), (5.0, 75.0)]
+
+  assert scatter.frontier(points) == [(1.0, 86.0), (2.0, 85.0), (5.0, 75.0)]
 
 
 def test_the_scatter_does_without_measurements(tmp_path):

@@ -14,10 +14,11 @@ from sweeps import read_found, read_rows
 from mixer.data.__main__ import prepare
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE
-from mixer.paper import records
 from mixer.paper.__main__ import main
-from mixer.paper.protocols import Recipe
-from mixer.paper.record import record
+from mixer.paper.measured import records
+from mixer.paper.measured.protocols import Recipe
+from mixer.paper.measured.record import record
+from mixer.training.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -108,7 +109,8 @@ def test_a_sweep_on_imagenet_gives_mean_deviation_and_its_upstreams_cost(
 def test_the_mean_over_data_sets_has_the_deviation_of_the_seeds_means(
   swept, recipe, tmp_path
 ):
-  record(ROW, str(swept), tmp_path, protocol(recipe))
+  how = protocol(recipe, is_pretrained_on_imagenet=False)
+  record(ROW, str(swept), tmp_path, how)
 
   finals = [read_found(swept / name)["final"] for name in paper_runs.DATA_SETS]
   by_seed = [
@@ -161,6 +163,49 @@ def test_a_fine_tuned_run_counts_as_one(pretrained, recipe, tmp_path):
     record(ROW, str(tmp_path / "off"), tmp_path, protocol(recipe))
 
 
+@pytest.fixture(scope="module")
+def evaluated(pretrained, recipe, tmp_path_factory):
+  """What eval.py leaves of weights, which it thinks are the published ones."""
+  folder = tmp_path_factory.mktemp("evaluated") / "weights"
+  config = Recipe(str(recipe), "extra=True").config()
+  config.init = str(pretrained)
+  assert evaluate(config, str(folder)) == DONE
+  file = folder / "evaluation.json"
+  assert json.loads(file.read_text())["evaluated"] == config.init
+  file.write_text(
+    file.read_text().replace(str(pretrained), "imagenet1k/Mixer-B_16")
+  )
+  return folder
+
+
+def test_published_weights_are_judged_as_they_are(
+  evaluated, pretrained, recipe, tmp_path
+):
+  record(ROW, str(evaluated), tmp_path, protocol(recipe))
+
+  cells = records.read(tmp_path, ROW)
+  accuracy = read_rows(pretrained)[-1]["eval/val/accuracy"]
+  assert cells.keys() == {"imagenet", "real"}
+  assert cells["imagenet"].value == pytest.approx(100 * accuracy, abs=1e-4)
+  source = cells["imagenet"].record
+  assert source["weights"] == {"published": "imagenet1k/Mixer-B_16"}
+  assert (source["folder"], source["devices"]) == ("weights", ["8 x cpu"])
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"published": "sam/Mixer-B_16"}, "'sam/Mixer-B_16' -> 'imagenet1k/Mi"),
+    ({"is_pretrained_on_imagenet": False}, "is fine-tuned: offer a sweep"),
+  ],
+)
+def test_other_weights_than_the_published_are_refused(
+  changes, words, evaluated, recipe, tmp_path
+):
+  with pytest.raises(UserError, match=words):
+    record(ROW, str(evaluated), tmp_path, protocol(recipe, **changes))
+
+
 def test_a_new_record_takes_the_place_of_older_cells_alone(
   swept, pretrained, recipe, tmp_path
 ):
@@ -172,12 +217,21 @@ def test_a_new_record_takes_the_place_of_older_cells_alone(
 
   folders = {name: cell.record["folder"] for name, cell in cells.items()}
   assert folders == {
-    "imagenet": swept.name,
+    "imagenet": pretrained.name,
     "average5": swept.name,
     "real": pretrained.name,
     "core_days": pretrained.name,
   }
-  assert len(recorded(tmp_path)["records"]) == 3
+  record(ROW, str(swept / "imagenet2012"), tmp_path, how)
+  imagenet = records.read(tmp_path, ROW)["imagenet"]
+  assert imagenet.record["folder"] == "imagenet2012"
+  cells = [tuple(x["cells"]) for x in recorded(tmp_path)["records"]]
+  assert sorted(cells) == [
+    ("average5",),
+    ("core_days",),
+    ("imagenet",),
+    ("real",),
+  ]
 
 
 def test_what_differs_is_listed_with_both_values(pretrained, recipe, tmp_path):

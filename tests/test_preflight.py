@@ -14,7 +14,7 @@ from recipes import load
 from mixer.chips import CHIPS, GIB
 from mixer.errors import UserError
 from mixer.preflight import suggestion
-from mixer.preflight.check import Report, Sharded
+from mixer.preflight.check import Report, Sharded, on_stand_in
 from mixer.preflight.compiler import DoesNotFit, Program, explain
 from mixer.preflight.estimate import estimate, paper_core_days, repeat
 from mixer.preflight.programs import plan_for
@@ -197,10 +197,10 @@ def program(gibibytes, milliseconds):
 @pytest.mark.parametrize(
   ("plain", "sharded", "said"),
   [
-    ((5, 100), (4, 95), "instead of 5.01 GiB and 100 ms; faster: worth it"),
+    ((5, 100), (4, 95), "instead of 5.02 GiB and 100 ms; faster: worth it"),
     ((5, 100), (4, 101), "as fast: for where memory is short"),
     ((5, 100), (4, 110), "slower: for where memory is short"),
-    (None, (4, 110), "makes it fit: peak 4.01 GiB, a step 110 ms"),
+    (None, (4, 110), "makes it fit: peak 4.02 GiB, a step 110 ms"),
     ((17, 100), (16, 90), "does not make it fit"),
     ((5, 100), None, "does not make it fit"),
   ],
@@ -222,7 +222,7 @@ def test_sharding_is_advised_by_memory_and_time(plain, sharded, said):
     sharded=Sharded(other, changed),
   )
 
-  # With 32 images of 224 px that wait, twice: 0.01 GiB.
+  # With 32 images of 224 px that wait, four times: 0.02 GiB.
   assert said in sharding(report)
 
 
@@ -237,6 +237,35 @@ def test_a_gpus_stand_in_says_where_it_is_another_machine():
 
   assert "those of v5p:2x2x1 at as many images per device" in text
   assert "is shared by 4 devices there, not by 8" in text
+
+
+def test_a_gpus_stand_in_takes_as_many_images_per_device():
+  config = load("pretrain_i21k", "B/16")
+  config.evals.heldout.batch = 2048
+  machine, stand_in = parse("gpu:h200x8"), parse("v5p:2x2x1")
+  plan = plan_for(config, machine.devices)
+
+  other = on_stand_in(plan, config, stand_in)
+
+  assert other.per_device == plan.per_device
+  assert other.accumulation == plan.accumulation
+  shares = [
+    {name: each.batch // p.devices for name, each in p.evals.items()}
+    for p in (plan, other)
+  ]
+  assert shares == [{"heldout": 256, "train": 512}] * 2
+
+
+def test_seconds_of_a_stand_in_are_not_those_of_a_gpu():
+  machine, stand_in = parse("gpu:h200x8"), parse("v5p:2x2x1")
+  plan = plan_for(load("pretrain_i21k", "S/32"), machine.devices)
+  slow = program(1, milliseconds=60_000)
+
+  found = estimate(plan, machine, slow, compiled_for=stand_in)
+
+  assert found.compiler_seconds is None
+  assert found.step_seconds == found.roofline.step < 60
+  assert estimate(plan, machine, slow).step_seconds >= 60
 
 
 def test_the_papers_core_days_stand_beside_its_own_recipes_alone():
@@ -275,6 +304,17 @@ def test_a_machine_has_to_be_named():
 
   assert done.returncode == 2
   assert "Name a machine, such as --topology=v4:4x4x4" in done.stderr
+
+
+def test_what_could_not_be_written_is_said_before_anything_compiles(tmp_path):
+  done = run(
+    *("--config=configs/digits.py", "--topology=v3-8"),
+    f"--json={tmp_path}/nowhere/report.json",
+  )
+
+  assert done.returncode == 2
+  assert "nowhere/report.json: make it first." in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")

@@ -170,11 +170,11 @@ def test_a_reduce_scatter_and_an_all_gather_take_as_long_as_an_all_reduce():
   assert apart == pytest.approx(times["all-reduce"])
 
 
-def test_scaling_lines_are_those_of_two_reports():
-  def report(images):
+def test_scaling_goes_through_what_was_compiled():
+  def report(images, moved):
     return {
       "per_device": images,
-      "estimate": {"flops": 5e9 * images, "bytes_moved": 7e9 + 1e8 * images},
+      "estimate": {"flops": 5e9 * images, "bytes_moved": moved},
       "training": {
         "collectives": [
           {"kind": "all-reduce", "bytes": 300_000_000},
@@ -183,21 +183,23 @@ def test_scaling_lines_are_those_of_two_reports():
       },
     }
 
-  model = StepModel.fit(report(32), report(64))
+  model = StepModel.of([report(1, 7e9), report(8, 8e9), report(64, 16e9)])
 
-  assert model == StepModel(5e9, 7e9, 1e8, 300_000_000)
-  machine = parse("v4:4x4x4")
-  found = model.step(machine, 100)
-  assert found.compute == pytest.approx(5e11 / 275e12)
-  assert found.memory == pytest.approx(17e9 / 1200e9)
+  assert model == StepModel(5e9, [1, 8, 64], [7e9, 8e9, 16e9], 300_000_000)
+  assert [model.bytes_moved(n) for n in (1, 8, 36, 64, 128)] == [
+    7e9, 8e9, 12e9, 16e9, 32e9
+  ]  # fmt: skip
+  found = model.step(parse("v4:4x4x4"), 64)
+  assert found.compute == pytest.approx(3.2e11 / 275e12)
+  assert found.memory == pytest.approx(16e9 / 1200e9)
 
 
 def test_the_images_that_cover_the_communication_do_so_and_one_less_does_not():
   machine = parse("v4:2x2x4")
   model = StepModel(
     flops_per_image=75e9,
-    traffic_fixed=1e9,
-    traffic_per_image=2e8,
+    images=[1, 64],
+    traffic=[1.2e9, 13.8e9],
     gradient_bytes=300_000_000,
   )
 

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import image
 
 from mixer.errors import UserError
-from mixer.paper import figure5, figure6, figure7, panels, pictures
+from mixer.paper.figures import figure5, figure6, figure7, panels, pictures
 
 TINY = str(Path(__file__).parent / "goldens/mixer_tiny.npz")
 FIGURES = {5: figure5, 6: figure6, 7: figure7}

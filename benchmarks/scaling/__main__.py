@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one chip to a Pod: the tables of docs/scaling.md.
+"""From one chip to a Pod: the figures of docs/scaling.md.
 
 python -m benchmarks.scaling [--models=B/16,L/16,H/14]
 
-Compiles each model twice for four v4 chips (1 to 3 minutes each on two cores,
-with libtpu) and computes the rest from the chip's published peaks. What is in
-results/scaling.json is not compiled again.
+Compiles each model three times for four v4 chips (1 to 3 minutes each on two
+cores, with libtpu) and computes the rest from the chip's published peaks. What
+is in results/scaling.json is not compiled again. Writes results/scaling.md
+beside it.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from mixer.whole_file import whole_file
 
 MODELS = "B/16,L/16,H/14"
 COMPILED_FOR = "v4:2x2x1"
-IMAGES = 32, 64  # per chip, of the two compilations
+IMAGES = 1, 8, 64  # per chip, of the compilations
 SHAPES = "2x2x1 2x2x4 4x4x4 4x8x8 8x8x16 16x16x16"
 BATCH = 4096  # the paper's
 PER_CHIP = 64  # where the batch grows with the machine
@@ -76,8 +77,11 @@ def scale(models: list[str], file: Path) -> str:
         with whole_file(file) as aside:
           aside.write_text(json.dumps(cells, indent=1) + "\n")
       reports.append(cells[cell])
-    sections.append(_section(model, StepModel.fit(*reports)))
-  return "\n\n".join(sections)
+    sections.append(_section(model, StepModel.of(reports)))
+  text = "\n\n".join(sections)
+  with whole_file(file.with_suffix(".md")) as aside:
+    aside.write_text(f"{text}\n")
+  return text
 
 
 def _section(name: str, model: StepModel) -> str:
@@ -86,13 +90,16 @@ def _section(name: str, model: StepModel) -> str:
   cover = ", ".join(
     f"{model.covering_images(m, COVERED)} on {m.chips:,}" for m in machines
   )
+  moved = ", ".join(
+    f"{traffic / 1e9:.3g} GB with {images}"
+    for images, traffic in zip(model.images, model.traffic, strict=True)
+  )
   return "\n\n".join(
     [
       f"Mixer-{name}: {model.gradient_bytes / 1e6:,.0f} MB of gradients, "
-      f"{model.flops_per_image / 1e9:,.0f} GFLOP and "
-      f"{model.traffic_per_image / 1e6:,.0f} MB an image, "
-      f"{model.traffic_fixed / 1e9:.2g} GB a step. Images a chip that keep the "
-      f"all-reduce within {COVERED:.0%} of the rest: {cover}.",
+      f"{model.flops_per_image / 1e9:,.0f} GFLOP an image; between chip and "
+      f"memory {moved}. Images a chip that keep the all-reduce within "
+      f"{COVERED:.0%} of the rest: {cover}.",
       f"A batch of {BATCH:,}:",
       render(HEAD, _rows(model, machines, batch=BATCH)),
       f"{PER_CHIP} images a chip:",

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step's time for any number of chips and images, from two compilations."""
+"""A step's time for any number of chips and images, from few compilations."""
 
 import dataclasses
-import math
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
 
 from mixer.preflight.collectives import Collective
 from mixer.preflight.roofline import Roofline, roofline
@@ -14,39 +17,46 @@ class StepModel:
   """Of one recipe on one kind of chip, by jax device.
 
   flops_per_image: of the compiled step.
-  traffic_fixed, traffic_per_image: bytes to and from memory.
+  images: of each compilation, rising.
+  traffic: bytes to and from memory in each.
   gradient_bytes: that devices sum.
   """
 
   flops_per_image: float
-  traffic_fixed: float
-  traffic_per_image: float
+  images: Sequence[int]
+  traffic: Sequence[float]
   gradient_bytes: int
 
   @classmethod
-  def fit(cls, small: dict, large: dict) -> "StepModel":
-    """Draws lines through two reports of `mixer.preflight.report.to_json`."""
-    images = large["per_device"] - small["per_device"]
-    moved = [each["estimate"]["bytes_moved"] for each in (small, large)]
-    flops = [each["estimate"]["flops"] for each in (small, large)]
-    per_image = (moved[1] - moved[0]) / images
+  def of(cls, reports: Sequence[dict]) -> "StepModel":
+    """Of reports of `mixer.preflight.report.to_json`, images rising."""
+    largest = reports[-1]
     return cls(
-      flops_per_image=(flops[1] - flops[0]) / images,
-      traffic_fixed=moved[0] - small["per_device"] * per_image,
-      traffic_per_image=per_image,
+      flops_per_image=largest["estimate"]["flops"] / largest["per_device"],
+      images=[each["per_device"] for each in reports],
+      traffic=[each["estimate"]["bytes_moved"] for each in reports],
       gradient_bytes=sum(
         each["bytes"]
-        for each in large["training"]["collectives"]
+        for each in largest["training"]["collectives"]
         if each["kind"] == "all-reduce"
       ),
     )
+
+  def bytes_moved(self, images: float) -> float:
+    """Between chip and memory, on straight lines through what was compiled.
+
+    More than one line, because what few images leave behind stays on the chip.
+    """
+    if images > self.images[-1]:
+      return self.traffic[-1] * images / self.images[-1]
+    return float(np.interp(images, self.images, self.traffic))
 
   def step(self, topology: Topology, images: float) -> Roofline:
     """With so many images per device."""
     return roofline(
       topology,
       flops=self.flops_per_image * images,
-      bytes_moved=self.traffic_fixed + self.traffic_per_image * images,
+      bytes_moved=self.bytes_moved(images),
       collectives=[Collective("all-reduce", self.gradient_bytes)],
     )
 
@@ -55,9 +65,9 @@ class StepModel:
 
     Of the time for compute and memory, that is; 1 where one image will do.
     """
-    chip = topology.chip
-    work = self.step(topology, 0).communication / share
-    by_compute = work * (chip.flops / chip.devices) / self.flops_per_image
-    bytes_left = work * chip.bandwidth / chip.devices - self.traffic_fixed
-    by_memory = max(0.0, bytes_left) / self.traffic_per_image
-    return max(1, math.ceil(min(by_compute, by_memory)))
+
+    def covers(images: int) -> bool:
+      step = self.step(topology, images)
+      return step.communication <= share * max(step.compute, step.memory)
+
+    return next(filter(covers, itertools.count(1)))

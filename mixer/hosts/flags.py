@@ -2,9 +2,11 @@
 """Flags of programs that run on several hosts."""
 
 import dataclasses
+import math
 
 from absl import flags
 
+from mixer.errors import UserError
 from mixer.hosts.cluster import ONE_HOST, Cluster, find_cluster
 
 COORDINATOR = flags.DEFINE_string(
@@ -22,6 +24,11 @@ HOST = flags.DEFINE_integer("host", None, "Which one this is, from 0 on.")
 
 def cluster() -> Cluster:
   """The hosts that the flags or the environment speak of."""
+  if not 0 <= WAIT.value < math.inf:
+    raise UserError(
+      f"--wait={WAIT.value:g} is no time to wait: give seconds, such as "
+      f"--wait={ONE_HOST.wait:g}."
+    )
   found = find_cluster(
     coordinator=COORDINATOR.value, hosts=HOSTS.value, host=HOST.value
   )

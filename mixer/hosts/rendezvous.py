@@ -132,10 +132,10 @@ class _Reception:
     wire = Wire(connection)
     wire.patience(_GREETING_SECONDS)
     try:
-      hello = wire.receive()
+      hello = _check_hello(wire.receive())
       index = hello["host"]
       problem = hello["problem"] or self._objection(hello, address)
-    except (TimeoutError, Garbled, TypeError, KeyError):
+    except (TimeoutError, Garbled):
       wire.close()
       _say(f"{address} connected and is no host of a run: not let in")
       return
@@ -270,6 +270,15 @@ class _Arrival:
       if not welcome:
         wire.close()
     return welcome
+
+
+def _check_hello(message: Message | None) -> Message:
+  """Raises Garbled unless a host could have said it."""
+  kinds = {"host": int, "hosts": int, "versions": dict, "problem": str | None}
+  for name, kind in kinds.items():
+    if message is None or not isinstance(message.get(name, ...), kind):
+      raise Garbled(f"{message!r:.80}")
+  return message
 
 
 def _listen(port: int) -> socket.socket:

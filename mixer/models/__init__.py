@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
-from mixer.models import bit, mixer, vit
+from mixer.models import bit, mixer, mixer_variations, vit
 
 
 class Family(NamedTuple):
@@ -27,6 +27,7 @@ FAMILIES = {
   "Mixer": Family(mixer.MlpMixer, mixer.VARIANTS, mixer.COLUMNS),
   "ViT": Family(vit.VisionTransformer, vit.VARIANTS, vit.COLUMNS),
   "BiT": Family(bit.BitResNet, bit.VARIANTS, bit.COLUMNS),
+  "MixerVariation": Family(mixer_variations.MixerVariation, {}, mixer.COLUMNS),
 }
 
 
@@ -99,7 +100,8 @@ def _check_fields(family: str, name: str, given: dict):
     if field.default is dataclasses.MISSING and field.name not in given
   ]
   if missing:
+    variants = names(family)
+    named = f", or name a variant: {', '.join(variants)}" if variants else ""
     raise ValueError(
-      f"{name} needs {', '.join(missing)}: give them as fields, or name a "
-      f"variant: {', '.join(names(family))}."
+      f"{name} needs {', '.join(missing)}: give them as fields{named}."
     )

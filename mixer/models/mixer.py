@@ -33,15 +33,19 @@ VARIANTS = {
 
 
 class MlpBlock(nn.Module):
-  """Dense, GELU, Dense, on one vector."""
+  """Dense, GELU, Dense, on one vector.
+
+  out: features that come out; None for as many as go in.
+  """
 
   hidden: int
   dtype: jnp.dtype | None = None
   gelu: str = "tanh"
+  out: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-    """Maps [features] to [features].
+    """Maps [features] to [out].
 
     Args:
       x: [features].
@@ -53,7 +57,7 @@ class MlpBlock(nn.Module):
     y = nn.gelu(y, approximate=self.gelu == "tanh")
     if scale is not None:
       y = y * scale
-    return nn.Dense(x.shape[-1], **types)(y)
+    return nn.Dense(self.out or x.shape[-1], **types)(y)
 
 
 def share_over(module: type[nn.Module], axis: int) -> type[nn.Module]:
@@ -84,20 +88,23 @@ class MixerBlock(Residual, kw_only=True):
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     """Maps n s c to n s c; `keys` [n] turns dropping on."""
-    n, s, c = x.shape
+    return self._mix_channels(self._mix_tokens(x, keys), keys)
 
+  def _mix_tokens(self, x, keys):
     # Widened once for both its uses, whose cotangents are added in float32.
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype)(x)
     types = self.dtype, self.gelu
     mlp = TokenMixing(self.tokens_mlp, *types, name="token_mixing")
-    y = mlp(y, self._dropout(keys, 0, (self.tokens_mlp, c)))  # n s c
-    x = self._add(x, y, keys, 1)
+    y = mlp(y, self._dropout(keys, 0, (self.tokens_mlp, x.shape[-1])))  # n s c
+    return self._add(x, y, keys, 1)
 
+  def _mix_channels(self, x, keys):
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype)(x)
+    types = self.dtype, self.gelu
     mlp = ChannelMixing(self.channels_mlp, *types, name="channel_mixing")
-    y = mlp(y, self._dropout(keys, 3, (s, self.channels_mlp)))  # n s c
+    y = mlp(y, self._dropout(keys, 3, (x.shape[1], self.channels_mlp)))  # n s c
     return self._add(x, y, keys, 4)
 
 
@@ -185,20 +192,8 @@ class MlpMixer(nn.Module):
     )(images)  # n h w c
     x = out["stem"] = x.reshape(x.shape[0], -1, x.shape[-1])  # n s c
 
-    block = nn.remat(MixerBlock) if self.remat else MixerBlock
     for i in range(self.blocks):
-      x = out[f"block{i:02d}"] = block(
-        tokens_mlp=self.tokens_mlp,
-        channels_mlp=self.channels_mlp,
-        index=i,
-        drop_path=self.stoch_depth * i / max(self.blocks - 1, 1),
-        rescale=self.stoch_depth_rescale,
-        dropout=self.dropout,
-        dtype=self.dtype,
-        gelu=self.gelu,
-        # Without a name nn.remat would call the block CheckpointMixerBlock_i.
-        name=f"MixerBlock_{i}",
-      )(x, drop_keys)  # n s c
+      x = out[f"block{i:02d}"] = self._block(i)(x, drop_keys)  # n s c
 
     x = nn.LayerNorm(dtype=jnp.float32, name="pre_head_layer_norm")(x)
     x = out["pre_logits"] = jnp.mean(x, axis=1)  # n c
@@ -211,13 +206,35 @@ class MlpMixer(nn.Module):
       )(x)
     return x, out
 
+  def _block(self, index, kind=MixerBlock, **fields):
+    """Makes a block of a kind, with its fields beside those that all have."""
+    # Without a name nn.remat would call the block CheckpointMixerBlock_i.
+    name = f"{kind.__name__}_{index}"
+    kind = nn.remat(kind) if self.remat else kind
+    return kind(
+      tokens_mlp=self.tokens_mlp,
+      channels_mlp=self.channels_mlp,
+      index=index,
+      drop_path=self.stoch_depth * index / max(self.blocks - 1, 1),
+      rescale=self.stoch_depth_rescale,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      gelu=self.gelu,
+      name=name,
+      **fields,
+    )
+
+  def _tokens_made_for(self, params):
+    """How many tokens parameters mix; KeyError if they are being made."""
+    kernel = params["MixerBlock_0"]["token_mixing"]["Dense_0"]["kernel"]
+    return kernel.shape[0]
+
   def _check(self, images):
     """Raises ValueError with both numbers and the way out."""
     check_gelu(self.gelu)
     check_images(images, self.image_channels, self.patch)
     try:
-      params = self.variables["params"]["MixerBlock_0"]["token_mixing"]
-      made_for = params["Dense_0"]["kernel"].shape[0]
-    except KeyError:  # the parameters are being made
+      made_for = self._tokens_made_for(self.variables["params"])
+    except KeyError:
       return
     check_tokens(images, patch=self.patch, made_for=made_for)

@@ -18,12 +18,12 @@ from mixer.errors import UserError
 
 # Modules with `add_arguments(parser)` and `draw(**given) -> str`.
 FIGURES = {
-  "2": "mixer.paper.figure2",
-  "4": "mixer.paper.figure4",
-  "5": "mixer.paper.figure5",
-  "6": "mixer.paper.figure6",
-  "7": "mixer.paper.figure7",
-  "throughput": "mixer.paper.scatter",
+  "2": "mixer.paper.figures.figure2",
+  "4": "mixer.paper.figures.figure4",
+  "5": "mixer.paper.figures.figure5",
+  "6": "mixer.paper.figures.figure6",
+  "7": "mixer.paper.figures.figure7",
+  "throughput": "mixer.paper.figures.scatter",
 }
 RESULTS = Path(__file__).parents[2] / "results"
 _TABLES = "1", "2", "3", "4"
@@ -97,7 +97,7 @@ def _add_results(parser: argparse.ArgumentParser):
 
 
 def _table(number: str, results: Path, format: str | None, out: str | None):
-  from mixer.paper import writing
+  from mixer.paper.tables import writing
 
   if number not in _TABLES:
     raise UserError(
@@ -113,20 +113,21 @@ def _table(number: str, results: Path, format: str | None, out: str | None):
 
 def _page(number: str, results: Path):
   if number == "1":
-    from mixer.paper import table1
+    from mixer.paper.tables import table1
 
     return table1.page()
   if number == "4":
-    from mixer.paper import table4
+    from mixer.paper.tables import table4
 
     return table4.page()
-  from mixer.paper import comparison
+  from mixer.paper.tables import comparison
 
   return comparison.page(int(number), results)
 
 
 def _record(row: str | None, workdir: str | None, results: Path) -> str:
-  from mixer.paper import numbers, protocols
+  from mixer.paper import numbers
+  from mixer.paper.measured import protocols
 
   if row is None:
     return protocols.listing()
@@ -136,7 +137,7 @@ def _record(row: str | None, workdir: str | None, results: Path) -> str:
       "Name the folder of a finished run or sweep: "
       f"python -m mixer.paper record {row} --workdir=RUN."
     )
-  from mixer.paper import record
+  from mixer.paper.measured import record
 
   return record.record(found, workdir, results)
 

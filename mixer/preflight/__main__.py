@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from mixer import front_door
 from mixer.errors import UserError
+from mixer.whole_file import check_place, whole_file
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
@@ -40,6 +41,8 @@ def main() -> int:
       "Name a machine, such as --topology=v4:4x4x4, v3-128 or gpu:h200x8."
     )
   topology.parse(TOPOLOGY.value)
+  if JSON.value:
+    check_place(JSON.value, "json")
   compiler.check_libtpu()
   compiler.set_environment()
   # After the environment, which jax reads, and after what is cheap.
@@ -49,7 +52,8 @@ def main() -> int:
   report = preflight(CONFIG.value, TOPOLOGY.value, suggests=SUGGEST.value)
   print(describe(report), flush=True)
   if JSON.value:
-    Path(JSON.value).write_text(json.dumps(to_json(report), indent=2) + "\n")
+    with whole_file(Path(JSON.value)) as aside:
+      aside.write_text(json.dumps(to_json(report), indent=2) + "\n")
   return front_door.DONE if report.fits else front_door.CHANGE_SOMETHING
 
 

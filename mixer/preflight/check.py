@@ -18,6 +18,7 @@ from mixer.preflight.programs import (
 )
 from mixer.preflight.suggestion import Suggestion, suggest
 from mixer.preflight.topology import Topology, parse
+from mixer.training.in_flight import DEPTH
 
 # Whose compiler judges memory in the place of a GPU's, which is not here.
 STAND_IN = "v5p:2x2x1"
@@ -71,11 +72,14 @@ class Report:
 
   @property
   def waiting(self) -> int:
-    """Bytes per device of the batches that wait for their step."""
+    """Bytes per device of the batches that wait for their update.
+
+    Those that are kept ready, and those of updates that are in flight.
+    """
     height, width = self.plan.image_size
     image = height * width * self.plan.model.image_channels
     share = self.plan.config.batch // self.topology.devices
-    return self.plan.config.data.prefetch * share * image
+    return (self.plan.config.data.prefetch + DEPTH) * share * image
 
   @property
   def training_peak(self) -> float:
@@ -123,21 +127,16 @@ def preflight(
   target = topology if topology.chip.is_tpu else parse(STAND_IN)
   devices = open_devices(target)
   # On the stand-in, as many images per device.
-  share = plan.config.batch // topology.devices
   target_plan = plan
   if target is not topology:
-    batch = share * target.devices
-    target_plan = plan_for(
-      change(config, batch=batch, accumulation=plan.accumulation, **_LENGTH),
-      target.devices,
-    )
+    target_plan = on_stand_in(plan, config, target)
   training = _or_refusal(compile_training, target_plan, devices)
   evaluation = None
   if plan.evals:
     evaluation = _or_refusal(compile_evaluation, target_plan, devices)
   estimated = None
   if isinstance(training, Program):
-    estimated = estimate(plan, topology, training)
+    estimated = estimate(plan, topology, training, compiled_for=target)
   report = Report(
     plan, topology, target, training, evaluation, estimated, suggestions={}
   )
@@ -148,6 +147,27 @@ def preflight(
       sharded=_shard(target_plan.config, target, devices, report),
     )
   return report
+
+
+def on_stand_in(plan: Plan, config: ConfigDict, target: Topology) -> Plan:
+  """The plan with as many images per device on another number of devices."""
+
+  def share(batch: int) -> int:
+    return batch // plan.devices * target.devices
+
+  batches = {
+    f"evals__{name}__batch": share(options.batch)
+    for name, options in plan.config.evals.items()
+    if options.batch
+  }
+  changed = change(
+    config,
+    batch=share(plan.config.batch),
+    accumulation=plan.accumulation,
+    **batches,
+    **_LENGTH,
+  )
+  return plan_for(changed, target.devices)
 
 
 def _or_refusal(compile_it, plan: Plan, devices) -> Program | DoesNotFit:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TPU compiler of libtpu, on a machine without a TPU."""
 
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import importlib.util
 import os
 import re
@@ -114,7 +117,24 @@ def compile_program(function, *arguments) -> Program:
     raise explain(str(error)) or error from error
   elapsed = time.monotonic() - start
   devices = jax.tree.leaves(arguments)[0].shape[0]
-  return read_program(compiled, devices, elapsed)
+  program = read_program(compiled, devices, elapsed)
+  del lowered, compiled
+  give_back_memory()
+  return program
+
+
+def give_back_memory():
+  """Gives the system what a compilation took, gigabytes for large models.
+
+  Otherwise the next one takes as much again: jax keeps programs, glibc what is
+  freed.
+  """
+  import jax
+
+  jax.clear_caches()
+  gc.collect()
+  with contextlib.suppress(AttributeError):  # another C library
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def read_program(compiled, devices: int, elapsed: float) -> Program:

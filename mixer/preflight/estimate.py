@@ -5,23 +5,20 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from mixer.paper.numbers import TABLE_3
 from mixer.plan import Plan
 from mixer.preflight.compiler import Program
 from mixer.preflight.roofline import Roofline, roofline
 from mixer.preflight.topology import Topology
 
 SECONDS_PER_DAY = 86_400.0
-# Table 3 of the paper, TPUv3 core-days of pre-training; those of ImageNet and
-# ImageNet-21k are the authors' extrapolations from runs on JFT-300M.
+_DATA = {"i1k": "imagenet2012", "i21k": "imagenet21k"}
+# Of pre-training on TPUv3, table 3; the authors' extrapolations from runs on
+# JFT-300M.
 PAPER_CORE_DAYS = {
-  ("imagenet2012", "Mixer-B/16", 300): 10.0,
-  ("imagenet2012", "Mixer-L/16", 300): 40.0,
-  ("imagenet21k", "Mixer-B/16", 300): 150.0,
-  ("imagenet21k", "Mixer-L/16", 300): 410.0,
-  ("imagenet2012", "ViT-B/16", 300): 20.0,
-  ("imagenet2012", "ViT-L/16", 300): 50.0,
-  ("imagenet21k", "ViT-B/16", 300): 180.0,
-  ("imagenet21k", "ViT-L/16", 300): 550.0,
+  (_DATA[row.data], row.model, row.epochs): 1_000 * row.thousand_core_days
+  for row in TABLE_3
+  if row.data in _DATA
 }
 
 
@@ -70,8 +67,21 @@ class Estimate:
     return self.images_per_second * self.model_flops / peak
 
 
-def estimate(plan: Plan, topology: Topology, program: Program) -> Estimate:
-  """Of a plan whose update was compiled, for these devices or for others."""
+def estimate(
+  plan: Plan,
+  topology: Topology,
+  program: Program,
+  *,
+  compiled_for: Topology | None = None,
+) -> Estimate:
+  """Of a plan whose update was compiled.
+
+  Args:
+    plan: for the devices of `topology`.
+    topology: what is asked about.
+    program: the update.
+    compiled_for: if another machine, whose seconds say nothing.
+  """
   parts = plan.accumulation
   # The compiler counts the body of a loop once. Products are all inside.
   traffic = program.traffic
@@ -84,6 +94,8 @@ def estimate(plan: Plan, topology: Topology, program: Program) -> Estimate:
     collectives=program.collectives,
   )
   seconds = program.seconds
+  if compiled_for not in (None, topology):
+    seconds = None
   if parts > 1 and seconds is not None:
     # The optimizer, outside the loop, waits for memory alone.
     chip = topology.chip

@@ -191,10 +191,15 @@ def _suggestion(
   name = "suggestion"
   with_key = f"with {key}: " if key else ""
   if not suggestion.at_once:
+    shardable = (
+      report.topology.devices > 1
+      and not report.plan.config.shard_optimizer_state
+    )
+    sharded = "--config.shard_optimizer_state=True, or " if shardable else ""
     yield _line(
       name,
       f"{with_key}no part of the {share} images per device fits: take "
-      "--config.shard_optimizer_state=True, or chips with more memory",
+      f"{sharded}chips with more memory",
     )
     return
   flags = [f"--{key}"] if key else []

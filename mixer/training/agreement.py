@@ -2,6 +2,7 @@
 """What the hosts of a run must have in common."""
 
 import secrets
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -19,6 +20,7 @@ from mixer.training.run_folder import make_folder
 # Seconds for what one host writes to be seen by another: as long as NFS
 # believes what it knew of a folder, and longer of one that is much in use.
 NEW, USED = 35.0, 90.0
+SOON = 3.0  # after these, to say what is waited for
 
 
 def meet(hosts: Hosts, config: ConfigDict, workdir: str | None) -> Path:
@@ -62,18 +64,26 @@ def check_shared(hosts: Hosts, folder: Path):
   if hosts.count == 1:
     return
   # A name that nobody has looked for before.
-  [name, *_] = hosts.gather(f".host_0_{secrets.token_hex(8)}")
+  name = f".host_0_{secrets.token_hex(8)}"
+  [[name, where], *_] = hosts.gather([name, str(folder)])
   token = folder / name
   if hosts.is_first:
     token.touch()
   hosts.gather(None)
-  sees = hosts.gather(appears(token, NEW))
+  if not (is_there := appears(token, SOON)):
+    print(
+      f"Looks for what host 0 writes in {folder}, up to {NEW:g} s.",
+      file=sys.stderr,
+      flush=True,
+    )
+    is_there = appears(token, NEW - SOON)
+  sees = hosts.gather(is_there)
   if hosts.is_first:
     token.unlink()
   if not all(sees):
     strangers = some([str(host) for host, x in enumerate(sees) if not x])
     raise UserError(
-      f"--workdir={folder} is not the same folder on all hosts: what host 0 "
+      f"--workdir={where} is not the same folder on all hosts: what host 0 "
       f"writes there does not appear on host {strangers}. Name one that they "
       "share, such as a mounted bucket or NFS."
     )

@@ -45,7 +45,7 @@ def evaluate(
   Args:
     config: from a recipe.
     workdir: a run's folder, whose newest checkpoint is evaluated; without
-      one there, config.init is.
+      one there, config.init is. The results are written there as well.
     step: of the checkpoint, instead of the newest.
     best: take the best checkpoint.
     skip_missing: leave out evaluators whose data are not there, and say so.
@@ -89,10 +89,14 @@ def evaluate(
     devices = own_devices()
     evaluations = Evaluations(plan, (folder or Path()) / "eval", devices, hosts)
     params = replicate(params, devices)
+    found = {}
     for name in plan.evals:
       results = evaluations.run([name], params)
+      found |= results
       if hosts.is_first:
         _print(results, plan.evals[name].options.get("published"))
+    if folder and hosts.is_first:
+      _write(folder, plan.config, origin, found)
     if plan.bad_images and (report := plan.bad_images.report()):
       print(report)
   return DONE
@@ -117,6 +121,14 @@ def _print(results: dict[str, float], published: float | None):
     if published is not None and result.endswith("/accuracy"):
       beside = f"  published {published:.5f}  {value - published:+.5f}"
     print(f"{result:40} {value:.5f}{beside}", flush=True)
+
+
+def _write(folder: Path, config: ConfigDict, origin: str, found: dict):
+  """Writes what was printed, if the folder can be written to."""
+  try:
+    run_folder.describe_evaluation(folder, config, origin, found)
+  except OSError as error:
+    print(f"Not written to {folder}: {error.strerror}.", flush=True)
 
 
 def _leave_out_missing(plan: Plan) -> str:

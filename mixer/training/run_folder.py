@@ -25,6 +25,7 @@ from mixer.config_check import differences, to_dict
 from mixer.errors import UserError
 from mixer.whole_file import whole_file
 
+EVALUATION = "evaluation.json"  # the last one of eval.py
 _LOCK_SECONDS = 1.0  # between two tries
 
 PACKAGES = (
@@ -185,6 +186,22 @@ def describe_run(path: Path, config: ConfigDict, *, from_step: int):
     starts = []  # the first one, or a file that somebody has edited
   starts.append(provenance() | {"from_step": from_step})
   _write_json(file, {"starts": starts})
+
+
+def describe_evaluation(
+  path: Path, config: ConfigDict, origin: str, results: dict[str, float]
+):
+  """Writes what eval.py has found to evaluation.json.
+
+  Args:
+    path: the folder; made if missing.
+    config: resolved.
+    origin: what was evaluated, such as a step or the name of weights.
+    results: of all evaluators.
+  """
+  path.mkdir(parents=True, exist_ok=True)
+  content = {"evaluated": origin, "results": results} | provenance()
+  _write_json(path / EVALUATION, content | {"config": to_dict(config)})
 
 
 def provenance() -> dict:

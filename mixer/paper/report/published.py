@@ -4,11 +4,11 @@
 import dataclasses
 
 from mixer.errors import UserError
-from mixer.paper import offered
-from mixer.paper import record as paper_records
+from mixer.paper.measured import offered
+from mixer.paper.measured import record as paper_records
+from mixer.paper.measured.offered import Offered, Part
+from mixer.paper.measured.protocols import protocol
 from mixer.paper.numbers import ROWS
-from mixer.paper.offered import Offered, Part
-from mixer.paper.protocols import protocol
 from mixer.paper.report.record import Record
 
 # Column of tables 2 and 3 -> evaluators of the recipes that measure it.

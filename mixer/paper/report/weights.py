@@ -3,12 +3,12 @@
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.paper.figure7 import filter_mosaic
+from mixer.paper.figures.figure7 import filter_mosaic
+from mixer.paper.figures.unit_panels import HOW, block_name, unit_mosaic
+from mixer.paper.figures.units import blocks_of
 from mixer.paper.report import markup
 from mixer.paper.report.markup import Markup
 from mixer.paper.report.record import Record
-from mixer.paper.unit_panels import HOW, block_name, unit_mosaic
-from mixer.paper.units import blocks_of
 
 _BLOCKS = 3  # as in figure 5
 _UNITS = 128  # of a block, at most

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Throughput of all models on this machine's first device, as in table 3.
+
+python -m benchmarks.throughput [--models=Mixer-*,ViT-B/16] [--batches=1,2,4]
+
+Images a second of inference (the paper's column: the best over batch sizes) and
+of training, on random images. Every model is compiled and timed in a process of
+its own, within --limit seconds; what does not fit or takes longer is noted and
+the others go on. Goes on where it left off: what is in
+results/throughput/DEVICE.json is not measured again without --again. Prints the
+table as Markdown. Runs with jax, flax and optax alone.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from benchmarks.throughput.cells import (
+  DTYPES,
+  PASSES,
+  Part,
+  choose,
+)
+from benchmarks.throughput.children import describe_device, measure
+from benchmarks.throughput.results import Results
+from benchmarks.throughput.tables import page
+from mixer.errors import UserError
+from mixer.front_door import answer
+
+# A CPU is as busy with a few images as with many, and bfloat16 is no gain.
+DEFAULTS = {"cpu": ("1,4", "float32")}
+OTHERS = "1,8,32,128,512,2048", "bfloat16,float32"
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "--models", default="*", help="names, with * for any part"
+  )
+  parser.add_argument("--batches", help=f"default: {OTHERS[0]}; on a CPU 1,4")
+  parser.add_argument("--dtype", help=f"default: {OTHERS[1]}; on a CPU float32")
+  parser.add_argument("--passes", default=",".join(PASSES))
+  parser.add_argument("--repeats", type=int, default=5, help="timings of each")
+  parser.add_argument(
+    "--seconds", type=float, default=0.5, help="of a timing, at least"
+  )
+  parser.add_argument(
+    "--limit", type=float, default=300.0, help="seconds for a model's batches"
+  )
+  parser.add_argument("--again", action="store_true", help="measure anew")
+  parser.add_argument("--results", type=Path, default=Path("results"))
+  return answer(fill, **vars(parser.parse_args()))
+
+
+def fill(
+  models: str,
+  batches: str | None,
+  dtype: str | None,
+  passes: str,
+  results: Path,
+  again: bool,
+  **how: float,
+) -> str:
+  """Measures what is not there yet; returns the tables.
+
+  Args:
+    models, batches, dtype, passes, results, again: as the flags say.
+    **how: of `children.measure`.
+  """
+  chosen = choose(models.split(","))
+  _check("passes", passes.split(","), PASSES)
+  device = describe_device()
+  default_batches, default_dtypes = DEFAULTS.get(device["platform"], OTHERS)
+  dtypes = (dtype or default_dtypes).split(",")
+  _check("dtype", dtypes, DTYPES)
+  sizes = _whole_numbers(batches or default_batches)
+  command = shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])
+  known = Results(results, device, command)
+  for each in passes.split(","):
+    for kind in dtypes:
+      for model, image_size in chosen:
+        part = Part(model, image_size, each, kind, sizes)
+        if again:
+          known.forget(part)
+        part = known.missing(part)
+        if part.batches:
+          _fill(known, part, **how)
+  return f"{page(device['device'], known.rows)}\n\n{known.file}"
+
+
+def _fill(known: Results, part: Part, **how: float):
+  for found in measure(part, **how):
+    speed = found["images_per_second"]
+    said = f"{speed:,.5g} images/s" if speed else found["why"]
+    print(
+      f"{part.label}, {found['batch']}: {said}", file=sys.stderr, flush=True
+    )
+    known.add(part, found)
+
+
+def _check(flag: str, given: list[str], known: tuple[str, ...]):
+  for word in given:
+    if word not in known:
+      raise UserError(f"--{flag}: {word!r} is none of {', '.join(known)}.")
+
+
+def _whole_numbers(text: str) -> list[int]:
+  try:
+    sizes = sorted({int(x) for x in text.split(",")})
+  except ValueError:
+    sizes = [0]
+  if sizes[0] < 1:
+    raise UserError(
+      f"--batches={text}: these are whole numbers, such as 1,4,16."
+    )
+  return sizes
+
+
+if __name__ == "__main__":
+  sys.exit(main())

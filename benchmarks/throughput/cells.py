@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: models, image sizes, passes, dtypes and batch sizes."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from mixer import models
+from mixer.errors import UserError
+from mixer.paper.numbers import ROWS
+
+INFERENCE, TRAINING = PASSES = "inference", "training"
+DTYPES = "float32", "bfloat16"
+IMAGE_SIZE = 224  # of the paper's pre-training, px
+
+# (model, image size in pixels)
+Model = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What one process measures: a model in one way, for some batch sizes."""
+
+  model: str
+  image_size: int
+  passes: str
+  dtype: str
+  batches: Sequence[int]
+
+  @property
+  def label(self) -> str:
+    return f"{label(self.model, self.image_size)}, {self.passes}, {self.dtype}"
+
+  def is_of(self, row: dict) -> bool:
+    """Whether a row of results is one of this part's."""
+    return (self.model, self.image_size, self.dtype) == (
+      row["model"],
+      row["image_size"],
+      row["dtype"],
+    )
+
+
+def label(model: str, image_size: int) -> str:
+  return model if image_size == IMAGE_SIZE else f"{model}@{image_size}"
+
+
+def paper_speeds() -> dict[Model, int]:
+  """Images per second and TPUv3 core, of tables 2 and 3."""
+  return {
+    (row.model, row.resolution): row.images_per_second
+    for row in ROWS.values()
+    if row.images_per_second and row.resolution
+  }
+
+
+def choose(patterns: Iterable[str]) -> list[Model]:
+  """The models of the tables that patterns such as "Mixer-*" are of.
+
+  All of them at 224 px, and those that the paper has at another size.
+
+  Raises:
+    UserError: a pattern is of none.
+  """
+  names = models.names()
+  every = [(name, IMAGE_SIZE) for name in names]
+  every += sorted(
+    (name, size)
+    for name, size in paper_speeds()
+    if name in names and size != IMAGE_SIZE
+  )
+  labels = {label(*each): each for each in every}
+  chosen = set()
+  for pattern in patterns:
+    found = fnmatch.filter(labels, pattern)
+    if not found:
+      raise UserError(
+        f"--models: {pattern!r} is none of {', '.join(labels)}; * stands for "
+        "any part of a name."
+      )
+    chosen.update(found)
+  return [each for name, each in labels.items() if name in chosen]
+
+
+def fields(model: str, image_size: int) -> dict[str, int]:
+  """What `create` needs to know of the image size.
+
+  Token mixing is grown as for fine-tuning at a higher resolution (appendix C).
+  """
+  sizes = models.sizes(model)
+  if "tokens_mlp" not in sizes:
+    return {}
+  factor = image_size // IMAGE_SIZE
+  return {"tokens_mlp": factor**2 * sizes["tokens_mlp"]}

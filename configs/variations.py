@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Variations of the token mixing that did not help, on handwritten digits.
+
+  python -m mixer.data prepare digits
+  python train.py --config=configs/variations.py:untied --workdir=runs/untied
+
+The paper's appendix A: token-mixing MLPs of each channel's own (`untied`), of 4
+neighbouring channels together (`grouped`), of 4 learned views (`views`), and
+from 16 tokens to 4 in the third of four blocks (`pyramid`). `plain` is
+configs/digits.py, which each of them is compared with: the same recipe, and
+nothing else is tuned. `python -m benchmarks.variations` runs them all.
+
+The paper trained on JFT-300M, ImageNet-21k and ImageNet; what helps on 1,437
+images of 8 x 8 px says little about those.
+"""
+
+from configs import digits
+from mixer.config import did_you_mean, parse_arg
+from mixer.errors import UserError
+
+VARIATIONS = {
+  "plain": {},
+  "untied": {"untied": True},
+  "grouped": {"group": 4},
+  "views": {"group": 4, "views": True},
+  "pyramid": {"pyramid": (1, 1, 2, 1)},
+}
+
+
+def get_config(arg=None):
+  """Returns the config for an argument such as "untied,seed=1"."""
+  arg = parse_arg(arg, variation="untied", seed=0)
+  if arg.variation not in VARIATIONS:
+    raise UserError(
+      f"variation={arg.variation} is none of them"
+      + did_you_mean(arg.variation, VARIATIONS)
+    )
+  config = digits.get_config()
+  config.seed = arg.seed
+  if fields := VARIATIONS[arg.variation]:
+    config.model.name = "MixerVariation"
+    config.model.update(fields)
+  return config

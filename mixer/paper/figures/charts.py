@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Charts of results: their look, their labels and their files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mixer.errors import UserError
+from mixer.paper.figures import panels
+from mixer.whole_file import whole_file
+
+RESULTS = Path(__file__).parents[3] / "results"
+
+# Okabe and Ito's colours, told apart by colour-blind readers. Markers differ as
+# well, for prints in grey.
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+GREY = "0.45"
+_DPI = 160
+_COLORS = 96  # of a PNG
+_LINE = 1.25  # height of a label, in its size
+
+
+def new_figure(width: float, height: float) -> Figure:
+  """An empty figure of so many inches."""
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def style(axes: Axes) -> None:
+  axes.grid(color="0.92", linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["bottom", "left"]].set_color("0.6")
+  axes.tick_params(color="0.6", labelsize=9)
+
+
+def label_points(
+  axes: Axes,
+  points: Sequence[tuple[float, float, str, str]],
+  *,
+  size: float = 9,
+  gap: float = 6,
+) -> None:
+  """Writes labels to the right of points, none over another.
+
+  To be called when the axes have their limits.
+
+  Args:
+    axes: that the points lie in.
+    points: (x, y, text, colour); labels of points one above another are moved
+      up and down as far as they must be.
+    size: of the letters, in points.
+    gap: between point and label, in points.
+  """
+  figure = axes.get_figure(root=True)
+  figure.draw_without_rendering()  # where the points lie
+  pixels = figure.dpi / 72
+  ys = np.array([axes.transData.transform(point[:2])[1] for point in points])
+  places = spread(ys / pixels, size * _LINE)
+  for (x, y, text, color), place, own in zip(
+    points, places, ys / pixels, strict=True
+  ):
+    axes.annotate(
+      text,
+      (x, y),
+      xytext=(gap, place - own),
+      textcoords="offset points",
+      va="center",
+      color=color,
+      fontsize=size,
+      annotation_clip=False,
+    )
+
+
+def spread(places: np.ndarray, gap: float) -> np.ndarray:
+  """Moves numbers [n] apart, each as little as that allows.
+
+  Neighbours that would lie closer than the gap form a group, which stays
+  around its mean.
+  """
+  order = np.argsort(places, kind="stable")
+  groups: list[list[float]] = []
+  for place in places[order]:
+    groups.append([place])
+    while len(groups) > 1 and _lowest(groups[-1], gap) < (
+      _lowest(groups[-2], gap) + gap * len(groups[-2])
+    ):
+      groups[-2:] = [groups[-2] + groups[-1]]
+  apart = [
+    _lowest(group, gap) + gap * i for group in groups for i in range(len(group))
+  ]
+  result = np.empty(len(places))
+  result[order] = apart
+  return result
+
+
+def _lowest(group: list[float], gap: float) -> float:
+  return float(np.mean(group)) - gap * (len(group) - 1) / 2
+
+
+def place_labels(
+  axes: Axes,
+  points: Sequence[tuple[float, float, str, str]],
+  *,
+  size: float = 7.5,
+) -> None:
+  """Writes labels beside a cloud of points, where there is room.
+
+  To be called when the axes have their limits and all marks.
+
+  Args:
+    axes: that the points lie in.
+    points: (x, y, text, colour).
+    size: of the letters, in points.
+  """
+  figure = axes.get_figure(root=True)
+  figure.draw_without_rendering()  # where the points lie
+  scale = figure.dpi / 72
+  centres = [axes.transData.transform(p[:2]) / scale for p in points]
+  inside = axes.get_window_extent().extents / scale
+  half = _MARK / 2
+  taken = [(x - half, y - half, x + half, y + half) for x, y in centres]
+  for (x, y, text, color), centre in zip(points, centres, strict=True):
+    wide = _LETTER * size * len(text)
+    boxes = [_label_box(*centre, *place, wide, size) for place in _PLACES]
+    covered = [
+      sum(_overlap(box, other) for other in taken) - _overlap(box, inside)
+      for box in boxes
+    ]
+    best = int(np.argmin(covered))
+    taken.append(boxes[best])
+    axes.annotate(
+      text,
+      (x, y),
+      xytext=(boxes[best][0] - centre[0], _PLACES[best][1] * _MARK),
+      textcoords="offset points",
+      va="center",
+      fontsize=size,
+      color=color,
+    )
+
+
+# Where a label may lie of its point: across and up; the best first.
+_PLACES = (
+  (1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1.3), (0, -1.3),
+)  # fmt: skip
+_MARK = 7.0  # room that a mark takes, in points
+_LETTER = 0.58  # width of a letter, in its size
+
+
+def _label_box(x, y, across, up, wide, high) -> tuple:
+  """(left, bottom, right, top) of a label at one of the places of a point."""
+  left = x + across * (_MARK - 1) - (1 - across) / 2 * wide
+  bottom = y + up * _MARK - high / 2
+  return left, bottom, left + wide, bottom + high
+
+
+def _overlap(one: tuple, other: tuple) -> float:
+  """Area that two boxes (left, bottom, right, top) share."""
+  wide = min(one[2], other[2]) - max(one[0], other[0])
+  high = min(one[3], other[3]) - max(one[1], other[1])
+  return max(wide, 0.0) * max(high, 0.0)
+
+
+def save(figure: Figure, out: str | Path) -> str:
+  """Writes FILE.svg and FILE.png; returns their names, for a sentence."""
+  files = panels.check_out(str(out))
+  for file in files:
+    # Without a date, and with the same names of parts: the same figure is the
+    # same file.
+    metadata = {"Date": None} if file.suffix == ".svg" else None
+    with (
+      matplotlib.rc_context({"svg.hashsalt": "mixer"}),
+      whole_file(file) as aside,
+    ):
+      figure.savefig(aside, dpi=_DPI, metadata=metadata)
+      if file.suffix == ".png":  # a third of the size, and looks the same
+        Image.open(aside).convert("RGB").quantize(_COLORS).save(aside)
+  return f"{files[0]} and {files[1]}"
+
+
+def read_results(file: Path, command: str) -> dict:
+  """Reads a file of results.
+
+  Args:
+    file: a JSON file.
+    command: that makes it.
+
+  Raises:
+    UserError: it is not there or damaged; says what makes it.
+  """
+  if not file.is_file():
+    raise UserError(
+      f"There are no results to draw in {file}. They are made by: {command}"
+    )
+  try:
+    content = json.loads(file.read_text())
+    if not content["curves"]:
+      raise KeyError("curves")
+    return content
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{file} is damaged ({type(error).__name__}: {error}): make it anew with "
+      f"{command}"
+    ) from error
+
+
+def made(content: dict) -> str:
+  """Where results come from, for the foot of a figure."""
+  commit = (content["git_commit"] or "no repository")[:7]
+  return f"{content['date'][:10]}, commit {commit}, {content['devices']}"
+
+
+def runs_of(curve: dict, result: str) -> np.ndarray:
+  """A result of all runs at all evaluations, [seeds, evaluations]."""
+  return np.array([run[result] for run in curve["runs"]])

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was measured here for the rows of the paper's tables."""

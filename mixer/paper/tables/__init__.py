@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables 1 to 4, as text, Markdown and HTML."""

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every table as it is printed, written, and filled with what was measured."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import recipes
+
+from mixer.config_check import complete, to_dict
+from mixer.front_door import CHANGE_SOMETHING, DONE
+from mixer.paper.__main__ import FIGURES, main
+from mixer.paper.measured import matching, offered, record, records
+from mixer.paper.measured.offered import Offered, Part
+from mixer.paper.measured.protocols import Recipe, protocol
+from mixer.paper.numbers import ROWS, TABLE_1, find
+from mixer.paper.tables import table1, table4
+from mixer.paper.tables.page import Cell, Notes
+
+ROOT = Path(__file__).parent.parent
+PARAMETERS = {
+  "Mixer-S/32": 18_591_624,
+  "Mixer-S/16": 18_015_264,
+  "Mixer-B/32": 59_524_428,
+  "Mixer-B/16": 59_111_472,
+  "Mixer-L/32": 205_914_264,
+  "Mixer-L/16": 207_171_168,
+  "Mixer-H/14": 431_069_952,
+}
+MEASURABLE = [name for name, row in ROWS.items() if protocol(row)]
+PUBLISHED = [name for name in MEASURABLE if protocol(find(name)).published]
+
+
+@pytest.fixture
+def results(tmp_path):
+  folder = tmp_path / "results"
+  folder.mkdir()
+  return folder
+
+
+def show(capsys, number, results, *flags):
+  """What the command prints."""
+  code = main(["table", str(number), f"--results={results}", *flags])
+  assert code == DONE
+  return capsys.readouterr().out
+
+
+def one_line(text):
+  return " ".join(text.split())
+
+
+def line(text, *words):
+  """The first line that has all the words."""
+  return next(x for x in text.splitlines() if all(w in x for w in words))
+
+
+def test_table_1_has_the_papers_sizes_and_the_codes_parameters():
+  page = table1.page()
+
+  [block] = page.tables[0].blocks
+  rows = {row[0].text.strip(): [x.text for x in row[1:]] for row in block.rows}
+  assert rows["parameters"] == [f"{n:,}" for n in PARAMETERS.values()]
+  assert rows["millions"] == rows["millions, paper"]
+  assert rows["millions"] == "19 18 60 59 206 207 431".split()
+  assert rows["sequence length S"] == "49 196 49 196 49 196 256".split()
+  assert "All sizes agree" in page.intro[0]
+
+
+def test_table_1_says_where_the_code_is_not_the_paper(monkeypatch):
+  size, _ = table1.measure("Mixer-S/32")
+  monkeypatch.setattr(table1, "TABLE_1", {"Mixer-S/32": TABLE_1["Mixer-S/16"]})
+
+  page = table1.page()
+
+  assert size == TABLE_1["Mixer-S/32"]
+  assert page.tables[0].blocks[0].rows[1][1] == Cell("32 (paper 16)")
+  assert "These differ from the paper: Mixer-S/32." in page.intro[0]
+
+
+@pytest.mark.parametrize("number, rows", [(2, 10), (3, 26)])
+def test_every_row_of_the_paper_is_there_and_no_cell_unexplained(
+  number, rows, results, capsys
+):
+  text = show(capsys, number, results)
+
+  body, _, fillings = text.partition("What would fill the empty cells")
+  assert len(re.findall(r"^  [A-Z]", body, re.MULTILINE)) == rows
+  marks = set(re.findall(r"\((\d+)\)", body))
+  explained = set(re.findall(r"^ +(\d+)  [A-Z]", fillings, re.MULTILINE))
+  assert marks == explained and len(marks) >= 9
+  assert max(len(x) for x in body.splitlines()) <= 120
+
+
+def test_what_would_fill_a_cell_is_a_recipe_data_and_hours(results, capsys):
+  text = one_line(show(capsys, 3, results))
+
+  assert "--config=configs/pretrain_i1k.py:B/16,extra=True" in text
+  assert "eval.py --config=configs/evaluate.py:imagenet1k/Mixer-L_16" in text
+  assert "0.15k TPUv3 core-days, that is 3,600 core-hours, 28.1 h" in text
+  assert "Nothing can: JFT-300M is not public" in text
+  assert "model=Mixer-L/16,res=448 --datasets=all" in text
+  assert "record i21k/Mixer-L_16-448 --workdir=RUN" in text
+
+
+@pytest.mark.parametrize("name", MEASURABLE)
+def test_every_command_that_would_fill_a_row_resolves(name):
+  how = protocol(find(name))
+
+  variant = how.pretrain.config()
+  tuned = how.finetune.more("dataset=imagenet2012,extra=True").config()
+
+  assert variant.model.name == tuned.model.name == find(name).model
+  assert variant.data.name.startswith("imagenet")
+  assert "real" in tuned.evals
+  assert how.is_pretrained_on_imagenet == (variant.data.name == "imagenet2012")
+  squeezed = tuned.evals.test.ops.startswith("resize(")
+  assert squeezed == (find(name).table == 2)
+
+
+def sweep_of(name, source=None):
+  """What a sweep of a row's recipe would offer."""
+  how = protocol(find(name))
+  recipe = how.finetune.more("dataset=imagenet2012,extra=True")
+  config = to_dict(complete(recipe.config()))
+  config["init"] = source or how.published
+  mean = {"mean": 0.81234, "deviation": 0.0012, "runs": 3}
+  means = {"eval/test/accuracy": mean, "eval/real/accuracy": mean}
+  origin = {
+    "date": "2026-08-01",
+    "git_commits": ["0123456789"],
+    "git_changes": True,
+    "devices": ["8 x TPU v3"],
+  }
+  part = Part(config, means, learning_rate=0.01)
+  return Offered(Path("tuned"), offered.SWEEP, {"": part}, origin)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_sweep_by_the_rows_recipe_is_taken_for_it_alone(name):
+  found = sweep_of(name)
+
+  assert record.collect(find(name), protocol(find(name)), found)
+
+  for other in set(PUBLISHED) - {name}:
+    with pytest.raises(ValueError, match="is no run of the row"):
+      record.collect(find(other), protocol(find(other)), found)
+
+
+@pytest.mark.parametrize(
+  "source, words",
+  [
+    ("imagenet1k/Mixer-B_16", "-> 'imagenet1k/Mixer-B_16'$"),
+    ("", "init: 'imagenet21k/Mixer-B_16', or the folder of a run of .* -> ''$"),
+    ("gone.npz", "'gone.npz', which is no folder here"),
+  ],
+)
+def test_weights_of_another_pretraining_are_refused(source, words):
+  row = find("i21k/Mixer-B_16")
+  found = sweep_of(row.name, source)
+  found.parts[""].config["init"] = source
+
+  with pytest.raises(ValueError, match=f"(?m){words}"):
+    record.collect(row, protocol(row), found)
+
+
+@pytest.mark.parametrize("name", ["i1k/Mixer-B_16", "i1k/Mixer-L_16"])
+def test_the_recipe_of_evaluation_judges_as_table_3_does(name):
+  how = protocol(find(name))
+  config = recipes.load("evaluate", how.published)
+  mean = {"mean": 0.7644, "deviation": None, "runs": 1}
+  means = {"eval/val/accuracy": mean, "eval/real/accuracy": mean}
+  part = Part(to_dict(complete(config)), means)
+  found = Offered(Path("weights"), offered.EVALUATION, {"": part}, {})
+
+  [new] = record.collect(find(name), how, found)
+
+  assert new["cells"]["real"]["value"] == 76.44
+
+
+def test_a_baseline_without_published_weights_needs_a_run_to_begin_from():
+  row = find("i21k/ViT-B_16")
+  found = sweep_of(row.name, "imagenet21k/ViT-B_16")
+
+  with pytest.raises(
+    ValueError,
+    match="init: the folder of a run of configs/pretrain_i21k.py:ViT-B/16 -> "
+    "'imagenet21k/ViT-B_16'",
+  ):
+    record.collect(row, protocol(row), found)
+
+
+def test_a_file_is_known_by_its_place():
+  place = "/cache/imagenet21k/Mixer-B_16.npz"
+
+  assert matching.published_name(place) == "imagenet21k/Mixer-B_16"
+  assert matching.published_name("/cache/mine/Mixer-B_16.npz") is None
+
+
+def test_a_measured_number_stands_beside_the_papers_with_its_run(
+  results, capsys
+):
+  row = find("i21k/Mixer-B_16")
+  new = record.collect(row, protocol(row), sweep_of(row.name))
+  days = {"TPU v3": 120.5, "NVIDIA H100": 3.0}
+  cost = new[0] | {"cells": {"core_days": {"device_days": days}}}
+  records.add(results, row, [*new, cost])
+
+  text = show(capsys, 3, results)
+
+  cells = line(text, "Mixer-B/16", "0.15k*").split()
+  assert cells[3:8] == ["80.64", "81.23", "a", "85.80", "81.23"]
+  assert cells[-2:] == ["124", "b"]
+  notes = one_line(text)
+  assert (
+    "a mean of 3 runs, deviation 0.12, fine-tuned from imagenet21k/Mixer-B_16; "
+    "results/tables/i21k/Mixer-B_16.json, sweep tuned, 2026-08-01, commit "
+    "0123456 with uncommitted changes, 8 x TPU v3." in notes
+  )
+  assert "120 device-days on TPU v3 (core-days)" in notes
+  assert "3 device-days on NVIDIA H100 (not comparable with TPUv3" in notes
+
+
+def measure_throughput(results, device, **speeds):
+  folder = results / "throughput"
+  folder.mkdir(exist_ok=True)
+  rows = [
+    {
+      "model": model.replace("_", "/").replace("Mixer", "Mixer-"),
+      "image_size": 224,
+      "batch": batch,
+      "images_per_second": value,
+    }
+    for model, values in speeds.items()
+    for batch, value in enumerate(values, start=1)
+  ]
+  content = {
+    "device": device,
+    "date": "2026-08-01T10:00:00",
+    "git_commit": "abcdef012345",
+    "command": "",
+    "versions": {},
+    "rows": rows,
+  }
+  (folder / f"{device}.json").write_text(json.dumps(content))
+
+
+def test_throughput_is_the_best_over_batch_sizes_of_the_fastest_device(
+  results, capsys
+):
+  measure_throughput(results, "cpu", MixerB_16=(3.0, 4.0, None))
+  measure_throughput(results, "H100", MixerB_16=(3000.0, 5000.0, 2000.0))
+
+  text = show(capsys, 3, results)
+
+  assert "1384  5000 a" in line(text, "Mixer-B/16", "0.15k*")
+  assert (
+    "a images/s on H100, the best over batch sizes; "
+    "results/throughput/H100.json, 2026-08-01, commit abcdef0."
+    in one_line(text)
+  )
+
+
+def test_the_ratio_to_vit_stands_beside_the_papers(results, capsys):
+  measure_throughput(
+    results, "cpu", **{"MixerB_16": (30.0,), "ViT-B_16": (20.0,)}
+  )
+
+  text = show(capsys, 3, results)
+
+  assert "here, cpu" in text
+  assert line(text, "Mixer-B/16 : ViT-B/16").split()[3:] == [
+    "224",
+    "1.61",
+    "1.50",
+    "a",
+  ]
+  assert line(text, "Mixer-L/16 : ViT-L/16").endswith("-")
+
+
+@pytest.mark.parametrize(
+  "folder, file", [("throughput", "cpu"), ("tables/i1k", "Mixer-B_16")]
+)
+def test_a_damaged_file_is_one_message(folder, file, results, capsys):
+  path = results / folder / f"{file}.json"
+  path.parent.mkdir(parents=True)
+  path.write_text('{"row": "i1k/Mixer-B_16"')
+
+  assert main(["table", "3", f"--results={results}"]) == CHANGE_SOMETHING
+
+  said = capsys.readouterr().err
+  assert said.startswith(f"error: {path} is damaged") and said.count("\n") == 1
+
+
+def test_the_recipes_have_the_settings_of_table_4(results, capsys):
+  text = show(capsys, 4, results)
+
+  assert text.count(" agrees") == 15 * 4
+  assert "differs" not in text
+  assert line(text, "weight decay").count("0.1 agrees wd") == 4
+  assert "0.1 x 0.001 = 1e-4" in text
+  assert line(text, "Mixer-L", "7 / 14").endswith("no recipe")
+
+
+def test_a_setting_that_is_not_the_papers_differs(monkeypatch):
+  changed = Recipe("configs/pretrain_i1k.py", "B/16,epochs=60")
+  known = table4.RECIPES | {("B", "i1k"): changed}
+  monkeypatch.setattr(table4, "RECIPES", known)
+
+  first = table4.page().tables[0].blocks[0].rows[0]
+
+  assert [x.text for x in first[1:5]] == [
+    "300",
+    "60 differs",
+    "300",
+    "300 agrees",
+  ]
+
+
+@pytest.mark.parametrize("data", ["i1k", "i21k"])
+def test_patch_sizes_of_a_letter_share_their_settings(data):
+  for one, other in ("B/16", "B/32"), ("L/16", "L/32"):
+    found = [
+      table4.resolve(recipes.load(f"pretrain_{data}", variant))
+      for variant in (one, other)
+    ]
+    assert found[0] == found[1]
+
+
+class Tags(HTMLParser):
+  """Counts tags, and looks whether each is closed and each link lands."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.counts, self.ids, self.links = [], {}, [], set()
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    self.counts[tag] = self.counts.get(tag, 0) + 1
+    self.ids += [attributes["id"]] if "id" in attributes else []
+    if attributes.get("href"):
+      self.links.add(attributes["href"].removeprefix("#"))
+    if tag != "meta":
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("number, rows", [(2, 3 + 10), (3, 3 + 26 + 3)])
+def test_html_stands_by_itself_and_its_marks_lead_to_notes(
+  number, rows, results, tmp_path, capsys
+):
+  file = tmp_path / "page" / "table.html"
+
+  said = show(capsys, number, results, f"--out={file}")
+
+  text = file.read_text()
+  tags = Tags(text)
+  assert said.startswith(f"{file}: Table {number}")
+  assert not tags.open
+  assert len(tags.ids) == len(set(tags.ids))
+  assert tags.links and tags.links <= set(tags.ids)
+  heads = text.count("</thead>")
+  assert tags.counts["tr"] == rows + (2 if number == 2 else 3)
+  assert tags.counts["table"] == heads == text.count('class="scrolls"')
+  assert "http" not in text and "<script" not in text
+  assert "width=device-width" in text
+
+
+def test_markdown_has_a_table_that_github_takes(results, capsys):
+  text = show(capsys, 3, results, "--format=markdown")
+
+  rows = [x for x in text.splitlines() if x.startswith("|")]
+  table = rows[: rows.index(next(x for x in rows if "models" in x))]
+  assert len(table) == 2 + 3 + 26
+  assert {x.count("|") for x in table} == {14}
+  assert r"0.15k\*" in text
+  assert "`python -m mixer.paper record i1k/Mixer-B_16 --workdir=RUN`" in text
+
+
+def test_marks_go_on_after_z_and_are_the_same_for_the_same_words():
+  notes = Notes("letters")
+
+  marks = [notes.mark(str(i)) for i in range(30)]
+
+  assert marks[:2] + marks[24:29] == ["a", "b", "y", "z", "aa", "ab", "ac"]
+  assert notes.mark("1") == "b"
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["table", "5"], "There is no table 5 to show; there are 1, 2, 3, 4."),
+    (["table", "2", "--format=pdf"], "--format=pdf is not written here"),
+    (["table", "2", "--format=htlm"], "did you mean html?"),
+    (["table", "2", "--results=nowhere"], "There is no folder nowhere"),
+    (["figure", "3"], "There is no figure 3 here; there are 2, 4, 5, 6, 7"),
+    (["figure"], "Name a figure; there are 2, 4, 5, 6, 7, throughput."),
+    (["report"], "Name the folder of a run: --workdir=RUN."),
+  ],
+)
+def test_bad_input_is_one_message_and_exit_2(arguments, words, capsys):
+  assert main(arguments) == CHANGE_SOMETHING
+
+  said = capsys.readouterr().err
+  assert words in said and said.count("\n") == 1
+
+
+def test_a_figure_is_given_its_own_flags(monkeypatch, tmp_path, capsys):
+  (tmp_path / "figure_of_its_own.py").write_text(
+    "def add_arguments(parser):\n"
+    "  parser.add_argument('--out', default='own.svg')\n"
+    "  parser.add_argument('--init', required=True)\n"
+    "def draw(**given):\n"
+    "  return str(given)\n"
+  )
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setitem(FIGURES, "5", "figure_of_its_own")
+
+  assert main(["figure", "5", "--init=imagenet1k/Mixer-B_16"]) == DONE
+
+  given = "{'out': 'own.svg', 'init': 'imagenet1k/Mixer-B_16'}"
+  assert capsys.readouterr().out.strip() == given
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_tables_of_numbers_need_no_jax(number):
+  program = (
+    "import sys\n"
+    "from mixer.paper.__main__ import main\n"
+    f"code = main(['table', '{number}'])\n"
+    "assert not {'jax', 'tensorflow', 'matplotlib'} & set(sys.modules)\n"
+    "sys.exit(code)\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+  )
+
+  assert (done.returncode, done.stderr) == (DONE, "")
+  assert done.stdout.startswith(f"Table {number}")

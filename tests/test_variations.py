@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipes
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from benchmarks.variations.__main__ import PAPER, RESULT, compare
+from mixer import weights
+from mixer.errors import UserError
+from mixer.models import cost, create
+
+TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
+S, C, D_S = 16, 24, 12  # tokens, channels, hidden units of TINY at 32 px
+
+
+@pytest.fixture(scope="module")
+def plain():
+  params = weights.load("tests/goldens/mixer_tiny.npz")
+  golden = np.load("tests/goldens/mixer_tiny_io.npz")
+  return params, golden["images"], golden["logits"]
+
+
+def vary(**fields):
+  return create("MixerVariation", num_classes=7, **TINY, **fields)
+
+
+def renamed(params, change=lambda name, array: array):
+  """A Mixer's parameters as a variation's, the token mixing changed."""
+  flat = flatten_dict(params, sep="/")
+  return unflatten_dict(
+    {
+      name.replace("MixerBlock_", "VariedBlock_"): change(name, array)
+      if "token_mixing" in name
+      else array
+      for name, array in flat.items()
+    },
+    sep="/",
+  )
+
+
+def apply(model, params, images, **call):
+  with jax.default_matmul_precision("highest"):
+    return model.apply({"params": params}, images, **call)
+
+
+def blocks_on_the_diagonal(name, array):
+  """For 4 channels, each mixed as if it were alone."""
+  if "kernel" in name:
+    return np.kron(np.eye(4, dtype=np.float32), array)
+  return np.tile(array, 4)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [{}, {"group": 1}, {"pyramid": (1, 1)}, {"remat": True}],
+  ids=str,
+)
+def test_without_a_variation_it_is_a_mixer(plain, fields):
+  params, images, expected = plain
+
+  logits, _ = apply(vary(**fields), renamed(params), images)
+
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_untied_mlps_that_are_equal_make_a_mixer(plain):
+  params, images, expected = plain
+
+  def repeat(name, array):
+    return np.broadcast_to(array, (C, *array.shape))
+
+  logits, _ = apply(vary(untied=True), renamed(params, repeat), images)
+
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_groups_whose_channels_do_not_touch_make_a_mixer(plain):
+  params, images, expected = plain
+  model = vary(group=4).clone(tokens_mlp=4 * D_S)
+
+  logits, _ = apply(model, renamed(params, blocks_on_the_diagonal), images)
+
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_views_of_the_channels_themselves_make_groups(plain):
+  params, images, _ = plain
+  params = jax.jit(vary(group=3).init)(jax.random.key(0), images)["params"]
+  params["head"]["kernel"] = plain[0]["head"]["kernel"]
+  with_views = dict(params)
+  for block in ("VariedBlock_0", "VariedBlock_1"):
+    with_views[block] = params[block] | {"views": {"kernel": jnp.eye(C)}}
+
+  expected, _ = apply(vary(group=3), params, images)
+  logits, _ = apply(vary(group=3, views=True), with_views, images)
+
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_each_channel_has_an_mlp_of_its_own_where_they_are_untied(plain):
+  params, images, _ = plain
+
+  def only_channel_5(name, array):
+    array = np.broadcast_to(array, (C, *array.shape)).copy()
+    if "Dense_1" in name:
+      array[np.arange(C) != 5] = 0
+    return array
+
+  params = renamed(params, only_channel_5)
+  silent = params["VariedBlock_0"]["channel_mixing"]["Dense_1"]
+  params["VariedBlock_0"]["channel_mixing"]["Dense_1"] = jax.tree.map(
+    np.zeros_like, silent
+  )
+  _, out = apply(vary(untied=True), params, images)
+
+  changed = np.abs(out["block00"] - out["stem"]).max(axis=(0, 1)) > 1e-6
+  assert np.array_equal(np.flatnonzero(changed), [5])
+
+
+def test_where_tokens_become_fewer_the_skip_connection_takes_their_means(plain):
+  params, images, _ = plain
+
+  def fewer(name, array):
+    if "MixerBlock_1" in name and "Dense_1" in name:
+      return np.zeros_like(array[..., : S // 4])
+    return array
+
+  params = renamed(params, fewer)
+  model = vary(pyramid=(1, 2))
+  silent = params["VariedBlock_1"]["channel_mixing"]["Dense_1"]
+  params["VariedBlock_1"]["channel_mixing"]["Dense_1"] = jax.tree.map(
+    np.zeros_like, silent
+  )
+  _, out = apply(model, params, images)
+
+  grid = np.asarray(out["block00"]).reshape(-1, 4, 4, C)
+  for i, (h, w) in enumerate(((0, 0), (0, 2), (2, 0), (2, 2))):
+    np.testing.assert_allclose(
+      out["block01"][:, i],
+      grid[:, h : h + 2, w : w + 2].mean(axis=(1, 2)),
+      atol=1e-5,
+    )
+
+
+TOKEN_MLP = 2 * S * D_S + S + D_S
+COUNTS = {
+  "untied": (dict(untied=True), 2 * C * TOKEN_MLP),
+  "grouped": (dict(group=4), 2 * (4 * (TOKEN_MLP - D_S) + D_S)),
+  "views": (
+    dict(group=4, views=True),
+    2 * (4 * (TOKEN_MLP - D_S) + D_S + C * C),
+  ),
+  "pyramid": (dict(pyramid=(1, 2)), 2 * TOKEN_MLP - 12 * D_S - 12),
+  "a group each": (
+    dict(untied=True, group=4),
+    2 * C // 4 * (4 * (TOKEN_MLP - D_S) + D_S),
+  ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_are_as_many_as_the_token_mixing_makes_them(plain, name):
+  fields, expected = COUNTS[name]
+  others = cost.count_params(plain[0]) - 2 * TOKEN_MLP
+
+  params = cost.abstract_params(vary(**fields), (32, 32))
+
+  assert cost.count_params(params) == others + expected
+
+
+@pytest.mark.parametrize("name", ["untied", "grouped"])
+def test_untying_and_grouping_cost_no_products(name):
+  mixer = create("Mixer", num_classes=7, **TINY)
+
+  macs = cost.multiply_accumulates(vary(**COUNTS[name][0]), (32, 32))
+
+  assert macs == cost.multiply_accumulates(mixer, (32, 32))
+
+
+def test_all_variations_go_together_train_and_drop_by_example(plain):
+  _, images, _ = plain
+  model = vary(
+    untied=True,
+    group=4,
+    views=True,
+    pyramid=(2, 1),
+    dropout=0.3,
+    stoch_depth=0.3,
+  )
+  params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+  params["head"]["kernel"] = plain[0]["head"]["kernel"]
+  keys = jax.random.split(jax.random.key(0), len(images))
+
+  @jax.jit
+  def loss(params, images, keys):
+    logits, _ = model.apply(
+      {"params": params}, images, train=True, drop_keys=keys
+    )
+    return (logits**2).sum(axis=-1)
+
+  alone = [loss(params, images[i : i + 1], keys[i : i + 1]) for i in (0, 1, 2)]
+  gradients = jax.grad(lambda p: loss(p, images, keys).sum())(params)
+
+  np.testing.assert_allclose(
+    loss(params, images, keys), np.concatenate(alone), rtol=1e-4
+  )
+  for name, gradient in flatten_dict(gradients, sep="/").items():
+    assert np.abs(gradient).max() > 0, name
+
+
+@pytest.mark.parametrize(
+  "fields, shape, words",
+  [
+    (dict(group=5), (1, 32, 32, 3), ("group=5", "24 channels")),
+    (dict(group=0), (1, 32, 32, 3), ("group=0",)),
+    (dict(pyramid=(2,)), (1, 32, 32, 3), ("(2,)", "2 blocks")),
+    (dict(pyramid=(3, 1)), (1, 32, 32, 3), ("(3, 1)", "4 x 4 tokens")),
+    (dict(pyramid=(2, 1)), (1, 32, 64, 3), ("4 x 8 tokens", "square")),
+  ],
+  ids=str,
+)
+def test_sizes_that_do_not_fit_are_refused(fields, shape, words):
+  model = vary(**fields)
+
+  with pytest.raises(ValueError) as error:
+    model.init(jax.random.key(0), jnp.zeros(shape))
+
+  assert all(word in str(error.value) for word in words)
+
+
+def test_images_of_another_size_are_refused_with_both_numbers(plain):
+  params, images, _ = plain
+  model = vary(group=4)
+  params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+
+  with pytest.raises(ValueError, match="64 tokens.*mix 16"):
+    model.apply({"params": params}, jnp.zeros((1, 64, 64, 3)))
+
+
+def test_a_variations_parameters_are_not_taken_for_a_mixers(plain):
+  params = cost.abstract_params(vary(pyramid=(1, 2)), (32, 32))
+
+  with pytest.raises(UserError, match="not the parameters of a"):
+    weights.model_of(params)
+
+
+def test_a_variation_without_sizes_says_which_it_needs():
+  with pytest.raises(ValueError, match="patch, hidden.*as fields.$"):
+    create("MixerVariation", untied=True)
+
+
+def test_the_recipe_differs_from_digits_in_the_variation_alone():
+  digits = recipes.load("digits")
+  for name in recipes.module("variations").VARIATIONS:
+    config = recipes.load("variations", name)
+    config.model = digits.model
+    assert config.to_dict() == digits.to_dict()
+  with pytest.raises(UserError, match="groupd.*grouped"):
+    recipes.load("variations", "groupd")
+
+
+def test_a_variation_is_better_or_worse_where_its_interval_is_beside_0():
+  gains = {"plain": 0, "untied": 0.01, "grouped": 0.02, "views": -0.02}
+  noise = {"untied": (0.03, -0.03, 0)}
+  curves = [
+    {
+      "variation": name,
+      "runs": [
+        {RESULT: [0.1, 0.9 + 0.01 * seed + gains.get(name, 0) + off]}
+        for seed, off in enumerate(noise.get(name, (0, 0, 0)))
+      ],
+    }
+    for name in ("plain", *PAPER)
+  ]
+
+  found = compare(curves)
+
+  assert {name: each["verdict"] for name, each in found.items()} == {
+    "untied": "undecided",
+    "grouped": "better",
+    "views": "worse",
+    "pyramid": "undecided",
+  }
+  assert found["grouped"]["mean"] == pytest.approx(0.02)
