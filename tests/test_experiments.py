@@ -29,7 +29,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, compiled_once):
   """One small curve, trained twice by the same call."""
   folder = tmp_path_factory.mktemp("experiment")
   with pytest.MonkeyPatch.context() as patch:
