@@ -5,8 +5,8 @@ An experiment is a dict of curves: a name and a recipe's argument. Each is
 trained once a seed, in a folder of its own; what is finished stays finished.
 """
 
+import argparse
 import dataclasses
-import importlib.util
 import json
 import shlex
 import sys
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from scipy import stats
 
@@ -23,6 +25,7 @@ from mixer.config_check import to_dict
 from mixer.data.__main__ import prepare
 from mixer.errors import TryAgainError, UserError
 from mixer.front_door import START_AGAIN
+from mixer.paper.measured.protocols import Recipe
 from mixer.plan import make_plan
 from mixer.training import run_folder, start
 from mixer.training.log import read_rows
@@ -47,13 +50,23 @@ class Curve:
     return "_".join(map(str, self.about.values())).replace("/", "_")
 
 
-def recipe(name: str, arg: str) -> ConfigDict:
-  """What --config=configs/NAME.py:ARG gives."""
-  path = Path("configs") / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(arg)
+def command_line(name: str, description: str) -> argparse.ArgumentParser:
+  """The flags that all experiments have.
+
+  Args:
+    name: of the experiment, after "benchmarks.".
+    description: the module's docstring.
+  """
+  flags.FLAGS.mark_as_parsed()  # training asks for its own
+  parser = argparse.ArgumentParser(
+    prog=f"python -m benchmarks.{name}",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--workdir", type=Path, default=Path("runs") / name)
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--results", type=Path, default=Path("results"))
+  return parser
 
 
 def train(
@@ -102,7 +115,8 @@ def train(
 
 
 def config(curve: Curve, seed: int, changes: dict | None) -> ConfigDict:
-  config = recipe(curve.recipe, f"{curve.arg},seed={seed}")
+  recipe = Recipe(f"configs/{curve.recipe}.py", f"{curve.arg},seed={seed}")
+  config = recipe.config()
   config.update_from_flattened_dict(changes or {})
   return config
 
@@ -133,22 +147,14 @@ def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
 
 def beyond_defaults(config: ConfigDict) -> dict[str, object]:
   """Key -> value of a config, where the schema has another one."""
-  ours, schema = _flat(to_dict(config)), _flat(to_dict(default()))
+  ours, schema = (
+    flatten_dict(to_dict(each), sep=".") for each in (config, default())
+  )
   return {
     key: value
     for key, value in ours.items()
     if value is not None and schema.get(key) != value
   }
-
-
-def _flat(tree: dict, path: str = "") -> dict[str, object]:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f"{path}{key}.")
-    else:
-      flat[path + key] = value
-  return flat
 
 
 def record(file: Path, content: dict) -> None:

@@ -130,7 +130,9 @@ def test_the_same_results_are_the_same_figure(results, tmp_path):
 def test_runs_are_judged_where_their_validation_accuracy_was_best():
   curve = {"runs": [run(0, 0.4), run(2, 0.6)]}
 
-  assert figure2.stopped(curve, "eval/test/accuracy") == [0.45, 0.65]
+  found = figure2.stopped(curve, "eval/test/accuracy")
+
+  assert found.tolist() == [0.45, 0.65]
 
 
 @pytest.mark.parametrize(

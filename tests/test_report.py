@@ -301,7 +301,9 @@ def test_folders_that_are_no_runs_are_explained_in_a_message(tmp_path, capsys):
     (run / name).write_text(content)
     assert name in complaint(run)
     (run / name).write_text(before)
-  assert "is a folder" in complaint(run, tmp_path / "nothing" / "page.html")
+  nowhere = tmp_path / "nothing" / "page.html"
+  assert f"no folder for --out={nowhere}" in complaint(run, nowhere)
+  assert f"--out={tmp_path} is a folder" in complaint(run, tmp_path)
   assert not list(run.glob("*.html"))
 
 

@@ -8,11 +8,8 @@ on 2 CPU cores; stopped, the same command goes on. Writes
 results/data_size.json, which `python -m mixer.paper figure 2` draws.
 """
 
-import argparse
 import sys
 from pathlib import Path
-
-from absl import flags
 
 from benchmarks import curves
 from benchmarks.curves import Curve
@@ -29,15 +26,7 @@ CURVES = [
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.data_size",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add("--workdir", type=Path, default=Path("runs/data_size"))
-  add("--seeds", type=int, default=3)
-  add("--results", type=Path, default=Path("results"))
+  parser = curves.command_line("data_size", __doc__)
   return answer(measure, **vars(parser.parse_args()))
 
 
@@ -54,5 +43,4 @@ def measure(
 
 
 if __name__ == "__main__":
-  flags.FLAGS.mark_as_parsed()
   sys.exit(main())

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What more images are worth here, against what the paper's figure 2 shows."""
 
-import numpy as np
-
 from benchmarks.curves import difference, percent
+from mixer.paper.figures.figure2 import STOPPED_BY, stopped
 from mixer.table import render
 
 FEWSHOT, TEST = "eval/fewshot/few/5shot", "eval/test/accuracy"
-STOPPED_BY = "eval/val/accuracy"
 # The first says at which steps there are results.
 RESULTS = (STOPPED_BY, FEWSHOT, TEST)
 NAMES = {
@@ -16,13 +14,6 @@ NAMES = {
   "vit": "ViT",
   "resnet": "ResNet",
 }
-
-
-def stopped(curve: dict, result: str) -> np.ndarray:
-  """A result of each run where its validation accuracy was best, [seeds]."""
-  return np.array(
-    [run[result][int(np.argmax(run[STOPPED_BY]))] for run in curve["runs"]]
-  )
 
 
 def findings(curves: list[dict]) -> list[dict]:

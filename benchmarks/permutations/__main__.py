@@ -8,11 +8,8 @@ seed, 12 minutes on 2 CPU cores; stopped, the same command goes on. Writes
 results/permutations.json, which `python -m mixer.paper figure 4` draws.
 """
 
-import argparse
 import sys
 from pathlib import Path
-
-from absl import flags
 
 from benchmarks import curves
 from benchmarks.curves import Curve
@@ -33,15 +30,7 @@ EQUAL_STEPS = 100
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.permutations",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add("--workdir", type=Path, default=Path("runs/permutations"))
-  add("--seeds", type=int, default=3)
-  add("--results", type=Path, default=Path("results"))
+  parser = curves.command_line("permutations", __doc__)
   return answer(measure, **vars(parser.parse_args()))
 
 
@@ -72,5 +61,4 @@ def measure(
 
 
 if __name__ == "__main__":
-  flags.FLAGS.mark_as_parsed()
   sys.exit(main())

@@ -9,11 +9,8 @@ results/variations.json. Not the paper's experiment, which trained on JFT-300M
 and ImageNet: digits are too easy to tell much.
 """
 
-import argparse
 import sys
 from pathlib import Path
-
-from absl import flags
 
 from benchmarks import curves
 from benchmarks.curves import Curve, difference, last_values, percent
@@ -45,16 +42,8 @@ HEAD = (
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.variations",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add("--workdir", type=Path, default=Path("runs/variations"))
-  add("--epochs", type=float, default=30.0)
-  add("--seeds", type=int, default=3)
-  add("--results", type=Path, default=Path("results"))
+  parser = curves.command_line("variations", __doc__)
+  parser.add_argument("--epochs", type=float, default=30.0)
   return answer(measure, **vars(parser.parse_args()))
 
 
@@ -123,5 +112,4 @@ def report(trained: list[dict], found: dict[str, dict]) -> str:
 
 
 if __name__ == "__main__":
-  flags.FLAGS.mark_as_parsed()
   sys.exit(main())

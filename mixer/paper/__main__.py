@@ -15,6 +15,7 @@ from pathlib import Path
 from mixer import front_door
 from mixer.config import did_you_mean
 from mixer.errors import UserError
+from mixer.paper.measured import RESULTS
 
 # Modules with `add_arguments(parser)` and `draw(**given) -> str`.
 FIGURES = {
@@ -25,7 +26,6 @@ FIGURES = {
   "7": "mixer.paper.figures.figure7",
   "throughput": "mixer.paper.figures.scatter",
 }
-RESULTS = Path(__file__).parents[2] / "results"
 _TABLES = "1", "2", "3", "4"
 
 

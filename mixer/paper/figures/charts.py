@@ -1,30 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Charts of results: their look, their labels and their files."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from mixer.errors import UserError
-from mixer.paper.figures import panels
-from mixer.whole_file import whole_file
-
-RESULTS = Path(__file__).parents[3] / "results"
+from mixer.paper.figures import files
+from mixer.paper.measured import RESULTS
 
 # Okabe and Ito's colours, told apart by colour-blind readers. Markers differ as
 # well, for prints in grey.
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY = "0.45"
 _DPI = 160
 _COLORS = 96  # of a PNG
 _LINE = 1.25  # height of a label, in its size
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+  """The flag that says where the results are that a chart draws."""
+  parser.add_argument(
+    "--results", type=Path, default=RESULTS, help="default: results/"
+  )
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -172,19 +176,7 @@ def _overlap(one: tuple, other: tuple) -> float:
 
 def save(figure: Figure, out: str | Path) -> str:
   """Writes FILE.svg and FILE.png; returns their names, for a sentence."""
-  files = panels.check_out(str(out))
-  for file in files:
-    # Without a date, and with the same names of parts: the same figure is the
-    # same file.
-    metadata = {"Date": None} if file.suffix == ".svg" else None
-    with (
-      matplotlib.rc_context({"svg.hashsalt": "mixer"}),
-      whole_file(file) as aside,
-    ):
-      figure.savefig(aside, dpi=_DPI, metadata=metadata)
-      if file.suffix == ".png":  # a third of the size, and looks the same
-        Image.open(aside).convert("RGB").quantize(_COLORS).save(aside)
-  return f"{files[0]} and {files[1]}"
+  return files.save(figure, out, dpi=_DPI, colors=_COLORS)
 
 
 def read_results(file: Path, command: str) -> dict:

@@ -37,9 +37,7 @@ MODELS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--results", type=Path, default=charts.RESULTS, help="default: results/"
-  )
+  charts.add_results(parser)
 
 
 def draw(
@@ -104,6 +102,8 @@ def draw_models(axes: Axes, curves: list[dict], result: str) -> None:
   charts.label_points(axes, ends)
 
 
-def stopped(curve: dict, result: str) -> list[float]:
-  """A result of each run where its validation accuracy was best."""
-  return [run[result][int(np.argmax(run[STOPPED_BY]))] for run in curve["runs"]]
+def stopped(curve: dict, result: str) -> np.ndarray:
+  """A result of each run where its validation accuracy was best, [seeds]."""
+  return np.array(
+    [run[result][int(np.argmax(run[STOPPED_BY]))] for run in curve["runs"]]
+  )

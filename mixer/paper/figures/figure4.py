@@ -44,9 +44,7 @@ _EXAMPLE = 64  # px of the picture that shows the inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--results", type=Path, default=charts.RESULTS, help="default: results/"
-  )
+  charts.add_results(parser)
 
 
 def draw(

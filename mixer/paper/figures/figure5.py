@@ -5,8 +5,8 @@
 
 Each panel is a block's token mixing, each small picture in it a hidden unit:
 what it weighs the tokens with. Two beside each other are a pair: a unit and the
-one closest to its negative; pairs of low frequency come first (`mixer.paper.
-units` says what these words mean). Of more than --units units a panel shows
+one closest to its negative; pairs of low frequency come first (`units.py`
+says what these words mean). Of more than --units units a panel shows
 pairs at equal distances in that order. The paper draws a Mixer-B/16 trained on
 JFT-300M, whose weights were never published.
 """
@@ -15,7 +15,7 @@ import argparse
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.paper.figures import panels
+from mixer.paper.figures import files, panels
 from mixer.paper.figures.unit_panels import (
   HOW,
   add_blocks,
@@ -53,7 +53,7 @@ def draw(
   """
   if units < 2:
     raise UserError(f"--units={units} must be 2 or more: units come in pairs.")
-  panels.check_out(out)
+  files.check_out(out)
   checkpoint = weights.read(init)
   row = []
   for block in choose_blocks(checkpoint, blocks, 3):
@@ -62,5 +62,5 @@ def draw(
     )
     row.append(panels.Panel(f"{block_name(block)}\n{shown}", sheet))
   title = f"Token-mixing units of {panels.short_name(checkpoint.name)}"
-  files = panels.draw(title, f"Paper, figure 5; {HOW}.", [row], out)
-  return f"{title}: {files[0]} and {files[1]}"
+  written = panels.draw(title, f"Paper, figure 5; {HOW}.", [row], out)
+  return f"{title}: {written}"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.paper.figures import panels
+from mixer.paper.figures import files, panels
 from mixer.paper.figures.unit_panels import (
   HOW,
   add_blocks,
@@ -59,7 +59,7 @@ def draw(
     raise UserError(
       f"--init is given {len(init)} times: figure 6 has up to {_MOST} columns."
     )
-  panels.check_out(out)
+  files.check_out(out)
   checkpoints = [weights.read(name) for name in init]
   shared = min(
     (choose_blocks(each, blocks, 2) for each in checkpoints), key=len
@@ -76,5 +76,5 @@ def draw(
     rows.append(row)
   names = ", ".join(panels.short_name(each.name) for each in checkpoints)
   title = f"All token-mixing units of {names}"
-  files = panels.draw(title, f"Paper, figure 6; {HOW}.", rows, out)
-  return f"{title}: {files[0]} and {files[1]}"
+  written = panels.draw(title, f"Paper, figure 6; {HOW}.", rows, out)
+  return f"{title}: {written}"

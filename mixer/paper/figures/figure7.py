@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer import weights
-from mixer.paper.figures import panels, pictures
+from mixer.paper.figures import files, panels, pictures
 from mixer.paper.figures.stems import read_filters
 from mixer.paper.figures.units import frequencies
 from mixer.weights import Checkpoint
@@ -50,7 +50,7 @@ def draw(init: Sequence[str], out: str = "figure7.svg") -> str:
     UserError: a model has no such filters, weights cannot be had, or the files
       cannot be written.
   """
-  panels.check_out(out)
+  files.check_out(out)
   row, names = [], []
   for name in init:
     checkpoint = weights.read(name)
@@ -58,8 +58,8 @@ def draw(init: Sequence[str], out: str = "figure7.svg") -> str:
     names.append(panels.short_name(name))
     row.append(panels.Panel(f"{names[-1]}\n{shown}", sheet))
   title = f"Stem filters of {', '.join(names)}"
-  files = panels.draw(title, f"Paper, figure 7; {_HOW}.", [row], out)
-  return f"{title}: {files[0]} and {files[1]}"
+  written = panels.draw(title, f"Paper, figure 7; {_HOW}.", [row], out)
+  return f"{title}: {written}"
 
 
 def filter_mosaic(

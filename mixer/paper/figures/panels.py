@@ -9,12 +9,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixer.errors import UserError
-from mixer.whole_file import whole_file
+from mixer.paper.figures import files
 
 _DPI = 200
 _TITLE, _TEXT = 11, 7.5  # points
@@ -44,7 +42,7 @@ class Panel:
 
 def draw(
   title: str, note: str, rows: Sequence[Sequence[Panel]], out: str
-) -> list[Path]:
+) -> str:
   """Draws rows of panels, each from left to right.
 
   Args:
@@ -54,12 +52,11 @@ def draw(
     out: the vector file, whose name ends in .svg; the other lies beside it.
 
   Returns:
-    The paths of both files, .svg and .png.
+    The names of both files, for a sentence.
 
   Raises:
     UserError: `out` is no such name, or it is in no folder.
   """
-  files = check_out(out)
   sizes = [[panel.size for panel in row] for row in rows]
   width = max(sum(w + _MARGIN for _, w in row) for row in sizes) + _MARGIN
   width = max(width, 800)  # px, for the text
@@ -94,31 +91,7 @@ def draw(
       axes.imshow(panel.mosaic, interpolation="nearest", aspect="auto")
       x += panel.size[1] + _MARGIN
     y += max(panel.size[0] for panel in row) + _MARGIN
-  for file in files:
-    # Without a date, and with the same names of parts: the same figure is the
-    # same file.
-    metadata = {"Date": None} if file.suffix == ".svg" else None
-    with (
-      matplotlib.rc_context({"svg.hashsalt": "mixer"}),
-      whole_file(file) as aside,
-    ):
-      figure.savefig(aside, dpi=_DPI, metadata=metadata)
-  return files
-
-
-def check_out(out: str) -> list[Path]:
-  """The figure's two files: FILE.svg and FILE.png."""
-  vector = Path(out)
-  if vector.suffix.lower() != ".svg":
-    raise UserError(
-      f"--out={out} must end in .svg; the picture in pixels, .png, is written "
-      "beside it."
-    )
-  if not vector.absolute().parent.is_dir():
-    raise UserError(f"There is no folder for --out={out}: make it first.")
-  if vector.is_dir():
-    raise UserError(f"--out={out} is a folder: name a file in it.")
-  return [vector, vector.with_suffix(".png")]
+  return files.save(figure, out, dpi=_DPI)
 
 
 def _pixels(points: float) -> int:

@@ -32,9 +32,7 @@ _MOST_DEVICES = 2  # panels beside the paper's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--results", type=Path, default=charts.RESULTS, help="default: results/"
-  )
+  charts.add_results(parser)
 
 
 def draw(

@@ -2,9 +2,9 @@
 """What a run has cost, by its own clock."""
 
 import collections
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
-HOURS_PER_DAY = 24.0
 _SECONDS_PER_DAY = 86_400.0
 UNKNOWN = "unknown device"
 
@@ -14,8 +14,7 @@ def device_days(
 ) -> dict[str, float]:
   """Counts devices x days of all updates, by the devices' kind.
 
-  A row of the log tells how fast the updates since the row before were. What
-  the run's clock leaves out, is left out: evaluation, saving, compilation.
+  What the run's clock leaves out, is left out: evaluation, saving, compilation.
 
   Args:
     rows: of metrics.jsonl.
@@ -26,18 +25,28 @@ def device_days(
     Device kind -> device-days. One TPUv3 core is one device.
   """
   days = collections.Counter()
-  before = 0
-  for row in rows:
-    step, rate = row["step"], row.get("images_per_second")
-    if not rate:
-      continue  # evaluated only, or too soon after a start to be measured
+  for step, seconds in update_seconds(rows, batch):
     start = max(
       (each for each in starts if each.get("from_step", 0) < step),
       key=lambda each: each.get("from_step", 0),
       default={},
     )
     kind, devices = start.get("device_kind", UNKNOWN), start.get("devices", 1)
-    seconds = (step - before) * batch / rate
     days[kind] += devices * seconds / _SECONDS_PER_DAY
-    before = step
   return dict(days)
+
+
+def update_seconds(
+  rows: Sequence[dict], batch: int
+) -> Iterator[tuple[int, float]]:
+  """Yields steps, and what the updates up to each took since the one before.
+
+  A row of the log tells how fast the updates since the row before were; those
+  that evaluate only, or come too soon after a start to be measured, do not.
+  """
+  before = 0
+  for row in rows:
+    rate = row.get("images_per_second")
+    if rate and math.isfinite(rate):
+      yield row["step"], (row["step"] - before) * batch / rate
+      before = row["step"]

@@ -4,13 +4,11 @@
 import dataclasses
 import functools
 import runpy
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mixer.paper.measured import PROJECT
 from mixer.paper.numbers import ROWS, Row
-
-ROOT = Path(__file__).parents[3]  # of this project's code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Recipe:
 
 @functools.cache
 def _run(file: str) -> dict:
-  return runpy.run_path(str(ROOT / file))
+  return runpy.run_path(str(PROJECT / file))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,10 @@ import os
 import string
 from pathlib import Path
 
-from mixer.errors import UserError
 from mixer.paper.report import markup, recipe, results, weights
 from mixer.paper.report.published import published_results
 from mixer.paper.report.record import Record, read
-from mixer.whole_file import whole_file
+from mixer.whole_file import check_place, whole_file
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -38,11 +37,8 @@ def write(
       cannot be written.
   """
   file = Path(out).expanduser() if out else None
-  if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-    raise UserError(
-      f"--out={out} is a folder, or is in none: name a file in a folder that "
-      "there is."
-    )
+  if file:
+    check_place(file, "out")
   record = read(workdir)
   file = file or record.folder / "report.html"
   page = render(record)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mixer import config as schema
 from mixer.config_check import to_dict
 from mixer.errors import UserError, some
+from mixer.paper.measured.device_days import update_seconds
 from mixer.sweep.report import JSON as SWEEP_FILE
 from mixer.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.curve import collect
@@ -87,13 +88,8 @@ class Record:
     That leaves out evaluation, saving and compiling; and updates before the
     first row that has a rate.
     """
-    seconds, before = 0.0, 0
-    for row in self.rows:
-      rate = row.get("images_per_second")
-      if rate and math.isfinite(rate):
-        seconds += (row["step"] - before) * self.config["batch"] / rate
-        before = row["step"]
-    return seconds or None
+    updates = update_seconds(self.rows, self.config["batch"])
+    return sum(seconds for _, seconds in updates) or None
 
 
 def read(workdir: str | os.PathLike) -> Record:

@@ -3,13 +3,12 @@
 
 from mixer.paper.measured.protocols import Protocol, obstacle, protocol
 from mixer.paper.measured.throughputs import COMMAND
-from mixer.paper.numbers import Row
+from mixer.paper.numbers import AVERAGE_5, Row
 from mixer.paper.tables.page import Notes
 
 _CORES = 128  # of a TPU v3-128, to make hours of core-days
 _HOURS_PER_DAY = 24
 _NOT_SAID = "The paper says nothing of its hours."
-_FIVE = "imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102"
 # What is in each recipe beside the columns of core-days and ImNet.
 _REAL = "imagenet2012, imagenet2012_real and imagenet_v2"
 
@@ -46,7 +45,7 @@ def mark(notes: Notes, row: Row, column: str) -> str:
   if column == "average5":
     return notes.mark(
       f"Avg 5: {row.model} fine-tuned on five data sets, {_at(row)}. Data: "
-      f"{_FIVE}. {_NOT_SAID}",
+      f"{', '.join(AVERAGE_5)}. {_NOT_SAID}",
       f"python -m mixer.sweep --config={how.finetune} --datasets=all {start}",
       record,
     )
@@ -84,7 +83,7 @@ def _pretraining(notes: Notes, row: Row, how: Protocol) -> str:
   cost = (
     f"The paper's cost: {thousand:.2f}k TPUv3 core-days, that is {hours:,.0f} "
     f"core-hours, {hours / _CORES:.3g} h on {_CORES} cores"
-    f"{' (extrapolated)' if row.data != 'JFT-300M' else ''}."
+    f"{' (extrapolated)' if row.extrapolated else ''}."
   )
   if how.is_pretrained_on_imagenet:
     recipe, what = how.pretrain.more("extra=True"), "Core-days, ImNet, ReaL"
