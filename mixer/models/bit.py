@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mixer.models.inputs import check_images, keys_if_dropping
+from mixer.models.layers import classifier
 from mixer.models.residual import Residual, cast_products, draw_kept
 
 COLUMNS = ("width", "units")
@@ -254,10 +255,5 @@ class BitResNet(nn.Module):
         # The first site after those of the units, see Residual.
         kept = draw_kept(keys, 6 * depth, self.dropout, x.shape[1:])
         x = x * (kept / (1 - self.dropout))
-      x = out["logits"] = nn.Dense(
-        self.num_classes,
-        kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias),
-        name="head",
-      )(x)
+      x = out["logits"] = classifier(self.num_classes, self.head_bias)(x)
     return x, out

@@ -15,6 +15,7 @@ from mixer.models.inputs import (
   check_tokens,
   keys_if_dropping,
 )
+from mixer.models.layers import classifier, patch_embedding
 from mixer.models.residual import Residual, cast_products
 
 # Table 1 of the paper. Parameters and multiply-accumulates, pinned by tests,
@@ -181,15 +182,8 @@ class MlpMixer(nn.Module):
       dropping=bool(self.dropout or self.stoch_depth),
     )
     out = {}
-    x = nn.Conv(
-      self.hidden,
-      kernel_size=(self.patch, self.patch),
-      strides=(self.patch, self.patch),
-      padding="VALID",
-      dtype=self.dtype,
-      promote_dtype=cast_products,
-      name="stem",
-    )(images)  # n h w c
+    embed = patch_embedding(self.hidden, self.patch, self.dtype, "stem")
+    x = embed(images)  # n h w c
     x = out["stem"] = x.reshape(x.shape[0], -1, x.shape[-1])  # n s c
 
     for i in range(self.blocks):
@@ -198,12 +192,7 @@ class MlpMixer(nn.Module):
     x = nn.LayerNorm(dtype=jnp.float32, name="pre_head_layer_norm")(x)
     x = out["pre_logits"] = jnp.mean(x, axis=1)  # n c
     if self.num_classes:
-      x = out["logits"] = nn.Dense(
-        self.num_classes,
-        kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias),
-        name="head",
-      )(x)
+      x = out["logits"] = classifier(self.num_classes, self.head_bias)(x)
     return x, out
 
   def _block(self, index, kind=MixerBlock, **fields):

@@ -17,6 +17,7 @@ from mixer.models.inputs import (
   check_tokens,
   keys_if_dropping,
 )
+from mixer.models.layers import classifier, patch_embedding
 from mixer.models.residual import Residual, cast_products, draw_kept
 
 # Table 1 of the ViT paper.
@@ -237,15 +238,8 @@ class VisionTransformer(nn.Module):
       dropping=bool(self.dropout or self.stoch_depth),
     )
 
-    x = nn.Conv(
-      self.hidden,
-      kernel_size=(self.patch, self.patch),
-      strides=(self.patch, self.patch),
-      padding="VALID",
-      dtype=self.dtype,
-      promote_dtype=cast_products,
-      name="embedding",
-    )(images)  # n h w c
+    embed = patch_embedding(self.hidden, self.patch, self.dtype, "embedding")
+    x = embed(images)  # n h w c
     x = stem = x.reshape(x.shape[0], -1, x.shape[-1])  # n s c
     if self.pool == "token":
       cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden))
@@ -270,12 +264,7 @@ class VisionTransformer(nn.Module):
       x = jnp.tanh(nn.Dense(self.representation, name="pre_logits")(x))
     out = {"stem": stem, **out, "pre_logits": x}
     if self.num_classes:
-      x = out["logits"] = nn.Dense(
-        self.num_classes,
-        kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias),
-        name="head",
-      )(x)
+      x = out["logits"] = classifier(self.num_classes, self.head_bias)(x)
     return x, out
 
   def _check(self, images):
