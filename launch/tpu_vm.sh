@@ -146,7 +146,7 @@ case $what in create | run | resume | status | logs | stop | delete) ;; *) usage
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || usage
 shift 2
 
-type="" runtime="" tier="" setup="" worker=0 poll=30 dry_run="" zone="" flags=()
+type="" runtime="" tier="" setup="" worker=0 poll=30 dry_run="" zone="" recipe="" flags=()
 where=()
 while [[ $# -gt 0 ]]; do
   case $1 in

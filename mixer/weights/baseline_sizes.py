@@ -7,11 +7,11 @@ import re
 from flax.traverse_util import flatten_dict
 
 from mixer.models import bit, vit
-from mixer.weights.sizes import count_tokens, square
+from mixer.weights.sizes import OfTokens
 
 
 @dataclasses.dataclass(frozen=True)
-class VitSizes:
+class VitSizes(OfTokens):
   """A ViT's sizes, as `mixer.models.create` names them, and its tokens.
 
   tokens: without the class token.
@@ -30,19 +30,6 @@ class VitSizes:
   num_classes: int | None
 
   family = "ViT"
-  takes_any_size = False
-
-  @property
-  def fields(self) -> dict[str, object]:
-    """For `mixer.models.create`."""
-    fields = dataclasses.asdict(self)
-    del fields["tokens"]
-    return fields
-
-  @property
-  def image_size(self) -> tuple[int, int] | None:
-    """Height and width of the square image that makes so many tokens."""
-    return square(self.tokens, self.patch)
 
   @property
   def variant(self) -> str | None:
@@ -67,7 +54,7 @@ class VitSizes:
     if self.representation:
       layer = f", {self.representation:,} hidden units under the head"
     token = "a class token" if self.pool == "token" else "no class token"
-    return f"{count_tokens(self)}, {token}{layer}"
+    return f"{self.counted}, {token}{layer}"
 
 
 def vit_sizes_of(params: dict) -> VitSizes | None:

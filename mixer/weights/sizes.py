@@ -9,21 +9,34 @@ from flax.traverse_util import flatten_dict
 from mixer.models import mixer
 
 
-def square(tokens: int, patch: int) -> tuple[int, int] | None:
-  """Height and width in pixels of the square image of so many patches."""
-  side = math.isqrt(tokens)
-  return (side * patch,) * 2 if side * side == tokens else None
+class OfTokens:
+  """What sizes have in common that count tokens of patches."""
 
+  takes_any_size = False
 
-def count_tokens(sizes) -> str:
-  """The number of tokens in words, and the image that makes so many."""
-  size = sizes.image_size
-  pixels = f" ({size[0]} x {size[1]} px)" if size else ""
-  return f"{sizes.tokens:,} tokens{pixels}"
+  @property
+  def fields(self) -> dict[str, object]:
+    """For `mixer.models.create`."""
+    fields = dataclasses.asdict(self)
+    del fields["tokens"]
+    return fields
+
+  @property
+  def image_size(self) -> tuple[int, int] | None:
+    """Height and width of the square image that makes so many tokens."""
+    side = math.isqrt(self.tokens)
+    return (side * self.patch,) * 2 if side * side == self.tokens else None
+
+  @property
+  def counted(self) -> str:
+    """The number of tokens in words, and the image that makes so many."""
+    size = self.image_size
+    pixels = f" ({size[0]} x {size[1]} px)" if size else ""
+    return f"{self.tokens:,} tokens{pixels}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class Sizes(OfTokens):
   """A Mixer's sizes, as `mixer.models.create` names them, and its tokens.
 
   num_classes: None without a head.
@@ -39,19 +52,6 @@ class Sizes:
   num_classes: int | None
 
   family = "Mixer"
-  takes_any_size = False
-
-  @property
-  def fields(self) -> dict[str, object]:
-    """For `mixer.models.create`."""
-    fields = dataclasses.asdict(self)
-    del fields["tokens"]
-    return fields
-
-  @property
-  def image_size(self) -> tuple[int, int] | None:
-    """Height and width of the square image that makes so many tokens."""
-    return square(self.tokens, self.patch)
 
   @property
   def factor(self) -> int | None:
@@ -84,7 +84,7 @@ class Sizes:
   @property
   def details(self) -> str:
     """What there is to say beside the name and the head."""
-    return f"{count_tokens(self)}, tokens_mlp {self.tokens_mlp:,}"
+    return f"{self.counted}, tokens_mlp {self.tokens_mlp:,}"
 
   def _growth_of(self, variant: list[int]) -> int | None:
     hidden, blocks, tokens_mlp, channels_mlp = variant
