@@ -9,7 +9,7 @@ model is mixer-small, mixer-large, vit or resnet; share is the percentage of the
 training images, 3, 10, 30 or 100 in the paper. Every share is a random sample,
 which the smaller ones are part of, and trains for as many steps; `seed` draws
 all else that is random. `python -m benchmarks.data_size` trains all models on
-all four shares, with three seeds each, in about 15 minutes on 2 CPU cores, and
+all four shares, with three seeds each, in about 22 minutes on 2 CPU cores, and
 
   python -m mixer.paper figure 2
 
