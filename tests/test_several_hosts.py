@@ -26,6 +26,13 @@ from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
 TIMEOUT = 240
 # Its checkpoints take a word between all devices, its updates two.
 SHARDED = {"shard_optimizer_state": True}
+# The CPU's collectives greet on standard output, several threads at once: a
+# greeting may be printed amid another.
+GREETING = re.compile(
+  r"^(?:\[Gloo\] Rank |\d+| is connected to | peer ranks\. "
+  r"|Expected number of connected peer ranks is : )+\n+",
+  re.MULTILINE,
+)
 
 
 def free_port():
@@ -66,8 +73,7 @@ def end(processes):
     for process in processes:
       process.kill()
   return [
-    # The CPU's collectives greet on standard output.
-    (process.returncode, re.sub(r"\[Gloo\].*\n", "", said or ""), shown)
+    (process.returncode, GREETING.sub("", said or ""), shown)
     for process, (said, shown) in zip(processes, ended, strict=True)
   ]
 
