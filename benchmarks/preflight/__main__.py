@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preflight of the ImageNet-21k recipes on three slices of TPUs.
+"""Preflight of the ImageNet-21k recipes on slices of TPUs.
 
-python -m benchmarks.preflight [--models=S/32,B/16] [--topologies=v3-128]
+python -m benchmarks.preflight [--models=Mixer-S/32,ViT-B/16,BiT-R50x1]
+  [--topologies=v3-128]
 
 Needs libtpu, and 1 to 3 minutes and up to 9 GB a cell on two cores. Goes on
 where it left off: a cell that is in results/preflight.json is not compiled
@@ -18,11 +19,12 @@ from pathlib import Path
 from benchmarks.preflight.rows import table
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE, answer
+from mixer.models.mixer import VARIANTS
 from mixer.preflight.compiler import check_libtpu
 from mixer.preflight.topology import parse
 from mixer.whole_file import whole_file
 
-VARIANTS = "S/32,S/16,B/32,B/16,L/32,L/16,H/14"
+MIXERS = ",".join(VARIANTS)
 # The paper's batch of 4,096 is 32, 64 and 64 images a device on these.
 SLICES = "v3-128,v4-128,v5e-64"
 RECIPE = "configs/pretrain_i21k.py"
@@ -33,31 +35,31 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--models", default=VARIANTS)
+  parser.add_argument("--models", default=MIXERS)
   parser.add_argument("--topologies", default=SLICES)
   parser.add_argument("--results", type=Path, default=RESULTS)
   given = parser.parse_args()
   return answer(
     fill,
-    variants=given.models.split(","),
+    names=given.models.split(","),
     slices=given.topologies.split(","),
     folder=given.results,
   )
 
 
-def fill(variants: list[str], slices: list[str], folder: Path) -> str:
+def fill(names: list[str], slices: list[str], folder: Path) -> str:
   """Compiles what is not there yet; returns the table."""
   check_libtpu()
   file = folder / "preflight.json"
   folder.mkdir(parents=True, exist_ok=True)
   cells = json.loads(file.read_text()) if file.exists() else {}
-  for topology in [parse(name).name for name in slices]:
-    for variant in variants:
-      cell = f"Mixer-{variant}, {topology}"
+  for topology in [parse(each).name for each in slices]:
+    for name in names:
+      cell = f"{name}, {topology}"
       if cell in cells:
         continue
       print(cell, file=sys.stderr, flush=True)
-      cells[cell] = preflight(variant, topology)
+      cells[cell] = preflight(name, topology)
       with whole_file(file) as aside:
         aside.write_text(json.dumps(cells, indent=1) + "\n")
       with whole_file(file.with_suffix(".md")) as aside:
@@ -65,13 +67,13 @@ def fill(variants: list[str], slices: list[str], folder: Path) -> str:
   return table(cells).strip()
 
 
-def preflight(variant: str, topology: str, *flags: str) -> dict:
+def preflight(name: str, topology: str, *flags: str) -> dict:
   """One cell, in a process of its own: a compiler's memory goes with it."""
   with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "report.json"
     command = [
       *(sys.executable, "-m", "mixer.preflight"),
-      *(f"--config={RECIPE}:{variant}", f"--topology={topology}"),
+      *(f"--config={RECIPE}:{name}", f"--topology={topology}"),
       f"--json={file}",
       *flags,
     ]
