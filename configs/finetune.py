@@ -73,7 +73,13 @@ Published and not published:
 import os
 
 from mixer import models
-from mixer.config import default, did_you_mean, evaluator, parse_arg
+from mixer.config import (
+  default,
+  did_you_mean,
+  evaluator,
+  images_at_once,
+  parse_arg,
+)
 from mixer.data.sources import folder_layout, image_folder
 from mixer.errors import UserError
 
@@ -122,20 +128,6 @@ BY_SIZE = (
   (float("inf"), 20_000, 500, 99),
 )
 TEST_SPLITS = ("test", "validation", "val")
-# Images a device takes at once at 224 px, by what a name begins or ends with.
-AT_ONCE = {
-  "Mixer-S": 512,
-  "Mixer-B": 256,
-  "Mixer-L": 128,
-  "Mixer-H": 64,
-  "ViT-B": 128,
-  "ViT-L": 64,
-  "ViT-H": 32,
-  "x1": 64,
-  "x2": 32,
-  "x3": 16,
-  "x4": 16,
-}
 
 
 def folder_data_set(name):
@@ -207,13 +199,11 @@ def get_config(arg=None):
   config = default()
   config.total_steps = steps
   config.batch = 512
-  size = arg.model.partition("/")[0]
-  at_once = AT_ONCE.get(size, AT_ONCE.get(size[-2:], 64))
   config.model.name = arg.model
   config.model.num_classes = classes
   config.init_head = "zeros"
   grow(config, arg.model, arg.res)
-  config.max_per_device = max(at_once * 224**2 // arg.res**2, 1)
+  config.max_per_device = images_at_once(arg.model, arg.res) // 2
   config.loss = "softmax"
 
   config.data.name = arg.dataset

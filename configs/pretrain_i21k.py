@@ -38,21 +38,18 @@ Published and not published:
   epochs with crops and flips alone.
 """
 
-from mixer.config import default, evaluator, parse_arg
+from mixer.config import default, evaluator, images_at_once, parse_arg
 
-# By what a name begins with: RandAugment's magnitude, mixup's p, images a
-# device takes at once.
+# By what a name begins with: RandAugment's magnitude, mixup's p.
 SETTINGS = {
-  "Mixer-S": (10, 0.2, 1024),
-  "Mixer-B": (10, 0.2, 512),
-  "Mixer-L": (20, 0.5, 256),
-  "Mixer-H": (20, 0.5, 128),
-  "ViT-B": (10, 0.2, 256),
-  "ViT-L": (15, 0.5, 128),
-  "ViT-H": (15, 0.5, 64),
+  "Mixer-S": (10, 0.2),
+  "Mixer-B": (10, 0.2),
+  "Mixer-L": (20, 0.5),
+  "Mixer-H": (20, 0.5),
+  "ViT-B": (10, 0.2),
+  "ViT-L": (15, 0.5),
+  "ViT-H": (15, 0.5),
 }
-# By what a name ends with: images a device takes at once.
-BIT_AT_ONCE = {"x1": 128, "x2": 64, "x3": 32, "x4": 32}
 HELD_OUT = 51_200
 
 
@@ -63,6 +60,7 @@ def get_config(arg=None):
 
   config = default()
   config.batch = 4096
+  config.max_per_device = images_at_once(name)
 
   config.model.name = name
   config.model.num_classes = 21_843
@@ -99,11 +97,8 @@ def get_config(arg=None):
 def train_mixer_or_vit(config):
   """The paper's settings, and those of vit_i21k.py."""
   name = config.model.name
-  magnitude, mixup, at_once = SETTINGS.get(
-    name.partition("/")[0], SETTINGS["Mixer-B"]
-  )
+  magnitude, mixup = SETTINGS.get(name.partition("/")[0], SETTINGS["Mixer-B"])
   config.total_epochs = 300.0
-  config.max_per_device = at_once
   config.mixup = mixup
   config.data.ops = f"inception_crop(224) | flip | randaug(2, {magnitude})"
 
@@ -123,7 +118,6 @@ def train_mixer_or_vit(config):
 def train_bit(config):
   """Those of big_vision's bit_i21k.py."""
   config.total_epochs = 90.0
-  config.max_per_device = BIT_AT_ONCE.get(config.model.name[-2:])
   config.data.ops = "inception_crop(224) | flip"
 
   config.optimizer.name = "momentum"

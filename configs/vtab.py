@@ -42,7 +42,13 @@ Published and not published:
 """
 
 from mixer import models
-from mixer.config import default, did_you_mean, evaluator, parse_arg
+from mixer.config import (
+  default,
+  did_you_mean,
+  evaluator,
+  images_at_once,
+  parse_arg,
+)
 from mixer.errors import UserError
 
 # name of TFDS, label, classes, whether images are small, the 200 held-out
@@ -130,20 +136,6 @@ GROUPS = {
   "specialised": tuple(DATA_SETS)[7:11],
   "structured": tuple(DATA_SETS)[11:],
 }
-# Images a device takes at once at 224 px, by what a name begins or ends with.
-AT_ONCE = {
-  "Mixer-S": 512,
-  "Mixer-B": 256,
-  "Mixer-L": 128,
-  "Mixer-H": 64,
-  "ViT-B": 128,
-  "ViT-L": 64,
-  "ViT-H": 32,
-  "x1": 64,
-  "x2": 32,
-  "x3": 16,
-  "x4": 16,
-}
 #         sides of small and of large images, in pixels
 SIDES = {"Mixer": (224, 448), "ViT": (384, 384), "BiT": (128, 480)}
 
@@ -191,9 +183,7 @@ def get_config(arg=None):
   config = default()
   config.total_steps = arg.steps
   config.batch = 512
-  size = arg.model.partition("/")[0]
-  at_once = AT_ONCE.get(size, AT_ONCE.get(size[-2:], 64))
-  config.max_per_device = max(at_once * 224**2 // res**2, 1)
+  config.max_per_device = images_at_once(arg.model, res) // 2
 
   config.model.name = arg.model
   config.model.num_classes = classes

@@ -198,7 +198,7 @@ def test_every_entry_is_whole():
     ("gsam/Mixer-L_16", "Mixer-L with SAM or GSAM"),
     ("imagenet1k/ViT-B_16", "augreg/ViT-B_16-i1k"),
     ("bit/BiT-L-R152x4", "BiT-L"),
-    ("bit/BiT-M-R200x3", "BiT-L"),
+    ("bit/BiT-M-R200x3", "BiT of these sizes"),
   ],
 )
 def test_what_was_never_published_is_said_to_be(name, words):

@@ -2,8 +2,9 @@
 """BiT's ResNet (arXiv 1912.11370), which the paper compares Mixer with.
 
 A pre-activation ResNet (v2, arXiv 1603.05027) with group normalisation and
-weight-standardised convolutions in place of batch normalisation. Names, shapes
-and constants are those of the authors' code, so that published weights fit.
+weight-standardised convolutions in place of batch normalisation. Names, shapes,
+constants and padding are those of the code that was released with the published
+weights (google-research/big_transfer).
 
 Letters in shape comments: n examples, h w rows and columns, c channels.
 """
@@ -150,7 +151,11 @@ class Stage(nn.Module):
 
 
 class RootBlock(nn.Module):
-  """The stem: a convolution and a pooling, each of stride 2."""
+  """The stem: a convolution and a pooling, each of stride 2.
+
+  The pooling takes the larger of 0 and what is at the border, as the released
+  code does; its later copy in google-research/big_vision pads with -inf.
+  """
 
   channels: int
   dtype: jnp.dtype | None = None
@@ -159,7 +164,8 @@ class RootBlock(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps n h w c to n h/4 w/4 channels, rounded up."""
     x = StdConv(self.channels, 7, 2, dtype=self.dtype, name="conv_root")(images)
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return nn.max_pool(x, (3, 3), strides=(2, 2))
 
 
 class BitResNet(nn.Module):

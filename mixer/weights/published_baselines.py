@@ -33,9 +33,13 @@ def _model(name: str) -> str:
 
 def _vit(name, classes, recipe, px, size, top1=None, measured="", file=None):
   model = _model(name)
+  # No table has a ViT with patches of 8 px.
+  patch = 8 if model.endswith("/8") else None
+  model = model.replace("/8", "/16")
   return Published(
     name=name,
     model=model,
+    patch=patch,
     classes=classes,
     recipe=recipe,
     mirrors=(google(f"vit_models/{file or name}", size),),
@@ -72,6 +76,7 @@ VITS = (
     for model, size in (
       ("ViT-B_32", "400.01 MiB"),
       ("ViT-B_16", "393.69 MiB"),
+      ("ViT-B_8", "393.72 MiB"),
       ("ViT-L_32", "1.23 GiB"),
       ("ViT-L_16", "1.22 GiB"),
       ("ViT-H_14", "2.46 GiB"),
@@ -83,6 +88,7 @@ VITS = (
       ("ViT-B_16-224", 224, "330.29 MiB", 81.78, "timm"),
       ("ViT-B_32", 384, "336.89 MiB"),
       ("ViT-B_16", 384, "331.40 MiB", 83.97, "ViT paper; timm measures 84.21"),
+      ("ViT-B_8", 384, "334.78 MiB"),
       ("ViT-L_16-224", 224, "1.13 GiB"),
       ("ViT-L_32", 384, "1.14 GiB", 81.51, "timm"),
       ("ViT-L_16", 384, "1.14 GiB", 85.15, "ViT paper"),

@@ -29,7 +29,7 @@ class Unpublished:
 
 UNPUBLISHED = (
   Unpublished(
-    r"jft|Mixer-H|BiT-L|R200x3|R152x1|R50x2",
+    r"jft|Mixer-H|BiT-L",
     "anything trained on JFT-300M or JFT-3B: every Mixer-H/14, the Mixers of "
     "86.78 and 87.94 % in tables 2 and 3, BiT-L, ViT on JFT",
     "The best Mixer there is to fine-tune is imagenet21k/Mixer-L_16.",
@@ -57,7 +57,12 @@ UNPUBLISHED = (
     "gsam/ has Mixer-S_8, -S_16, -S_32, -B_16 and -B_32.",
   ),
   Unpublished(
-    r"imagenet1k/ViT|imagenet2012/ViT",
+    r"BiT.*(R200x3|R152x1|R50x2)",
+    "BiT of these sizes, on whatever data",
+    "bit/ has R50x1, R50x3, R101x1, R101x3, R152x2 and R152x4.",
+  ),
+  Unpublished(
+    r"^imagenet(1k|2012)/ViT",
     "ViT of the ViT paper trained on ImageNet-1k alone",
     "augreg/ViT-B_16-i1k and augreg/ViT-L_16-i1k are later, better ones.",
   ),
