@@ -80,13 +80,19 @@ def default() -> ConfigDict:
   model.dropout = 0.0
   model.stoch_depth = 0.0  # rate of the last block; linear from 0 at the first
   model.stoch_depth_rescale = False  # divide by 1 - rate; the authors do not
-  model.remat = False  # recompute activations: less memory, a third more time
+  # What of each block is computed again in the backward pass, in place of being
+  # kept: "none" of it; all but its "products"; whole "blocks", which takes the
+  # least memory and up to a third more time.
+  model.remat = "none"
   model.head_bias = 0.0  # initial bias of the head, for the sigmoid loss
   # Sizes and choices of one family of models, which the others refuse. None
   # for what the named variant has (of Mixer: paper, table 1).
   model.patch = placeholder(int)  # Mixer, ViT: side of a patch in pixels
   model.hidden = placeholder(int)  # Mixer, ViT: channels of a token, C
   model.blocks = placeholder(int)  # Mixer, ViT
+  # Mixer, ViT: compile one block and loop over it. H/14 compiles as quickly as
+  # S/16 then; a step takes a copy of the blocks' parameters more.
+  model.scan = placeholder(bool)
   model.tokens_mlp = placeholder(int)  # Mixer: hidden units, D_S
   model.channels_mlp = placeholder(int)  # Mixer: hidden units, D_C
   model.mlp = placeholder(int)  # ViT: hidden units of a block's MLP

@@ -23,6 +23,8 @@ WITHOUT_EFFECT = (
   "log",
   "max_per_device",
   "max_skipped",
+  "model.remat",
+  "model.scan",
   "shard_optimizer_state",
   "sweep",
 )
@@ -196,6 +198,7 @@ _CHOICES = {
   "loss": ("softmax", "sigmoid"),
   "model.dtype": ("float32", "bfloat16"),
   "model.gelu": (None, "tanh", "exact"),
+  "model.remat": ("none", "products", "blocks"),
   "model.pool": (None, "token", "mean"),
   "optimizer.name": ("adam", "momentum"),
   "optimizer.accumulator_dtype": ("float32", "bfloat16"),

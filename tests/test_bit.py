@@ -94,7 +94,7 @@ def test_parameters_have_the_published_names_and_shapes(tiny):
   _, params, images, _ = tiny
   expected = {k: v.shape for k, v in flatten_dict(params).items()}
 
-  for fields in ({}, {"remat": True}, {"stoch_depth": 0.1, "dropout": 0.1}):
+  for fields in ({}, {"remat": "blocks"}, {"stoch_depth": 0.1, "dropout": 0.1}):
     made = cost.abstract_params(
       create("BiT", num_classes=7, **TINY, **fields), images.shape[1:3]
     )
@@ -203,7 +203,8 @@ def test_gradients_in_bfloat16_are_as_large_as_in_float32(short):
     assert ratio == pytest.approx(1, abs=0.08), name
 
 
-def test_remat_changes_neither_features_nor_gradients(short):
+@pytest.mark.parametrize("policy", ["products", "blocks"])
+def test_remat_changes_neither_features_nor_gradients(short, policy):
   model, params, images = short
 
   def loss(params, model):
@@ -211,7 +212,7 @@ def test_remat_changes_neither_features_nor_gradients(short):
 
   results = [
     jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, each)
-    for each in (model, model.clone(remat=True))
+    for each in (model, model.clone(remat=policy))
   ]
 
   jax.tree.map(

@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict
 from mixer import weights
 from mixer.models import cost, create, names
 
+SMALL_VIT = dict(mlp=32, heads=2)
 GOLDENS = "tests/goldens"
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
 
@@ -74,7 +75,12 @@ def test_logits_agree_with_the_authors_implementation(tiny):
 def test_parameters_have_the_published_names(tiny):
   _, params, images, _ = tiny
 
-  for fields in ({}, {"remat": True}, {"stoch_depth": 0.1, "dropout": 0.1}):
+  for fields in (
+    {},
+    {"remat": "blocks"},
+    {"scan": True},
+    {"stoch_depth": 0.1, "dropout": 0.1},
+  ):
     made = cost.abstract_params(
       create("Mixer", num_classes=7, **TINY, **fields), images.shape[1:3]
     )
@@ -169,20 +175,68 @@ def test_gradients_in_bfloat16_are_as_large_as_in_float32():
     assert jnp.linalg.norm(rounded[name] - gradient) < 0.03 * norm, name
 
 
-def test_remat_changes_neither_logits_nor_gradients(tiny):
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"remat": "blocks"},
+    {"remat": "products"},
+    {"scan": True},
+    {"scan": True, "remat": "blocks"},
+    {"scan": True, "remat": "products"},
+  ],
+)
+def test_neither_remat_nor_scan_changes_logits_or_gradients(tiny, fields):
   model, params, images, _ = tiny
 
   def loss(params, model):
     return (model.apply({"params": params}, images)[0] ** 2).sum()
 
   plain = jax.value_and_grad(loss)(params, model)
-  remat = jax.value_and_grad(loss)(params, model.clone(remat=True))
+  remat = jax.value_and_grad(loss)(params, model.clone(**fields))
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
     plain,
     remat,
   )
+
+
+@pytest.mark.parametrize("family", ["Mixer", "ViT"])
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_scan_drops_and_rounds_what_blocks_in_turn_do(family, dtype):
+  sizes = {"Mixer": dict(tokens_mlp=8, channels_mlp=32), "ViT": SMALL_VIT}
+  model = create(
+    family,
+    **(dict(patch=8, hidden=16, blocks=3) | sizes[family]),
+    num_classes=5,
+    stoch_depth=0.4,
+    dropout=0.2,
+    stoch_depth_rescale=True,
+    dtype=dtype,
+  )
+  images = jax.random.normal(jax.random.key(0), (4, 24, 16, 3))
+  params = model.init(jax.random.key(1), images)["params"]
+  params = jax.tree.map(
+    lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params
+  )
+  keys = jax.random.split(jax.random.key(2), 4)
+
+  def run(model):
+    return model.apply({"params": params}, images, train=True, drop_keys=keys)
+
+  (logits, out), (expected, in_turn) = run(model.clone(scan=True)), run(model)
+
+  assert out.keys() == in_turn.keys()
+  tolerance = 1e-5 if dtype is None else 0.05
+  for name in ("block00", "block02"):
+    assert out[name].dtype == in_turn[name].dtype
+  np.testing.assert_allclose(logits, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_remat_of_another_name_is_refused(tiny):
+  model, params, images, _ = tiny
+  with pytest.raises(ValueError, match="'all' is none of none, products, blo"):
+    model.clone(remat="all").apply({"params": params}, images)
 
 
 def test_stochastic_depth_drops_whole_branches_and_leaves_the_rest_as_it_is(

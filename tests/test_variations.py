@@ -54,7 +54,7 @@ def blocks_on_the_diagonal(name, array):
 
 @pytest.mark.parametrize(
   "fields",
-  [{}, {"group": 1}, {"pyramid": (1, 1)}, {"remat": True}],
+  [{}, {"group": 1}, {"pyramid": (1, 1)}, {"remat": "blocks"}, {"scan": True}],
   ids=str,
 )
 def test_without_a_variation_it_is_a_mixer(plain, fields):
@@ -217,6 +217,7 @@ def test_all_variations_go_together_train_and_drop_by_example(plain):
     (dict(group=0), (1, 32, 32, 3), ("group=0",)),
     (dict(pyramid=(2,)), (1, 32, 32, 3), ("(2,)", "2 blocks")),
     (dict(pyramid=(3, 1)), (1, 32, 32, 3), ("(3, 1)", "4 x 4 tokens")),
+    (dict(pyramid=(2, 1), scan=True), (1, 32, 32, 3), ("scan=False",)),
     (dict(pyramid=(2, 1)), (1, 32, 64, 3), ("4 x 8 tokens", "square")),
   ],
   ids=str,

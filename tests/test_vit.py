@@ -61,7 +61,12 @@ def test_parameters_have_the_published_names_and_shapes(tiny):
   _, params, images, _ = tiny
   expected = {k: v.shape for k, v in flatten_dict(params).items()}
 
-  for fields in ({}, {"remat": True}, {"stoch_depth": 0.1, "dropout": 0.1}):
+  for fields in (
+    {},
+    {"remat": "blocks"},
+    {"scan": True},
+    {"stoch_depth": 0.1, "dropout": 0.1},
+  ):
     made = cost.abstract_params(
       create("ViT", num_classes=7, **TINY, **fields), images.shape[1:3]
     )

@@ -17,7 +17,13 @@ from flax import linen as nn
 
 from mixer.models.inputs import check_images, keys_if_dropping
 from mixer.models.layers import classifier
-from mixer.models.residual import Residual, cast_products, draw_kept
+from mixer.models.residual import (
+  Residual,
+  cast_products,
+  draw_kept,
+  keep_rates,
+  rematerialise,
+)
 
 COLUMNS = ("width", "units")
 VARIANTS = {
@@ -121,28 +127,28 @@ class ResidualUnit(Residual, kw_only=True):
 class Stage(nn.Module):
   """Units of one resolution; the first of them comes down to it.
 
-  drop_paths: rate of each unit's branch.
+  keep_paths: rate at which each unit's branch stays.
   first: index of the first unit in the whole network.
   """
 
   channels: int
   stride: int
-  drop_paths: Sequence[float]
+  keep_paths: Sequence[float]
   first: int = 0
   rescale: bool = False
-  remat: bool = False
+  remat: str = "none"
   dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     """Maps n h w c to n h w c; `keys` [n] turns dropping on."""
-    unit = nn.remat(ResidualUnit) if self.remat else ResidualUnit
-    for i, drop_path in enumerate(self.drop_paths):
+    unit = rematerialise(ResidualUnit, self.remat)
+    for i, keep_path in enumerate(self.keep_paths):
       x = unit(
         channels=self.channels,
         stride=self.stride if i == 0 else 1,
         index=self.first + i,
-        drop_path=drop_path,
+        keep_path=keep_path,
         rescale=self.rescale,
         dtype=self.dtype,
         name=f"unit{i + 1:02d}",
@@ -184,7 +190,8 @@ class BitResNet(nn.Module):
     unit i of L has i / (L - 1) of it, as a Mixer's blocks have.
   stoch_depth_rescale: divides the branches that stay by 1 - rate.
   dropout: rate on what enters the head.
-  remat: recomputes the units' activations in the backward pass.
+  remat: what of a unit is not kept for the backward pass, but computed again
+    (`residual.REMAT`).
   head_bias: initial value of the head's bias (its kernel starts at 0).
   """
 
@@ -196,7 +203,7 @@ class BitResNet(nn.Module):
   stoch_depth: float = 0.0
   stoch_depth_rescale: bool = False
   dropout: float = 0.0
-  remat: bool = False
+  remat: str = "none"
   head_bias: float = 0.0
 
   @nn.compact
@@ -239,13 +246,13 @@ class BitResNet(nn.Module):
     x = RootBlock(channels, self.dtype, name="root_block")(images)
     out["stem"] = x  # n h w c
     depth = sum(self.units)
-    rates = [self.stoch_depth * i / max(depth - 1, 1) for i in range(depth)]
+    rates = keep_rates(self.stoch_depth, depth)
     first = 0
     for i, units in enumerate(self.units):
       x = out[f"block{i + 1}"] = Stage(
         channels * 2**i,
         stride=1 if i == 0 else 2,
-        drop_paths=tuple(rates[first : first + units]),
+        keep_paths=tuple(rates[first : first + units]),
         first=first,
         rescale=self.stoch_depth_rescale,
         remat=self.remat,
@@ -259,7 +266,7 @@ class BitResNet(nn.Module):
     if self.num_classes:
       if keys is not None and self.dropout:
         # The first site after those of the units, see Residual.
-        kept = draw_kept(keys, 6 * depth, self.dropout, x.shape[1:])
+        kept = draw_kept(keys, 6 * depth, 1 - self.dropout, x.shape[1:])
         x = x * (kept / (1 - self.dropout))
       x = out["logits"] = classifier(self.num_classes, self.head_bias)(x)
     return x, out

@@ -16,7 +16,12 @@ from mixer.models.inputs import (
   keys_if_dropping,
 )
 from mixer.models.layers import classifier, patch_embedding
-from mixer.models.residual import Residual, cast_products
+from mixer.models.residual import (
+  Residual,
+  cast_products,
+  rematerialise,
+  run_blocks,
+)
 
 # Table 1 of the paper. Parameters and multiply-accumulates, pinned by tests,
 # follow from these numbers alone.
@@ -132,7 +137,10 @@ class MlpMixer(nn.Module):
     example; block i of L has i / (L - 1) of it (appendix B).
   stoch_depth_rescale: divides the branches that stay by 1 - rate; the authors'
     code does not.
-  remat: recomputes the blocks' activations in the backward pass.
+  remat: what of a block is not kept for the backward pass, but computed again
+    (`residual.REMAT`).
+  scan: compiles one block and loops over it: as quick to compile as a single
+    block, at the cost of a copy of the blocks' parameters in each step.
   head_bias: initial value of the head's bias (its kernel starts at 0).
   """
 
@@ -148,7 +156,8 @@ class MlpMixer(nn.Module):
   dropout: float = 0.0
   stoch_depth: float = 0.0
   stoch_depth_rescale: bool = False
-  remat: bool = False
+  remat: str = "none"
+  scan: bool = False
   head_bias: float = 0.0
 
   @nn.compact
@@ -186,8 +195,10 @@ class MlpMixer(nn.Module):
     x = embed(images)  # n h w c
     x = out["stem"] = x.reshape(x.shape[0], -1, x.shape[-1])  # n s c
 
-    for i in range(self.blocks):
-      x = out[f"block{i:02d}"] = self._block(i)(x, drop_keys)  # n s c
+    x, left = run_blocks(
+      self, x, drop_keys, name=self._block_kind().__name__, make=self._block
+    )  # n s c
+    out |= left
 
     x = nn.LayerNorm(dtype=jnp.float32, name="pre_head_layer_norm")(x)
     x = out["pre_logits"] = jnp.mean(x, axis=1)  # n c
@@ -195,21 +206,19 @@ class MlpMixer(nn.Module):
       x = out["logits"] = classifier(self.num_classes, self.head_bias)(x)
     return x, out
 
-  def _block(self, index, kind=MixerBlock, **fields):
-    """Makes a block of a kind, with its fields beside those that all have."""
-    # Without a name nn.remat would call the block CheckpointMixerBlock_i.
-    name = f"{kind.__name__}_{index}"
-    kind = nn.remat(kind) if self.remat else kind
+  def _block_kind(self):
+    return MixerBlock
+
+  def _block(self, **fields):
+    """Makes a block; `fields` beside those that all have."""
+    kind = rematerialise(self._block_kind(), self.remat, looped=self.scan)
     return kind(
       tokens_mlp=self.tokens_mlp,
       channels_mlp=self.channels_mlp,
-      index=index,
-      drop_path=self.stoch_depth * index / max(self.blocks - 1, 1),
       rescale=self.stoch_depth_rescale,
       dropout=self.dropout,
       dtype=self.dtype,
       gelu=self.gelu,
-      name=name,
       **fields,
     )
 

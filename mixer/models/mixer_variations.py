@@ -125,14 +125,17 @@ class MixerVariation(MlpMixer):
   views: bool = False
   pyramid: Sequence[int] = ()
 
-  def _block(self, index):
+  def _block_kind(self):
+    return VariedBlock
+
+  def _block(self, *, index, **fields):
     return super()._block(
-      index,
-      VariedBlock,
       untied=self.untied,
       group=self.group,
       views=self.views,
       divide=self.pyramid[index] if self.pyramid else 1,
+      index=index,
+      **fields,
     )
 
   def _tokens_made_for(self, params):
@@ -147,6 +150,11 @@ class MixerVariation(MlpMixer):
     super()._check(images)
     if not self.pyramid:
       return
+    if self.scan:
+      raise ValueError(
+        "scan=True loops over blocks that are alike, which a pyramid's are "
+        "not: take scan=False."
+      )
     if len(self.pyramid) != self.blocks or min(self.pyramid) < 1:
       raise ValueError(
         f"pyramid={tuple(self.pyramid)} needs one whole number for each of the "

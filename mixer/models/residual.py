@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks with skip connections: their precision, and how branches are dropped.
+"""Blocks with skip connections: their precision, how branches are dropped, what
+is kept for the backward pass, and how many blocks are compiled as one.
 
 Letters in shape comments: n examples, s tokens, c channels.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +23,45 @@ def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
   return inputs, kernel, bias
 
 
-def draw_kept(keys: jax.Array, site: int, drop: float, shape: tuple[int, ...]):
+def keep_products(primitive, *_, **__) -> bool:
+  """Keeps what products and convolutions leave; the rest is computed again."""
+  return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+# What of a block is kept for the backward pass, by name; the rest is computed
+# again there.
+REMAT = {
+  "none": None,  # everything is kept that the compiler does not drop itself
+  "products": keep_products,
+  "blocks": jax.checkpoint_policies.nothing_saveable,  # what goes in alone
+}
+
+
+def rematerialise(
+  kind: type[nn.Module], policy: str, *, looped: bool = False
+) -> type[nn.Module]:
+  """A block's class that keeps what a policy says; it needs a name when made.
+
+  Args:
+    kind: the block's class.
+    policy: of `REMAT`.
+    looped: whether the block is the body of a loop, whose two passes the
+      compiler cannot merge anyway.
+  """
+  if policy not in REMAT:
+    raise ValueError(f"remat={policy!r} is none of {', '.join(REMAT)}.")
+  if policy == "none":
+    return kind
+  return nn.remat(kind, policy=REMAT[policy], prevent_cse=not looped)
+
+
+def draw_kept(keys: jax.Array, site: int, keep: float, shape: tuple[int, ...]):
   """Draws which entries stay, from one key an example.
 
   Args:
     keys: [n] PRNG keys.
     site: which of the model's draws this is.
-    drop: probability with which an entry goes.
+    keep: probability with which an entry stays.
     shape: of one example's mask.
 
   Returns:
@@ -34,7 +69,7 @@ def draw_kept(keys: jax.Array, site: int, drop: float, shape: tuple[int, ...]):
   """
 
   def draw(key):
-    return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - drop, shape)
+    return jax.random.bernoulli(jax.random.fold_in(key, site), keep, shape)
 
   return jax.vmap(draw)(keys)
 
@@ -43,10 +78,12 @@ class Residual(nn.Module):
   """A block of branches, each added to what it was computed from, or dropped.
 
   index: of the block, by which its draws differ from those of the others.
+  keep_path: probability with which a branch stays. It and `index` are arrays in
+    a loop over blocks.
   """
 
-  index: int = 0
-  drop_path: float = 0.0
+  index: int | jax.Array = 0
+  keep_path: float | jax.Array = 1.0
   rescale: bool = False
   dropout: float = 0.0
   dtype: jnp.dtype | None = None
@@ -56,7 +93,7 @@ class Residual(nn.Module):
     """Factors 0 or 1 / (1 - rate) for [n, *shape], None when all stay."""
     if keys is None or not self.dropout:
       return None
-    kept = draw_kept(keys, 6 * self.index + site, self.dropout, shape)
+    kept = draw_kept(keys, 6 * self.index + site, 1 - self.dropout, shape)
     return kept / (1 - self.dropout)
 
   def _add(self, x, branch, keys, site):
@@ -69,10 +106,65 @@ class Residual(nn.Module):
     scale = self._dropout(keys, site, branch.shape[1:])
     if scale is not None:
       branch = branch * scale
-    if keys is None or not self.drop_path:
+    never = not isinstance(self.keep_path, jax.Array) and self.keep_path == 1
+    if keys is None or never:
       return branch
     ones = (1,) * (branch.ndim - 1)
-    kept = draw_kept(keys, 6 * self.index + site + 1, self.drop_path, ones)
+    kept = draw_kept(keys, 6 * self.index + site + 1, self.keep_path, ones)
     # The authors' code leaves the branches that stay as they are.
-    scale = 1 / (1 - self.drop_path) if self.rescale else 1.0
+    scale = 1 / self.keep_path if self.rescale else 1.0
     return branch * (kept * scale)
+
+
+def keep_rates(stoch_depth: float, blocks: int) -> list[float]:
+  """Stochastic depth: block i of L is dropped at i / (L - 1) of the rate."""
+  return [1 - stoch_depth * i / max(blocks - 1, 1) for i in range(blocks)]
+
+
+def run_blocks(
+  model: nn.Module,
+  x: jax.Array,
+  keys: jax.Array | None,
+  *,
+  name: str,
+  make: Callable[..., Residual],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Runs a model's blocks in turn, as often as it has of them.
+
+  With `model.scan` one block is compiled, and looped over the parameters of all
+  of them, which are put side by side for that. Their names stay the same.
+
+  Args:
+    model: has the blocks' parameters, and the fields blocks, stoch_depth, dtype
+      and scan.
+    x: n s c.
+    keys: [n] PRNG keys, or None.
+    name: of a block without its number.
+    make: makes a block of index=, keep_path=, and flax's name= or parent=.
+
+  Returns:
+    What the last block leaves, and what each does, as "block00" and so on.
+  """
+  every = range(model.blocks)
+  rates = keep_rates(model.stoch_depth, model.blocks)
+  if not model.scan or model.is_initializing():
+    out = {}
+    for i in every:
+      block = make(index=i, keep_path=rates[i], name=f"{name}_{i}")
+      x = out[f"block{i:02d}"] = block(x, keys)
+    return x, out
+
+  params = [model.variables["params"][f"{name}_{i}"] for i in every]
+  rates = jnp.array(rates) if model.stoch_depth else None
+
+  def step(x, each):
+    index, rate, params = each
+    rate = 1.0 if rate is None else rate
+    block = make(index=index, keep_path=rate, parent=None)
+    x = block.apply({"params": params}, x, keys)
+    return x, x
+
+  x = x.astype(model.dtype or jnp.float32)  # as every block leaves it
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+  x, left = jax.lax.scan(step, x, (jnp.arange(model.blocks), rates, stacked))
+  return x, {f"block{i:02d}": left[i] for i in every}

@@ -7,6 +7,8 @@ columns of patches, s tokens (h * w, and the class token), c channels, k heads,
 d channels of a head.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -18,7 +20,13 @@ from mixer.models.inputs import (
   keys_if_dropping,
 )
 from mixer.models.layers import classifier, patch_embedding
-from mixer.models.residual import Residual, cast_products, draw_kept
+from mixer.models.residual import (
+  Residual,
+  cast_products,
+  draw_kept,
+  rematerialise,
+  run_blocks,
+)
 
 # Table 1 of the ViT paper.
 COLUMNS = ("patch", "hidden", "blocks", "mlp", "heads")
@@ -134,7 +142,8 @@ class Encoder(nn.Module):
   dropout: float
   stoch_depth: float
   stoch_depth_rescale: bool
-  remat: bool
+  remat: str
+  scan: bool
 
   @nn.compact
   def __call__(
@@ -143,23 +152,19 @@ class Encoder(nn.Module):
     """Maps n s c to float32 n s c, and what each block leaves."""
     x = AddPositions(name="posembed_input")(x)
     if keys is not None and self.dropout:
-      kept = draw_kept(keys, 6 * self.blocks, self.dropout, x.shape[1:])
+      kept = draw_kept(keys, 6 * self.blocks, 1 - self.dropout, x.shape[1:])
       x = x * (kept / (1 - self.dropout))
 
-    out = {}
-    block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
-    for i in range(self.blocks):
-      x = out[f"block{i:02d}"] = block(
-        mlp=self.mlp,
-        heads=self.heads,
-        index=i,
-        drop_path=self.stoch_depth * i / max(self.blocks - 1, 1),
-        rescale=self.stoch_depth_rescale,
-        dropout=self.dropout,
-        dtype=self.dtype,
-        gelu=self.gelu,
-        name=f"encoderblock_{i}",
-      )(x, keys)  # n s c
+    block = functools.partial(
+      rematerialise(EncoderBlock, self.remat, looped=self.scan),
+      mlp=self.mlp,
+      heads=self.heads,
+      rescale=self.stoch_depth_rescale,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      gelu=self.gelu,
+    )
+    x, out = run_blocks(self, x, keys, name="encoderblock", make=block)  # n s c
     return nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")(x), out
 
 
@@ -186,7 +191,9 @@ class VisionTransformer(nn.Module):
   stoch_depth: rate at which the last block's two branches are dropped for an
     example; block i of L has i / (L - 1) of it.
   stoch_depth_rescale: divides the branches that stay by 1 - rate.
-  remat: recomputes the blocks' activations in the backward pass.
+  remat: what of a block is not kept for the backward pass, but computed again
+    (`residual.REMAT`).
+  scan: compiles one block and loops over it, as `MlpMixer.scan`.
   head_bias: initial value of the head's bias (its kernel starts at 0).
   """
 
@@ -204,7 +211,8 @@ class VisionTransformer(nn.Module):
   dropout: float = 0.0
   stoch_depth: float = 0.0
   stoch_depth_rescale: bool = False
-  remat: bool = False
+  remat: str = "none"
+  scan: bool = False
   head_bias: float = 0.0
 
   @nn.compact
@@ -256,6 +264,7 @@ class VisionTransformer(nn.Module):
       self.stoch_depth,
       self.stoch_depth_rescale,
       self.remat,
+      self.scan,
       name="Transformer",
     )(x, drop_keys)  # n s c
 

@@ -182,7 +182,7 @@ def _suggest(
 ) -> Iterator[tuple[str, Suggestion]]:
   share = report.plan.config.batch // report.topology.devices
 
-  def peak_of(images: int, parts: int, remat: bool) -> int:
+  def peak_of(images: int, parts: int, remat: str) -> int:
     changed = change(
       config,
       batch=images * target.devices,
@@ -193,8 +193,8 @@ def _suggest(
     program = compile_training(plan_for(changed, target.devices), devices)
     return program.peak + report.waiting
 
-  for remat in dict.fromkeys((bool(config.model.remat), True)):
-    name = "config.model.remat=True" if remat != config.model.remat else ""
+  for remat in dict.fromkeys((config.model.remat, "blocks")):
+    name = "config.model.remat=blocks" if remat != config.model.remat else ""
     yield (
       name,
       suggest(

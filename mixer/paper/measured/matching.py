@@ -31,7 +31,6 @@ _FREE = (
   "init",
   "model.dtype",
   "model.gelu",
-  "model.remat",
   "seed",
 )
 _EVALUATOR = "type", "name", "split", "image", "label", "ops"
