@@ -27,5 +27,6 @@ def best_product(
   for size in sizes:
     product = implementation.product(size, dtype)
     timings = time_calls(product, repeats, seconds, implementation.wait)
-    rows.append({"size": size, "flops_per_second": 2 * size**3 / min(timings)})
+    speed = float(f"{2 * size**3 / min(timings):.5g}")
+    rows.append({"size": size, "flops_per_second": speed})
   return max(rows, key=lambda row: row["flops_per_second"])
