@@ -20,12 +20,13 @@ from benchmarks.throughput.cells import (
   DTYPES,
   PASSES,
   Part,
+  check_words,
   choose,
+  whole_numbers,
 )
 from benchmarks.throughput.children import describe_device, measure
 from benchmarks.throughput.results import Results
 from benchmarks.throughput.tables import page
-from mixer.errors import UserError
 from mixer.front_door import answer
 
 # A CPU is as busy with a few images as with many, and bfloat16 is no gain.
@@ -71,12 +72,12 @@ def fill(
     **how: of `children.measure`.
   """
   chosen = choose(models.split(","))
-  _check("passes", passes.split(","), PASSES)
+  check_words("passes", passes.split(","), PASSES)
   device = describe_device()
   default_batches, default_dtypes = DEFAULTS.get(device["platform"], OTHERS)
   dtypes = (dtype or default_dtypes).split(",")
-  _check("dtype", dtypes, DTYPES)
-  sizes = _whole_numbers(batches or default_batches)
+  check_words("dtype", dtypes, DTYPES)
+  sizes = whole_numbers("batches", batches or default_batches)
   command = shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])
   known = Results(results, device, command)
   for each in passes.split(","):
@@ -99,24 +100,6 @@ def _fill(known: Results, part: Part, **how: float):
       f"{part.label}, {found['batch']}: {said}", file=sys.stderr, flush=True
     )
     known.add(part, found)
-
-
-def _check(flag: str, given: list[str], known: tuple[str, ...]):
-  for word in given:
-    if word not in known:
-      raise UserError(f"--{flag}: {word!r} is none of {', '.join(known)}.")
-
-
-def _whole_numbers(text: str) -> list[int]:
-  try:
-    sizes = sorted({int(x) for x in text.split(",")})
-  except ValueError:
-    sizes = [0]
-  if sizes[0] < 1:
-    raise UserError(
-      f"--batches={text}: these are whole numbers, such as 1,4,16."
-    )
-  return sizes
 
 
 if __name__ == "__main__":

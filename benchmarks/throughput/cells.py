@@ -53,21 +53,30 @@ def paper_speeds() -> dict[Model, int]:
   }
 
 
-def choose(patterns: Iterable[str]) -> list[Model]:
-  """The models of the tables that patterns such as "Mixer-*" are of.
-
-  All of them at 224 px, and those that the paper has at another size.
-
-  Raises:
-    UserError: a pattern is of none.
-  """
+def every_model() -> list[Model]:
+  """All of the tables at 224 px, and those that the paper has at another."""
   names = models.names()
-  every = [(name, IMAGE_SIZE) for name in names]
-  every += sorted(
+  other_sizes = sorted(
     (name, size)
     for name, size in paper_speeds()
     if name in names and size != IMAGE_SIZE
   )
+  return [(name, IMAGE_SIZE) for name in names] + other_sizes
+
+
+def choose(
+  patterns: Iterable[str], every: Iterable[Model] | None = None
+) -> list[Model]:
+  """The models that patterns such as "Mixer-*" are of.
+
+  Args:
+    patterns: with * for any part of a name.
+    every: what there is to choose from; None for `every_model`.
+
+  Raises:
+    UserError: a pattern is of none.
+  """
+  every = every_model() if every is None else every
   labels = {label(*each): each for each in every}
   chosen = set()
   for pattern in patterns:
@@ -91,3 +100,27 @@ def fields(model: str, image_size: int) -> dict[str, int]:
     return {}
   factor = image_size // IMAGE_SIZE
   return {"tokens_mlp": factor**2 * sizes["tokens_mlp"]}
+
+
+def check_words(flag: str, given: Iterable[str], known: Iterable[str]):
+  """Raises UserError if a flag was given what is not known."""
+  for word in given:
+    if word not in known:
+      raise UserError(f"--{flag}: {word!r} is none of {', '.join(known)}.")
+
+
+def whole_numbers(flag: str, text: str) -> list[int]:
+  """Reads numbers above 0 that commas separate; returns them in order.
+
+  Raises:
+    UserError: there are others.
+  """
+  try:
+    numbers = sorted({int(x) for x in text.split(",")})
+  except ValueError:
+    numbers = [0]
+  if numbers[0] < 1:
+    raise UserError(
+      f"--{flag}={text}: these are whole numbers, such as 1,4,16."
+    )
+  return numbers

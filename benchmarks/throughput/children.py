@@ -17,7 +17,7 @@ MODULE = "benchmarks.throughput.measure"
 
 def describe_device() -> dict:
   """Asks a process, so that this one leaves the device to others."""
-  [described] = _lines([], limit=600)
+  [described] = lines(MODULE, [], limit=600)
   return described
 
 
@@ -45,28 +45,33 @@ def measure(
     f"--seconds={seconds}",
   ]
   left = list(part.batches)
-  lines = _lines(flags, limit)
+  rows = lines(MODULE, flags, limit)
   try:
-    next(lines)  # the device
-    for row in lines:
+    next(rows)  # the device
+    for row in rows:
       left.remove(row["batch"])
       yield row
-  except _EndedError as error:
+  except EndedError as error:
     yield {"batch": left[0], "images_per_second": None, "why": str(error)}
 
 
-class _EndedError(Exception):
+class EndedError(Exception):
   """A process came to a bad end, which says something of the model."""
 
 
-def _lines(flags: list[str], limit: float) -> Iterator[dict]:
+def lines(module: str, flags: list[str], limit: float) -> Iterator[dict]:
   """Yields what a process prints, line by line.
 
+  Args:
+    module: that the process runs, and which prints JSON.
+    flags: of it.
+    limit: seconds, after which it is ended.
+
   Raises:
-    _EndedError: it was killed: by the limit, or by the system.
+    EndedError: it was killed: by the limit, or by the system.
     UserError: it failed, with the end of what it said.
   """
-  command = [sys.executable, "-m", MODULE, *flags]
+  command = [sys.executable, "-m", module, *flags]
   with tempfile.TemporaryFile("w+") as errors:
     process = subprocess.Popen(
       command, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -88,9 +93,9 @@ def _lines(flags: list[str], limit: float) -> Iterator[dict]:
       process.kill()
       process.wait()
     if out_of_time.is_set():
-      raise _EndedError(f"took more than {limit:g} s")
+      raise EndedError(f"took more than {limit:g} s")
     if code == -signal.SIGKILL:
-      raise _EndedError("killed by the system, for want of memory it seems")
+      raise EndedError("killed by the system, for want of memory it seems")
     if code:
       errors.seek(0)
       said = "\n".join(errors.read().strip().splitlines()[-20:])

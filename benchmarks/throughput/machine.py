@@ -30,8 +30,12 @@ def _name(device: jax.Device) -> str:
   if device.platform != "cpu":
     return device.device_kind
   found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo") or "")
-  cores = len(os.sched_getaffinity(0))
-  return f"{found[1] if found else platform.machine()}, {cores} cores"
+  return f"{found[1] if found else platform.machine()}, {cores()} cores"
+
+
+def cores() -> int:
+  """Those that this process may run on."""
+  return len(os.sched_getaffinity(0))
 
 
 def free_memory() -> int | None:

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's authors' model, from a checkout of their code.
+
+google-research/vision_transformer, vit_jax/models_mixer.py. That file alone is
+loaded, because the package around it imports TensorFlow and more. There is a
+training loop beside it, for fine-tuning with momentum and a softmax; what is
+timed here is their model under the plainest step that optax makes: the loss,
+clipping, Adam and decay that the others have, under jit.
+
+Their module knows no dtype. Parameters and images are cast to bfloat16 where it
+is asked for, as a user without a change to their code would: all of the network
+then computes in it, and the parameters that are updated stay float32.
+"""
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from benchmarks.step.implementation import AbsentError, OnJax
+from benchmarks.throughput.cells import TRAINING
+from benchmarks.throughput.programs import (
+  CLASSES,
+  CLIP_NORM,
+  LEARNING_RATE,
+  WEIGHT_DECAY,
+  Program,
+  check_memory,
+  compile_for,
+  draw_batch,
+  draw_params,
+  infer_with,
+)
+from mixer import models
+from mixer.training.losses import sigmoid_cross_entropy, soft_labels
+from mixer.training.mixing import normalise
+
+FILE = Path("vit_jax", "models_mixer.py")
+
+
+class Authors(OnJax):
+  """Their Mixer, with optax."""
+
+  packages = (*OnJax.packages, "einops")
+  errors = (Exception,)
+
+  def __init__(self, checkout: Path | None):
+    super().__init__()
+    if checkout is None:
+      raise AbsentError("give a checkout of their code by --authors=PATH")
+    self._module = load(checkout / FILE)
+
+  def make(self, cell):
+    model = self._create(cell.model)
+    shape = cell.image_shape
+    params = jax.eval_shape(
+      lambda key: model.init(key, jnp.zeros((1, *shape[1:])), train=False),
+      jax.random.key(0),
+    )["params"]
+    dtype = jnp.dtype(cell.dtype)
+
+    def apply(params, images):
+      params, images = jax.tree.map(lambda x: x.astype(dtype), (params, images))
+      logits = model.apply({"params": params}, images, train=False)
+      return logits.astype(jnp.float32)
+
+    if cell.passes == TRAINING:
+      return _train(apply, params, shape)
+    return infer_with(apply, params, shape)
+
+  def _create(self, name: str) -> nn.Module:
+    sizes = models.sizes(name)
+    return self._module.MlpMixer(
+      patches=types.SimpleNamespace(size=(sizes["patch"], sizes["patch"])),
+      num_classes=CLASSES,
+      num_blocks=sizes["blocks"],
+      hidden_dim=sizes["hidden"],
+      tokens_mlp_dim=sizes["tokens_mlp"],
+      channels_mlp_dim=sizes["channels_mlp"],
+    )
+
+
+def load(file: Path) -> types.ModuleType:
+  """Imports a file by its path.
+
+  Raises:
+    AbsentError: there is none.
+  """
+  if not file.is_file():
+    raise AbsentError(f"there is no {file}")
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # where flax looks for its annotations
+  spec.loader.exec_module(module)
+  return module
+
+
+def _train(apply, params: dict, shape: tuple[int, ...]) -> Program:
+  """Makes an update; see `Authors.make` for `apply`."""
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(CLIP_NORM),
+    optax.adamw(
+      LEARNING_RATE,
+      weight_decay=WEIGHT_DECAY / LEARNING_RATE,
+      mask=jax.tree.map_with_path(lambda k, _: k[-1].key == "kernel", params),
+    ),
+  )
+
+  def update(state, batch):
+    params, opt_state = state
+
+    def mean_loss(params):
+      logits = apply(params, normalise(batch["image"]))
+      labels = soft_labels(batch["label"], CLASSES)
+      return sigmoid_cross_entropy(logits, labels).mean()
+
+    loss, gradients = jax.value_and_grad(mean_loss)(params)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), loss
+
+  def create(params):
+    return params, optimizer.init(params)
+
+  compiled, seconds = compile_for(
+    jax.jit(update, donate_argnums=0),
+    jax.eval_shape(create, params),
+    draw_batch(shape),
+  )
+  needs = check_memory(compiled, params)
+  state = jax.jit(create)(draw_params(params))
+  batch = jax.device_put(draw_batch(shape))
+
+  def call():
+    nonlocal state
+    state, loss = compiled(state, batch)
+    return loss
+
+  if not jnp.isfinite(call()):
+    raise ValueError("The loss of random weights is not finite.")
+  return Program(call, needs, seconds)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""results/step/DEVICE.json: what was measured side by side on a device.
+
+"rows" of a device's file (see `benchmarks.throughput.device_file`), whose
+"versions" are the peers', too. A row has "model", "passes", "dtype", "batch",
+"implementation", "images_per_second" (of the median timing), "spread" (highest
+less lowest timing, as a part of the median), "flops_per_second" (of the model's
+products by arithmetic), "peak_bytes", "compile_seconds", "matmul"
+("flops_per_second", "size" and "by" of the yardstick measured in the same run),
+"date", "git_commit"; or images_per_second null and the reason in "why", which
+then holds for larger batches, too.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.step.cell import Cell
+from benchmarks.throughput.device_file import DeviceFile
+
+ROWS = "rows"
+
+
+class Results:
+  """What is known of a device; see `DeviceFile`, also for the errors.
+
+  The rows of a cell are of one run, or they would not be side by side: they are
+  written together, and together replaced.
+  """
+
+  def __init__(self, folder: Path, device: dict, command: str):
+    """Opens the device's file in the folder of results, or begins one."""
+    self._file = DeviceFile(folder / "step", device, command, [ROWS])
+    self.file = self._file.path
+
+  @property
+  def rows(self) -> list[dict]:
+    return self._file.lists[ROWS]
+
+  def missing(self, cell: Cell, implementations: Iterable[str]) -> list[str]:
+    """Those that nothing is known of."""
+    known = {row["implementation"] for row in self._of(cell)}
+    return [
+      each for each in self.fitting(cell, implementations) if each not in known
+    ]
+
+  def fitting(self, cell: Cell, implementations: Iterable[str]) -> list[str]:
+    """Those that did not fail at a smaller batch."""
+    too_large = {
+      row["implementation"]
+      for row in self.rows
+      if row["images_per_second"] is None
+      and row["batch"] < cell.batch
+      and _cell(row) == dataclasses.replace(cell, batch=row["batch"])
+    }
+    return [each for each in implementations if each not in too_large]
+
+  def measured(self, cell: Cell) -> list[str]:
+    """The implementations that a cell has rows of."""
+    return [row["implementation"] for row in self._of(cell)]
+
+  def replace(self, cell: Cell, rows: Iterable[dict]):
+    """Puts rows in the place of the cell's own, and writes the file."""
+    old = self._of(cell)
+    self._file.lists[ROWS] = [row for row in self.rows if row not in old]
+    self._file.add(ROWS, [dataclasses.asdict(cell) | row for row in rows])
+
+  def _of(self, cell: Cell) -> list[dict]:
+    return [row for row in self.rows if _cell(row) == cell]
+
+
+def _cell(row: dict) -> Cell:
+  return Cell(row["model"], row["passes"], row["dtype"], row["batch"])

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""results/SUBJECT/DEVICE.json: rows that were measured on a device.
+
+A header, {"device", "platform", "versions", "command", "date", "git_commit"},
+of the last run that added to it; then lists of rows, each with a date and a
+commit of its own.
+"""
+
+import datetime
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.throughput.machine import file_name, git_commit
+from mixer.errors import UserError
+from mixer.whole_file import whole_file
+
+
+class DeviceFile:
+  """The file of a device; every change is written at once.
+
+  path: where it is.
+  lists: key -> rows.
+  """
+
+  def __init__(
+    self, folder: Path, device: dict, command: str, keys: Iterable[str]
+  ):
+    """Opens the file, or begins one.
+
+    Args:
+      folder: of the subject's results.
+      device: from `machine.describe`.
+      command: that this process was started with.
+      keys: of the lists of rows.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    self.path = folder / f"{file_name(device['device'])}.json"
+    self._header = device | {"command": command}
+    self.lists = {key: [] for key in keys}
+    if not self.path.exists():
+      return
+    try:
+      content = json.loads(self.path.read_text())
+      self.lists = {key: content[key] for key in self.lists}
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f"{self.path} is damaged ({type(error).__name__}: {error}): move it "
+        "away to measure anew."
+      ) from error
+
+  def add(self, key: str, rows: Iterable[dict]):
+    """Adds rows to a list, with date and commit, and writes the file."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stamp = {"date": now, "git_commit": git_commit()}
+    self.lists[key] += [row | stamp for row in rows]
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(self.path) as aside:
+      aside.write_text(self._text(self._header | stamp))
+
+  def _text(self, header: dict) -> str:
+    """JSON with a line for each row."""
+    parts = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in header.items()]
+    for key, rows in self.lists.items():
+      lines = ",".join(f"\n  {json.dumps(row)}" for row in rows)
+      parts.append(f' "{key}": [{lines}]')
+    return "{\n" + ",\n".join(parts) + "\n}\n"

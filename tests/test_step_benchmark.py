@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The peers' parts need torch and timm, or $VISION_TRANSFORMER, a checkout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.step import __main__ as step
+from benchmarks.step import measure, processes, table
+from benchmarks.step.cell import Cell
+from benchmarks.step.processes import Processes
+from benchmarks.step.results import Results
+from benchmarks.throughput.children import EndedError
+from mixer.errors import UserError
+
+DEVICE = {
+  "device": "Abacus (R) 9, 2 cores",
+  "platform": "cpu",
+  "versions": {"jax": "0"},
+}
+HOW = {"rounds": 1, "repeats": 2, "seconds": 0.01, "limit": 300.0}
+CELL = Cell("Mixer-S/32", "training", "float32", 2)
+AUTHORS = os.environ.get("VISION_TRANSFORMER")
+
+
+def given(results, **flags):
+  return (
+    dict(
+      models="Mixer-S/32",
+      batches="2",
+      dtype=None,
+      passes="inference",
+      implementations="ours",
+      authors=None,
+      products="64,128",
+      results=results,
+      again=False,
+    )
+    | HOW
+    | flags
+  )
+
+
+def row(by, speed, cell=CELL, peak=2e12):
+  matmul = {"flops_per_second": peak, "size": 64, "by": "ours"}
+  always = {"implementation": by, "images_per_second": speed, "matmul": matmul}
+  if speed is None:
+    return always | {"why": "does not fit"}
+  return always | {
+    "spread": 0.1,
+    "flops_per_second": speed * cell.flops_per_image,
+    "peak_bytes": 3 * 2**29,
+    "compile_seconds": 4.21,
+  }
+
+
+class Scripted:
+  """Stands for processes: says what is to be said, and keeps the order."""
+
+  def __init__(self, said):
+    self.said = said
+    self.asked = []
+
+  def __call__(self, module, flags, limit):
+    flags = dict(flag.removeprefix("--").split("=") for flag in flags)
+    name = flags["implementation"]
+    self.asked.append(name)
+    found = self.said[name]
+    if isinstance(found, Exception):
+      raise found
+    yield {"versions": {}}
+    yield found
+
+
+def test_a_model_is_measured_once_beside_what_is_absent(tmp_path, capsys):
+  flags = given(tmp_path, implementations="ours,authors")
+  text = step.fill(**flags)
+  said = capsys.readouterr().err
+  [file] = (tmp_path / "step").iterdir()
+  written = file.read_text()
+  again = step.fill(**flags)
+
+  assert file.read_text() == written
+  assert again == text
+  assert said.count("\n") == 3
+  assert "authors is left out: give a checkout of their code" in said
+  content = json.loads(written)
+  [found] = content["rows"]
+  assert found["implementation"] == "ours"
+  assert found["images_per_second"] > 0
+  assert found["compile_seconds"] > 0
+  assert found["peak_bytes"] > 18e6 * 4
+  assert found["matmul"]["size"] in (64, 128)
+  assert found["matmul"]["flops_per_second"] > 0
+  assert content["versions"]["jax"]
+  assert f"| {found['batch']} | ours |" in " ".join(text.split())
+
+
+def test_a_training_step_of_ours_is_measured():
+  [found] = _processes().measure(CELL, ["ours"])
+
+  assert found["images_per_second"] > 0
+  assert found["flops_per_second"] == pytest.approx(
+    found["images_per_second"] * CELL.flops_per_image, rel=1e-3
+  )
+
+
+def test_a_step_has_three_times_the_products_of_a_forward_pass():
+  inference = Cell("Mixer-B/16", "inference", "bfloat16", 8)
+  training = Cell("Mixer-B/16", "training", "bfloat16", 8)
+
+  # 12.6 GMAC, as the field's tables have it.
+  assert inference.flops_per_image / 2 == pytest.approx(12.6e9, rel=0.01)
+  assert training.flops_per_image == 3 * inference.flops_per_image
+
+
+def test_the_share_is_of_the_product_measured_in_the_same_run():
+  flops = CELL.flops_per_image
+  rows = [
+    vars(CELL) | row("ours", 1e12 / flops),
+    vars(CELL) | row("timm", 0.5e12 / flops),
+    vars(CELL) | row("authors", None),
+  ]
+  text = table.page(DEVICE, rows)
+  lines = [[c.strip() for c in x.split("|")][5:-1] for x in text.splitlines()]
+  ours, timm, authors = lines[-3:]
+
+  assert ours[0] == "ours" and ours[2:] == ["", "1", "50 %", "1.50", "4.2"]
+  assert timm[0] == "timm" and timm[2:5] == ["2.00 x", "0.5", "25 %"]
+  assert authors[:2] == ["authors", "does not fit"]
+  assert "float32 2 TFLOP/s (64 x 64, ours)" in text
+  assert "peak GiB, process" in text
+  accelerator = table.page(DEVICE | {"platform": "gpu"}, rows)
+  assert "peak GiB, device" in accelerator
+
+
+def test_implementations_take_turns_in_opposite_orders(monkeypatch):
+  said = {
+    name: {"timings": [0.5, seconds], "compile_seconds": 2.0, "peak_bytes": 9}
+    for name, seconds in (("ours", 0.5), ("timm", 1.5))
+  }
+  scripted = Scripted(said)
+  monkeypatch.setattr(processes, "lines", scripted)
+
+  ours, timm = _processes(rounds=3).measure(CELL, ["ours", "timm"])
+
+  assert scripted.asked == ["ours", "timm", "timm", "ours", "ours", "timm"]
+  assert (ours["images_per_second"], ours["spread"]) == (4.0, 0.0)
+  assert (timm["images_per_second"], timm["spread"]) == (2.0, 1.0)
+
+
+def test_a_peer_that_fails_ends_nothing_and_is_not_asked_twice(monkeypatch):
+  scripted = Scripted(
+    {
+      "timm": UserError("measure failed with 1:\nNo C++ compiler"),
+      "authors": EndedError("took more than 3 s"),
+      "ours": {"timings": [1.0], "compile_seconds": 1.0, "peak_bytes": 9},
+    }
+  )
+  monkeypatch.setattr(processes, "lines", scripted)
+
+  rows = _processes(rounds=2).measure(CELL, ["timm", "authors", "ours"])
+
+  assert [row.get("why") for row in rows] == [
+    "No C++ compiler",
+    "took more than 3 s",
+    None,
+  ]
+  assert scripted.asked == ["timm", "authors", "ours", "ours"]
+  scripted.said["ours"] = UserError("a fault of ours")
+  with pytest.raises(UserError, match="a fault of ours"):
+    list(_processes().measure(CELL, ["ours"]))
+
+
+def test_a_cell_is_whole_and_larger_ones_of_what_failed_are_not_tried(
+  tmp_path,
+):
+  results = Results(tmp_path, DEVICE, "python -m benchmarks.step")
+  larger = Cell("Mixer-S/32", "training", "float32", 8)
+  results.replace(CELL, [row("ours", 7.0), row("timm", None)])
+
+  opened = Results(tmp_path, DEVICE, "")
+
+  assert opened.measured(CELL) == ["ours", "timm"]
+  assert opened.missing(CELL, ["ours", "timm"]) == []
+  assert opened.missing(CELL, ["ours", "authors"]) == ["authors"]
+  assert opened.missing(larger, ["ours", "timm"]) == ["ours"]
+  opened.replace(CELL, [row("ours", 8.0), row("authors", 9.0)])
+  assert [x["images_per_second"] for x in opened.rows] == [8.0, 9.0]
+  assert opened.file.name == "Abacus_R_9_2_cores.json"
+
+
+def test_what_is_added_is_measured_beside_what_was_there(tmp_path, monkeypatch):
+  found = {"timings": [1.0], "compile_seconds": 1.0, "peak_bytes": 9}
+  found |= {"flops_per_second": 1e9, "size": 64}  # asked for products
+  scripted = Scripted({"ours": found, "timm": found})
+  monkeypatch.setattr(processes, "lines", scripted)
+  monkeypatch.setattr(step, "describe_device", lambda: DEVICE)
+  monkeypatch.setattr(Processes, "probe", lambda *_: {"versions": {}})
+  step.fill(**given(tmp_path, implementations="ours"))
+  scripted.asked.clear()
+
+  step.fill(**given(tmp_path, implementations="timm"))
+
+  assert scripted.asked == ["timm", "timm", "ours"]  # the product first
+  [file] = (tmp_path / "step").iterdir()
+  assert len(json.loads(file.read_text())["rows"]) == 2
+
+
+def test_a_damaged_file_is_said_to_be(tmp_path):
+  results = Results(tmp_path, DEVICE, "")
+  results.replace(CELL, [row("ours", 7.0)])
+  results.file.write_text(results.file.read_text()[:-20])
+
+  with pytest.raises(UserError, match="Abacus.*is damaged"):
+    Results(tmp_path, DEVICE, "")
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    ({"implementations": "ours,keras"}, "'keras' is none of ours, timm, timm-"),
+    ({"models": "ViT-B/16"}, "'ViT-B/16' is none of Mixer-S/32"),
+    ({"passes": "sleeping"}, "'sleeping' is none of inference, training"),
+    ({"batches": "0"}, "--batches=0: these are whole numbers"),
+    ({"products": "big"}, "--products=big: these are whole numbers"),
+    ({"dtype": "float16"}, "'float16' is none of float32, bfloat16"),
+  ],
+)
+def test_flags_that_make_no_sense_are_refused(
+  flags, words, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(step, "describe_device", lambda: DEVICE)
+
+  with pytest.raises(UserError, match=words):
+    step.fill(**given(tmp_path, **flags))
+
+
+def test_nothing_to_measure_is_refused(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(step, "describe_device", lambda: DEVICE)
+  why = {"absent": "there is no checkout/vit_jax/models_mixer.py"}
+  monkeypatch.setattr(Processes, "probe", lambda *_: why)
+
+  with pytest.raises(UserError, match="implementations=authors is here"):
+    step.fill(**given(tmp_path, implementations="authors"))
+  assert capsys.readouterr().err == f"authors is left out: {why['absent']}\n"
+
+
+def test_it_imports_with_jax_flax_and_optax_alone():
+  missing = (
+    "tensorflow tensorflow_datasets clu grain ml_collections orbax scipy "
+    "matplotlib PIL sklearn torch timm einops"
+  ).split()
+  code = (
+    f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+    "import benchmarks.step.__main__, benchmarks.step.ours\n"
+    "import benchmarks.step.authors, benchmarks.step.measure\n"
+    "from argparse import Namespace\n"
+    "flags = Namespace(implementation='timm', platform='cpu', authors=None)\n"
+    "[said] = benchmarks.step.measure.answer(flags)\n"
+    "assert 'torch' in said['absent'] or 'timm' in said['absent'], said\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("passes", ["inference", "training"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_timms_model_is_as_large_as_ours_and_runs(passes, dtype):
+  pytest.importorskip("timm")
+  from benchmarks.step import timm_peer
+
+  peer = timm_peer.Timm("cpu", compiled=False)
+  program = peer.make(Cell("Mixer-S/32", passes, dtype, 2))
+  found = measure.measure(
+    peer, Cell("Mixer-H/14", passes, dtype, 2), repeats=1, seconds=0.01
+  )
+
+  assert program.call().isfinite().all()
+  assert found == {"why": "timm has no Mixer-H/14"}
+  assert peer.product(8, dtype)().shape == (8, 8)
+  with pytest.raises(timm_peer.AbsentError, match="machine's tpu"):
+    timm_peer.Timm("tpu", compiled=True)
+
+
+def test_timms_step_is_measured_compiled():
+  pytest.importorskip("timm")
+
+  [found] = _processes().measure(CELL, ["timm"])
+
+  assert found["images_per_second"] > 0
+  assert found["compile_seconds"] > 1
+
+
+@pytest.mark.skipif(not AUTHORS, reason="needs a checkout of the authors' code")
+@pytest.mark.parametrize("passes", ["inference", "training"])
+def test_the_authors_model_is_measured(passes):
+  cell = Cell("Mixer-S/32", passes, "bfloat16", 2)
+
+  [found] = _processes(authors=Path(AUTHORS)).measure(cell, ["authors"])
+
+  assert found["images_per_second"] > 0
+
+
+@pytest.mark.skipif(not AUTHORS, reason="needs a checkout of the authors' code")
+def test_the_authors_model_has_our_logits():
+  import jax
+  import numpy as np
+
+  from benchmarks.step.authors import Authors
+  from benchmarks.step.ours import Ours
+
+  cell = Cell("Mixer-S/32", "inference", "float32", 2)
+  theirs = Authors(Path(AUTHORS)).make(cell).call()
+  ours = Ours().make(cell).call()
+
+  assert jax.tree.leaves(theirs)[0].shape == (2, 1000)
+  np.testing.assert_allclose(theirs, ours, atol=1e-4)
+
+
+def _processes(**how):
+  return Processes(platform="cpu", **HOW | {"authors": None} | how)
