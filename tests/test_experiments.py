@@ -140,23 +140,25 @@ def test_the_papers_findings_are_found_where_they_are():
   text = report(ends(**AS_PUBLISHED), EQUAL, found)
   assert "NO" not in text
   assert "| Mixer, pixels    |" in text
+  assert "costs it more than the Mixer: 22.0 ± 0.0" in text
 
 
 @pytest.mark.parametrize(
-  "change, place",
+  "change, places",
   [
-    ({"mixer_patches": 0.38}, 1),
-    ({"mixer_pixels": 0.4}, 2),
-    ({"resnet_patches": 0.5}, 3),
-    ({"resnet_pixels": 0.5}, 4),
+    ({"mixer_patches": 0.38}, [1]),
+    ({"mixer_pixels": 0.4}, [2]),
+    ({"resnet_patches": 0.5}, [3]),
+    ({"resnet_pixels": 0.5}, [4, 5]),
+    ({"resnet_pixels": 0.32}, [5]),  # as much as the Mixer
   ],
 )
-def test_a_finding_that_is_not_there_is_said_to_fail(change, place):
+def test_a_finding_that_is_not_there_is_said_to_fail(change, places):
   curves = ends(**(AS_PUBLISHED | change))
 
   found = findings(curves, EQUAL)
 
-  assert [i for i, each in enumerate(found) if not each["holds"]] == [place]
+  assert [i for i, each in enumerate(found) if not each["holds"]] == places
   assert "NO   " in report(curves, EQUAL, found)
 
 
