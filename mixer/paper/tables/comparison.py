@@ -2,10 +2,11 @@
 """Tables 2 and 3: the paper's numbers, and what was measured here."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from mixer.paper.measured import records, throughputs
-from mixer.paper.measured.throughputs import Throughput, Throughputs
+from mixer.paper.measured.throughputs import Device, Throughput
 from mixer.paper.numbers import SPEED_RATIOS, TABLE_2, TABLE_3, Row
 from mixer.paper.tables import filling
 from mixer.paper.tables.page import Block, Cell, Note, Notes, Page, Table, cells
@@ -58,7 +59,7 @@ def page(number: int, results: Path) -> Page:
   Raises:
     UserError: a file of results is damaged.
   """
-  speeds = throughputs.read(results)
+  devices = throughputs.read(results)
   missing, measured = Notes("numbers"), Notes("letters")
   columns = [("", "model")]
   columns += [("", "px"), ("", "epochs")] if number == 3 else []
@@ -71,7 +72,7 @@ def page(number: int, results: Path) -> Page:
     Block(
       _HEADINGS[number, data],
       tuple(
-        _row(row, records.read(results, row), speeds, missing, measured)
+        _row(row, records.read(results, row), devices, missing, measured)
         for row in of_data
       ),
     )
@@ -82,7 +83,7 @@ def page(number: int, results: Path) -> Page:
     notes["Measured here"] = measured.all()
   tables = [Table("", tuple(columns), blocks)]
   if number == 3:
-    tables += _ratios(speeds, measured)
+    tables += _ratios(devices, measured)
     notes["Measured here"] = measured.all()
   notes["What would fill the empty cells"] = missing.all()
   return Page(
@@ -96,7 +97,7 @@ def page(number: int, results: Path) -> Page:
 def _row(
   row: Row,
   found: dict[str, records.Cell],
-  speeds: Throughputs,
+  devices: Sequence[Device],
   missing: Notes,
   measured: Notes,
 ) -> tuple[Cell, ...]:
@@ -113,9 +114,10 @@ def _row(
     else:
       line.append(_empty(published, missing, row, name))
   line.append(Cell(_count(row.images_per_second)))
-  if best := speeds.get((row.model, row.resolution)):
-    mark = measured.mark(_speed_note(best[0]))
-    line.append(Cell(_rate(best[0].images_per_second), mark))
+  if where := throughputs.fastest(devices, row.model, row.resolution):
+    device, best = where
+    mark = measured.mark(_speed_note(device, best))
+    line.append(Cell(_rate(best.images_per_second), mark))
   else:
     name = "images_per_second"
     line.append(_empty(row.images_per_second, missing, row, name))
@@ -188,12 +190,35 @@ def _origin(cell: records.Cell) -> str:
   )
 
 
-def _speed_note(best: Throughput) -> str:
-  commit = (best.git_commit or "unknown")[:7]
+def _speed_note(device: Device, best: Throughput) -> str:
   return (
-    f"images/s on {best.device}, the best over batch sizes; {best.file}, "
-    f"{best.date}, commit {commit}."
+    f"images/s on {device.name} in {best.dtype}, with {_batch(best)}; "
+    f"{_file(device)}"
   )
+
+
+def _ratio_note(device: Device, mixer: Throughput, vit: Throughput) -> str:
+  return (
+    f"images/s on {device.name} in {mixer.dtype}: Mixer with {_batch(mixer)}; "
+    f"ViT with {_batch(vit)}; {_file(device)}"
+  )
+
+
+def _batch(best: Throughput) -> str:
+  """With which batch size it was the best, and of which."""
+  said = f"batch {best.batch} alone"
+  if len(best.batches) > 1:
+    *some, last = map(str, best.batches)
+    said = f"batch {best.batch}, the best of {', '.join(some)} and {last}"
+  if best.beyond:
+    batch, why = best.beyond
+    said += f" (a larger one was not measured: {batch} {why})"
+  return said
+
+
+def _file(device: Device) -> str:
+  commit = (device.git_commit or "unknown")[:7]
+  return f"{device.file}, {device.date}, commit {commit}."
 
 
 def _paper_marks(number: int) -> tuple[Note, ...]:
@@ -209,9 +234,9 @@ def _paper_marks(number: int) -> tuple[Note, ...]:
   return tuple(marks)
 
 
-def _ratios(speeds: Throughputs, measured: Notes) -> list[Table]:
-  """How many times as fast as ViT, by device."""
-  devices = sorted({each.device for of in speeds.values() for each in of})
+def _ratios(devices: Sequence[Device], measured: Notes) -> list[Table]:
+  """How many times as fast as ViT, by device and dtype."""
+  columns = [(device, dtype) for device in devices for dtype in device.dtypes]
   rows = []
   for pair in SPEED_RATIOS:
     line = [
@@ -219,30 +244,19 @@ def _ratios(speeds: Throughputs, measured: Notes) -> list[Table]:
       Cell(str(pair.resolution)),
       Cell(f"{pair.ratio:.2f}"),
     ]
-    for device in devices:
-      one, other = (
-        next(
-          (
-            each
-            for each in speeds.get((model, pair.resolution), ())
-            if each.device == device
-          ),
-          None,
-        )
-        for model in (pair.mixer, pair.vit)
-      )
-      if one and other:
-        ratio = one.images_per_second / other.images_per_second
-        line.append(Cell(f"{ratio:.2f}", measured.mark(_speed_note(one))))
+    for device, dtype in columns:
+      if two := throughputs.pair_of(device.best, pair, dtype):
+        mark = measured.mark(_ratio_note(device, *two))
+        line.append(Cell(f"{throughputs.ratio(*two):.2f}", mark))
       else:
         line.append(Cell("-"))
     rows.append(tuple(line))
-  columns = [("", "models"), ("", "px"), ("", "paper, TPUv3")]
-  columns += [("", f"here, {device}") for device in devices]
+  heads = ["models", "px", "paper, TPUv3"]
+  heads += [f"here, {device.name}, {dtype}" for device, dtype in columns]
   return [
     Table(
       "Images/s of Mixer as a multiple of ViT's",
-      tuple(columns),
+      tuple(("", head) for head in heads),
       (Block("", tuple(rows)),),
     )
   ]
