@@ -49,7 +49,7 @@ class Device:
 
   @property
   def dtypes(self) -> list[str]:
-    """Those with any number, the one of most models first."""
+    """Those with any number, the one of most models first, then by name."""
     counts = {}
     for (_, _, dtype), each in self.best.items():
       if each.images_per_second:
