@@ -95,6 +95,16 @@ def test_every_row_of_the_paper_is_there_and_no_cell_unexplained(
   assert max(len(x) for x in body.splitlines()) <= 120
 
 
+def test_numbers_have_the_papers_decimals(results, capsys):
+  text = show(capsys, 2, results)
+
+  assert line(text, "HaloNet").split()[:2] == ["HaloNet", "85.8"]
+  assert line(text, "NFNet-F4+").split()[:2] == ["NFNet-F4+", "89.2"]
+  cells = line(text, "MPL EffNet-B6-Wide").split()
+  assert (cells[2], cells[4]) == ("90.0", "91.12")
+  assert line(text, "ViT-L/16").split()[1] == "85.30"
+
+
 def test_what_would_fill_a_cell_is_a_recipe_data_and_hours(results, capsys):
   text = one_line(show(capsys, 3, results))
 

@@ -107,7 +107,8 @@ def _row(
     line += cells(str(row.resolution), str(row.epochs))
   for name in _ACCURACIES[row.table]:
     published = getattr(row, name)
-    line.append(Cell(_number(published)))
+    decimals = row.imagenet_decimals if name == "imagenet" else 2
+    line.append(Cell(_number(published, decimals)))
     if name in found:
       mark = measured.mark(_accuracy_note(found[name]))
       line.append(Cell(f"{found[name].value:.2f}", mark))
@@ -138,8 +139,8 @@ def _empty(published: object, missing: Notes, row: Row, column: str) -> Cell:
   return Cell("", filling.mark(missing, row, column))
 
 
-def _number(value: float | None) -> str:
-  return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, decimals: int) -> str:
+  return "-" if value is None else f"{value:.{decimals}f}"
 
 
 def _count(value: int | None) -> str:
