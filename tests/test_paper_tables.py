@@ -17,7 +17,7 @@ from mixer.paper.__main__ import FIGURES, main
 from mixer.paper.measured import matching, offered, record, records
 from mixer.paper.measured.offered import Offered, Part
 from mixer.paper.measured.protocols import Recipe, protocol
-from mixer.paper.numbers import ROWS, TABLE_1, find
+from mixer.paper.numbers import FOOTNOTE_2, ROWS, TABLE_1, find
 from mixer.paper.tables import table1, table4
 from mixer.paper.tables.page import Cell, Notes
 
@@ -93,6 +93,15 @@ def test_every_row_of_the_paper_is_there_and_no_cell_unexplained(
   explained = set(re.findall(r"^ +(\d+)  [A-Z]", fillings, re.MULTILINE))
   assert marks == explained and len(marks) >= 9
   assert max(len(x) for x in body.splitlines()) <= 120
+
+
+def test_table_3_says_what_the_papers_footnote_has_otherwise(results, capsys):
+  text = show(capsys, 3, results)
+
+  quoted = FOOTNOTE_2["Mixer-L/16", "i21k", 224]
+  row = find("i21k/Mixer-L_16")
+  assert "with {} and {} img/s/core.".format(*quoted) in one_line(text)
+  assert quoted[0] != row.imagenet and quoted[1] != row.images_per_second
 
 
 def test_numbers_have_the_papers_decimals(results, capsys):
@@ -232,6 +241,21 @@ def test_a_measured_number_stands_beside_the_papers_with_its_run(
   )
   assert "120 device-days on TPU v3 (core-days)" in notes
   assert "3 device-days on NVIDIA H100 (not comparable with TPUv3" in notes
+
+
+def test_a_single_run_is_said_to_have_a_rate_that_nothing_chose(
+  results, capsys
+):
+  row = find("i21k/Mixer-B_16")
+  [new] = record.collect(row, protocol(row), sweep_of(row.name))
+  records.add(results, row, [new | {"kind": offered.RUN}])
+
+  notes = one_line(show(capsys, 3, results))
+
+  assert (
+    "fine-tuned from imagenet21k/Mixer-B_16 at a learning rate that was not "
+    "chosen by held-out images; results/tables/" in notes
+  )
 
 
 def measure_throughput(results, device, dtype="float32", **speeds):

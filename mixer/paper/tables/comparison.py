@@ -7,7 +7,13 @@ from pathlib import Path
 
 from mixer.paper.measured import records, throughputs
 from mixer.paper.measured.throughputs import Device, Throughput
-from mixer.paper.numbers import SPEED_RATIOS, TABLE_2, TABLE_3, Row
+from mixer.paper.numbers import (
+  FOOTNOTE_2,
+  SPEED_RATIOS,
+  TABLE_2,
+  TABLE_3,
+  Row,
+)
 from mixer.paper.tables import filling
 from mixer.paper.tables.page import Block, Cell, Note, Notes, Page, Table, cells
 
@@ -22,7 +28,7 @@ _INTRO = {
   "the aspect ratio.",
   3: "Accuracies in per cent; the paper's are means of three fine-tuning runs, "
   "deviation below 0.15. Its footnote 2 quotes Mixer-L/16 of ImageNet-21k with "
-  "82.84 and 420 img/s/core.",
+  "{} and {} img/s/core.".format(*FOOTNOTE_2["Mixer-L/16", "i21k", 224]),
 }
 _UNITS = (
   "Images/s: in the paper of one TPUv3 core, here of the device that the note "
@@ -157,6 +163,8 @@ def _accuracy_note(cell: records.Cell) -> str:
     runs += f", deviation {cell.deviation:.2f}"
   if source := cell.record.get("upstream"):
     runs += f", fine-tuned from {next(iter(source.values()))}"
+    if cell.record["kind"] == records.RUN:
+      runs += " at a learning rate that was not chosen by held-out images"
   if weights := cell.record.get("weights"):
     runs = f"the published {weights['published']} as it is"
   return f"{runs}; {_origin(cell)}"
