@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What more training images are worth (paper, section 3.3, figure 2, right).
 
-  python -m mixer.data prepare photographs
+  python -m mixer.data prepare photographs/even
   python train.py --config=configs/data_size.py:mixer-large,share=30 \
     --workdir=DIR
 
 model is mixer-small, mixer-large, vit or resnet; share is the percentage of the
 training images, 3, 10, 30 or 100 in the paper. Every share is a random sample,
-which the smaller ones are part of, and trains for as many steps; `seed` draws
-all else that is random. `python -m benchmarks.data_size` trains all models on
-all four shares, with three seeds each, in about 22 minutes on 2 CPU cores, and
+which the smaller ones of its seed are part of, and trains for as many steps.
+`seed` draws the sample and all else that is random, so that what differs
+between seeds is what other images would have done, too.
+`python -m benchmarks.data_size` trains all models on all four shares, with
+three seeds each, in about 22 minutes on 2 CPU cores, and
 
   python -m mixer.paper figure 2
 
@@ -17,8 +19,9 @@ draws them, judged where the accuracy on `val` was best: the paper stopped early
 by its upstream validation accuracy. The paper's: on the smallest share all
 Mixers overfit strongly; with more images they gain more than the baselines.
 
-scale=photographs trains on tiles of 15 photographs, of which 100 % are 1,160;
-few-shot accuracy is that of five tiles a class that were not trained on.
+scale=photographs trains on tiles of 15 photographs: 100 % are 1,160, 3 % are
+35, of all photographs. Few-shot accuracy is that of five tiles a class that
+were not trained on.
 
 scale=paper takes configs/pretrain_i21k.py, of which it differs in the share and
 in the epochs alone, and 5-shot accuracy on ImageNet; model is then one of that
@@ -31,6 +34,7 @@ from configs import permutations, pretrain_i21k
 from mixer.config import evaluator, parse_arg
 from mixer.errors import UserError
 
+GOLDEN = (5**0.5 - 1) / 2
 MODELS = {
   "mixer-small": {
     "name": "Mixer",
@@ -64,9 +68,9 @@ def get_config(arg=None):
     known = ", ".join(permutations.SCALES)
     raise UserError(f"scale={arg.scale} is none of {known}.")
   if arg.scale == "paper":
-    config = at_papers_scale(arg.model, arg.share / 100)
+    config = at_papers_scale(arg.model, arg.share / 100, arg.seed)
   elif arg.model in MODELS:
-    config = on_photographs(arg.model, arg.share / 100)
+    config = on_photographs(arg.model, arg.share / 100, arg.seed)
   else:
     known = ", ".join(MODELS)
     raise UserError(f"model={arg.model} is none of {known}.")
@@ -74,11 +78,13 @@ def get_config(arg=None):
   return config
 
 
-def on_photographs(model, share):
-  """As figure 4's, on the first of the images, whose order is random."""
+def on_photographs(model, share, seed):
+  """As figure 4's, on some of the images, whose order is random."""
   config = permutations.on_photographs(MODELS[model])
-  config.data.examples = round(share * config.data.examples)
-  config.data.split = f"train[:{config.data.examples}]"
+  config.data.name = "photographs/even"  # few are of all photographs, too
+  config.data.split, config.data.examples = sample(
+    "train", 0, config.data.examples, share, seed
+  )
   config.evals.val = evaluator(
     split="validation",
     ops=config.evals.test.ops,
@@ -87,14 +93,36 @@ def on_photographs(model, share):
   return config
 
 
-def at_papers_scale(model, share):
+def at_papers_scale(model, share, seed):
   """A model of figure 2, by the recipe of ImageNet-21k."""
   config = pretrain_i21k.get_config(model)
-  held_out = pretrain_i21k.HELD_OUT
   config.total_epochs /= share  # as many steps
   config.checkpoint.milestone_epochs /= share
-  config.data.examples = round(share * config.data.examples)
-  config.data.split = f"full[{held_out}:{held_out + config.data.examples}]"
+  config.data.split, config.data.examples = sample(
+    "full", pretrain_i21k.HELD_OUT, config.data.examples, share, seed
+  )
   config.evals.few = permutations.imagenet_5shot()
   config.checkpoint.best = "eval/heldout/accuracy"
   return config
+
+
+def sample(split, begin, examples, share, seed):
+  """A share of a split in random order, and how many examples it has.
+
+  Seeds begin at places a golden section apart, so that samples of any number
+  of them have little in common; at the end they go on at the beginning.
+
+  Args:
+    split: name of the whole.
+    begin, examples: where in it the images begin, and how many there are.
+    share: of them, 0 to 1.
+    seed: a whole number from 0 on.
+  """
+  wanted = round(share * examples)
+  first = round(GOLDEN * seed * examples) % examples
+  if wanted == examples:
+    return f"{split}[{begin}:{begin + examples}]", wanted
+  if first + wanted <= examples:
+    return f"{split}[{begin + first}:{begin + first + wanted}]", wanted
+  end = f"{split}[{begin + first}:{begin + examples}]"
+  return f"{end}+{split}[{begin}:{begin + first + wanted - examples}]", wanted

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Experiments of several runs: trained once, recorded, judged."""
 
+import itertools
 import json
+import re
 import sys
 
 import numpy as np
@@ -10,7 +12,8 @@ import recipes
 
 from benchmarks import curves
 from benchmarks.curves import Curve
-from benchmarks.data_size.findings import findings as data_size_findings
+from benchmarks.data_size import findings as data_size
+from benchmarks.data_size.findings import FEWSHOT, TEST
 from benchmarks.permutations.findings import RESULT, findings, report
 from mixer.errors import UserError
 
@@ -137,23 +140,25 @@ def test_the_papers_findings_are_found_where_they_are():
   text = report(ends(**AS_PUBLISHED), EQUAL, found)
   assert "NO" not in text
   assert "| Mixer, pixels    |" in text
+  assert "costs it more than the Mixer: 22.0 ± 0.0" in text
 
 
 @pytest.mark.parametrize(
-  "change, place",
+  "change, places",
   [
-    ({"mixer_patches": 0.38}, 1),
-    ({"mixer_pixels": 0.4}, 2),
-    ({"resnet_patches": 0.5}, 3),
-    ({"resnet_pixels": 0.5}, 4),
+    ({"mixer_patches": 0.38}, [1]),
+    ({"mixer_pixels": 0.4}, [2]),
+    ({"resnet_patches": 0.5}, [3]),
+    ({"resnet_pixels": 0.5}, [4, 5]),
+    ({"resnet_pixels": 0.32}, [5]),  # as much as the Mixer
   ],
 )
-def test_a_finding_that_is_not_there_is_said_to_fail(change, place):
+def test_a_finding_that_is_not_there_is_said_to_fail(change, places):
   curves = ends(**(AS_PUBLISHED | change))
 
   found = findings(curves, EQUAL)
 
-  assert [i for i, each in enumerate(found) if not each["holds"]] == [place]
+  assert [i for i, each in enumerate(found) if not each["holds"]] == places
   assert "NO   " in report(curves, EQUAL, found)
 
 
@@ -163,24 +168,78 @@ def test_weights_that_do_not_agree_are_said_to_fail():
   assert not found[0]["holds"]
 
 
-def test_what_images_are_worth_is_compared_between_models():
-  gains = {"mixer-small": 0.1, "mixer-large": 0.3, "vit": 0.2, "resnet": 0.29}
-  results = ("eval/val/accuracy", RESULT, "eval/test/accuracy")
-  found = data_size_findings(
-    [
-      {"model": model, "share": share}
-      | {
-        "runs": [
-          {k: [0.0, 0.1 + noise + gain * share / 100, 0.05] for k in results}
-          for noise in (0, 0.01, 0.02 if share == 3 else 0.0)
-        ]
-      }
-      for model, gain in gains.items()
-      for share in (3, 100)
-    ]
-  )
+GAINS = {"mixer-small": 0.2, "mixer-large": 0.5, "vit": 0.3, "resnet": 0.4}
+BEGINS = {"mixer-small": 0.1, "mixer-large": 0.15, "vit": 0.2, "resnet": 0.25}
 
-  assert [each["holds"] for each in found] == [True] * 7
+
+def sizes(test_gains=GAINS, begins=BEGINS):
+  """Curves of figure 2 that gain these, with a little of noise."""
+  gains = {FEWSHOT: GAINS, TEST: test_gains}
+  best = "eval/val/accuracy"
+  return [
+    {"model": model, "share": share}
+    | {
+      "runs": [
+        {best: [0.0, 1.0, 0.5]}
+        | {
+          k: [0.0, at + noise + each[model] * gained, 0.05]
+          for k, each in gains.items()
+        }
+        for noise in (0, 0.01, 0.02 if share == 3 else 0.0)
+      ]
+    }
+    for model, at in begins.items()
+    for share, gained in ((3, 0), (10, 0.4), (30, 0.7), (100, 1))
+  ]
+
+
+def test_what_images_are_worth_is_compared_between_models():
+  found = data_size.findings(sizes())
+
+  assert [each["holds"] for each in found] == [True] * 2 * (4 + 4 + 4 + 3)
+  text = data_size.report(sizes(), found)
+  assert "NO" not in text
+  few, test = (x for x in text.splitlines() if x.startswith("| small Mixer, "))
+  assert few.split()[3:5] == ["5-shot", "|"]
+  assert test.split()[3:5] == ["test", "|"]
+
+
+@pytest.mark.parametrize(
+  "change, said",
+  [
+    (
+      {"test_gains": GAINS | {"vit": -0.1}},
+      {
+        ("ViT: 100 % of the images are worth more than 3", "test"),
+        ("ViT: 100 % of the images are worth more than 30", "test"),
+      },
+    ),
+    (
+      {"begins": BEGINS | {"mixer-large": 0.2}},
+      {
+        ("large Mixer: worse than the ViT with 3 % of the images", measure)
+        for measure in ("5-shot", "test")
+      },
+    ),
+    (
+      {"test_gains": GAINS | {"mixer-small": 0.5}},
+      {
+        (
+          "large Mixer: gains more than the small Mixer from 33 times as many "
+          "images",
+          "test",
+        )
+      },
+    ),
+  ],
+)
+def test_what_images_are_not_worth_is_said_by_either_accuracy(change, said):
+  curves = sizes(**change)
+
+  found = data_size.findings(curves)
+
+  assert said == {(x["finding"], x["measure"]) for x in found if not x["holds"]}
+  assert data_size.report(curves, found).count(" NO ") == len(said)
 
 
 @pytest.mark.parametrize(
@@ -198,25 +257,54 @@ def test_an_argument_that_is_none_names_those_there_are(name, arg, said):
     recipes.load(name, arg)
 
 
-def test_shares_are_parts_of_one_another_and_take_as_many_steps():
-  names = [("data_size", f"share={share}") for share in (3, 10, 30, 100)]
-  configs = [recipes.load(*name) for name in names]
+def samples(seed):
+  """The ids of each share's images, by what its split means."""
+  found = {}
+  for share in (3, 10, 30, 100):
+    config = recipes.load("data_size", f"share={share},seed={seed}")
+    parts = re.findall(r"train\[(\d+):(\d+)\]", config.data.split)
+    found[share] = [i for part in parts for i in range(*map(int, part))]
+    assert len(found[share]) == config.data.examples
+  return found
 
-  assert [config.data.split for config in configs] == [
-    "train[:35]",
-    "train[:116]",
-    "train[:348]",
-    "train[:1160]",
-  ]
-  assert len({config.total_steps for config in configs}) == 1
+
+def test_shares_of_a_seed_are_parts_of_one_another_and_take_as_many_steps():
+  for seed in range(5):
+    ids = list(samples(seed).values())
+
+    assert [len({*each}) for each in ids] == [35, 116, 348, 1160]
+    for less, more in itertools.pairwise(ids):
+      assert {*less} < {*more}
   whole, part = (
     recipes.load("data_size", f"Mixer-L/16,scale=paper,share={share}")
     for share in (100, 10)
   )
+  assert whole.data.split == "full[51200:14197122]"
   assert part.data.split == "full[51200:1465792]"
   assert part.total_epochs * part.data.examples == pytest.approx(
     whole.total_epochs * whole.data.examples, rel=1e-6
   )
+  configs = [recipes.load("data_size", f"share={share}") for share in (3, 100)]
+  assert len({config.total_steps for config in configs}) == 1
+
+
+def test_seeds_draw_images_of_their_own():
+  drawn = [samples(seed) for seed in range(3)]
+
+  for one, other in itertools.combinations(drawn, 2):
+    for share in (3, 10):
+      assert not {*one[share]} & {*other[share]}
+    assert len({*one[30]} & {*other[30]}) < 0.3 * 348  # as if by chance
+
+
+def test_a_sample_goes_on_at_the_beginning():
+  config = recipes.load("data_size", "Mixer-L/16,scale=paper,share=50,seed=1")
+
+  first = 51_200 + 8_742_661
+  assert config.data.split == (
+    f"full[{first}:14197122]+full[51200:{first - 7_072_961}]"
+  )
+  assert config.data.examples == 7_072_961
 
 
 def test_training_and_all_evaluators_see_the_same_permutation():

@@ -72,6 +72,7 @@ def throughput(folder, device, factor):
   ]
   for row in rows:
     row |= {"images_per_second": factor * row["images_per_second"], "batch": 8}
+    row["dtype"] = "float32"
   content = HEAD | {"device": device, "rows": rows}
   (folder / "throughput").mkdir(exist_ok=True)
   (folder / "throughput" / f"{device}.json").write_text(json.dumps(content))
@@ -180,12 +181,31 @@ def test_the_scatter_does_without_measurements(tmp_path):
 def test_the_fastest_devices_are_shown_first(results):
   devices = scatter.measured(results)
 
-  assert [device for device, _ in devices] == ["a fast one", "a slow one"]
+  assert [device for device, _ in devices] == [
+    "a fast one, float32",
+    "a slow one, float32",
+  ]
   assert {row.model: rate for row, rate in devices[0][1]} == {
     "Mixer-B/16": 2768,
     "Mixer-L/16": 838,
     "ViT-B/16": 1722,
   }
+
+
+def test_a_panel_of_the_scatter_is_of_one_dtype(tmp_path):
+  throughput(tmp_path, "a card", 1)
+  file = tmp_path / "throughput" / "a card.json"
+  content = json.loads(file.read_text())
+  content["rows"] += [
+    row | {"dtype": "bfloat16", "images_per_second": 9_000}
+    for row in content["rows"][:2]
+  ]
+  file.write_text(json.dumps(content))
+
+  [(device, points)] = scatter.measured(tmp_path)
+
+  assert device == "a card, float32"  # of most models
+  assert {rate for _, rate in points} == {1384, 419, 861}
 
 
 def test_labels_are_moved_apart_as_little_as_that_allows():

@@ -6,7 +6,6 @@ import itertools
 import pytest
 
 from mixer.paper.numbers import (
-  FOOTNOTE_2,
   ROWS,
   SPEED_RATIOS,
   TABLE_1,
@@ -95,15 +94,6 @@ def test_the_two_tables_have_the_same_mixer_apart():
   assert (other.imagenet, other.real, other.average5) == (83.91, 87.75, 93.86)
   for key in "model", "data", "resolution", "images_per_second":
     assert getattr(one, key) == getattr(other, key)
-
-
-def test_the_footnote_is_not_the_table():
-  row = find("i21k/Mixer-L_16")
-
-  quoted = FOOTNOTE_2["Mixer-L/16", "i21k", 224]
-
-  assert quoted == (82.84, 420)
-  assert (row.imagenet, row.images_per_second) == (82.89, 419)
 
 
 def test_what_is_extrapolated_and_what_is_private_is_marked():

@@ -17,7 +17,7 @@ from mixer.paper.__main__ import FIGURES, main
 from mixer.paper.measured import matching, offered, record, records
 from mixer.paper.measured.offered import Offered, Part
 from mixer.paper.measured.protocols import Recipe, protocol
-from mixer.paper.numbers import ROWS, TABLE_1, find
+from mixer.paper.numbers import FOOTNOTE_2, ROWS, TABLE_1, find
 from mixer.paper.tables import table1, table4
 from mixer.paper.tables.page import Cell, Notes
 
@@ -93,6 +93,25 @@ def test_every_row_of_the_paper_is_there_and_no_cell_unexplained(
   explained = set(re.findall(r"^ +(\d+)  [A-Z]", fillings, re.MULTILINE))
   assert marks == explained and len(marks) >= 9
   assert max(len(x) for x in body.splitlines()) <= 120
+
+
+def test_table_3_says_what_the_papers_footnote_has_otherwise(results, capsys):
+  text = show(capsys, 3, results)
+
+  quoted = FOOTNOTE_2["Mixer-L/16", "i21k", 224]
+  row = find("i21k/Mixer-L_16")
+  assert "with {} and {} img/s/core.".format(*quoted) in one_line(text)
+  assert quoted[0] != row.imagenet and quoted[1] != row.images_per_second
+
+
+def test_numbers_have_the_papers_decimals(results, capsys):
+  text = show(capsys, 2, results)
+
+  assert line(text, "HaloNet").split()[:2] == ["HaloNet", "85.8"]
+  assert line(text, "NFNet-F4+").split()[:2] == ["NFNet-F4+", "89.2"]
+  cells = line(text, "MPL EffNet-B6-Wide").split()
+  assert (cells[2], cells[4]) == ("90.0", "91.12")
+  assert line(text, "ViT-L/16").split()[1] == "85.30"
 
 
 def test_what_would_fill_a_cell_is_a_recipe_data_and_hours(results, capsys):
@@ -224,19 +243,39 @@ def test_a_measured_number_stands_beside_the_papers_with_its_run(
   assert "3 device-days on NVIDIA H100 (not comparable with TPUv3" in notes
 
 
-def measure_throughput(results, device, **speeds):
-  folder = results / "throughput"
-  folder.mkdir(exist_ok=True)
+def test_a_single_run_is_said_to_have_a_rate_that_nothing_chose(
+  results, capsys
+):
+  row = find("i21k/Mixer-B_16")
+  [new] = record.collect(row, protocol(row), sweep_of(row.name))
+  records.add(results, row, [new | {"kind": offered.RUN}])
+
+  notes = one_line(show(capsys, 3, results))
+
+  assert (
+    "fine-tuned from imagenet21k/Mixer-B_16 at a learning rate that was not "
+    "chosen by held-out images; results/tables/" in notes
+  )
+
+
+def measure_throughput(results, device, dtype="float32", **speeds):
+  """Adds images a second with batches of 1, 2, ... to a device's file."""
+  file = results / "throughput" / f"{device}.json"
+  file.parent.mkdir(exist_ok=True)
   rows = [
     {
       "model": model.replace("_", "/").replace("Mixer", "Mixer-"),
       "image_size": 224,
+      "dtype": dtype,
       "batch": batch,
       "images_per_second": value,
+      "why": "took more than 60 s",
     }
     for model, values in speeds.items()
     for batch, value in enumerate(values, start=1)
   ]
+  if file.exists():
+    rows = json.loads(file.read_text())["rows"] + rows
   content = {
     "device": device,
     "date": "2026-08-01T10:00:00",
@@ -245,40 +284,69 @@ def measure_throughput(results, device, **speeds):
     "versions": {},
     "rows": rows,
   }
-  (folder / f"{device}.json").write_text(json.dumps(content))
+  file.write_text(json.dumps(content))
 
 
 def test_throughput_is_the_best_over_batch_sizes_of_the_fastest_device(
   results, capsys
 ):
-  measure_throughput(results, "cpu", MixerB_16=(3.0, 4.0, None))
-  measure_throughput(results, "H100", MixerB_16=(3000.0, 5000.0, 2000.0))
+  measure_throughput(results, "cpu", MixerB_16=(3.0, 4.0))
+  measure_throughput(results, "H100", MixerB_16=(3000.0, 4000.0))
+  measure_throughput(
+    results, "H100", "bfloat16", MixerB_16=(3000.0, 5000.0, 2000.0)
+  )
 
   text = show(capsys, 3, results)
 
   assert "1384  5000 a" in line(text, "Mixer-B/16", "0.15k*")
   assert (
-    "a images/s on H100, the best over batch sizes; "
+    "a images/s on H100 in bfloat16, with batch 2, the best of 1, 2 and 3; "
     "results/throughput/H100.json, 2026-08-01, commit abcdef0."
     in one_line(text)
   )
 
 
+def test_a_batch_that_was_not_measured_is_said_with_the_reason(results, capsys):
+  measure_throughput(results, "cpu", MixerB_16=(3.0, None))
+
+  text = show(capsys, 3, results)
+
+  assert (
+    "a images/s on cpu in float32, with batch 1 alone (a larger one was not "
+    "measured: 2 took more than 60 s); results" in one_line(text)
+  )
+
+
 def test_the_ratio_to_vit_stands_beside_the_papers(results, capsys):
   measure_throughput(
-    results, "cpu", **{"MixerB_16": (30.0,), "ViT-B_16": (20.0,)}
+    results, "cpu", **{"MixerB_16": (30.0,), "ViT-B_16": (10.0, 20.0, None)}
   )
 
   text = show(capsys, 3, results)
 
-  assert "here, cpu" in text
-  assert line(text, "Mixer-B/16 : ViT-B/16").split()[3:] == [
-    "224",
-    "1.61",
-    "1.50",
-    "a",
-  ]
+  assert "here, cpu, float32" in text
+  cells = line(text, "Mixer-B/16 : ViT-B/16").split()
+  assert cells[3:] == ["224", "1.61", "1.50", "c"]
   assert line(text, "Mixer-L/16 : ViT-L/16").endswith("-")
+  assert (
+    "c images/s on cpu in float32: Mixer with batch 1 alone; ViT with batch 2, "
+    "the best of 1 and 2 (a larger one was not measured: 3 took more than 60 "
+    "s); results" in one_line(text)
+  )
+
+
+def test_a_ratio_is_of_one_dtype(results, capsys):
+  measure_throughput(results, "H100", "bfloat16", MixerB_16=(2000.0,))
+  speeds = {"MixerB_16": (900.0,), "ViT-B_16": (800.0,)}
+  measure_throughput(results, "H100", **speeds)
+
+  text = show(capsys, 3, results)
+
+  heads = line(text, "models", "paper, TPUv3")
+  assert heads.endswith("here, H100, float32  here, H100, bfloat16")
+  cells = line(text, "Mixer-B/16 : ViT-B/16").split()
+  assert cells[4:] == ["1.61", "1.12", "c", "-"]
+  assert "c images/s on H100 in float32: " in one_line(text)
 
 
 @pytest.mark.parametrize(

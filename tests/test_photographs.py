@@ -16,11 +16,20 @@ from mixer.errors import UserError
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
   """uint8 images [n, 40, 40, 3] and labels [n] of every split."""
-  folder = str(tmp_path_factory.mktemp("data"))
-  prepare("photographs", folder)
+  return read("photographs", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def even_splits(tmp_path_factory):
+  """The same, in the other order."""
+  return read("photographs/even", tmp_path_factory.mktemp("data"))
+
+
+def read(name, folder):
+  prepare(name, str(folder))
   found = {}
   for split in builder.SPLITS:
-    source = open_source("photographs", split, folder)
+    source = open_source(name, split, str(folder))
     data, labels = zip(*source.read(range(len(source))), strict=True)
     found[split] = np.stack([decode(x) for x in data]), np.array(labels)
   return found
@@ -57,6 +66,30 @@ def test_the_first_tiles_of_a_split_are_a_sample_of_all_photographs(splits):
   _, labels = splits["train"]
 
   assert len(set(labels[:116].tolist())) == len(builder.NAMES)
+
+
+def test_the_other_order_has_the_same_tiles(splits, even_splits):
+  for split, (images, labels) in splits.items():
+    others, of_others = even_splits[split]
+    one, other = (
+      sorted(zip(map(bytes, x), y, strict=True))
+      for x, y in ((images, labels), (others, of_others))
+    )
+    assert one == other
+
+
+def test_any_few_in_the_even_order_are_of_all_photographs(even_splits):
+  _, labels = even_splits["train"]
+
+  for begin in range(len(labels)):
+    some = np.take(labels, range(begin, begin + 35), mode="wrap")
+    assert len({*some}) == len(builder.NAMES)
+
+
+def test_classes_lie_at_equal_distances():
+  order = builder.evenly([0] * 6 + [1] * 2)
+
+  assert order.tolist() == [0, 1, 6, 2, 3, 4, 7, 5]
 
 
 def test_without_scikit_image_it_says_what_to_install(monkeypatch):

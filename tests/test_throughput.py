@@ -63,8 +63,9 @@ def test_a_model_is_measured_once_and_read_by_the_tables(tmp_path):
   assert [row["batch"] for row in content["rows"]] == [1, 2]
   assert all(row["images_per_second"] > 0 for row in content["rows"])
   assert all(row["bytes"] > 18e6 * 4 for row in content["rows"])
-  [best] = throughputs.read(tmp_path)["Mixer-S/32", 224]
-  assert best.device == content["device"]
+  [read] = throughputs.read(tmp_path)
+  assert read.name == content["device"]
+  assert read.best["Mixer-S/32", 224, "float32"].batches == (1, 2)
   assert "| Mixer-S/32 |" in text and "| 11,489 |" in text
 
 
@@ -125,8 +126,10 @@ def test_a_batch_beyond_one_that_does_not_fit_is_not_tried(tmp_path):
   opened.forget(part(32))
   assert opened.missing(part(1, 8, 32, 64)).batches == [1, 32, 64]
   assert opened.file.name == "Abacus_R_9_2_cores.json"
-  [best] = throughputs.read(tmp_path)["Mixer-S/32", 224]
+  [read] = throughputs.read(tmp_path)
+  [best] = read.best.values()
   assert (best.images_per_second, best.batch) == (70.0, 8)
+  assert best.beyond == (32, "out of memory")
 
 
 def test_a_damaged_file_is_said_to_be(tmp_path):
@@ -151,6 +154,39 @@ def test_the_table_has_the_best_batch_and_the_ratio_to_vit_beside_the_papers():
   assert ["", "Mixer-B/16", "3,123 @8", "1,384", ""] in lines
   assert ["", "BiT-R152x4", "does not fit", "", ""] in lines
   assert ["", "Mixer-B/16 / ViT-B/16", "2.00", "1.61", ""] in lines
+
+
+def test_ratios_are_of_one_dtype():
+  inference = [
+    row("Mixer-B/16", 8, 2000.0, "bfloat16"),
+    row("Mixer-B/16", 8, 900.0),
+    row("ViT-B/16", 8, 800.0),
+  ]
+  text = tables.page("Abacus", {"inference": inference, "training": []})
+  lines = [[c.strip() for c in x.split("|")] for x in text.splitlines()]
+
+  assert ["", "Mixer-B/16", "900 @8", "2,000 @8", "1,384", ""] in lines
+  assert ["", "Mixer-B/16 / ViT-B/16", "1.12", "", "1.61", ""] in lines
+
+
+def test_the_best_is_of_each_dtype_and_says_what_was_measured():
+  rows = [
+    row("Mixer-B/16", 8, 30.0),
+    row("Mixer-B/16", 1, 20.0),
+    row("Mixer-B/16", 32, None, why="took more than 60 s"),
+    row("Mixer-B/16", 64, None, why="took more than 60 s"),
+    row("Mixer-B/16", 8, None, "bfloat16", why="does not fit"),
+    row("Mixer-B/16", 32, 50.0, "bfloat16"),  # when there was more room
+  ]
+
+  best = throughputs.best_of(rows)
+
+  assert best["Mixer-B/16", 224, "float32"] == throughputs.Throughput(
+    30.0, "float32", 8, (1, 8), (32, "took more than 60 s")
+  )
+  assert best["Mixer-B/16", 224, "bfloat16"] == throughputs.Throughput(
+    50.0, "bfloat16", 32, (32,), None
+  )
 
 
 def test_all_models_of_the_families_and_the_papers_other_sizes_are_chosen():

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+from mixer import weights
 from mixer.errors import UserError
-from mixer.paper.figures import figure5, figure6, figure7, panels, pictures
+from mixer.paper.figures import (
+  figure5,
+  figure6,
+  figure7,
+  panels,
+  pictures,
+  stems,
+)
 
 TINY = str(Path(__file__).parent / "goldens/mixer_tiny.npz")
 FIGURES = {5: figure5, 6: figure6, 7: figure7}
@@ -124,6 +132,30 @@ def test_each_figure_is_two_files_of_which_the_same_call_makes_the_same(
       assert image.imread(out.with_suffix(".png")).std() > 0.1
       contents.append(out.read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_filters_of_a_bit_are_those_that_the_network_uses(baselines):
+  _, bit = map(weights.read, baselines)
+  place = bit.params["root_block"]["conv_root"]
+  place["kernel"] = np.asarray(place["kernel"])
+  filters = stems.read_filters(bit)
+  of_kernel = place["kernel"].transpose(3, 0, 1, 2)
+
+  np.testing.assert_allclose(filters.mean((1, 2, 3)), 0, atol=1e-6)
+  np.testing.assert_allclose(filters.std((1, 2, 3)), 1, atol=1e-5)
+  for one, other in zip(filters, of_kernel, strict=True):
+    np.testing.assert_allclose(np.corrcoef(one.flat, other.flat), 1, atol=1e-5)
+  place["kernel"] = 3 * place["kernel"] + 0.5  # the same network
+  np.testing.assert_allclose(stems.read_filters(bit), filters, atol=1e-5)
+
+
+def test_filters_of_a_vit_are_its_weights(baselines):
+  vit, _ = map(weights.read, baselines)
+
+  np.testing.assert_array_equal(
+    stems.read_filters(vit),
+    vit.params["embedding"]["kernel"].transpose(3, 0, 1, 2),
+  )
 
 
 def test_figure_5_has_a_panel_for_each_block_and_so_many_units(tmp_path):

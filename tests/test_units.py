@@ -81,6 +81,18 @@ def test_frequency_is_a_mean_weighted_with_energy():
   assert found == pytest.approx(0.75 * 2 / 16 + 0.25 * 6 / 16)
 
 
+def test_frequency_is_nothing_of_a_constant_and_most_of_the_last_cosine():
+  grid = (14, 14)
+  y, x = np.mgrid[:14, :14]
+  chessboard = (-1.0) ** (y + x)
+
+  found = units.frequencies(
+    np.array([np.ones(grid), chessboard, cosine(13, 13, grid)])
+  )
+
+  np.testing.assert_allclose(found, [0, 0.622, 0.657], atol=5e-4)
+
+
 def test_energy_of_colours_is_summed():
   grid = (8, 8)
   colours = np.stack([cosine(2, 0, grid), cosine(6, 0, grid)], axis=-1)

@@ -52,6 +52,15 @@ def findings(curves: list[dict], equal: dict[str, float]) -> list[dict]:
         **lost,
       }
     )
+  losses = {m: ends[m, "original"] - ends[m, "pixels"] for m in MODELS}
+  more = difference(losses["mixer"], losses["resnet"])
+  found.append(
+    {
+      "finding": "ResNet: permuting all pixels costs it more than the Mixer",
+      "holds": more["mean"] > more["interval"],
+      **more,
+    }
+  )
   return found
 
 
@@ -80,7 +89,9 @@ def report(
       )
     )
   lines = [
-    f"{'yes' if each['holds'] else 'NO '}  {each['finding']}" for each in found
+    f"{'yes' if each['holds'] else 'NO '}  {each['finding']}"
+    + (f": {percent(each['mean'], each['interval'])}" if "mean" in each else "")
+    for each in found
   ]
   return "\n".join(
     [

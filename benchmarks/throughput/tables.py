@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured, beside the paper's numbers, in Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from benchmarks.throughput.cells import (
   DTYPES,
   PASSES,
-  Model,
   label,
   paper_speeds,
+)
+from mixer.paper.measured.throughputs import (
+  Key,
+  Throughput,
+  best_of,
+  pair_of,
+  ratio,
 )
 from mixer.paper.numbers import SPEED_RATIOS
 from mixer.table import render
@@ -24,20 +30,19 @@ def page(device: str, rows: dict[str, list[dict]]) -> str:
     device: its name.
     rows: pass -> rows as `results` has them.
   """
+  best = {passes: best_of(rows[passes]) for passes in PASSES}
   columns = [
     (passes, dtype)
     for passes in PASSES
     for dtype in DTYPES
-    if any(row["dtype"] == dtype for row in rows[passes])
+    if any(key[-1] == dtype for key in best[passes])
   ]
-  best = {column: best_of(rows[column[0]], column[1]) for column in columns}
-  speeds = _speeds(best, rows)
   said = [
     f"Images a second, {device}; the best of the batch sizes measured, which "
     "is behind @. Paper: of a TPUv3 core, table 3.",
-    speeds,
+    _speeds(best, columns),
   ]
-  if ratios := list(_ratios(best)):
+  if ratios := list(_ratios(best, columns)):
     said += [
       "Mixer / ViT, images a second:",
       render(("", *map(" ".join, columns), "paper"), ratios),
@@ -45,34 +50,23 @@ def page(device: str, rows: dict[str, list[dict]]) -> str:
   return "\n\n".join(said)
 
 
-def best_of(rows: Iterable[dict], dtype: str) -> dict[Model, dict]:
-  """The fastest row of each model; one without a number if it has no other."""
-  best = {}
-  for row in rows:
-    key = row["model"], row["image_size"]
-    speed = row["images_per_second"] or 0
-    if row["dtype"] == dtype and (
-      key not in best or speed > (best[key]["images_per_second"] or 0)
-    ):
-      best[key] = row
-  return best
-
-
-def _speeds(best: dict[Column, dict[Model, dict]], rows) -> str:
+def _speeds(
+  best: dict[str, dict[Key, Throughput]], columns: list[Column]
+) -> str:
   paper = paper_speeds()
   # In the order in which they were measured.
   models = dict.fromkeys(
-    (row["model"], row["image_size"])
-    for of_pass in rows.values()
-    for row in of_pass
+    key[:2] for of_pass in best.values() for key in of_pass
   )
-  head = ("model", *map(" ".join, best), "paper")
+  head = ("model", *map(" ".join, columns), "paper")
   return render(
     head,
     (
       (
         label(*model),
-        *(_cell(found.get(model)) for found in best.values()),
+        *(
+          _cell(best[passes].get((*model, dtype))) for passes, dtype in columns
+        ),
         f"{paper[model]:,}" if model in paper else "",
       )
       for model in models
@@ -80,24 +74,23 @@ def _speeds(best: dict[Column, dict[Model, dict]], rows) -> str:
   )
 
 
-def _cell(row: dict | None) -> str:
-  if row is None:
+def _cell(best: Throughput | None) -> str:
+  if best is None:
     return ""
-  if row["images_per_second"] is None:
-    return row["why"]
-  return f"{_rounded(row['images_per_second'])} @{row['batch']}"
+  if best.images_per_second is None:
+    return best.beyond[1]
+  return f"{_rounded(best.images_per_second)} @{best.batch}"
 
 
 def _rounded(speed: float) -> str:
   return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
-def _ratios(best: dict[Column, dict[Model, dict]]):
+def _ratios(
+  best: dict[str, dict[Key, Throughput]], columns: list[Column]
+) -> Iterator[tuple[str, ...]]:
   for pair in SPEED_RATIOS:
-    cells = []
-    for found in best.values():
-      two = [found.get((m, pair.resolution)) for m in (pair.mixer, pair.vit)]
-      speeds = [row and row["images_per_second"] for row in two]
-      cells.append(f"{speeds[0] / speeds[1]:.2f}" if all(speeds) else "")
-    if any(cells):
+    found = [pair_of(best[passes], pair, dtype) for passes, dtype in columns]
+    if any(found):
+      cells = (f"{ratio(*two):.2f}" if two else "" for two in found)
       yield f"{pair.mixer} / {pair.vit}", *cells, f"{pair.ratio:.2f}"

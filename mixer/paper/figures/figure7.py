@@ -5,10 +5,10 @@
 
 Each small picture is a filter, in colours around mid-grey, which is zero: a
 channel of the patches' projection, of a ViT's embedding or of a BiT's first
-convolution. They are sorted by frequency, low first (`units.py` says
-what that means; here in cycles per pixel, over all colours). The paper has a
-Mixer-B/16 and a Mixer-B/32 trained on JFT-300M: the filters of 32 px are
-smooth, those of 16 px mostly without structure.
+convolution, standardised as the network uses it. They are sorted by frequency,
+low first (`units.py` says what that means; here in cycles per pixel, over all
+colours). The paper has a Mixer-B/16 and a Mixer-B/32 trained on JFT-300M: the
+filters of 32 px are smooth, those of 16 px mostly without structure.
 """
 
 import argparse

@@ -6,7 +6,8 @@
 The first panel has the paper's ImageNet accuracy over its images per second
 and TPUv3 core, both of table 3. Each further panel is a device that
 `python -m benchmarks.throughput` has measured (results/throughput/): the same
-models and accuracies, the paper's, over images per second there. Filled marks
+models and accuracies, the paper's, over images per second there, all in the
+dtype in which most of the models were measured. Filled marks
 are pre-trained on JFT-300M, and those of 224 px that no faster model of their
 family beats are joined by lines; open ones on ImageNet-21k (large) and ImageNet
 (small).
@@ -74,17 +75,25 @@ def draw(
 
 
 def measured(results: Path) -> list[tuple[str, list[tuple[Row, float]]]]:
-  """Rows of the table with what each device does a second, fastest first."""
-  by_device = {}
-  best = throughputs.read(results)
-  for row in TABLE_3:
-    for each in best.get((row.model, row.resolution), ()):
-      by_device.setdefault(each.device, []).append(
-        (row, each.images_per_second)
-      )
-  return sorted(
-    by_device.items(), key=lambda item: -max(rate for _, rate in item[1])
-  )
+  """Rows of the table with what each device does a second, fastest first.
+
+  A device is its name and the dtype in which most models were measured there.
+  """
+  found = []
+  for device in throughputs.read(results):
+    for dtype in device.dtypes[:1]:
+      speeds = [
+        (row, device.best.get((row.model, row.resolution, dtype)))
+        for row in TABLE_3
+      ]
+      points = [
+        (row, best.images_per_second)
+        for row, best in speeds
+        if best and best.images_per_second
+      ]
+      if points:
+        found.append((f"{device.name}, {dtype}", points))
+  return sorted(found, key=lambda item: -max(rate for _, rate in item[1]))
 
 
 def draw_rows(axes: Axes, points: Sequence[tuple[Row, float]]) -> None:

@@ -4,6 +4,7 @@
 import numpy as np
 
 from mixer.errors import UserError
+from mixer.models.bit import standardise
 from mixer.weights import Checkpoint
 
 # Names of the first convolution's part of the parameters.
@@ -16,6 +17,9 @@ _PLACES = {
 
 def read_filters(checkpoint: Checkpoint) -> np.ndarray:
   """Takes the filters out of weights of a Mixer, a ViT or a BiT.
+
+  Those of a BiT as the network uses them, standardised: what mean and scale its
+  weights have is of no effect.
 
   Returns:
     float64 [n, h, w, channels], in the order of the weights.
@@ -37,10 +41,12 @@ def read_filters(checkpoint: Checkpoint) -> np.ndarray:
       f"{checkpoint.name} has no stem whose filters could be drawn: none of "
       f"{places}."
     )
-  filters = np.asarray(kernel, np.float64).transpose(3, 0, 1, 2)  # n h w c
-  if not np.isfinite(filters).all():
+  kernel = np.asarray(kernel, np.float64)  # h w c n
+  if not np.isfinite(kernel).all():
     raise UserError(
       f"{checkpoint.name} has a stem with weights that are not finite: take an "
       "earlier checkpoint."
     )
-  return filters
+  if place == _PLACES["BiT"]:
+    kernel = np.asarray(standardise(kernel, (0, 1, 2), 1e-10), np.float64)
+  return kernel.transpose(3, 0, 1, 2)  # n h w c

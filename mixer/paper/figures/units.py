@@ -9,8 +9,10 @@ defines neither word, so that here
 
 - frequency is the mean spatial frequency of the picture's two-dimensional DCT,
   weighted with the energy of its coefficients, in cycles per token: 0 for a
-  constant picture, 0.71 at most, for a chessboard. (The DCT, and not the
-  DFT, because a picture's opposite edges have nothing to do with each other.)
+  constant picture; of 14 x 14 tokens 0.62 for a chessboard, whose energy is not
+  all in the last coefficient, and 0.66 for that coefficient alone, which is the
+  most. (The DCT, and not the DFT, because a picture's opposite edges have
+  nothing to do with each other.)
 - close is the angle: pictures are compared at the same norm, since nearly
   empty ones would else be close to everything.
 

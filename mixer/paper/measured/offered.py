@@ -13,13 +13,11 @@ from ml_collections import ConfigDict
 from mixer import config as schema
 from mixer.errors import UserError
 from mixer.paper.measured.device_days import device_days
+from mixer.paper.measured.records import EVALUATION, RUN, SWEEP, SWEEPS
 from mixer.sweep.report import JSON
 from mixer.training import run_folder
 from mixer.training.log import read_rows
 from mixer.weights import RUN_FILE
-
-RUN, SWEEP, SWEEPS = "run", "sweep", "sweeps"
-EVALUATION = "evaluation"  # by eval.py, of weights
 
 
 @dataclasses.dataclass(frozen=True)

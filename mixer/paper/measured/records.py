@@ -17,6 +17,9 @@ TABLES = "tables"  # in the folder of results
 # What cells hold; "core_days" is something else, see `Cell`.
 ACCURACIES = "imagenet", "real", "average5", "vtab"
 CORE_DAYS = "core_days"
+# What a record is of.
+RUN, SWEEP, SWEEPS = "run", "sweep", "sweeps"
+EVALUATION = "evaluation"  # by eval.py, of weights
 _ORIGIN = "folder", "kind", "date", "git_commits", "git_changes", "devices"
 
 

@@ -37,6 +37,7 @@ class Row:
   epochs: of pre-training.
   resolution: of fine-tuning, in pixels.
   imagenet, real, average5, vtab: accuracies in per cent.
+  imagenet_decimals: with how many it is printed, all others with two.
   images_per_second: per TPUv3 core, the best over batch sizes.
   thousand_core_days: of pre-training, on TPUv3, as printed (two decimals).
   extrapolated: the core-days are.
@@ -50,6 +51,7 @@ class Row:
   epochs: int | None = None
   resolution: int | None = None
   imagenet: float | None = None
+  imagenet_decimals: int = 2
   real: float | None = None
   average5: float | None = None
   vtab: float | None = None
@@ -81,7 +83,13 @@ def _row2(name, model, data, numbers, **known):
 # 512 px, of the rest no resolution is said.
 _21K, _JFT, _WEAK = "i21k", "JFT-300M", "weak labels"
 TABLE_2 = (
-  _row2("i21k/HaloNet", "HaloNet", _21K, (85.8, None, None, None, 120, 0.10)),
+  _row2(
+    "i21k/HaloNet",
+    "HaloNet",
+    _21K,
+    (85.8, None, None, None, 120, 0.10),
+    imagenet_decimals=1,
+  ),
   _row2(
     "i21k/Mixer-L_16-448",
     "Mixer-L/16",
@@ -103,7 +111,13 @@ TABLE_2 = (
     _21K,
     (85.39, None, 94.04, 70.64, 26, 0.94),
   ),
-  _row2("jft/NFNet-F4+", "NFNet-F4+", _JFT, (89.2, None, None, None, 46, 1.86)),
+  _row2(
+    "jft/NFNet-F4+",
+    "NFNet-F4+",
+    _JFT,
+    (89.2, None, None, None, 46, 1.86),
+    imagenet_decimals=1,
+  ),
   _row2(
     "jft/Mixer-H_14-448",
     "Mixer-H/14",
@@ -128,6 +142,7 @@ TABLE_2 = (
     "MPL EffNet-B6-Wide",
     _WEAK,
     (90.0, 91.12, None, None, None, 20.48),
+    imagenet_decimals=1,
   ),
   _row2(
     "weak/ALIGN",

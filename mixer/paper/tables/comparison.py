@@ -2,11 +2,18 @@
 """Tables 2 and 3: the paper's numbers, and what was measured here."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from mixer.paper.measured import records, throughputs
-from mixer.paper.measured.throughputs import Throughput, Throughputs
-from mixer.paper.numbers import SPEED_RATIOS, TABLE_2, TABLE_3, Row
+from mixer.paper.measured.throughputs import Device, Throughput
+from mixer.paper.numbers import (
+  FOOTNOTE_2,
+  SPEED_RATIOS,
+  TABLE_2,
+  TABLE_3,
+  Row,
+)
 from mixer.paper.tables import filling
 from mixer.paper.tables.page import Block, Cell, Note, Notes, Page, Table, cells
 
@@ -21,7 +28,7 @@ _INTRO = {
   "the aspect ratio.",
   3: "Accuracies in per cent; the paper's are means of three fine-tuning runs, "
   "deviation below 0.15. Its footnote 2 quotes Mixer-L/16 of ImageNet-21k with "
-  "82.84 and 420 img/s/core.",
+  "{} and {} img/s/core.".format(*FOOTNOTE_2["Mixer-L/16", "i21k", 224]),
 }
 _UNITS = (
   "Images/s: in the paper of one TPUv3 core, here of the device that the note "
@@ -58,7 +65,7 @@ def page(number: int, results: Path) -> Page:
   Raises:
     UserError: a file of results is damaged.
   """
-  speeds = throughputs.read(results)
+  devices = throughputs.read(results)
   missing, measured = Notes("numbers"), Notes("letters")
   columns = [("", "model")]
   columns += [("", "px"), ("", "epochs")] if number == 3 else []
@@ -71,7 +78,7 @@ def page(number: int, results: Path) -> Page:
     Block(
       _HEADINGS[number, data],
       tuple(
-        _row(row, records.read(results, row), speeds, missing, measured)
+        _row(row, records.read(results, row), devices, missing, measured)
         for row in of_data
       ),
     )
@@ -82,7 +89,7 @@ def page(number: int, results: Path) -> Page:
     notes["Measured here"] = measured.all()
   tables = [Table("", tuple(columns), blocks)]
   if number == 3:
-    tables += _ratios(speeds, measured)
+    tables += _ratios(devices, measured)
     notes["Measured here"] = measured.all()
   notes["What would fill the empty cells"] = missing.all()
   return Page(
@@ -96,7 +103,7 @@ def page(number: int, results: Path) -> Page:
 def _row(
   row: Row,
   found: dict[str, records.Cell],
-  speeds: Throughputs,
+  devices: Sequence[Device],
   missing: Notes,
   measured: Notes,
 ) -> tuple[Cell, ...]:
@@ -106,16 +113,18 @@ def _row(
     line += cells(str(row.resolution), str(row.epochs))
   for name in _ACCURACIES[row.table]:
     published = getattr(row, name)
-    line.append(Cell(_number(published)))
+    decimals = row.imagenet_decimals if name == "imagenet" else 2
+    line.append(Cell(_number(published, decimals)))
     if name in found:
       mark = measured.mark(_accuracy_note(found[name]))
       line.append(Cell(f"{found[name].value:.2f}", mark))
     else:
       line.append(_empty(published, missing, row, name))
   line.append(Cell(_count(row.images_per_second)))
-  if best := speeds.get((row.model, row.resolution)):
-    mark = measured.mark(_speed_note(best[0]))
-    line.append(Cell(_rate(best[0].images_per_second), mark))
+  if where := throughputs.fastest(devices, row.model, row.resolution):
+    device, best = where
+    mark = measured.mark(_speed_note(device, best))
+    line.append(Cell(_rate(best.images_per_second), mark))
   else:
     name = "images_per_second"
     line.append(_empty(row.images_per_second, missing, row, name))
@@ -136,8 +145,8 @@ def _empty(published: object, missing: Notes, row: Row, column: str) -> Cell:
   return Cell("", filling.mark(missing, row, column))
 
 
-def _number(value: float | None) -> str:
-  return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, decimals: int) -> str:
+  return "-" if value is None else f"{value:.{decimals}f}"
 
 
 def _count(value: int | None) -> str:
@@ -154,6 +163,8 @@ def _accuracy_note(cell: records.Cell) -> str:
     runs += f", deviation {cell.deviation:.2f}"
   if source := cell.record.get("upstream"):
     runs += f", fine-tuned from {next(iter(source.values()))}"
+    if cell.record["kind"] == records.RUN:
+      runs += " at a learning rate that was not chosen by held-out images"
   if weights := cell.record.get("weights"):
     runs = f"the published {weights['published']} as it is"
   return f"{runs}; {_origin(cell)}"
@@ -188,12 +199,35 @@ def _origin(cell: records.Cell) -> str:
   )
 
 
-def _speed_note(best: Throughput) -> str:
-  commit = (best.git_commit or "unknown")[:7]
+def _speed_note(device: Device, best: Throughput) -> str:
   return (
-    f"images/s on {best.device}, the best over batch sizes; {best.file}, "
-    f"{best.date}, commit {commit}."
+    f"images/s on {device.name} in {best.dtype}, with {_batch(best)}; "
+    f"{_file(device)}"
   )
+
+
+def _ratio_note(device: Device, mixer: Throughput, vit: Throughput) -> str:
+  return (
+    f"images/s on {device.name} in {mixer.dtype}: Mixer with {_batch(mixer)}; "
+    f"ViT with {_batch(vit)}; {_file(device)}"
+  )
+
+
+def _batch(best: Throughput) -> str:
+  """With which batch size it was the best, and of which."""
+  said = f"batch {best.batch} alone"
+  if len(best.batches) > 1:
+    *some, last = map(str, best.batches)
+    said = f"batch {best.batch}, the best of {', '.join(some)} and {last}"
+  if best.beyond:
+    batch, why = best.beyond
+    said += f" (a larger one was not measured: {batch} {why})"
+  return said
+
+
+def _file(device: Device) -> str:
+  commit = (device.git_commit or "unknown")[:7]
+  return f"{device.file}, {device.date}, commit {commit}."
 
 
 def _paper_marks(number: int) -> tuple[Note, ...]:
@@ -209,9 +243,9 @@ def _paper_marks(number: int) -> tuple[Note, ...]:
   return tuple(marks)
 
 
-def _ratios(speeds: Throughputs, measured: Notes) -> list[Table]:
-  """How many times as fast as ViT, by device."""
-  devices = sorted({each.device for of in speeds.values() for each in of})
+def _ratios(devices: Sequence[Device], measured: Notes) -> list[Table]:
+  """How many times as fast as ViT, by device and dtype."""
+  columns = [(device, dtype) for device in devices for dtype in device.dtypes]
   rows = []
   for pair in SPEED_RATIOS:
     line = [
@@ -219,30 +253,19 @@ def _ratios(speeds: Throughputs, measured: Notes) -> list[Table]:
       Cell(str(pair.resolution)),
       Cell(f"{pair.ratio:.2f}"),
     ]
-    for device in devices:
-      one, other = (
-        next(
-          (
-            each
-            for each in speeds.get((model, pair.resolution), ())
-            if each.device == device
-          ),
-          None,
-        )
-        for model in (pair.mixer, pair.vit)
-      )
-      if one and other:
-        ratio = one.images_per_second / other.images_per_second
-        line.append(Cell(f"{ratio:.2f}", measured.mark(_speed_note(one))))
+    for device, dtype in columns:
+      if two := throughputs.pair_of(device.best, pair, dtype):
+        mark = measured.mark(_ratio_note(device, *two))
+        line.append(Cell(f"{throughputs.ratio(*two):.2f}", mark))
       else:
         line.append(Cell("-"))
     rows.append(tuple(line))
-  columns = [("", "models"), ("", "px"), ("", "paper, TPUv3")]
-  columns += [("", f"here, {device}") for device in devices]
+  heads = ["models", "px", "paper, TPUv3"]
+  heads += [f"here, {device.name}, {dtype}" for device, dtype in columns]
   return [
     Table(
       "Images/s of Mixer as a multiple of ViT's",
-      tuple(columns),
+      tuple(("", head) for head in heads),
       (Block("", tuple(rows)),),
     )
   ]
