@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs and sweeps become rows of results/tables, or are refused."""
 
+import hashlib
 import json
 import math
 import re
@@ -19,7 +20,9 @@ from mixer.paper.__main__ import main
 from mixer.paper.measured import records
 from mixer.paper.measured.protocols import Recipe
 from mixer.paper.measured.record import record
+from mixer.paper.tables.comparison import accuracy_note
 from mixer.training.evaluate import evaluate
+from mixer.weights.registry import REGISTRY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -191,6 +194,46 @@ def test_published_weights_are_judged_as_they_are(
   source = cells["imagenet"].record
   assert source["weights"] == {"published": "imagenet1k/Mixer-B_16"}
   assert (source["folder"], source["devices"]) == ("weights", ["8 x cpu"])
+
+
+@pytest.mark.parametrize(
+  "file, weights",
+  [
+    ("weights/imagenet1k/Mixer-B_16.npz", {"unchecked": True}),
+    ("weights/imagenet1k/Mixer-B_16.pth", {}),
+  ],
+)
+def test_a_file_is_the_published_one_by_its_sha256_if_that_is_known(
+  file, weights, evaluated, recipe, tmp_path
+):
+  folder = shutil.copytree(evaluated, tmp_path / "evaluated")
+  digest = REGISTRY["imagenet1k/Mixer-B_16"].mirrors[-1].sha256 + "0" * 56
+  edit(
+    "evaluation.json",
+    lambda found: found.update(evaluated=file, sha256=digest),
+  )(folder)
+
+  record(ROW, str(folder), tmp_path, protocol(recipe))
+
+  found = recorded(tmp_path)["records"][0]
+  assert found["weights"] == {"published": "imagenet1k/Mixer-B_16"} | weights
+  cell = records.read(tmp_path, ROW)["imagenet"]
+  assert ("unchecked" in accuracy_note(cell)) == bool(weights)
+  if not weights:
+    edit("evaluation.json", lambda found: found.update(sha256="0" * 64))(folder)
+    with pytest.raises(UserError, match="sha256 begins with 76587d61 -> .*pth"):
+      record(ROW, str(folder), tmp_path, protocol(recipe))
+
+
+def test_an_evaluation_tells_what_is_in_the_file(pretrained, recipe, tmp_path):
+  config = Recipe(str(recipe), "extra=True").config()
+  config.init = str(pretrained / "weights.npz")
+
+  assert evaluate(config, str(tmp_path)) == DONE
+
+  found = json.loads((tmp_path / "evaluation.json").read_text())
+  data = (pretrained / "weights.npz").read_bytes()
+  assert found["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize(
