@@ -9,14 +9,13 @@ Durations come in three units, by suffix: `total_steps` (updates),
 three is set; None or 0, which a flag can give, leaves the others unset.
 """
 
-import difflib
 import math
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from mixer.errors import UserError
+from mixer.errors import UserError, nearest
 
 UNITS = ("steps", "epochs", "examples")
 
@@ -351,7 +350,7 @@ _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 def did_you_mean(word: str, words: Iterable[str], path: str = "") -> str:
   """Ends a sentence about an unknown word with the nearest, or with all."""
   words = list(words)
-  near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+  near = nearest(word, words)
   if near:
     return f"; did you mean {path}{near[0]}?"
   return f"; there are {', '.join(words)}."

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user can put right, as opposed to what is wrong with the code."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -13,6 +14,15 @@ class UserError(ValueError):
 
 class TryAgainError(UserError):
   """What may pass by itself: the front doors exit with 75, start me again."""
+
+
+def nearest(
+  word: str, words: Iterable[str], *, most: int = 1, cutoff: float = 0.5
+) -> list[str]:
+  """The words that one may have meant, the nearest first, in any case."""
+  by_lower = {each.lower(): each for each in words}
+  near = difflib.get_close_matches(word.lower(), by_lower, most, cutoff)
+  return [by_lower[each] for each in near]
 
 
 def some(names: Sequence[str], shown: int = 10) -> str:

@@ -22,12 +22,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 
 from mixer import front_door, weights
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
 from mixer.training.mixing import normalise
+from mixer.weights import layouts
 from mixer.whole_file import check_place, whole_file
 
 PROGRAM = ".stablehlo"
@@ -77,9 +79,19 @@ def run(init: str, out: str, **options: str | int | None) -> str:
       f" all: leave it out, or end --out in {PROGRAM}."
     )
   checkpoint = weights.read(init)
+  if suffix == ".safetensors":
+    _check_timm_layout(checkpoint.params)
   weights.save(out, checkpoint.params, gelu=checkpoint.gelu)
   about = weights.about_gelu(out, checkpoint.params, checkpoint.gelu)
   return f"Wrote {out}. {about}".rstrip()
+
+
+def _check_timm_layout(params: dict) -> None:
+  """Raises UserError for what timm's layout is not for, with another ending."""
+  try:
+    layouts.to_timm(flatten_dict(params, sep="/"))
+  except UserError as error:
+    raise UserError(f"{error} End --out in .npz or {PROGRAM}.") from error
 
 
 def _check_choices(options: dict[str, str | int]) -> None:

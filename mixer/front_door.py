@@ -36,13 +36,22 @@ def answer(work: Callable[..., str | None], **given) -> int:
   except BrokenPipeError:  # the reader, such as head, has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except (UserError, OSError) as error:
-    # What the system refuses, such as a folder, says which in its message.
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {_refusal(error)}", file=sys.stderr)
     return exit_code(error)
   except KeyboardInterrupt:
     print("Stopped. Give the same command again.", file=sys.stderr)
     return 130
   return DONE
+
+
+def _refusal(error: Exception) -> str:
+  """What the user is told, of the system's refusals as well."""
+  if isinstance(error, UserError) or not getattr(error, "filename", None):
+    return str(error)
+  return (
+    f"Cannot read or write {error.filename}: {error.strerror}. Name another "
+    "place, or change its permissions."
+  )
 
 
 def exit_code(error: Exception) -> int:

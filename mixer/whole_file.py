@@ -2,11 +2,22 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from mixer.errors import UserError
+
+# What a disk that takes no more answers; it then names no file.
+DISK = errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS
+
+
+class NotWritten(OSError, UserError):
+  """What the system answered, with the file that the user has named."""
+
+  def __str__(self) -> str:
+    return f"Cannot write {self.filename}: {self.strerror}."
 
 
 @contextlib.contextmanager
@@ -18,6 +29,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
   Yields:
     A path beside it, with the same suffix.
+
+  Raises:
+    NotWritten: the system refuses it.
   """
   aside = path.with_name(f"{path.stem}.partial{path.suffix}")
   try:
@@ -25,6 +39,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     with aside.open("rb") as file:
       os.fsync(file.fileno())
     aside.replace(path)
+  except OSError as error:
+    is_full = error.filename is None and error.errno in DISK
+    if not is_full and str(error.filename) != str(aside):
+      raise  # of something else that the block does
+    raise NotWritten(error.errno, error.strerror, str(path)) from error
   finally:
     with contextlib.suppress(OSError):  # whatever it was, is told already
       aside.unlink(missing_ok=True)

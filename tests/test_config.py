@@ -141,6 +141,7 @@ def test_the_micro_batch_is_the_largest_that_obeys_the_limit(digits_dir):
     (dict(data__ops="flip"), "end it with a crop or a resize"),
     (dict(data__ops="central_crop(4)"), "makes images of 8 x 8 px, training"),
     (dict(model__name="Mixer-B/17"), "Nearest: Mixer-B/16"),
+    (dict(model__name="mixer-b/16"), "Nearest: Mixer-B/16"),
     (dict(model__name="Mixer", model__blocks=None), "needs blocks"),
     (dict(schedule__warmup_epochs=1000.0), "does not end within the run"),
     (dict(total_steps=5), "total_steps = 5 and total_epochs"),
@@ -176,7 +177,7 @@ def test_all_complaints_come_together(digits_dir):
 def test_an_evaluators_type_is_checked(digits_dir):
   config = recipes.load("digits")
   config.data.data_dir = digits_dir
-  config.evals.other = evaluator(type="clasification", ops="central_crop(8)")
+  config.evals.other = evaluator(type="CLASIFICATION", ops="central_crop(8)")
 
   with pytest.raises(UserError, match="did you mean classification?") as error:
     make_plan(config)

@@ -15,6 +15,7 @@ from mixer import export, weights
 from mixer.models import create
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
+BIT = TINY.with_name("bit_tiny.npz")
 SIZES = {
   "patch": 8,
   "hidden": 24,
@@ -197,6 +198,14 @@ def test_weights_come_back_from_either_layout(
       "make 64 tokens of 8 px, but these parameters mix 16",
     ),
     (["--init=none.npz"], "There are no weights at none.npz"),
+    (
+      [f"--init={BIT}", "--out=bit.safetensors"],
+      "parameters, MixerBlock_0/LayerNorm_0/scale for one, have both",
+    ),
+    (
+      [f"--init={BIT}", "--out=bit.safetensors"],
+      ". End --out in .npz or .stablehlo.",
+    ),
   ],
 )
 def test_a_mistake_is_told_in_a_sentence(

@@ -152,10 +152,53 @@ def test_without_results_it_says_what_makes_them(
   assert said.count("\n") == 1
 
 
-def test_damaged_results_are_named(tmp_path):
-  (tmp_path / figure4.FILE).write_text('{"curves": [')
+def without(name):
+  return lambda curve: curve.pop(name)
 
-  with pytest.raises(UserError, match="is damaged.*benchmarks.permutations"):
+
+@pytest.mark.parametrize("figure", [figure2, figure4])
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (dict.clear, "KeyError: 'model'"),
+    (without("config"), "KeyError: 'config'"),
+    (lambda curve: curve.update(config=3), "TypeError"),
+    (lambda curve: curve["config"].clear(), "KeyError"),
+    (lambda curve: curve.update(runs=[]), "as many steps"),
+    (lambda curve: curve["runs"][0].pop("steps"), "KeyError: 'steps'"),
+    (
+      lambda curve: curve["runs"][0].update({figure4.RESULT: [0.1, "q", 0.2]}),
+      r"5shot\[1\] = 'q' is not a number",
+    ),
+    (
+      lambda curve: curve["runs"][0].update({figure4.RESULT: [0.1]}),
+      "5shot has 1 values",
+    ),
+    (lambda curve: curve.update(model=[3]), "TypeError"),
+  ],
+)
+def test_damaged_results_are_named(figure, change, words, results, tmp_path):
+  file = results / figure.FILE
+  content = json.loads(file.read_text())
+  change(content["curves"][0])
+  file.write_text(json.dumps(content))
+
+  with pytest.raises(UserError, match=f"is damaged.*{words}.*{figure.COMMAND}"):
+    figure.draw(results, tmp_path / "figure.svg")
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ('{"curves": [', "JSONDecodeError"),
+    ('{"curves": []}', "KeyError: 'git_commit'"),
+    (json.dumps(HEAD | {"curves": []}), "no curve of mixer, original"),
+  ],
+)
+def test_a_file_without_the_curves_is_named(text, words, tmp_path):
+  (tmp_path / figure4.FILE).write_text(text)
+
+  with pytest.raises(UserError, match=f"is damaged.*{words}"):
     figure4.draw(tmp_path, tmp_path / "figure.svg")
 
 

@@ -113,7 +113,11 @@ def test_names_are_apart_and_count_as_many_as_the_tables_have_rows():
 
 @pytest.mark.parametrize(
   "name, nearest",
-  [("i21k/Mixer-B16", "i21k/Mixer-B_16"), ("Mixer-H_14", "jft14/Mixer-H_14")],
+  [
+    ("i21k/Mixer-B16", "i21k/Mixer-B_16"),
+    ("Mixer-H_14", "jft14/Mixer-H_14"),
+    ("I1K/mixer-b_16", ": i1k/Mixer-B_16,"),
+  ],
 )
 def test_an_unknown_row_names_the_nearest(name, nearest):
   with pytest.raises(ValueError, match=f"no row '{name}'.*Nearest.*{nearest}"):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs and sweeps become rows of results/tables, or are refused."""
 
+import hashlib
 import json
+import math
 import re
 import shutil
 import statistics
@@ -18,7 +20,9 @@ from mixer.paper.__main__ import main
 from mixer.paper.measured import records
 from mixer.paper.measured.protocols import Recipe
 from mixer.paper.measured.record import record
+from mixer.paper.tables.comparison import accuracy_note
 from mixer.training.evaluate import evaluate
+from mixer.weights.registry import REGISTRY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -193,6 +197,46 @@ def test_published_weights_are_judged_as_they_are(
 
 
 @pytest.mark.parametrize(
+  "file, weights",
+  [
+    ("weights/imagenet1k/Mixer-B_16.npz", {"unchecked": True}),
+    ("weights/imagenet1k/Mixer-B_16.pth", {}),
+  ],
+)
+def test_a_file_is_the_published_one_by_its_sha256_if_that_is_known(
+  file, weights, evaluated, recipe, tmp_path
+):
+  folder = shutil.copytree(evaluated, tmp_path / "evaluated")
+  digest = REGISTRY["imagenet1k/Mixer-B_16"].mirrors[-1].sha256 + "0" * 56
+  edit(
+    "evaluation.json",
+    lambda found: found.update(evaluated=file, sha256=digest),
+  )(folder)
+
+  record(ROW, str(folder), tmp_path, protocol(recipe))
+
+  found = recorded(tmp_path)["records"][0]
+  assert found["weights"] == {"published": "imagenet1k/Mixer-B_16"} | weights
+  cell = records.read(tmp_path, ROW)["imagenet"]
+  assert ("unchecked" in accuracy_note(cell)) == bool(weights)
+  if not weights:
+    edit("evaluation.json", lambda found: found.update(sha256="0" * 64))(folder)
+    with pytest.raises(UserError, match="sha256 begins with 76587d61 -> .*pth"):
+      record(ROW, str(folder), tmp_path, protocol(recipe))
+
+
+def test_an_evaluation_tells_what_is_in_the_file(pretrained, recipe, tmp_path):
+  config = Recipe(str(recipe), "extra=True").config()
+  config.init = str(pretrained / "weights.npz")
+
+  assert evaluate(config, str(tmp_path)) == DONE
+
+  found = json.loads((tmp_path / "evaluation.json").read_text())
+  data = (pretrained / "weights.npz").read_bytes()
+  assert found["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize(
   "changes, words",
   [
     ({"published": "sam/Mixer-B_16"}, "'sam/Mixer-B_16' -> 'imagenet1k/Mi"),
@@ -313,8 +357,35 @@ def break_off(folder):
   (folder / "metrics.jsonl").write_text("".join(rows[:7]))
 
 
-def damage(folder):
-  (folder / "config.json").write_text('{"model": 3}')
+def edit(name, change):
+  """Changes a JSON file of a folder, or the last line of its log."""
+
+  def apply(folder):
+    before, end = (folder / name).read_text().rstrip(), ""
+    if name == "metrics.jsonl":
+      before, end, last = before.rpartition("\n")
+      content = json.loads(last)
+      before += end
+    else:
+      content, before = json.loads(before), ""
+    change(content)
+    (folder / name).write_text(f"{before}{json.dumps(content)}\n")
+
+  return apply
+
+
+def row_with(value):
+  return edit("metrics.jsonl", lambda row: row.update(value))
+
+
+def start_with(**values):
+  return edit(
+    "provenance.json", lambda found: found["starts"][0].update(values)
+  )
+
+
+def remove(name):
+  return lambda folder: (folder / name).unlink()
 
 
 def without_sweep(folder):
@@ -326,7 +397,27 @@ def without_sweep(folder):
   "change, words",
   [
     (break_off, "has come to step 7 of 12: let it finish"),
-    (damage, "is damaged"),
+    (remove("metrics.jsonl"), "metrics.jsonl is missing: bring it back"),
+    (edit("config.json", dict.clear), "config lacks batch, model, data, eva"),
+    (
+      edit("config.json", lambda config: config.update(total_steps="q")),
+      "config.json is damaged",
+    ),
+    (row_with({"eval/val/accuracy": "q"}), 'accuracy = "q" is not a number'),
+    (row_with({"eval/val/accuracy": None}), "accuracy = null is not a number"),
+    (
+      row_with({"eval/val/accuracy": 76.44}),
+      "metrics.jsonl is damaged .eval/val/accuracy = 76.44 is not 0 to 1",
+    ),
+    (row_with({"eval/real/accuracy": math.nan}), "accuracy = nan is not 0 to"),
+    (row_with({"images_per_second": -5}), "images_per_second = -5 is not abo"),
+    (remove("provenance.json"), "provenance.json is missing, or has no star"),
+    (
+      edit("provenance.json", lambda found: found["starts"].clear()),
+      "provenance.json is missing, or has no starts: bring it back",
+    ),
+    (start_with(devices="8"), "provenance.json is damaged .devices = '8'"),
+    (start_with(device_kind=""), "provenance.json is damaged .device_kind = "),
     (without_sweep, "has not ended: give its command again"),
     (lambda folder: shutil.rmtree(folder), "There is no folder"),
     (
@@ -345,15 +436,101 @@ def test_a_folder_without_results_is_refused_with_what_to_do(
     record(ROW, str(folder), tmp_path, protocol(recipe))
 
 
-def test_a_damaged_file_of_results_is_named(pretrained, recipe, tmp_path):
-  record(ROW, str(pretrained), tmp_path, protocol(recipe))
-  file = records.path(tmp_path, ROW)
-  content = json.loads(file.read_text())
-  del content["records"][0]["folder"]  # no number without its run
-  file.write_text(json.dumps(content))
+def test_a_config_of_another_version_lacks_keys(pretrained, recipe, tmp_path):
+  folder = shutil.copytree(pretrained, tmp_path / "run")
+  edit("config.json", lambda config: config.pop("init"))(folder)
 
-  with pytest.raises(UserError, match=re.escape(f"{file} is damaged")):
+  record(ROW, str(folder), tmp_path, protocol(recipe))
+
+  assert recorded(tmp_path)["records"][0]["config"]["init"] == ""
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (lambda found: found["means"].clear(), "has no eval/test/accuracy"),
+    (
+      lambda found: found["means"]["eval/test/accuracy"].update(mean=3),
+      "sweep.json is damaged .eval/test/accuracy = 3 is not 0 to 1",
+    ),
+    (
+      lambda found: found["final"][0]["results"].update({"eval/x": "q"}),
+      "sweep.json is damaged .eval/x = 'q' is not a number",
+    ),
+    (lambda found: found.update(config=[]), "sweep.json is damaged"),
+  ],
+)
+def test_a_damaged_sweep_is_named(change, words, swept, recipe, tmp_path):
+  folder = shutil.copytree(swept / "imagenet2012", tmp_path / "sweep")
+  edit("sweep.json", change)(folder)
+
+  with pytest.raises(UserError, match=words):
+    record(ROW, str(folder), tmp_path, protocol(recipe))
+
+
+def test_a_data_set_whose_folder_is_gone_is_asked_for(swept, recipe, tmp_path):
+  folder = shutil.copytree(swept, tmp_path / "sweep")
+  shutil.rmtree(folder / "others")
+
+  with pytest.raises(UserError, match="others/sweep.json is missing: bring"):
+    record(ROW, str(folder), tmp_path, protocol(recipe))
+
+
+RECORD = {
+  "folder": "run",
+  "kind": "run",
+  "date": "2026-08-01",
+  "git_commits": [],
+  "git_changes": False,
+  "devices": ["8 x cpu"],
+}
+CELL = {"value": 76.44, "deviation": None, "runs": 1}
+
+
+def write_record(results, **changes):
+  file = records.path(results, ROW)
+  file.parent.mkdir(parents=True)
+  found = {**RECORD, "cells": {"imagenet": CELL}} | changes
+  found = {key: value for key, value in found.items() if value is not KeyError}
+  file.write_text(json.dumps({"row": ROW.name, "records": [found]}))
+  return file
+
+
+def test_a_run_outside_a_repository_has_no_commit(tmp_path):
+  write_record(tmp_path)
+
+  assert records.read(tmp_path, ROW)["imagenet"].value == 76.44
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"folder": KeyError}, "KeyError: 'folder'"),
+    ({"folder": ""}, "folder = ''"),
+    ({"date": None}, "date = None"),
+    ({"devices": []}, "devices = .."),
+    ({"devices": "8 x cpu"}, "devices = '8 x cpu'"),
+    ({"git_commits": None}, "git_commits = None"),
+    ({"git_commits": [3]}, "git_commits = .3"),
+    ({"upstream": "q"}, "AttributeError"),
+    ({"weights": {"published": 3}}, "weights = "),
+    ({"cells": {"imagenet": CELL | {"value": "abc"}}}, "TypeError"),
+    ({"cells": {"imagenet": CELL | {"value": None}}}, "TypeError"),
+    ({"cells": {"imagenet": CELL | {"value": math.nan}}}, "imagenet = .*nan"),
+    ({"cells": {"imagenet": CELL | {"value": 7644}}}, "imagenet = .*7644"),
+    ({"cells": {"imagenet": CELL | {"runs": "q"}}}, "imagenet = .*'q'"),
+    ({"cells": {"core_days": {"device_days": {"cpu": -1}}}}, "core_days = "),
+    ({"cells": {"imagnet": CELL}}, "imagnet = "),
+  ],
+)
+def test_a_damaged_file_of_results_is_named(changes, words, tmp_path):
+  file = write_record(tmp_path, **changes)
+
+  said = f"{re.escape(str(file))} is damaged .*{words}"
+  with pytest.raises(UserError, match=said):
     records.read(tmp_path, ROW)
+  with pytest.raises(UserError, match=said):
+    records.add(tmp_path, ROW, [RECORD | {"cells": {"real": CELL}}])
 
 
 @pytest.mark.parametrize(

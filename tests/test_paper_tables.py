@@ -470,6 +470,15 @@ def test_marks_go_on_after_z_and_are_the_same_for_the_same_words():
     (["figure", "3"], "There is no figure 3 here; there are 2, 4, 5, 6, 7"),
     (["figure"], "Name a figure; there are 2, 4, 5, 6, 7, throughput."),
     (["report"], "Name the folder of a run: --workdir=RUN."),
+    (["report", "--workdir=r", "--out=r.txt"], "r.txt must end in .html"),
+    (["report", "--workdir="], "--workdir= is empty: give it a value"),
+    (["figure", "5", "--init", ""], "--init is empty: give it a value"),
+    (["table", "2", "--out=t.foo"], "end it in .txt, .md, .html, .htm."),
+    (
+      ["table", "2", "--out=t.html", "--format=markdown"],
+      "--out=t.html is html by its ending, and --format=markdown: leave one",
+    ),
+    (["record", "--workdir=r"], "Name the row that r is of: python -m"),
   ],
 )
 def test_bad_input_is_one_message_and_exit_2(arguments, words, capsys):

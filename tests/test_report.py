@@ -5,6 +5,7 @@ import html.parser
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import reports
 from mixer import front_door
 from mixer.config import default, evaluator
 from mixer.config_check import complete, to_dict
+from mixer.errors import UserError
 from mixer.paper import report
 
 
@@ -290,21 +292,89 @@ def test_folders_that_are_no_runs_are_explained_in_a_message(tmp_path, capsys):
   assert f"whose table is {sweep / 'sweep.md'}" in complaint(sweep)
 
   run = sweep / "lr_0.1"
-  for name, content in (
-    ("metrics.jsonl", "what\n"),
-    ("skipped.jsonl", "what\n"),
-    ("provenance.json", '{"starts": 3}'),
-    ("config.json", "[1]"),
-    ("config.json", '{"model": 3}'),
-  ):
-    before = (run / name).read_text() if (run / name).exists() else ""
-    (run / name).write_text(content)
-    assert name in complaint(run)
-    (run / name).write_text(before)
   nowhere = tmp_path / "nothing" / "page.html"
   assert f"no folder for --out={nowhere}" in complaint(run, nowhere)
-  assert f"--out={tmp_path} is a folder" in complaint(run, tmp_path)
+  folder = tmp_path / "folder.html"
+  folder.mkdir()
+  assert f"--out={folder} is a folder" in complaint(run, folder)
   assert not list(run.glob("*.html"))
+
+
+def changed(key, value):
+  """Changes a config; without a value it takes the key away."""
+
+  def change(text):
+    *path, last = key.split(".")
+    part = content = json.loads(text)
+    for name in path:
+      part = part[name]
+    part.pop(last) if value is KeyError else part.update({last: value})
+    return json.dumps(content)
+
+  return change
+
+
+def start_with(**values):
+  def change(text):
+    [start] = json.loads(text)["starts"]
+    return json.dumps({"starts": [start | values]})
+
+  return change
+
+
+@pytest.mark.parametrize(
+  "name, change, words",
+  [
+    ("metrics.jsonl", "what\n", "Line 1 of .* is not a row"),
+    ("metrics.jsonl", '{"step": 1, "train/loss": null}\n', "loss = null"),
+    ("metrics.jsonl", None, "is missing: bring it back"),
+    ("skipped.jsonl", "what\n", "is damaged"),
+    ("skipped.jsonl", "[]\n", "is damaged"),
+    ("skipped.jsonl", '{"examples": 3}\n', "examples = 3"),
+    ("parameters.txt", b"\xff\xfe", "is damaged"),
+    ("provenance.json", '{"starts": 3}', "is damaged"),
+    ("provenance.json", '{"starts": [[]]}', "a start is .."),
+    ("provenance.json", start_with(from_step=None), "from_step = None"),
+    ("provenance.json", start_with(packages=[]), "packages = .."),
+    ("config.json", "[]", "not a JSON object"),
+    ("config.json", "{}", "its config lacks batch, model, data, evals"),
+    ("config.json", changed("evals", KeyError), "its config lacks evals"),
+    ("config.json", changed("data", 3), "data = 3"),
+    ("config.json", changed("batch", 0), "config.batch = 0 must be 1 or more"),
+    ("config.json", changed("model.name", 3), "config.model.name = 3 is of ty"),
+    ("config.json", changed("total_steps", "q"), "is damaged"),
+    ("config.json", changed("evals.test", None), "evals.test = None"),
+    ("config.json", changed("evals.test.published", "q"), "is damaged"),
+  ],
+)
+def test_a_damaged_file_of_a_run_is_named(name, change, words, done, tmp_path):
+  folder = shutil.copytree(done, tmp_path / "run")
+  file = folder / name
+  if callable(change):
+    change = change(file.read_text())
+  file.unlink(missing_ok=True)
+  if change:
+    file.write_bytes(change if isinstance(change, bytes) else change.encode())
+
+  with pytest.raises(UserError, match=words) as error:
+    report.write(folder)
+
+  assert str(file) in str(error.value)
+
+
+def test_a_run_of_another_version_has_a_page(tmp_path):
+  config = reports.config()
+  del config["cutmix"], config["log"]
+  config["of_old"] = config["model"]["of_old"] = config["evals"]["old"] = {
+    "type": "of_old"
+  }
+  folder = reports.write(
+    tmp_path / "run", config=config, rows=reports.rows(), done=False
+  )
+
+  page, _ = read(folder)
+
+  assert page.table("key")["of_old.type"][0] == '"of_old"'
 
 
 def test_a_model_without_token_mixing_has_no_pictures_of_units(tmp_path):

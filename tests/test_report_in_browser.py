@@ -8,6 +8,8 @@ import pytest
 import reports
 
 from mixer.paper import report
+from mixer.paper.tables.html_page import to_html
+from mixer.paper.tables.page import Note, Page
 
 pytestmark = pytest.mark.skipif(
   browser.CHROMIUM is None, reason="Chromium is not installed"
@@ -81,6 +83,17 @@ def test_a_page_is_whole_and_not_wider_than_the_screen(
   assert all(complete and natural > 0 for complete, natural in pictures)
   assert drawings == [True] * 4
   assert page.evaluate(LETTERS) > 8  # px
+
+
+def test_a_long_name_in_a_note_does_not_widen_a_table_s_page(page, tmp_path):
+  note = Note("a", f"results/tables/{'a_long_name' * 12}.json, one run.")
+  file = tmp_path / "table.html"
+  file.write_text(to_html(Page("Table", ("Intro",), (), {"Notes": (note,)})))
+
+  page.open(file, width=360)
+
+  client, _, scroll = page.evaluate(PAGE_SIZE)
+  assert scroll <= client == 360
 
 
 def test_a_page_raises_no_errors_and_asks_for_nothing(page, files):

@@ -390,7 +390,7 @@ def test_a_disk_that_takes_nothing_is_said_at_the_start(
   )
 
   assert done.returncode == CHANGE_SOMETHING, done.stderr
-  assert f"Cannot write to {tmp_path}: File too large." in done.stderr
+  assert f"Cannot write to {tmp_path / 'config.json'}: File too" in done.stderr
   assert "Traceback" not in done.stderr
 
 

@@ -182,8 +182,9 @@ def test_figure_6_has_a_row_a_block_and_a_column_for_each_weights(tmp_path):
   three = shape(out.with_suffix(".png"))
 
   assert three[0] > one[0] and three[1] > one[1]
-  with pytest.raises(UserError, match="given 4 times"):
-    draw(6, *[f"--init={TINY}"] * 4)
+  for figure, times in (5, 2), (6, 4):
+    with pytest.raises(UserError, match=f"given {times} times"):
+      draw(figure, *[f"--init={TINY}"] * times)
 
 
 def test_figure_7_takes_the_stems_of_all_models(baselines, tmp_path):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
+from mixer.errors import nearest
 from mixer.models import bit, mixer, mixer_variations, vit
 
 
@@ -46,7 +47,7 @@ def family_of(name: str) -> str:
   family = name.partition("-")[0]
   if family not in FAMILIES or name not in (family, *FAMILIES[family].variants):
     every = [*names(), *FAMILIES]
-    near = difflib.get_close_matches(name, every, n=4, cutoff=0.5) or every
+    near = nearest(name, every, most=4) or every
     raise ValueError(f"There is no model {name!r}. Nearest: {', '.join(near)}.")
   return family
 

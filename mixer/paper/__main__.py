@@ -9,7 +9,9 @@ python -m mixer.paper report --workdir=RUN [--out=FILE.html]
 
 import argparse
 import importlib
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mixer import front_door
@@ -32,7 +34,18 @@ _TABLES = "1", "2", "3", "4"
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
   given = vars(_parser().parse_args(arguments))
-  return front_door.answer(given.pop("run"), **given)
+  said = sys.argv[1:] if arguments is None else arguments
+  return front_door.answer(_run, said=said, **given)
+
+
+def _run(said: list[str], run: Callable[..., str], **given) -> str:
+  """Runs a subcommand with its flags; `said` is the command line."""
+  for i, argument in enumerate(said):
+    # An empty path would be read as the folder that one is in.
+    if not argument or re.fullmatch("--[a-z_]+=", argument):
+      flag = argument or (said[i - 1] if i else "An argument")
+      raise UserError(f"{flag} is empty: give it a value, or leave it out.")
+  return run(**given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,14 +64,16 @@ def _parser() -> argparse.ArgumentParser:
   table.add_argument(
     "--format", help="text, markdown or html; default: as FILE ends, or text"
   )
-  table.add_argument("--out", metavar="FILE", help="default: the terminal")
+  table.add_argument(
+    "--out", metavar="FILE", help="*.txt, *.md or *.html; default: the terminal"
+  )
   table.set_defaults(run=_table)
 
   record = commands.add_parser(
     "record", help="write what a run or sweep has measured to a row's file"
   )
   record.add_argument(
-    "row", nargs="?", metavar="ROW", help="without it, all rows are listed"
+    "row", nargs="?", metavar="ROW", help="without any, all rows are listed"
   )
   record.add_argument(
     "--workdir", metavar="RUN", help="folder of a finished run or sweep"
@@ -103,7 +118,7 @@ def _table(number: str, results: Path, format: str | None, out: str | None):
     raise UserError(
       f"There is no table {number} to show{did_you_mean(number, _TABLES)}"
     )
-  writing.check_format(format)
+  writing.choose_format(format, out)
   if not results.is_dir():
     raise UserError(
       f"There is no folder {results}: name that of the results (--results=DIR)."
@@ -129,8 +144,13 @@ def _record(row: str | None, workdir: str | None, results: Path) -> str:
   from mixer.paper import numbers
   from mixer.paper.measured import protocols
 
-  if row is None:
+  if row is None and workdir is None:
     return protocols.listing()
+  if row is None:
+    raise UserError(
+      f"Name the row that {workdir} is of: python -m mixer.paper record ROW "
+      f"--workdir={workdir}. Without both, all rows are listed."
+    )
   found = numbers.find(row)
   if workdir is None:
     raise UserError(

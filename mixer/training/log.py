@@ -31,6 +31,10 @@ def read_rows(workdir: str | os.PathLike) -> list[dict[str, Number]]:
   A line torn by a kill, which can only be the last, is passed over. A loss
   that is not finite reads as `nan` or `inf`: Python's json writes and reads
   these, stricter readers may not.
+
+  Raises:
+    UserError: a line is not a row of numbers, or not of a later step than the
+      one before.
   """
   path = Path(workdir) / "metrics.jsonl"
   if not path.exists():
@@ -39,13 +43,29 @@ def read_rows(workdir: str | os.PathLike) -> list[dict[str, Number]]:
   rows = []
   for number, line in enumerate(complete.splitlines(), start=1):
     try:
-      rows.append(json.loads(line))
-      rows[-1]["step"]
-    except (ValueError, KeyError, TypeError) as error:
+      row = json.loads(line)
+      wrong = _wrong(row, after=rows[-1]["step"] if rows else -1)
+    except (ValueError, KeyError, TypeError, AttributeError):
+      wrong = "it is not a JSON object with a step"
+    if wrong:
       raise UserError(
-        f"Line {number} of {path} is not a row: mend it or move the file away."
-      ) from error
+        f"Line {number} of {path} is not a row ({wrong}): mend it or move the "
+        "file away."
+      )
+    rows.append(row)
   return rows
+
+
+def _wrong(row: dict, *, after: int) -> str:
+  """What a row has that a run never writes; "" for nothing."""
+  for name, value in row.items():
+    if not isinstance(value, Number):
+      return f"{name} = {json.dumps(value)} is not a number"
+  if not isinstance(row["step"], int) or row["step"] <= after:
+    return f"step = {row['step']} is not a step after {after}"
+  if row.get("images_per_second", 1) <= 0:
+    return f"images_per_second = {row['images_per_second']} is not above 0"
+  return ""
 
 
 class RunLog:

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -196,11 +197,17 @@ def describe_evaluation(
   Args:
     path: the folder; made if missing.
     config: resolved.
-    origin: what was evaluated, such as a step or the name of weights.
+    origin: what was evaluated, such as a step or the name of weights; of a
+      file, what is in it is told by its sha256.
     results: of all evaluators.
   """
   path.mkdir(parents=True, exist_ok=True)
-  content = {"evaluated": origin, "results": results} | provenance()
+  sha256, weights = None, Path(origin).expanduser()
+  if weights.is_file():
+    with weights.open("rb") as file:
+      sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+  content = {"evaluated": origin, "sha256": sha256, "results": results}
+  content |= provenance()
   _write_json(path / EVALUATION, content | {"config": to_dict(config)})
 
 

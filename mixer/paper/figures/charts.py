@@ -2,8 +2,10 @@
 """Charts of results: their look, their labels and their files."""
 
 import argparse
+import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -179,15 +181,28 @@ def save(figure: Figure, out: str | Path) -> str:
   return files.save(figure, out, dpi=_DPI, colors=_COLORS)
 
 
-def read_results(file: Path, command: str) -> dict:
+def read_results(
+  file: Path,
+  command: str,
+  *,
+  about: Mapping[str, Collection[str]],
+  numbers: Sequence[str] = (),
+  config: Sequence[str],
+  results: Sequence[str],
+) -> dict:
   """Reads a file of results.
 
   Args:
     file: a JSON file.
     command: that makes it.
+    about: what curves are of, and the values that there are curves of.
+    numbers: that a curve has beside that.
+    config: numbers in the config of each curve.
+    results: of each run, a number for each of its steps.
 
   Raises:
-    UserError: it is not there or damaged; says what makes it.
+    UserError: it is not there, or damaged, or lacks a curve; says what makes
+      it.
   """
   if not file.is_file():
     raise UserError(
@@ -195,14 +210,39 @@ def read_results(file: Path, command: str) -> dict:
     )
   try:
     content = json.loads(file.read_text())
-    if not content["curves"]:
-      raise KeyError("curves")
+    made(content)
+    found = set()
+    for curve in content["curves"]:
+      found.add(tuple(curve[key] for key in about))
+      given = {key: curve[key] for key in numbers}
+      _check_numbers(given | {key: curve["config"][key] for key in config})
+      for run in curve["runs"]:
+        _check_results({key: run[key] for key in ("steps", *results)})
+      if len({len(run["steps"]) for run in curve["runs"]}) != 1:
+        raise ValueError("not all runs of a curve have as many steps")
+    for wanted in itertools.product(*about.values()):
+      if wanted not in found:
+        raise ValueError(f"it has no curve of {', '.join(wanted)}")
     return content
-  except (KeyError, TypeError, ValueError) as error:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(
       f"{file} is damaged ({type(error).__name__}: {error}): make it anew with "
       f"{command}"
     ) from error
+
+
+def _check_numbers(found: Mapping[str, object]):
+  for key, value in found.items():
+    if not isinstance(value, int | float) or not math.isfinite(value):
+      raise ValueError(f"{key} = {value!r} is not a number")
+
+
+def _check_results(run: Mapping[str, Sequence]):
+  """Raises ValueError for a run without a number of each result a step."""
+  for key, values in run.items():
+    _check_numbers({f"{key}[{i}]": value for i, value in enumerate(values)})
+    if not values or len(values) != len(run["steps"]):
+      raise ValueError(f"{key} has {len(values)} values")
 
 
 def made(content: dict) -> str:

@@ -48,7 +48,14 @@ def draw(
   Raises:
     UserError: there are no results, or the files cannot be written.
   """
-  content = charts.read_results(results / FILE, COMMAND)
+  content = charts.read_results(
+    results / FILE,
+    COMMAND,
+    about={"model": MODELS},
+    numbers=("share",),
+    config=("data.examples", "total_steps"),
+    results=(*PANELS, STOPPED_BY),
+  )
   figure = charts.new_figure(7.4, 3.7)
   panels = figure.subplots(1, 2, sharex=True)
   for axes, (result, said) in zip(panels, PANELS.items(), strict=True):

@@ -55,7 +55,13 @@ def draw(
   Raises:
     UserError: there are no results, or the files cannot be written.
   """
-  content = charts.read_results(results / FILE, COMMAND)
+  content = charts.read_results(
+    results / FILE,
+    COMMAND,
+    about={"model": MODELS, "input": INPUTS},
+    config=("model.num_classes",),
+    results=(RESULT,),
+  )
   figure = charts.new_figure(7.4, 5.2)
   upper, lower = figure.subfigures(2, 1, height_ratios=(1.9, 3.3))
   for axes, kind in zip(upper.subplots(1, 3), INPUTS, strict=True):

@@ -12,6 +12,7 @@ JFT-300M, whose weights were never published.
 """
 
 import argparse
+from collections.abc import Sequence
 
 from mixer import weights
 from mixer.errors import UserError
@@ -30,14 +31,19 @@ _RATIO = 0.6  # of a panel's width to its height: there are three of them
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add("--init", required=True, help="weights: a name, a file, a run's folder")
+  add(
+    "--init",
+    required=True,
+    action="append",
+    help="weights: a name, a file, a run's folder",
+  )
   add_blocks(parser, "the first three")
   add("--units", type=int, default=128, help="at most, a block; default: 128")
   add("--out", default="figure5.svg", metavar="FILE.svg")
 
 
 def draw(
-  init: str,
+  init: Sequence[str],
   blocks: list[int] | None = None,
   units: int = 128,
   out: str = "figure5.svg",
@@ -48,13 +54,18 @@ def draw(
     What it wrote.
 
   Raises:
-    UserError: the weights are no Mixer's or cannot be had, or the files cannot
-      be written.
+    UserError: the weights are no Mixer's or cannot be had, there are several,
+      or the files cannot be written.
   """
+  if len(init) > 1:
+    raise UserError(
+      f"--init is given {len(init)} times: figure 5 is of one model, figure 6 "
+      "sets several side by side."
+    )
   if units < 2:
     raise UserError(f"--units={units} must be 2 or more: units come in pairs.")
   files.check_out(out)
-  checkpoint = weights.read(init)
+  checkpoint = weights.read(*init)
   row = []
   for block in choose_blocks(checkpoint, blocks, 3):
     sheet, shown = unit_mosaic(

@@ -18,7 +18,7 @@ from mixer.config_check import (
   to_dict,
 )
 from mixer.errors import UserError
-from mixer.paper.measured import offered
+from mixer.paper.measured import offered, records
 from mixer.paper.measured.offered import Offered, Part
 from mixer.paper.measured.protocols import Protocol, Recipe
 from mixer.weights.registry import REGISTRY
@@ -74,12 +74,42 @@ def finetuning(recipe: Recipe, part: Part, *, is_sweep: bool) -> list[str]:
   return problems
 
 
-def published(protocol: Protocol, part: Part) -> list[str]:
-  """Lists what keeps evaluated weights from being the row's published ones."""
+def published(
+  protocol: Protocol, part: Part, sha256: str | None
+) -> tuple[list[str], dict]:
+  """Whether evaluated weights are the row's published ones.
+
+  Args:
+    protocol: of the row.
+    part: of the evaluation.
+    sha256: of the file that was evaluated, None if it is not known.
+
+  Returns:
+    What keeps them from it; the weights, as they are recorded.
+  """
   init = part.config["init"]
-  if published_name(init) == protocol.published:
-    return []
-  return [f"init: {protocol.published!r} -> {init!r}"]
+  if published_name(init) != protocol.published:
+    return [f"init: {protocol.published!r} -> {init!r}"], {}
+  known = [
+    mirror.sha256
+    for mirror in REGISTRY[protocol.published].mirrors
+    if mirror.sha256 and mirror.suffix == Path(init).suffix
+  ]
+  if init in REGISTRY or not (sha256 and known):
+    return [], _as_recorded(init, protocol.published)
+  if not sha256.startswith(tuple(known)):
+    return [
+      f"init: a file whose sha256 begins with {' or '.join(known)} -> {init!r}"
+      f" with {sha256[: len(known[0])]}"
+    ], {}
+  return [], {"published": protocol.published}
+
+
+def _as_recorded(init: str, name: str) -> dict:
+  """Published weights; of a file brought by hand its name says so alone."""
+  return {"published": name} | (
+    {} if init in REGISTRY else {records.UNCHECKED: True}
+  )
 
 
 def evaluator(recipe: Recipe, part: Part, name: str) -> list[str]:
@@ -125,7 +155,7 @@ def upstream(
     )
   name = published_name(init)
   if name == protocol.published:
-    return [], {"published": name}, None
+    return [], _as_recorded(init, name), None
   wanted = f"the folder of a run of {protocol.pretrain}"
   if protocol.published:
     wanted = f"{protocol.published!r}, or {wanted}"

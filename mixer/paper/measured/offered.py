@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run's or a sweep's folder has to offer to the tables."""
 
-import contextlib
 import dataclasses
-import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -15,10 +14,26 @@ from mixer.errors import UserError
 from mixer.paper.measured.device_days import device_days
 from mixer.paper.measured.records import EVALUATION, RUN, SWEEP, SWEEPS
 from mixer.sweep.report import JSON
-from mixer.training import run_folder
-from mixer.training.log import read_rows
+from mixer.training.recorded import (
+  check_config,
+  check_start,
+  damaged,
+  read_config,
+  read_json,
+  read_log,
+  read_starts,
+)
+from mixer.training.run_folder import EVALUATION as EVALUATION_FILE
 from mixer.weights import RUN_FILE
 
+<<<<<<< HEAD
+=======
+RUN, SWEEP, SWEEPS = "run", "sweep", "sweeps"
+EVALUATION = "evaluation"  # by eval.py, of weights
+# No number without these of the start that it came from.
+_ORIGIN = "date", "git_commit", "git_changes", "devices", "device_kind"
+
+>>>>>>> wrong
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -48,6 +63,7 @@ class Offered:
     without: data sets on which SWEEPS have no result.
     origin: "date", "git_commits", "git_changes" and "devices", as recorded.
     device_days: of a RUN, device kind -> device-days of its updates.
+    sha256: of the file of weights that an EVALUATION is of, None if not known.
   """
 
   folder: Path
@@ -56,13 +72,15 @@ class Offered:
   origin: dict
   without: tuple[str, ...] = ()
   device_days: dict[str, float] = dataclasses.field(default_factory=dict)
+  sha256: str | None = None
 
 
 def read(workdir: str | os.PathLike) -> Offered:
   """Reads a folder.
 
   Raises:
-    UserError: it has no results, or not yet; with what to do.
+    UserError: it has no results, or not yet, or a file of it is damaged; with
+      what to do.
   """
   folder = Path(workdir).expanduser()
   if not folder.is_dir():
@@ -71,14 +89,13 @@ def read(workdir: str | os.PathLike) -> Offered:
       "mixer.sweep was given as --workdir."
     )
   if (folder / JSON).is_file():
-    with _reading(folder / JSON):
-      found = _json(folder / JSON)
+    found = read_json(folder / JSON)
+    with damaged(folder / JSON):
       return _several(folder, found) if "data_sets" in found else _sweep(folder)
   if (folder / "config.json").is_file():
-    with _reading(folder / "config.json"):
-      return _run(folder)
-  if (folder / run_folder.EVALUATION).is_file():
-    with _reading(folder / run_folder.EVALUATION):
+    return _run(folder)
+  if (folder / EVALUATION_FILE).is_file():
+    with damaged(folder / EVALUATION_FILE):
       return _evaluation(folder)
   if any(folder.glob("*/config.json")) or any(folder.glob(f"*/{JSON}")):
     raise UserError(
@@ -92,20 +109,28 @@ def read(workdir: str | os.PathLike) -> Offered:
 
 
 def _run(folder: Path) -> Offered:
-  config = _json(folder / "config.json")
-  rows = read_rows(folder)
+  config = read_config(folder / "config.json")
+  rows = read_log(folder)
   step = rows[-1]["step"] if rows else 0
   options = ConfigDict(config)
-  total = schema.steps(
-    options, "total", batch=options.batch, examples=options.data.examples
-  )
+  with damaged(folder / "config.json"):
+    total = schema.steps(
+      options, "total", batch=options.batch, examples=options.data.examples
+    )
   if step != total or not (folder / RUN_FILE).is_file():
     raise UserError(
       f"The run in {folder} has come to step {step:,} of {total or 0:,}: let "
       "it finish, the same command goes on."
     )
-  means = _of_one(rows[-1])
-  starts = _starts(folder)
+  with damaged(folder / "metrics.jsonl"):
+    means = _of_one(rows[-1])
+  starts = read_starts(folder / "provenance.json", _ORIGIN)
+  if not starts:
+    raise UserError(
+      f"{folder / 'provenance.json'} is missing, or has no starts: bring it "
+      "back, no number is recorded without the code and the devices that it "
+      "came from."
+    )
   return Offered(
     folder,
     RUN,
@@ -116,19 +141,44 @@ def _run(folder: Path) -> Offered:
 
 
 def _evaluation(folder: Path) -> Offered:
-  found = _json(folder / run_folder.EVALUATION)
+  file = folder / EVALUATION_FILE
+  found = read_json(file)
   # Of a folder with checkpoints it may not have been what config.init names.
-  config = found["config"] | {"init": found["evaluated"]}
+  config = check_config(found["config"] | {"init": found["evaluated"]}, file)
   part = Part(config, _of_one(found["results"]))
-  return Offered(folder, EVALUATION, {"": part}, _origin([found]))
+  check_start(found, _ORIGIN)
+  origin, sha256 = _origin([found]), found.get("sha256")
+  if not isinstance(sha256, str | None):
+    raise ValueError(f"sha256 = {sha256!r}")
+  return Offered(folder, EVALUATION, {"": part}, origin, sha256=sha256)
 
 
 def _of_one(results: dict[str, float]) -> dict[str, dict]:
+  _check_results(results)
   return {
     name: {"mean": value, "deviation": None, "runs": 1}
     for name, value in results.items()
     if name.startswith("eval/")
   }
+
+
+def _check_results(results: dict[str, float]):
+  """Raises ValueError for an accuracy that no evaluation comes to."""
+  for name, value in results.items():
+    if not isinstance(value, int | float):
+      raise ValueError(f"{name} = {value!r} is not a number")
+    if name.endswith("/accuracy") and not 0 <= value <= 1:
+      raise ValueError(f"{name} = {value!r} is not 0 to 1")
+
+
+def _check_mean(name: str, mean: dict):
+  """Raises ValueError for what is no mean over runs."""
+  _check_results({name: mean["mean"]})
+  deviation, runs = mean["deviation"], mean["runs"]
+  if deviation is not None and not 0 <= deviation < math.inf:
+    raise ValueError(f"deviation of {name} = {deviation!r}")
+  if not isinstance(runs, int) or runs < 1:
+    raise ValueError(f"runs of {name} = {runs!r}")
 
 
 def _sweep(folder: Path) -> Offered:
@@ -139,7 +189,8 @@ def _sweep(folder: Path) -> Offered:
 def _several(folder: Path, found: dict) -> Offered:
   parts, starts = {}, []
   for name in found["data_sets"]:
-    parts[name], own = _read_sweep(folder / name)
+    with damaged(folder / name / JSON):
+      parts[name], own = _read_sweep(folder / name)
     starts += own
   without = (*found["left_out"], *found["failures"])
   return Offered(folder, SWEEPS, parts, _origin(starts), without)
@@ -147,23 +198,23 @@ def _several(folder: Path, found: dict) -> Offered:
 
 def _read_sweep(folder: Path) -> tuple[Part, list[dict]]:
   """The sweep's part, and the starts of the runs that it reports."""
-  found = _json(folder / JSON)
-  starts = [
-    start for run in found["final"] for start in _starts(folder / run["folder"])
-  ]
+  found = read_json(folder / JSON)
+  starts = []
+  for run in found["final"]:
+    starts += read_starts(folder / run["folder"] / "provenance.json", _ORIGIN)
+    _check_results(run["results"])
+  for name, mean in found["means"].items():
+    _check_mean(name, mean)
+  if not starts:  # runs may have been moved away since
+    check_start(found["provenance"], _ORIGIN)
+    starts = [found["provenance"]]
   part = Part(
-    found["config"],
+    check_config(found["config"], folder / JSON),
     found["means"],
     {run["seed"]: run["results"] for run in found["final"]},
     found["learning_rate"],
   )
-  # Runs may have been moved away since.
-  return part, starts or [found["provenance"]]
-
-
-def _starts(folder: Path) -> list[dict]:
-  file = folder / "provenance.json"
-  return list(_json(file)["starts"]) if file.is_file() else []
+  return part, starts
 
 
 def _origin(starts: Sequence[dict]) -> dict:
@@ -180,21 +231,3 @@ def _origin(starts: Sequence[dict]) -> dict:
 
 def _distinct(values: Iterable[str | None]) -> list[str]:
   return list(dict.fromkeys(filter(None, values)))
-
-
-def _json(file: Path) -> dict:
-  return dict(json.loads(file.read_text()))
-
-
-@contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
-  """Makes one message of what damaged files raise."""
-  try:
-    yield
-  except UserError:
-    raise
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{file}, or a file beside it, is damaged ({type(error).__name__}: "
-      f"{error}): bring the folder back from where it is whole."
-    ) from error

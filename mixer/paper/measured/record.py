@@ -106,11 +106,10 @@ def _of_published(row: Row, how: Protocol, found: Offered, part: Part) -> dict:
       f"{row.name} is fine-tuned: offer a sweep of {imagenet(how.finetune)}."
     )
   recipe = how.pretrain.more("extra=True")
-  refuse(row, found, recipe, matching.published(how, part))
+  problems, weights = matching.published(how, part, found.sha256)
+  refuse(row, found, recipe, problems)
   cells = accuracies(row, found, recipe, part, PRETRAINED)
-  return to_record(
-    found, part.config, cells, weights={"published": how.published}
-  )
+  return to_record(found, part.config, cells, weights=weights)
 
 
 def _of_pretraining(

@@ -7,6 +7,7 @@ they come. A cell is in one record only, the newest that has it.
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from mixer.errors import UserError
@@ -17,10 +18,19 @@ TABLES = "tables"  # in the folder of results
 # What cells hold; "core_days" is something else, see `Cell`.
 ACCURACIES = "imagenet", "real", "average5", "vtab"
 CORE_DAYS = "core_days"
+<<<<<<< HEAD
 # What a record is of.
 RUN, SWEEP, SWEEPS = "run", "sweep", "sweeps"
 EVALUATION = "evaluation"  # by eval.py, of weights
 _ORIGIN = "folder", "kind", "date", "git_commits", "git_changes", "devices"
+=======
+# No number without the run that it came from: these are there, and not empty,
+# but for commits, of which there are none outside a repository.
+_ORIGIN = {"folder": str, "kind": str, "date": str, "devices": list}
+UNCHECKED = "unchecked"  # weights, which are the published ones by name alone
+_SOURCES = "published", "folder"  # what a run began from
+_CODE = {"git_commits": list, "git_changes": bool}
+>>>>>>> wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +66,17 @@ def read(results: Path, row: Row) -> dict[str, Cell]:
   """
   file = path(results, row)
   cells = {}
-  try:
-    for record in _records(file, row):
-      for key in _ORIGIN:
-        record[key]  # no number without the run that it came from
-      for name, cell in record["cells"].items():
-        days = cell.get("device_days", {})
-        cells[name] = Cell(
-          value=sum(days.values()) if name == CORE_DAYS else cell["value"],
-          record=record,
-          file=str(file.relative_to(results.parent)),
-          deviation=cell.get("deviation"),
-          runs=cell.get("runs", 1),
-          device_days=days,
-        )
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{file} is damaged ({type(error).__name__}: {error}): move it away, and "
-      f"write it with python -m mixer.paper record {row.name} --workdir=RUN."
-    ) from error
+  for record in _records(file, row):
+    for name, cell in record["cells"].items():
+      days = cell.get("device_days", {})
+      cells[name] = Cell(
+        value=sum(days.values()) if name == CORE_DAYS else cell["value"],
+        record=record,
+        file=str(file.relative_to(results.parent)),
+        deviation=cell.get("deviation"),
+        runs=cell.get("runs", 1),
+        device_days=days,
+      )
   return cells
 
 
@@ -83,6 +85,9 @@ def add(results: Path, row: Row, records: list[dict]) -> Path:
 
   Returns:
     The file.
+
+  Raises:
+    UserError: it is damaged, or of another row, or cannot be written.
   """
   file = path(results, row)
   new = {name for record in records for name in record["cells"]}
@@ -103,7 +108,46 @@ def add(results: Path, row: Row, records: list[dict]) -> Path:
 def _records(file: Path, row: Row) -> list[dict]:
   if not file.is_file():
     return []
-  content = json.loads(file.read_text())
-  if content["row"] != row.name:
-    raise ValueError(f"it is of the row {content['row']}")
-  return list(content["records"])
+  try:
+    content = json.loads(file.read_text())
+    if content["row"] != row.name:
+      raise ValueError(f"it is of the row {content['row']}")
+    for record in content["records"]:
+      _check(record)
+    return list(content["records"])
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{file} is damaged ({type(error).__name__}: {error}): move it away, and "
+      f"write it with python -m mixer.paper record {row.name} --workdir=RUN."
+    ) from error
+
+
+def _check(record: dict):
+  """Raises ValueError, or what reading it raises, for what `add` never writes.
+
+  That is what the tables show, beside the config.
+  """
+  for key, kind in (_ORIGIN | _CODE).items():
+    value = record[key]
+    is_right = isinstance(value, kind) and (value or key in _CODE)
+    if kind is list:
+      is_right = is_right and all(isinstance(each, str) for each in value)
+    if not is_right:
+      raise ValueError(f"{key} = {value!r}")
+  for key, names in ("upstream", _SOURCES), ("weights", _SOURCES[:1]):
+    if source := record.get(key):
+      if not any(isinstance(source.get(name), str) for name in names):
+        raise ValueError(f"{key} = {source!r}")
+  for name, cell in record["cells"].items():
+    days, deviation = cell.get("device_days", {}), cell.get("deviation")
+    if name == CORE_DAYS:
+      is_right = days and all(0 < x < math.inf for x in days.values())
+    else:
+      is_right = (
+        name in ACCURACIES
+        and 0 <= cell["value"] <= 100
+        and (deviation is None or 0 <= deviation <= 100)
+        and isinstance(cell.get("runs", 1), int)
+      )
+    if not is_right:
+      raise ValueError(f"{name} = {cell!r}")

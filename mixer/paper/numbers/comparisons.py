@@ -21,9 +21,8 @@ Traps:
 """
 
 import dataclasses
-import difflib
 
-from mixer.errors import UserError, some
+from mixer.errors import UserError, nearest, some
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +222,7 @@ def find(name: str) -> Row:
   """
   if name in ROWS:
     return ROWS[name]
-  near = difflib.get_close_matches(name, ROWS, n=4, cutoff=0.3)
+  near = nearest(name, ROWS, most=4, cutoff=0.3)
   raise UserError(
     f"The paper's tables have no row {name!r}. Nearest: {some(near)}."
     if near

@@ -12,6 +12,7 @@ import os
 import string
 from pathlib import Path
 
+from mixer.errors import UserError
 from mixer.paper.report import markup, recipe, results, weights
 from mixer.paper.report.published import published_results
 from mixer.paper.report.record import Record, read
@@ -38,6 +39,8 @@ def write(
   """
   file = Path(out).expanduser() if out else None
   if file:
+    if file.suffix.lower() not in (".html", ".htm"):
+      raise UserError(f"--out={out} must end in .html, which it is.")
     check_place(file, "out")
   record = read(workdir)
   file = file or record.folder / "report.html"

@@ -11,14 +11,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mixer import config as schema
-from mixer.config_check import to_dict
 from mixer.errors import UserError, some
 from mixer.paper.measured.device_days import update_seconds
 from mixer.sweep.report import JSON as SWEEP_FILE
 from mixer.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.curve import collect
-from mixer.training.log import Number, read_rows
-from mixer.training.run_folder import filled_in
+from mixer.training.log import Number
+from mixer.training.recorded import damaged, read_config, read_log, read_starts
 from mixer.weights import RUN_FILE
 
 Series = tuple[list[int], list[float]]  # steps and values
@@ -107,21 +106,14 @@ def read(workdir: str | os.PathLike) -> Record:
   file = folder / "config.json"
   if not file.is_file():
     raise UserError(_other_folder(folder))
-  # Of an older version of this project, it may lack keys.
-  usual = to_dict(schema.default())
-  config = filled_in(_read_json(file), usual)
-  parts = [key for key, value in usual.items() if isinstance(value, dict)]
-  if not all(isinstance(config[part], dict) for part in parts):
-    raise UserError(_damaged(file))
-  try:
+  config = read_config(file)
+  with damaged(file):
     total_steps = _total_steps(ConfigDict(config))
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(_damaged(file)) from error
   return Record(
     folder=folder,
     config=config,
-    rows=read_rows(folder),
-    starts=_starts(folder / "provenance.json"),
+    rows=read_log(folder),
+    starts=read_starts(folder / "provenance.json"),
     skipped=_skipped(folder / "skipped.jsonl"),
     total_steps=total_steps,
     parameters=_parameters(folder / "parameters.txt"),
@@ -161,40 +153,21 @@ def _total_steps(options: ConfigDict) -> int | None:
     return None
 
 
-def _read_json(file: Path) -> dict:
-  try:
-    return dict(json.loads(file.read_text()))
-  except (TypeError, ValueError) as error:
-    raise UserError(_damaged(file)) from error
-
-
-def _damaged(file: Path) -> str:
-  return f"{file} is damaged: bring it back, or name another run's folder."
-
-
-def _starts(file: Path) -> list[dict]:
-  if not file.is_file():
-    return []
-  starts = _read_json(file).get("starts")
-  if not isinstance(starts, list) or not all(
-    isinstance(start, dict) for start in starts
-  ):
-    raise UserError(_damaged(file))
-  return starts
-
-
 def _skipped(file: Path) -> list[dict]:
   if not file.is_file():
     return []
-  try:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-  except ValueError as error:
-    raise UserError(_damaged(file)) from error
+  with damaged(file):
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+      if not isinstance(row.get("examples", []), list):
+        raise ValueError(f"examples = {row['examples']!r}")
+    return rows
 
 
 def _parameters(file: Path) -> int | None:
   """The total at the end of parameters.txt."""
   if not file.is_file():
     return None
-  total = re.search(r"^Total: ([\d,]+)", file.read_text(), re.MULTILINE)
-  return int(total[1].replace(",", "")) if total else None
+  with damaged(file):
+    total = re.search(r"^Total: ([\d,]+)", file.read_text(), re.MULTILINE)
+    return int(total[1].replace(",", "")) if total else None

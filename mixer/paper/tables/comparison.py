@@ -116,7 +116,7 @@ def _row(
     decimals = row.imagenet_decimals if name == "imagenet" else 2
     line.append(Cell(_number(published, decimals)))
     if name in found:
-      mark = measured.mark(_accuracy_note(found[name]))
+      mark = measured.mark(accuracy_note(found[name]))
       line.append(Cell(f"{found[name].value:.2f}", mark))
     else:
       line.append(_empty(published, missing, row, name))
@@ -157,17 +157,24 @@ def _rate(value: float) -> str:
   return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _accuracy_note(cell: records.Cell) -> str:
+def accuracy_note(cell: records.Cell) -> str:
+  """Of which runs and weights a number is, and where it stands."""
   runs = "one run" if cell.runs == 1 else f"mean of {cell.runs} runs"
   if cell.deviation is not None:
     runs += f", deviation {cell.deviation:.2f}"
   if source := cell.record.get("upstream"):
-    runs += f", fine-tuned from {next(iter(source.values()))}"
+    began = source.get("published") or source["folder"]
+    runs += f", fine-tuned from {began}{_unchecked(source)}"
     if cell.record["kind"] == records.RUN:
       runs += " at a learning rate that was not chosen by held-out images"
   if weights := cell.record.get("weights"):
-    runs = f"the published {weights['published']} as it is"
+    runs = f"the published {weights['published']} as it is{_unchecked(weights)}"
   return f"{runs}; {_origin(cell)}"
+
+
+def _unchecked(weights: dict) -> str:
+  by_name = ", a file that was taken for it by its name, unchecked"
+  return by_name if weights.get(records.UNCHECKED) else ""
 
 
 def _cost_note(cell: records.Cell) -> str:

@@ -34,7 +34,10 @@ td:first-child, th.left:first-child {
 }
 tbody tr:hover td { background: var(--soft); }
 .notes { padding-left: 0; list-style: none; }
-.notes li { margin: 0.6rem 0; padding-left: 2.2rem; position: relative; }
+.notes li {
+  margin: 0.6rem 0; padding-left: 2.2rem; position: relative;
+  overflow-wrap: anywhere;
+}
 .notes .mark { position: absolute; left: 0; font-weight: 600; }
 pre {
   margin: 0.3rem 0; overflow-x: auto; background: var(--soft); padding: 0.4rem;

@@ -28,12 +28,9 @@ def write(page: Page, format: str | None, out: str | None) -> str:
     What to print.
 
   Raises:
-    UserError: another format.
+    UserError: another format, or the file cannot be written.
   """
-  if format is None:
-    format = _SUFFIXES.get(Path(out).suffix if out else "", "text")
-  check_format(format)
-  text = FORMATS[format](page)
+  text = FORMATS[choose_format(format, out)](page)
   if not out:
     return text
   file = Path(out).expanduser()
@@ -43,12 +40,30 @@ def write(page: Page, format: str | None, out: str | None) -> str:
   return f"{file}: {page.title}"
 
 
-def check_format(format: str | None):
-  """Raises UserError for a format that pages are not written in."""
+def choose_format(format: str | None, out: str | None) -> str:
+  """The format that the flags ask for; see `write`.
+
+  Raises:
+    UserError: pages are not written in it, or the flags disagree.
+  """
   if format is not None and format not in FORMATS:
     raise UserError(
       f"--format={format} is not written here{did_you_mean(format, FORMATS)}"
     )
+  if not out:
+    return format or "text"
+  by_name = _SUFFIXES.get(Path(out).suffix.lower())
+  if by_name is None:
+    raise UserError(
+      f"--out={out} does not say what to write: end it in "
+      f"{', '.join(_SUFFIXES)}."
+    )
+  if format not in (None, by_name):
+    raise UserError(
+      f"--out={out} is {by_name} by its ending, and --format={format}: leave "
+      "one of them out."
+    )
+  return by_name
 
 
 def to_text(page: Page) -> str:
@@ -166,4 +181,9 @@ FORMATS: dict[str, Callable[[Page], str]] = {
   "markdown": to_markdown,
   "html": html_page.to_html,
 }
-_SUFFIXES = {".md": "markdown", ".html": "html", ".htm": "html"}
+_SUFFIXES = {
+  ".txt": "text",
+  ".md": "markdown",
+  ".html": "html",
+  ".htm": "html",
+}

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be written is told by the name that the user gave."""
+
+import errno
+
+import pytest
+
+from mixer import front_door
+from mixer.errors import UserError
+from mixer.whole_file import whole_file
+
+
+def write(path, raises=None):
+  with whole_file(path) as aside:
+    aside.write_text("new")
+    if raises:
+      raise raises
+
+
+@pytest.mark.parametrize(
+  "place, raises, words",
+  [
+    ("gone/page.html", None, "gone/page.html: No such file or directory."),
+    ("folder", None, "folder: Is a directory."),
+    ("page.html", OSError(errno.ENOSPC, "No space left"), "page.html: No spac"),
+  ],
+)
+def test_a_file_that_cannot_be_written_is_named(
+  place, raises, words, tmp_path, capsys
+):
+  (tmp_path / "folder").mkdir()
+
+  code = front_door.answer(write, path=tmp_path / place, raises=raises)
+
+  assert code == front_door.CHANGE_SOMETHING
+  said = capsys.readouterr().err
+  assert said.startswith(f"error: Cannot write {tmp_path}/{words}")
+  assert said.count("\n") == 1
+  assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
+def test_the_old_file_stays_and_other_errors_are_not_of_the_file(tmp_path):
+  file = tmp_path / "page.html"
+  file.write_text("old")
+
+  with pytest.raises(FileNotFoundError) as error:
+    write(file, FileNotFoundError(errno.ENOENT, "No such file", "image.png"))
+
+  assert not isinstance(error.value, UserError)
+  assert file.read_text() == "old"
+
+
+def test_a_refusal_of_the_system_is_a_sentence(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+
+  code = front_door.answer((tmp_path / "file" / "tables").mkdir)
+
+  assert code == front_door.CHANGE_SOMETHING
+  assert capsys.readouterr().err == (
+    f"error: Cannot read or write {tmp_path}/file/tables: Not a directory. "
+    "Name another place, or change its permissions.\n"
+  )
