@@ -26,14 +26,9 @@ from mixer.training.recorded import (
 from mixer.training.run_folder import EVALUATION as EVALUATION_FILE
 from mixer.weights import RUN_FILE
 
-<<<<<<< HEAD
-=======
-RUN, SWEEP, SWEEPS = "run", "sweep", "sweeps"
-EVALUATION = "evaluation"  # by eval.py, of weights
 # No number without these of the start that it came from.
 _ORIGIN = "date", "git_commit", "git_changes", "devices", "device_kind"
 
->>>>>>> wrong
 
 @dataclasses.dataclass(frozen=True)
 class Part:

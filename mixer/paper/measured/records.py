@@ -18,19 +18,15 @@ TABLES = "tables"  # in the folder of results
 # What cells hold; "core_days" is something else, see `Cell`.
 ACCURACIES = "imagenet", "real", "average5", "vtab"
 CORE_DAYS = "core_days"
-<<<<<<< HEAD
 # What a record is of.
 RUN, SWEEP, SWEEPS = "run", "sweep", "sweeps"
 EVALUATION = "evaluation"  # by eval.py, of weights
-_ORIGIN = "folder", "kind", "date", "git_commits", "git_changes", "devices"
-=======
 # No number without the run that it came from: these are there, and not empty,
 # but for commits, of which there are none outside a repository.
 _ORIGIN = {"folder": str, "kind": str, "date": str, "devices": list}
 UNCHECKED = "unchecked"  # weights, which are the published ones by name alone
 _SOURCES = "published", "folder"  # what a run began from
 _CODE = {"git_commits": list, "git_changes": bool}
->>>>>>> wrong
 
 
 @dataclasses.dataclass(frozen=True)
