@@ -63,9 +63,16 @@ def command_line(name: str, description: str) -> argparse.ArgumentParser:
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--workdir", type=Path, default=Path("runs") / name)
-  parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--results", type=Path, default=Path("results"))
+  workdir = Path("runs") / name
+  parser.add_argument(
+    "--workdir", type=Path, default=workdir, help=f"of runs; default: {workdir}"
+  )
+  parser.add_argument(
+    "--seeds", type=int, default=3, help="at least 2; default: 3"
+  )
+  parser.add_argument(
+    "--results", type=Path, default=Path("results"), help="default: results"
+  )
   return parser
 
 

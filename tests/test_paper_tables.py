@@ -270,6 +270,8 @@ def measure_throughput(results, device, dtype="float32", **speeds):
       "batch": batch,
       "images_per_second": value,
       "why": "took more than 60 s",
+      "date": "2026-08-01T10:00:00",
+      "git_commit": "abcdef012345",
     }
     for model, values in speeds.items()
     for batch, value in enumerate(values, start=1)
@@ -278,8 +280,8 @@ def measure_throughput(results, device, dtype="float32", **speeds):
     rows = json.loads(file.read_text())["rows"] + rows
   content = {
     "device": device,
-    "date": "2026-08-01T10:00:00",
-    "git_commit": "abcdef012345",
+    "date": "2026-09-01T10:00:00",  # of the last row that was added
+    "git_commit": "fedcba012345",
     "command": "",
     "versions": {},
     "rows": rows,

@@ -76,6 +76,7 @@ def test_what_takes_too_long_is_noted_and_the_others_go_on():
     "batch": 1,
     "images_per_second": None,
     "why": "took more than 0.2 s",
+    "limit": 0.2,
   }
 
 
@@ -120,16 +121,58 @@ def test_a_batch_beyond_one_that_does_not_fit_is_not_tried(tmp_path):
 
   opened = Results(tmp_path, DEVICE, "")
 
-  assert opened.missing(part(1, 8, 16, 32, 64)).batches == [1, 16]
-  assert opened.missing(part(1, 8, dtype="bfloat16")).batches == [1, 8]
-  assert opened.missing(part(8, passes="training")).batches == [8]
-  opened.forget(part(32))
-  assert opened.missing(part(1, 8, 32, 64)).batches == [1, 32, 64]
+  assert opened.missing(part(1, 8, 16, 32, 64), 60.0).batches == [1, 16]
+  assert opened.missing(part(1, 8, dtype="bfloat16"), 60.0).batches == [1, 8]
+  assert opened.missing(part(8, passes="training"), 60.0).batches == [8]
   assert opened.file.name == "Abacus_R_9_2_cores.json"
   [read] = throughputs.read(tmp_path)
   [best] = read.best.values()
   assert (best.images_per_second, best.batch) == (70.0, 8)
   assert best.beyond == (32, "out of memory")
+
+
+def test_what_took_too_long_is_measured_again_with_a_longer_limit(tmp_path):
+  results = Results(tmp_path, DEVICE, "")
+  why = {"images_per_second": None, "why": "took more than 60 s", "limit": 60.0}
+  results.add(part(8), {"batch": 8, **why})
+
+  assert results.missing(part(8, 16), 60.0).batches == []
+  assert results.missing(part(8, 16), 80.0).batches == [8, 16]
+  results.add(part(8), {"batch": 8, "images_per_second": 70.0})
+  assert [x["images_per_second"] for x in results.rows["inference"]] == [70.0]
+
+
+def test_a_number_is_not_given_up_for_a_limit_that_is_too_short(tmp_path):
+  results = Results(tmp_path, DEVICE, "")
+  results.add(part(8), {"batch": 8, "images_per_second": 70.0})
+  why = {"images_per_second": None, "why": "took more than 1 s", "limit": 1.0}
+  results.add(part(8), {"batch": 8, **why})
+
+  assert [x["images_per_second"] for x in results.rows["inference"]] == [70.0]
+
+
+@pytest.mark.parametrize(
+  "wrong", [{"repeats": 0}, {"seconds": float("nan")}, {"limit": -1.0}], ids=str
+)
+def test_timings_that_cannot_be_are_refused_before_anything_runs(wrong):
+  [flag] = wrong
+  with pytest.raises(UserError, match=f"--{flag}="):
+    throughput.fill("*", None, None, "inference", None, False, **HOW | wrong)
+
+
+def test_each_number_is_of_its_own_date_and_commit(tmp_path):
+  folder = tmp_path / "throughput"
+  folder.mkdir()
+  old = dict(date="2026-01-02T03:04:05+00:00", git_commit="a" * 40)
+  new = dict(date="2026-05-06T03:04:05+00:00", git_commit="b" * 40)
+  rows = [row("Mixer-B/16", 1, 5.0, **old), row("ViT-B/16", 1, 4.0, **new)]
+  content = DEVICE | new | {"rows": rows, "training_rows": []}
+  (folder / "abacus.json").write_text(json.dumps(content))
+
+  [read] = throughputs.read(tmp_path)
+
+  found = [(x.date, x.git_commit[0]) for x in read.best.values()]
+  assert found == [("2026-01-02", "a"), ("2026-05-06", "b")]
 
 
 def test_a_damaged_file_is_said_to_be(tmp_path):
@@ -182,10 +225,10 @@ def test_the_best_is_of_each_dtype_and_says_what_was_measured():
   best = throughputs.best_of(rows)
 
   assert best["Mixer-B/16", 224, "float32"] == throughputs.Throughput(
-    30.0, "float32", 8, (1, 8), (32, "took more than 60 s")
+    30.0, "float32", 8, (1, 8), (32, "took more than 60 s"), "", None
   )
   assert best["Mixer-B/16", 224, "bfloat16"] == throughputs.Throughput(
-    50.0, "bfloat16", 32, (32,), None
+    50.0, "bfloat16", 32, (32,), None, "", None
   )
 
 

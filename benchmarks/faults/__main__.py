@@ -33,7 +33,9 @@ NAMES = (
 
 def main() -> int:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="python -m benchmarks.faults",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("names", nargs="*", metavar="TRIAL", help=f"of {NAMES}")
   parser.add_argument("--workdir", type=Path, help="where the runs go")

@@ -33,7 +33,9 @@ RESULTS = Path("results")
 
 def main() -> int:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="python -m benchmarks.preflight",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--models", default=MIXERS)
   parser.add_argument("--topologies", default=SLICES)

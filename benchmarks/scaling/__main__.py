@@ -49,7 +49,9 @@ HEAD = (
 
 def main() -> int:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="python -m benchmarks.scaling",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--models", default=MODELS)
   parser.add_argument("--results", type=Path, default=Path("results"))

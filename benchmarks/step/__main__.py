@@ -41,6 +41,7 @@ from benchmarks.throughput.cells import (
   DTYPES,
   IMAGE_SIZE,
   PASSES,
+  check_timing,
   check_words,
   choose,
   whole_numbers,
@@ -57,7 +58,9 @@ OTHERS = "32,128,512", "bfloat16,float32", "2048,4096,8192,16384"
 
 def main() -> int:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="python -m benchmarks.step",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
     "--models", default="*", help="names, with * for any part"
@@ -105,6 +108,7 @@ def fill(
   """
   mixers = [(name, IMAGE_SIZE) for name in families.names("Mixer")]
   chosen = [name for name, _ in choose(models.split(","), mixers)]
+  check_timing(**how)
   check_words("passes", passes.split(","), PASSES)
   check_words("implementations", implementations.split(","), NAMES)
   device = describe_device()

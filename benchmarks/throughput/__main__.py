@@ -7,7 +7,8 @@ Images a second of inference (the paper's column: the best over batch sizes) and
 of training, on random images. Every model is compiled and timed in a process of
 its own, within --limit seconds; what does not fit or takes longer is noted and
 the others go on. Goes on where it left off: what is in
-results/throughput/DEVICE.json is not measured again without --again. Prints the
+results/throughput/DEVICE.json is not measured again without --again, nor what
+took too long without a longer --limit. Prints the
 table as Markdown. Runs with jax, flax and optax alone.
 """
 
@@ -20,6 +21,7 @@ from benchmarks.throughput.cells import (
   DTYPES,
   PASSES,
   Part,
+  check_timing,
   check_words,
   choose,
   whole_numbers,
@@ -36,14 +38,16 @@ OTHERS = "1,8,32,128,512,2048", "bfloat16,float32"
 
 def main() -> int:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="python -m benchmarks.throughput",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
     "--models", default="*", help="names, with * for any part"
   )
   parser.add_argument("--batches", help=f"default: {OTHERS[0]}; on a CPU 1,4")
   parser.add_argument("--dtype", help=f"default: {OTHERS[1]}; on a CPU float32")
-  parser.add_argument("--passes", default=",".join(PASSES))
+  parser.add_argument("--passes", default=",".join(PASSES), help="or one")
   parser.add_argument("--repeats", type=int, default=5, help="timings of each")
   parser.add_argument(
     "--seconds", type=float, default=0.5, help="of a timing, at least"
@@ -52,7 +56,9 @@ def main() -> int:
     "--limit", type=float, default=300.0, help="seconds for a model's batches"
   )
   parser.add_argument("--again", action="store_true", help="measure anew")
-  parser.add_argument("--results", type=Path, default=Path("results"))
+  parser.add_argument(
+    "--results", type=Path, default=Path("results"), help="default: results"
+  )
   return answer(fill, **vars(parser.parse_args()))
 
 
@@ -71,6 +77,7 @@ def fill(
     models, batches, dtype, passes, results, again: as the flags say.
     **how: of `children.measure`.
   """
+  check_timing(**how)
   chosen = choose(models.split(","))
   check_words("passes", passes.split(","), PASSES)
   device = describe_device()
@@ -84,9 +91,8 @@ def fill(
     for kind in dtypes:
       for model, image_size in chosen:
         part = Part(model, image_size, each, kind, sizes)
-        if again:
-          known.forget(part)
-        part = known.missing(part)
+        if not again:
+          part = known.missing(part, how["limit"])
         if part.batches:
           _fill(known, part, **how)
   return f"{page(device['device'], known.rows)}\n\n{known.file}"

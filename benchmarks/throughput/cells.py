@@ -3,6 +3,7 @@
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Iterable, Sequence
 
 from mixer import models
@@ -107,6 +108,15 @@ def check_words(flag: str, given: Iterable[str], known: Iterable[str]):
   for word in given:
     if word not in known:
       raise UserError(f"--{flag}: {word!r} is none of {', '.join(known)}.")
+
+
+def check_timing(*, repeats: int, seconds: float, limit: float, **_):
+  """Raises UserError for timings that cannot be."""
+  if repeats < 1:
+    raise UserError(f"--repeats={repeats}: one timing at least.")
+  for flag, value in (("seconds", seconds), ("limit", limit)):
+    if not 0 < value < math.inf:
+      raise UserError(f"--{flag}={value:g}: seconds, more than 0.")
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:

@@ -52,11 +52,19 @@ def measure(
       left.remove(row["batch"])
       yield row
   except EndedError as error:
-    yield {"batch": left[0], "images_per_second": None, "why": str(error)}
+    found = {"batch": left[0], "images_per_second": None, "why": str(error)}
+    yield found if error.limit is None else found | {"limit": error.limit}
 
 
 class EndedError(Exception):
-  """A process came to a bad end, which says something of the model."""
+  """A process came to a bad end, which says something of the model.
+
+  limit: seconds that were not enough, None if it was not for want of time.
+  """
+
+  def __init__(self, message: str, limit: float | None = None):
+    super().__init__(message)
+    self.limit = limit
 
 
 def lines(module: str, flags: list[str], limit: float) -> Iterator[dict]:
@@ -93,7 +101,7 @@ def lines(module: str, flags: list[str], limit: float) -> Iterator[dict]:
       process.kill()
       process.wait()
     if out_of_time.is_set():
-      raise EndedError(f"took more than {limit:g} s")
+      raise EndedError(f"took more than {limit:g} s", limit)
     if code == -signal.SIGKILL:
       raise EndedError("killed by the system, for want of memory it seems")
     if code:

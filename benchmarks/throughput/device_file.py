@@ -7,6 +7,7 @@ commit of its own.
 """
 
 import datetime
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,6 +46,8 @@ class DeviceFile:
     try:
       content = json.loads(self.path.read_text())
       self.lists = {key: content[key] for key in self.lists}
+      for row in itertools.chain(*self.lists.values()):
+        row["batch"], row["images_per_second"]  # what all of them have
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{self.path} is damaged ({type(error).__name__}: {error}): move it "

@@ -6,7 +6,7 @@
 "images_per_second", "spread" (highest less lowest timing, as a part of the
 median), "bytes" (that the program needs), "date", "git_commit"; or
 images_per_second null and the reason in "why", which then holds for larger
-batches, too.
+batches, too; where that is time, "limit" says how many seconds were not enough.
 """
 
 import dataclasses
@@ -33,9 +33,16 @@ class Results:
     """Rows by pass."""
     return {passes: self._file.lists[key] for passes, key in ROWS.items()}
 
-  def missing(self, part: Part) -> Part:
-    """The part with the batch sizes that nothing is known of yet."""
-    known = [row for row in self.rows[part.passes] if part.is_of(row)]
+  def missing(self, part: Part, limit: float) -> Part:
+    """The part with the batch sizes that nothing is known of yet.
+
+    Nor is anything of those that took too long, if `limit` is longer.
+    """
+    known = [
+      row
+      for row in self.rows[part.passes]
+      if part.is_of(row) and row.get("limit", limit) >= limit
+    ]
     too_large = min(
       (row["batch"] for row in known if row["images_per_second"] is None),
       default=float("inf"),
@@ -46,20 +53,26 @@ class Results:
       batches=[b for b in part.batches if b not in done and b < too_large],
     )
 
-  def forget(self, part: Part):
-    """Takes out what is known of a part's batch sizes."""
-    self._file.lists[ROWS[part.passes]] = [
-      row
-      for row in self.rows[part.passes]
-      if not (part.is_of(row) and row["batch"] in part.batches)
-    ]
-
   def add(self, part: Part, found: dict):
-    """Adds a row and writes the file."""
+    """Adds a row in the place of what was known, and writes the file.
+
+    A number is not given up for a reason why there is none.
+    """
+    key = ROWS[part.passes]
+    same = [
+      row
+      for row in self._file.lists[key]
+      if part.is_of(row) and row["batch"] == found["batch"]
+    ]
+    if not found["images_per_second"] and any(
+      row["images_per_second"] for row in same
+    ):
+      return
+    self._file.lists[key] = [x for x in self._file.lists[key] if x not in same]
     row = {
       "model": part.model,
       "image_size": part.image_size,
       "dtype": part.dtype,
       **found,
     }
-    self._file.add(ROWS[part.passes], [row])
+    self._file.add(key, [row])

@@ -24,7 +24,9 @@ HEAD = ("digits 5 to 9", "pixels", "labelled", "steps", "accuracy, %")
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.transfer", description=__doc__
+  )
   parser.add_argument("folder", type=Path, metavar="DIR")
   folder = parser.parse_args().folder
   print(render(HEAD, [*tuned_rows(folder), *probe_rows(folder / "pretrain")]))

@@ -43,7 +43,12 @@ HEAD = (
 
 def main() -> int:
   parser = curves.command_line("variations", __doc__)
-  parser.add_argument("--epochs", type=float, default=30.0)
+  parser.add_argument(
+    "--epochs",
+    type=float,
+    default=30.0,
+    help="above the 5 of the warm-up; default: 30",
+  )
   return answer(measure, **vars(parser.parse_args()))
 
 

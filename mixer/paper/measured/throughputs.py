@@ -25,6 +25,7 @@ class Throughput:
   batch: images at once, with which it was the best.
   batches: all that were measured.
   beyond: the smallest batch that was not, nor any larger one, and why.
+  date, git_commit: of the best one's measurement; "" where none was.
   """
 
   images_per_second: float | None
@@ -32,6 +33,8 @@ class Throughput:
   batch: int | None
   batches: tuple[int, ...]
   beyond: tuple[int, str] | None
+  date: str
+  git_commit: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +47,6 @@ class Device:
   name: str
   best: dict[Key, Throughput]
   file: str
-  date: str
-  git_commit: str | None
 
   @property
   def dtypes(self) -> list[str]:
@@ -75,13 +76,15 @@ def _best(rows: list[dict]) -> Throughput:
   done = [row for row in rows if row["images_per_second"]]
   largest = done[-1]["batch"] if done else 0
   beyond = [row for row in rows if row["batch"] > largest]
-  best = max(done, key=lambda row: row["images_per_second"], default={})
+  best = max(done, key=lambda row: float(row["images_per_second"]), default={})
   return Throughput(
     images_per_second=best.get("images_per_second"),
     dtype=rows[0]["dtype"],
     batch=best.get("batch"),
     batches=tuple(row["batch"] for row in done),
     beyond=(beyond[0]["batch"], beyond[0]["why"]) if beyond else None,
+    date=best.get("date", "")[:10],
+    git_commit=best.get("git_commit"),
   )
 
 
@@ -134,10 +137,8 @@ def _read_file(file: Path, name: str) -> Device:
       name=content["device"],
       best=best_of(content["rows"]),
       file=name,
-      date=content["date"][:10],
-      git_commit=content["git_commit"],
     )
-  except (KeyError, TypeError, ValueError) as error:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(
       f"{file} is damaged ({type(error).__name__}: {error}): measure anew with "
       f"{COMMAND}."

@@ -209,14 +209,14 @@ def _origin(cell: records.Cell) -> str:
 def _speed_note(device: Device, best: Throughput) -> str:
   return (
     f"images/s on {device.name} in {best.dtype}, with {_batch(best)}; "
-    f"{_file(device)}"
+    f"{_measured(device, best)}"
   )
 
 
 def _ratio_note(device: Device, mixer: Throughput, vit: Throughput) -> str:
   return (
     f"images/s on {device.name} in {mixer.dtype}: Mixer with {_batch(mixer)}; "
-    f"ViT with {_batch(vit)}; {_file(device)}"
+    f"ViT with {_batch(vit)}; {_measured(device, mixer, vit)}"
   )
 
 
@@ -232,9 +232,13 @@ def _batch(best: Throughput) -> str:
   return said
 
 
-def _file(device: Device) -> str:
-  commit = (device.git_commit or "unknown")[:7]
-  return f"{device.file}, {device.date}, commit {commit}."
+def _measured(device: Device, *speeds: Throughput) -> str:
+  """File, and dates and commits of its rows."""
+  origins = dict.fromkeys(
+    f"{each.date}, commit {(each.git_commit or 'unknown')[:7]}"
+    for each in speeds
+  )
+  return f"{device.file}, {' and '.join(origins)}."
 
 
 def _paper_marks(number: int) -> tuple[Note, ...]:
