@@ -21,6 +21,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mixer import front_door
+from mixer.cache import keep_programs
 from mixer.classifier import Classifier, Prediction, open_classifier, predict
 from mixer.data.image_files import find_images
 from mixer.errors import UserError
@@ -66,6 +67,7 @@ def run(
     if number < 1:
       raise UserError(f"--{flag}={number} must be 1 or more.")
   _check_files(out, grid)
+  keep_programs()
   paths = find_images(images)
   classifier = open_classifier(init, ops=ops, classes=classes)
   print(describe(classifier), file=sys.stderr)

@@ -6,6 +6,7 @@ from pathlib import Path
 import optax
 from ml_collections import ConfigDict
 
+from mixer.cache import keep_programs
 from mixer.errors import UserError
 from mixer.front_door import DONE
 from mixer.hosts import ONE_HOST, Cluster, Hosts, join
@@ -58,6 +59,7 @@ def evaluate(
     UserError: there is nothing to evaluate, or nothing to evaluate it on.
   """
   folder = Path(workdir).expanduser() if workdir else None
+  keep_programs()
   with join(cluster) as hosts:
     with hosts.together():
       check_same_config(hosts, config)

@@ -43,6 +43,7 @@ from mixer.training.setup import (
   to_host,
 )
 from mixer.training.skipped import SkippedUpdates
+from mixer.training.start_up import StartUp
 from mixer.training.step import TrainState
 from mixer.training.stop_vote import StopVote
 from mixer.whole_file import whole_file
@@ -61,6 +62,7 @@ class Run:
     folder: Path,
     interrupted: Callable[[], bool],
     hosts: Hosts,
+    start_up: StartUp,
   ):
     config = plan.config
     self.plan = plan
@@ -73,8 +75,10 @@ class Run:
     self.evaluations = Evaluations(
       plan, folder / "eval", own_devices(), hosts, self.stop_vote.ask
     )
-    self.start, state = self.resume_or_begin()
-    self.state = put_state(plan, state, self.devices)
+    self.start_up = start_up
+    with start_up.phase("state"):
+      self.start, state = self.resume_or_begin()
+      self.state = put_state(plan, state, self.devices)
     self.update = create_update(plan, self.optimizer, self.devices)
     batches = train_batches(
       plan.source,
@@ -188,7 +192,6 @@ class Run:
       self.start + 10,
       config.log.profile_steps if self.hosts.is_first else 0,
     )
-    clock_runs = contextlib.nullcontext()
     for step in range(self.start, total + 1):
       # Here `step` updates are applied to the state.
       results = self.evaluate(step)
@@ -199,16 +202,26 @@ class Run:
         break
 
       profile.before_update(step)
-      with self.clock.waiting_for_data():
-        batch = next(self.batches)
-      # The first call compiles.
-      with self.clock.pause() if step == self.start else clock_runs:
+      if step == self.start:
+        metrics = self.first_update()
+      else:
+        with self.clock.waiting_for_data():
+          batch = next(self.batches)
         self.state, metrics = self.update(self.state, batch)
       self.in_flight.add(step + 1, metrics)
       if (step + 1) % config.log.every_steps == 0 or step + 1 in (1, total):
         self.log_update(step + 1, metrics)
     profile.close()
     return step
+
+  def first_update(self) -> dict[str, jax.Array]:
+    """Compiles the update and applies it; says how long all of it took."""
+    with self.start_up.phase("first batch"), self.clock.waiting_for_data():
+      batch = next(self.batches)
+    with self.start_up.phase("compilation"), self.clock.pause():
+      self.state, metrics = self.update(self.state, batch)
+    self.progress.message(str(self.start_up))
+    return metrics
 
   def evaluate(self, step: int) -> dict[str, float]:
     """Runs what is due and logs it; an empty dict if nothing is.

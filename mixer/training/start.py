@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.cache import keep_programs
 from mixer.errors import UserError
 from mixer.front_door import DONE
 from mixer.hosts import ONE_HOST, Cluster, join
@@ -19,6 +20,7 @@ from mixer.training.agreement import check_same_plan, meet
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.loop import Run
 from mixer.training.setup import CHECKPOINTS, choose_operations
+from mixer.training.start_up import StartUp
 from mixer.whole_file import DISK
 
 
@@ -43,12 +45,15 @@ def train(
   Raises:
     UserError: something for the user to change; nothing was lost.
   """
+  start_up = StartUp()
   choose_operations(config)
+  keep_programs()
   with contextlib.ExitStack() as stack:
     stack.enter_context(interruption.as_ctrl_c())
-    hosts = stack.enter_context(join(cluster))
-    stack.enter_context(disk_errors(workdir))
-    folder = meet(hosts, config, workdir)
+    with start_up.phase("hosts and devices"):
+      hosts = stack.enter_context(join(cluster))
+      stack.enter_context(disk_errors(workdir))
+      folder = meet(hosts, config, workdir)
     with hosts.together():
       if hosts.is_first:
         # Of a host that was lost, the lock may be left for a while.
@@ -57,7 +62,7 @@ def train(
       interrupted = stack.enter_context(interruption.guard())
     begins = not Checkpoints(folder / CHECKPOINTS).steps
     [begins, *_] = hosts.gather(begins)
-    with hosts.together():
+    with start_up.phase("plan"), hosts.together():
       if not begins:
         run_folder.take_over(folder, config)
       plan = make_plan(config, begins=begins)
@@ -69,7 +74,7 @@ def train(
         check_classes(plan.source, trained, str(folder / weights.CLASSES))
     with hosts.together():
       check_same_plan(hosts, plan)
-    return Run(plan, folder, interrupted, hosts).go()
+    return Run(plan, folder, interrupted, hosts, start_up).go()
 
 
 @contextlib.contextmanager
