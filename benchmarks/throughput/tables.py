@@ -85,10 +85,11 @@ def _cell(row: dict | None) -> str:
     return ""
   if row["images_per_second"] is None:
     return row["why"]
-  return f"{_rounded(row['images_per_second'])} @{row['batch']}"
+  return f"{rounded(row['images_per_second'])} @{row['batch']}"
 
 
-def _rounded(speed: float) -> str:
+def rounded(speed: float) -> str:
+  """Three digits, or all before the point."""
   return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
