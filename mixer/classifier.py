@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -217,6 +217,28 @@ def judge(
   return classes, jnp.take_along_axis(probabilities, classes, axis=-1)
 
 
+def bind_to_devices(
+  model: nn.Module,
+  params: dict,
+  devices: Sequence[jax.Device],
+  *,
+  loss: str,
+  topk: int,
+) -> Callable[[dict[str, jax.Array]], tuple[jax.Array, jax.Array]]:
+  """Compiles `judge` and puts the parameters on the devices.
+
+  Returns:
+    The function from batches of `to_devices` to classes and probabilities, with
+    [devices, n / devices] in the place of `judge`'s [n].
+  """
+  step = jax.pmap(
+    functools.partial(judge, model=model, loss=loss, topk=topk),
+    axis_name=AXIS,
+    devices=devices,
+  )
+  return functools.partial(step, replicate(params, devices))
+
+
 def predict(
   classifier: Classifier,
   paths: Sequence[str],
@@ -234,14 +256,13 @@ def predict(
   """
   devices = jax.local_devices()[: len(paths)]
   batch = -(-min(batch, len(paths)) // len(devices)) * len(devices)
-  step = jax.pmap(
-    functools.partial(
-      judge, model=classifier.model, loss=classifier.loss, topk=topk
-    ),
-    axis_name=AXIS,
-    devices=devices,
+  step = bind_to_devices(
+    classifier.model,
+    classifier.params,
+    devices,
+    loss=classifier.loss,
+    topk=topk,
   )
-  params = replicate(classifier.params, devices)
   groups = collections.deque()  # of images that are on their way
 
   def feed():
@@ -268,7 +289,7 @@ def predict(
 
   ahead = collections.deque()  # dispatched, not yet fetched
   for images in to_devices(feed(), devices):
-    ahead.append(step(params, images))
+    ahead.append(step(images))
     if len(ahead) > 1:
       yield from fetch(ahead.popleft())
   while ahead:

@@ -28,9 +28,11 @@ class Results:
   written together, and together replaced.
   """
 
-  def __init__(self, folder: Path, device: dict, command: str):
+  def __init__(
+    self, folder: Path, device: dict, command: str, *, subject: str = "step"
+  ):
     """Opens the device's file in the folder of results, or begins one."""
-    self._file = DeviceFile(folder / "step", device, command, [ROWS])
+    self._file = DeviceFile(folder / subject, device, command, [ROWS])
     self.file = self._file.path
 
   @property

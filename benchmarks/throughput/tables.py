@@ -79,10 +79,11 @@ def _cell(best: Throughput | None) -> str:
     return ""
   if best.images_per_second is None:
     return best.beyond[1]
-  return f"{_rounded(best.images_per_second)} @{best.batch}"
+  return f"{rounded(best.images_per_second)} @{best.batch}"
 
 
-def _rounded(speed: float) -> str:
+def rounded(speed: float) -> str:
+  """Three digits, or all before the point."""
   return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long images take by mixer.predict and by the program of mixer.export.
+
+python -m benchmarks.inference [--models=Mixer-S/16] [--batches=1,32]
+
+Of a call, on this machine's first device, from uint8 images on the host to
+results on the host: median, 95th percentile and images/s, by
+
+  predict   the compiled function of mixer.predict
+  exported  the program that mixer.export writes, read back and called
+  jitted    the model's forward pass in jax.jit, to compare with
+
+and for each the seconds until its file is loaded, and from there to the first
+result. Weights and images are random. mixer.predict itself computes in float32;
+for bfloat16 its function is given a model with such products. All three take
+turns in one process a model, dtype and batch size. Goes on where it left off,
+by results/inference/DEVICE.json, and prints all of it as a Markdown table.
+"""
+
+import argparse
+import itertools
+import shlex
+import sys
+from pathlib import Path
+
+from benchmarks.inference.measure import in_process
+from benchmarks.inference.table import page
+from benchmarks.inference.ways import NAMES
+from benchmarks.step.cell import Cell
+from benchmarks.step.results import Results
+from benchmarks.throughput.cells import (
+  DTYPES,
+  IMAGE_SIZE,
+  INFERENCE,
+  check_words,
+  choose,
+  whole_numbers,
+)
+from benchmarks.throughput.children import describe_device
+from mixer import models as families
+from mixer.errors import UserError
+from mixer.front_door import answer
+
+# Batches and dtypes.
+DEFAULTS = {"cpu": ("1,16", "float32")}
+OTHERS = "1,32", "float32,bfloat16"
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "--models",
+    default="Mixer-S/16,Mixer-B/16",
+    help="names, with * for any part; default: Mixer-S/16,Mixer-B/16",
+  )
+  parser.add_argument("--batches", help=f"default: {OTHERS[0]}; on a CPU 1,16")
+  parser.add_argument("--dtype", help=f"default: {OTHERS[1]}; on a CPU float32")
+  parser.add_argument("--rounds", type=int, default=3, help="of all, in turns")
+  parser.add_argument("--calls", type=int, default=20, help="timed, a round")
+  parser.add_argument(
+    "--limit", type=float, default=600.0, help="seconds for a process"
+  )
+  parser.add_argument("--again", action="store_true", help="measure anew")
+  parser.add_argument("--results", type=Path, default=Path("results"))
+  return answer(fill, **vars(parser.parse_args()))
+
+
+def fill(
+  models: str,
+  batches: str | None,
+  dtype: str | None,
+  results: Path,
+  again: bool,
+  **how: float,
+) -> str:
+  """Measures what is not there yet; returns the table.
+
+  Args:
+    models, batches, dtype, results, again: as the flags say.
+    **how: of `in_process`.
+  """
+  known_models = [(name, IMAGE_SIZE) for name in families.names()]
+  chosen = [name for name, _ in choose(models.split(","), known_models)]
+  for flag in "rounds", "calls":
+    if how[flag] < 1:
+      raise UserError(f"--{flag}={how[flag]} must be 1 or more.")
+  device = describe_device()
+  defaults = DEFAULTS.get(device["platform"], OTHERS)
+  dtypes = (dtype or defaults[1]).split(",")
+  check_words("dtype", dtypes, DTYPES)
+  sizes = whole_numbers("batches", batches or defaults[0])
+  command = shlex.join(["python", "-m", "benchmarks.inference", *sys.argv[1:]])
+  known = Results(results, device, command, subject="inference")
+  for name, kind, batch in itertools.product(chosen, dtypes, sizes):
+    cell = Cell(name, INFERENCE, kind, batch)
+    due = known.fitting(cell, NAMES) if again else known.missing(cell, NAMES)
+    if due:
+      known.replace(cell, _told(cell, in_process(cell, **how)))
+  return f"{page(device, known.rows)}\n\n{known.file}"
+
+
+def _told(cell: Cell, rows: list[dict]) -> list[dict]:
+  for row in rows:
+    said = row.get("why") or f"{row['median_ms']:,.4g} ms"
+    print(
+      f"{cell.label}, {row['implementation']}: {said}",
+      file=sys.stderr,
+      flush=True,
+    )
+  return rows
+
+
+if __name__ == "__main__":
+  sys.exit(main())
