@@ -256,6 +256,20 @@ def test_a_gpus_stand_in_takes_as_many_images_per_device():
   assert shares == [{"heldout": 256, "train": 512}] * 2
 
 
+def test_no_seconds_are_told_of_a_loop_over_blocks():
+  config = load("pretrain_i21k", "B/16")
+  config.model.scan = True
+  machine = parse("v4:4x4x4")
+  plan = plan_for(config, machine.devices)
+
+  text = describe(
+    Report(plan, machine, machine, program(1, 10), None, None, {})
+  )
+
+  assert "compiles and fits" in text
+  assert "no estimate: the compiler counts a loop over blocks as one" in text
+
+
 def test_seconds_of_a_stand_in_are_not_those_of_a_gpu():
   machine, stand_in = parse("gpu:h200x8"), parse("v5p:2x2x1")
   plan = plan_for(load("pretrain_i21k", "S/32"), machine.devices)

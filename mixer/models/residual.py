@@ -31,7 +31,7 @@ def keep_products(primitive, *_, **__) -> bool:
 # What of a block is kept for the backward pass, by name; the rest is computed
 # again there.
 REMAT = {
-  "none": None,  # everything is kept that the compiler does not drop itself
+  "none": None,  # everything that the compiler does not drop itself
   "products": keep_products,
   "blocks": jax.checkpoint_policies.nothing_saveable,  # what goes in alone
 }
@@ -45,14 +45,15 @@ def rematerialise(
   Args:
     kind: the block's class.
     policy: of `REMAT`.
-    looped: whether the block is the body of a loop, whose two passes the
-      compiler cannot merge anyway.
+    looped: whether the block is the body of a loop, of which the compiler drops
+      nothing itself: "none" is "products" there. Nor can it merge its passes.
   """
   if policy not in REMAT:
     raise ValueError(f"remat={policy!r} is none of {', '.join(REMAT)}.")
-  if policy == "none":
+  keep = REMAT[policy] or (keep_products if looped else None)
+  if keep is None:
     return kind
-  return nn.remat(kind, policy=REMAT[policy], prevent_cse=not looped)
+  return nn.remat(kind, policy=keep, prevent_cse=not looped)
 
 
 def draw_kept(keys: jax.Array, site: int, keep: float, shape: tuple[int, ...]):

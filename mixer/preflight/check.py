@@ -135,7 +135,8 @@ def preflight(
   if plan.evals:
     evaluation = _or_refusal(compile_evaluation, target_plan, devices)
   estimated = None
-  if isinstance(training, Program):
+  # The compiler counts a loop over blocks as one block.
+  if isinstance(training, Program) and not config.model.scan:
     estimated = estimate(plan, topology, training, compiled_for=target)
   report = Report(
     plan, topology, target, training, evaluation, estimated, suggestions={}
@@ -209,6 +210,8 @@ def _shard(
   config: ConfigDict, target: Topology, devices: list, report: Report
 ) -> Sharded | None:
   if config.shard_optimizer_state or report.topology.devices == 1:
+    return None
+  if config.model.scan:  # neither's time is known
     return None
   if target is not report.topology:  # shares are of another number of devices
     return None

@@ -17,6 +17,12 @@ HOUR = 3600.0
 WORTH = 0.02  # of a step's time, to speak of
 
 
+_SCANNED = (
+  "no estimate: the compiler counts a loop over blocks as one block; see "
+  "without config.model.scan"
+)
+
+
 def describe(report: Report) -> str:
   """The report for a terminal, the verdict first."""
   name = report.plan.config.model.name
@@ -30,6 +36,8 @@ def describe(report: Report) -> str:
   if report.estimate:
     work, money = _work(report, report.estimate), _cost(report, report.estimate)
     lines += ["", *work, *money]
+  elif report.plan.config.model.scan and report.fits:
+    lines += ["", _line("a step", _SCANNED)]
   if not report.fits and not report.suggestions:
     lines += ["", "With --suggest this looks for what would fit."]
   for key, suggestion in report.suggestions.items():
