@@ -58,7 +58,8 @@ def draw(
     axes.set_title(f"here: {device}", loc="left", fontsize=10)
     axes.set_xlabel("images per second", fontsize=9)
   figure.supxlabel(
-    "filled: JFT-300M; open: ImageNet-21k (large), ImageNet (small)",
+    "circles: Mixer, squares: ViT, diamonds: BiT; filled: JFT-300M, open: "
+    "ImageNet-21k (large), ImageNet (small)",
     fontsize=7.5,
     color=charts.GREY,
   )
