@@ -8,9 +8,9 @@ cotangent are read, everything else is computed again (one product of five), and
 gradients of parameters are added up over examples on the chip.
 
 Nothing of this has been measured on hardware (benchmarks/NOTES.md), so that it
-is not the default. On a CPU it runs in Pallas' interpret mode, as a check. GPUs
-have no such kernel: one example after the other adds to the same gradients,
-which a GPU would do at once.
+is not the default. TPU v3 has it in float32 alone. On a CPU it runs in Pallas'
+interpret mode, as a check. GPUs have no such kernel: one example after the
+other adds to the same gradients, which a GPU would do at once.
 
 Letters in shape comments: n examples, s tokens, c channels, d hidden units.
 """
@@ -28,7 +28,7 @@ KINDS = ("plain", "fused")
 _EPSILON = 1e-6  # of Flax's layer norm
 _LANES = 128  # a TPU's vectors are so wide
 # Hidden units of an example that are worked on at once. The backward pass has
-# five arrays of them in float32, a fourth of a core's 16 MB.
+# five arrays of them in float32, a third of the 16 MB that a kernel may take.
 _HIDDEN_AT_ONCE = 2**18
 
 
