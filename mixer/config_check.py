@@ -25,6 +25,7 @@ WITHOUT_EFFECT = (
   "max_skipped",
   "model.remat",
   "model.scan",
+  "model.token_mixing",
   "shard_optimizer_state",
   "sweep",
 )
@@ -200,6 +201,7 @@ _CHOICES = {
   "model.gelu": (None, "tanh", "exact"),
   "model.remat": ("none", "products", "blocks"),
   "model.pool": (None, "token", "mean"),
+  "model.token_mixing": (None, "plain", "fused"),
   "optimizer.name": ("adam", "momentum"),
   "optimizer.accumulator_dtype": ("float32", "bfloat16"),
   "schedule.kind": ("linear", "cosine", "constant"),

@@ -54,7 +54,12 @@ def _products(jaxpr: core.Jaxpr) -> Iterator[int]:
       kernel = equation.invars[1].aval.shape
       axis = equation.params["dimension_numbers"].rhs_spec[0]
       yield out * math.prod(kernel) // kernel[axis]
+    elif equation.primitive.name == "cond":  # one of its branches is taken
+      branches = equation.params["branches"]
+      yield max(sum(_products(branch.jaxpr)) for branch in branches)
     else:
       repeats = equation.params.get("length", 1)  # of lax.scan
+      if equation.primitive.name == "pallas_call":
+        repeats = math.prod(equation.params["grid_mapping"].grid)
       for inner in core.jaxprs_in_params(equation.params):
         yield repeats * sum(_products(inner))

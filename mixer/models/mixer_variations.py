@@ -143,6 +143,11 @@ class MixerVariation(MlpMixer):
     return kernel.shape[-2] // self.group
 
   def _check(self, images):
+    if self.token_mixing != "plain":
+      raise ValueError(
+        f"token_mixing={self.token_mixing!r} is of Mixer, and not of "
+        "MixerVariation: take token_mixing='plain'."
+      )
     if self.group < 1 or self.hidden % self.group:
       raise ValueError(
         f"group={self.group} does not divide the {self.hidden} channels."

@@ -107,14 +107,17 @@ class Residual(nn.Module):
     scale = self._dropout(keys, site, branch.shape[1:])
     if scale is not None:
       branch = branch * scale
+    kept = self._kept_paths(keys, site, (1,) * (branch.ndim - 1))
+    return branch if kept is None else branch * kept
+
+  def _kept_paths(self, keys, site, shape):
+    """Factors [n, *shape] of whole branches, None when all stay as they are."""
     never = not isinstance(self.keep_path, jax.Array) and self.keep_path == 1
     if keys is None or never:
-      return branch
-    ones = (1,) * (branch.ndim - 1)
-    kept = draw_kept(keys, 6 * self.index + site + 1, self.keep_path, ones)
+      return None
+    kept = draw_kept(keys, 6 * self.index + site + 1, self.keep_path, shape)
     # The authors' code leaves the branches that stay as they are.
-    scale = 1 / self.keep_path if self.rescale else 1.0
-    return branch * (kept * scale)
+    return kept * (1 / self.keep_path if self.rescale else 1.0)
 
 
 def keep_rates(stoch_depth: float, blocks: int) -> list[float]:

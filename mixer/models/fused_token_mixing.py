@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token mixing of a Mixer block as one kernel, for TPUs.
+
+Layer norm, both products, GELU and the skip connection of an example are
+computed while its tokens are on the chip: going forward they are read and
+written once, and the hidden units never leave it. Going back, tokens and
+cotangent are read, everything else is computed again (one product of five), and
+gradients of parameters are added up over examples on the chip.
+
+Nothing of this has been measured on hardware (benchmarks/NOTES.md), so that it
+is not the default. TPU v3 has it in float32 alone. On a CPU it runs in Pallas'
+interpret mode, as a check. GPUs have no such kernel: one example after the
+other adds to the same gradients, which a GPU would do at once.
+
+Letters in shape comments: n examples, s tokens, c channels, d hidden units.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+KINDS = ("plain", "fused")
+_EPSILON = 1e-6  # of Flax's layer norm
+_LANES = 128  # a TPU's vectors are so wide
+# Hidden units of an example that are worked on at once. The backward pass has
+# five arrays of them in float32, a third of the 16 MB that a kernel may take.
+_HIDDEN_AT_ONCE = 2**18
+
+
+class Weights(NamedTuple):
+  """The parameters that token mixing has in a block, or their gradients."""
+
+  scale: jax.Array  # c
+  shift: jax.Array  # c
+  kernel_in: jax.Array  # s d
+  bias_in: jax.Array  # d
+  kernel_out: jax.Array  # d s
+  bias_out: jax.Array  # s
+
+
+def weights_of(params: dict) -> Weights:
+  """Picks them from a block's parameters, whose names are the published."""
+  norm, mlp = params["LayerNorm_0"], params["token_mixing"]
+  first, second = mlp["Dense_0"], mlp["Dense_1"]
+  return Weights(
+    norm["scale"],
+    norm["bias"],
+    first["kernel"],
+    first["bias"],
+    second["kernel"],
+    second["bias"],
+  )
+
+
+def check_token_mixing(kind: str, *, gelu: str, dropout: float):
+  """Raises ValueError if there is no such token mixing, or not with the rest.
+
+  Args:
+    kind: of `KINDS`.
+    gelu, dropout: of the model.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"token_mixing={kind!r} is none of {', '.join(KINDS)}.")
+  if kind == "plain":
+    return
+  problems = []
+  if gelu != "tanh":
+    problems.append(f"gelu={gelu!r}")
+  if dropout:
+    problems.append(f"dropout={dropout}")
+  if jax.default_backend() == "gpu":
+    problems.append("GPUs")
+  if problems:
+    raise ValueError(
+      "token_mixing='fused' is a kernel for TPUs with gelu='tanh' and "
+      f"dropout=0.0, and not for {' or '.join(problems)}: take "
+      "token_mixing='plain'."
+    )
+
+
+def mix_tokens(
+  x: jax.Array,
+  weights: Weights,
+  kept: jax.Array | None = None,
+  *,
+  dtype: jnp.dtype | None = None,
+  channels: int | None = None,
+) -> jax.Array:
+  """Token mixing with its skip connection: x + kept * MLP(layer norm(x)).
+
+  Args:
+    x: n s c.
+    weights: of the block.
+    kept: [n] factors of the branch, 0 where it is dropped; None for ones. It
+      has no gradient.
+    dtype: of the factors of products, which are added up in float32 as all
+      else, and of what comes out; None for float32.
+    channels: that are worked on at once, which divide c; None for as many as
+      there is room for.
+
+  Returns:
+    n s c in `dtype`.
+  """
+  if kept is None:
+    kept = jnp.ones(x.shape[0])
+  channels = channels or _channels_at_once(x.shape[-1], len(weights.bias_in))
+  dtype = jnp.dtype(dtype or jnp.float32)
+  return _mix(x, weights, kept.astype(jnp.float32), dtype, channels)
+
+
+def _channels_at_once(channels: int, hidden: int) -> int:
+  """The most that divide the channels, in whole vectors; else all of them."""
+  fitting = [
+    part
+    for part in range(_LANES, channels + 1, _LANES)
+    if channels % part == 0 and part * hidden <= _HIDDEN_AT_ONCE
+  ]
+  least = _LANES if channels % _LANES == 0 else channels
+  return max(fitting, default=least)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _mix(x, weights, kept, dtype, channels):
+  n, s, c = x.shape
+  d = len(weights.bias_in)
+  call = functools.partial(
+    pl.pallas_call,
+    functools.partial(_mix_kernel, channels=channels),
+    out_shape=jax.ShapeDtypeStruct(x.shape, dtype),
+    grid=(n,),
+    in_specs=[
+      pl.BlockSpec(memory_space=pltpu.SMEM),
+      pl.BlockSpec((1, s, c), lambda i: (i, 0, 0)),
+      *map(_whole, ((1, c), (1, c), (d, s), (d, 1), (s, d), (s, 1))),
+    ],
+    out_specs=pl.BlockSpec((1, s, c), lambda i: (i, 0, 0)),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+    cost_estimate=_cost(x, dtype, d, products=2, passes=2),
+    name="mix_tokens",
+  )
+  arguments = (
+    kept,
+    x,
+    weights.scale[None],
+    weights.shift[None],
+    # Turned here once, and not for each example.
+    weights.kernel_in.T.astype(dtype),
+    weights.bias_in[:, None],
+    weights.kernel_out.T.astype(dtype),
+    weights.bias_out[:, None],
+  )
+  return _on_platform(call, arguments)
+
+
+def _mix_forward(x, weights, kept, dtype, channels):
+  return _mix(x, weights, kept, dtype, channels), (x, weights, kept)
+
+
+def _mix_backward(dtype, channels, residuals, cotangent):
+  x, weights, kept = residuals
+  n, s, c = x.shape
+  d = len(weights.bias_in)
+  # Each of v4's two cores has sums of its own.
+  parts = math.gcd(n, 2)
+  each = n // parts
+  of_example = pl.BlockSpec((1, s, c), lambda p, i: (p * each + i, 0, 0))
+  sums = ((1, c), (1, c), (s, d), (d, 1), (d, s), (s, 1))
+  call = functools.partial(
+    pl.pallas_call,
+    functools.partial(_gradient_kernel, channels=channels),
+    out_shape=[
+      jax.ShapeDtypeStruct(x.shape, x.dtype),
+      *(jax.ShapeDtypeStruct((parts, *of), jnp.float32) for of in sums),
+    ],
+    grid=(parts, each),
+    in_specs=[
+      pl.BlockSpec(memory_space=pltpu.SMEM),
+      of_example,
+      of_example,
+      *map(_whole, ((1, c), (1, c), (d, s), (s, d), (d, 1), (d, s))),
+    ],
+    out_specs=[
+      of_example,
+      *(pl.BlockSpec((1, *of), lambda p, i: (p, 0, 0)) for of in sums),
+    ],
+    scratch_shapes=[pltpu.VMEM((s, c), jnp.float32)],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary")
+    ),
+    cost_estimate=_cost(x, dtype, d, products=5, passes=3),
+    name="mix_tokens_gradient",
+  )
+  arguments = (
+    kept,
+    x,
+    cotangent,
+    weights.scale[None],
+    weights.shift[None],
+    weights.kernel_in.T.astype(dtype),
+    weights.kernel_in.astype(dtype),
+    weights.bias_in[:, None],
+    weights.kernel_out.astype(dtype),
+  )
+  dx, *gradients = _on_platform(call, arguments)
+  gradients = Weights(
+    *(
+      gradient.sum(axis=0).reshape(weight.shape).astype(weight.dtype)
+      for gradient, weight in zip(gradients, weights, strict=True)
+    )
+  )
+  return dx, gradients, jnp.zeros_like(kept)
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _mix_kernel(
+  kept_ref,
+  x_ref,  # 1 s c
+  scale_ref,  # 1 c
+  shift_ref,  # 1 c
+  kernel_in_ref,  # d s
+  bias_in_ref,  # d 1
+  kernel_out_ref,  # s d
+  bias_out_ref,  # s 1
+  out_ref,  # 1 s c
+  *,
+  channels,
+):
+  """Mixes an example's tokens."""
+  dtype = kernel_in_ref.dtype
+  mean, deviation = _statistics(x_ref)
+  kept = kept_ref[pl.program_id(0)]
+  for here in _slices(x_ref.shape[-1], channels):
+    x = x_ref[0, :, here].astype(jnp.float32)
+    y = (x - mean) * deviation * scale_ref[:, here] + shift_ref[:, here]
+    h = _product(kernel_in_ref[...], y.astype(dtype)) + bias_in_ref[...]  # d c
+    a, _ = _gelu(h)
+    y = _product(kernel_out_ref[...], a.astype(dtype)) + bias_out_ref[...]
+    out_ref[0, :, here] = (x + kept * y).astype(out_ref.dtype)
+
+
+def _gradient_kernel(
+  kept_ref,
+  x_ref,  # 1 s c
+  cotangent_ref,  # 1 s c
+  scale_ref,  # 1 c
+  shift_ref,  # 1 c
+  turned_in_ref,  # d s
+  kernel_in_ref,  # s d
+  bias_in_ref,  # d 1
+  kernel_out_ref,  # d s
+  dx_ref,  # 1 s c
+  d_scale_ref,  # 1 1 c, as all that follow added up over examples
+  d_shift_ref,  # 1 1 c
+  d_kernel_in_ref,  # 1 s d
+  d_bias_in_ref,  # 1 d 1
+  d_kernel_out_ref,  # 1 d s
+  d_bias_out_ref,  # 1 s 1
+  d_normed_ref,  # s c
+  *,
+  channels,
+):
+  """Goes back through an example; the letter d_ is for a cotangent."""
+  part, i = pl.program_id(0), pl.program_id(1)
+  sums = (
+    d_scale_ref,
+    d_shift_ref,
+    d_kernel_in_ref,
+    d_bias_in_ref,
+    d_kernel_out_ref,
+    d_bias_out_ref,
+  )
+
+  @pl.when(i == 0)
+  def _begin():
+    for ref in sums:
+      ref[...] = jnp.zeros_like(ref)
+
+  dtype = kernel_in_ref.dtype
+  mean, deviation = _statistics(x_ref)
+  kept = kept_ref[part * pl.num_programs(1) + i]
+  sum_d = sum_product = jnp.zeros_like(mean)  # s 1
+  for here in _slices(x_ref.shape[-1], channels):
+    normed = (x_ref[0, :, here].astype(jnp.float32) - mean) * deviation
+    y = (normed * scale_ref[:, here] + shift_ref[:, here]).astype(dtype)
+    h = _product(turned_in_ref[...], y) + bias_in_ref[...]  # d c
+    a, slope = _gelu(h)
+    d_out = kept * cotangent_ref[0, :, here].astype(jnp.float32)  # s c
+    d_bias_out_ref[0] += d_out.sum(axis=1, keepdims=True)
+    d_out = d_out.astype(dtype)
+    d_kernel_out_ref[0] += _product_turned(a.astype(dtype), d_out)
+    d_h = _product(kernel_out_ref[...], d_out) * slope
+    d_bias_in_ref[0] += d_h.sum(axis=1, keepdims=True)
+    d_h = d_h.astype(dtype)
+    d_kernel_in_ref[0] += _product_turned(y, d_h)
+    d_y = _product(kernel_in_ref[...], d_h)  # s c
+    d_scale_ref[0, :, here] += (d_y * normed).sum(axis=0, keepdims=True)
+    d_shift_ref[0, :, here] += d_y.sum(axis=0, keepdims=True)
+    d_normed = d_y * scale_ref[:, here]
+    sum_d += d_normed.sum(axis=1, keepdims=True)
+    sum_product += (d_normed * normed).sum(axis=1, keepdims=True)
+    d_normed_ref[:, here] = d_normed
+
+  c = x_ref.shape[-1]
+  for here in _slices(c, channels):
+    normed = (x_ref[0, :, here].astype(jnp.float32) - mean) * deviation
+    dx = d_normed_ref[:, here] - (sum_d + normed * sum_product) / c
+    dx = cotangent_ref[0, :, here].astype(jnp.float32) + dx * deviation
+    dx_ref[0, :, here] = dx.astype(dx_ref.dtype)
+
+
+def _statistics(x_ref):
+  """Mean, and one over the deviation, of each token: s 1, as Flax has them."""
+  x = x_ref[0].astype(jnp.float32)
+  mean = x.mean(axis=1, keepdims=True)
+  square = (x * x).mean(axis=1, keepdims=True)
+  variance = jnp.maximum(square - mean * mean, 0.0)
+  return mean, jax.lax.rsqrt(variance + _EPSILON)
+
+
+def _gelu(h):
+  """GELU in the form with tanh, and its derivative."""
+  root = math.sqrt(2 / math.pi)
+  square = h * h
+  tanh = jnp.tanh(root * h * (1 + 0.044715 * square))
+  half = 0.5 * (1 + tanh)
+  inner = root * (1 + 3 * 0.044715 * square)
+  return h * half, half + 0.5 * h * (1 - tanh * tanh) * inner
+
+
+def _product(a, b):
+  return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _product_turned(a, b):
+  """a times b turned."""
+  return jax.lax.dot_general(
+    a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+  )
+
+
+def _slices(channels: int, at_once: int) -> list[slice]:
+  return [slice(at, at + at_once) for at in range(0, channels, at_once)]
+
+
+def _whole(shape: tuple[int, int]) -> pl.BlockSpec:
+  """The same for every example, so that it is fetched once."""
+  return pl.BlockSpec(shape, lambda *_: (0, 0))
+
+
+def _cost(x, dtype, hidden: int, *, products: int, passes: int):
+  """What XLA is told of a kernel, into which it does not look."""
+  n, s, c = x.shape
+  return pl.CostEstimate(
+    flops=2 * products * n * s * c * hidden,
+    transcendentals=n * c * hidden,
+    bytes_accessed=passes * x.size * dtype.itemsize,
+  )
+
+
+def _on_platform(call, arguments):
+  """Interprets a kernel for CPUs, and compiles it for what has kernels.
+
+  Decided where it is lowered: a program may be for other devices than those
+  that are here.
+  """
+  return jax.lax.platform_dependent(
+    *arguments,
+    cpu=lambda *arguments: call(interpret=True)(*arguments),
+    default=lambda *arguments: call()(*arguments),
+  )
