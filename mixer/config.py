@@ -89,8 +89,8 @@ def default() -> ConfigDict:
   model.patch = placeholder(int)  # Mixer, ViT: side of a patch in pixels
   model.hidden = placeholder(int)  # Mixer, ViT: channels of a token, C
   model.blocks = placeholder(int)  # Mixer, ViT
-  # Mixer, ViT: compile one block and loop over it. H/14 compiles as quickly as
-  # S/16 then; a step takes a copy of the blocks' parameters more.
+  # Mixer, ViT: compile one block and loop over it: less time to compile, a copy
+  # of the blocks' parameters more in a step, and remat "none" is "products".
   model.scan = placeholder(bool)
   model.tokens_mlp = placeholder(int)  # Mixer: hidden units, D_S
   model.channels_mlp = placeholder(int)  # Mixer: hidden units, D_C
@@ -319,7 +319,8 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
 
 
 # Images that pre-training takes at once at 224 px, by what a model's name
-# begins or ends with: they fit 32 GB by the compiler of TPU v4.
+# begins or ends with. They fit 32 GB by the compiler of TPU v4, but for ViT-H
+# and BiT beyond R50x2, which were not compiled with so many.
 _AT_ONCE = {
   "Mixer-S": 1024,
   "Mixer-B": 512,

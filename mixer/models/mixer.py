@@ -150,8 +150,9 @@ class MlpMixer(nn.Module):
     code does not.
   remat: what of a block is not kept for the backward pass, but computed again
     (`residual.REMAT`).
-  scan: compiles one block and loops over it: as quick to compile as a single
-    block, at the cost of a copy of the blocks' parameters in each step.
+  scan: compiles one block and loops over it: H/14 takes two thirds of the time
+    to compile (benchmarks/NOTES.md), and each step a copy of the blocks'
+    parameters. `remat` "none" is "products" then.
   head_bias: initial value of the head's bias (its kernel starts at 0).
   token_mixing: "plain", or "fused": one kernel for TPUs, with tanh and without
     dropout; not measured on hardware (`fused_token_mixing`).
