@@ -48,13 +48,18 @@ def standardise(x: jax.Array, axes: Sequence[int], epsilon: float):
   return x * jax.lax.rsqrt(jnp.mean(x**2, axes, keepdims=True) + epsilon)
 
 
+def standardise_filters(kernel: jax.Array) -> jax.Array:
+  """Of a convolution, h w c features, as the network uses them."""
+  return standardise(kernel, (0, 1, 2), epsilon=1e-10)
+
+
 def standardise_kernel(inputs, kernel, bias, *, dtype, inexact=True):
   """Standardises each filter, in float32, before the product.
 
   Takes the place of the dtypes' promotion in a Flax convolution, which is
   where the kernel passes on its way from the parameters to the product.
   """
-  kernel = standardise(kernel, (0, 1, 2), epsilon=1e-10)
+  kernel = standardise_filters(kernel)
   return cast_products(inputs, kernel, bias, dtype=dtype, inexact=inexact)
 
 
