@@ -179,11 +179,11 @@ def test_a_peer_that_fails_ends_nothing_and_is_not_asked_twice(monkeypatch):
 def test_a_cell_is_whole_and_larger_ones_of_what_failed_are_not_tried(
   tmp_path,
 ):
-  results = Results(tmp_path, DEVICE, "python -m benchmarks.step")
+  results = Results(tmp_path, DEVICE, "python -m benchmarks.step", limit=60.0)
   larger = Cell("Mixer-S/32", "training", "float32", 8)
   results.replace(CELL, [row("ours", 7.0), row("timm", None)])
 
-  opened = Results(tmp_path, DEVICE, "")
+  opened = Results(tmp_path, DEVICE, "", limit=60.0)
 
   assert opened.measured(CELL) == ["ours", "timm"]
   assert opened.missing(CELL, ["ours", "timm"]) == []
@@ -192,6 +192,18 @@ def test_a_cell_is_whole_and_larger_ones_of_what_failed_are_not_tried(
   opened.replace(CELL, [row("ours", 8.0), row("authors", 9.0)])
   assert [x["images_per_second"] for x in opened.rows] == [8.0, 9.0]
   assert opened.file.name == "Abacus_R_9_2_cores.json"
+
+
+def test_what_took_too_long_is_tried_again_with_more_time(tmp_path):
+  results = Results(tmp_path, DEVICE, "", limit=60.0)
+  larger = Cell("Mixer-S/32", "training", "float32", 8)
+  results.replace(CELL, [row("ours", None) | {"limit": 60.0}])
+
+  assert results.missing(CELL, ["ours"]) == []
+  assert results.missing(larger, ["ours"]) == []
+  patient = Results(tmp_path, DEVICE, "", limit=90.0)
+  assert patient.missing(CELL, ["ours"]) == ["ours"]
+  assert patient.missing(larger, ["ours"]) == ["ours"]
 
 
 def test_what_is_added_is_measured_beside_what_was_there(tmp_path, monkeypatch):
@@ -212,12 +224,12 @@ def test_what_is_added_is_measured_beside_what_was_there(tmp_path, monkeypatch):
 
 
 def test_a_damaged_file_is_said_to_be(tmp_path):
-  results = Results(tmp_path, DEVICE, "")
+  results = Results(tmp_path, DEVICE, "", limit=60.0)
   results.replace(CELL, [row("ours", 7.0)])
   results.file.write_text(results.file.read_text()[:-20])
 
   with pytest.raises(UserError, match="Abacus.*is damaged"):
-    Results(tmp_path, DEVICE, "")
+    Results(tmp_path, DEVICE, "", limit=60.0)
 
 
 @pytest.mark.parametrize(

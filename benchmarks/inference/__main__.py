@@ -32,6 +32,7 @@ from benchmarks.throughput.cells import (
   DTYPES,
   IMAGE_SIZE,
   INFERENCE,
+  check_timing,
   check_words,
   choose,
   whole_numbers,
@@ -83,6 +84,7 @@ def fill(
   """
   known_models = [(name, IMAGE_SIZE) for name in families.names()]
   chosen = [name for name, _ in choose(models.split(","), known_models)]
+  check_timing(limit=how["limit"])
   for flag in "rounds", "calls":
     if how[flag] < 1:
       raise UserError(f"--{flag}={how[flag]} must be 1 or more.")
@@ -92,7 +94,9 @@ def fill(
   check_words("dtype", dtypes, DTYPES)
   sizes = whole_numbers("batches", batches or defaults[0])
   command = shlex.join(["python", "-m", "benchmarks.inference", *sys.argv[1:]])
-  known = Results(results, device, command, subject="inference")
+  known = Results(
+    results, device, command, limit=how["limit"], subject="inference"
+  )
   for name, kind, batch in itertools.product(chosen, dtypes, sizes):
     cell = Cell(name, INFERENCE, kind, batch)
     due = known.fitting(cell, NAMES) if again else known.missing(cell, NAMES)

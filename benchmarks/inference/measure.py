@@ -61,9 +61,9 @@ def in_process(
   try:
     rows = list(lines("benchmarks.inference.measure", flags, limit))
   except EndedError as error:
-    rows = [{"why": str(error)}]
-  if why := rows[-1].get("why"):
-    failed = {"images_per_second": None, "why": why}
+    rows = [error.row]
+  if "why" in rows[-1]:
+    failed = {"images_per_second": None} | rows[-1]
     return [{"implementation": name} | failed for name in ways.NAMES]
   return rows
 

@@ -132,7 +132,7 @@ def fill(
       f"None of --implementations={implementations} is here: add {OURS}."
     )
   command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
-  known = Results(results, device, command)
+  known = Results(results, device, command, limit=how["limit"])
   due = [cell for cell in cells if again or known.missing(cell, present)]
   beside = {name for cell in due for name in known.measured(cell)}
   beside = _probe(processes, sorted(beside - set(present)), device)

@@ -93,7 +93,7 @@ class Processes:
     try:
       _, said = self._lines(implementation, flags, self.limit)
     except EndedError as error:
-      return {"why": str(error)}
+      return error.row
     except UserError as error:
       if implementation == OURS:
         raise
@@ -115,9 +115,9 @@ class Processes:
 
 def _summary(cell: Cell, rounds: list[dict]) -> dict:
   """One row of what an implementation's processes said."""
-  whys = [one["why"] for one in rounds if "why" in one]
-  if whys:
-    return {"images_per_second": None, "why": whys[0]}
+  failed = [one for one in rounds if "why" in one]
+  if failed:
+    return {"images_per_second": None} | failed[0]
   timings = [timing for one in rounds for timing in one["timings"]]
   median = statistics.median(timings)
   speed = cell.batch / median

@@ -8,7 +8,8 @@ less lowest timing, as a part of the median), "flops_per_second" (of the model's
 products by arithmetic), "peak_bytes", "compile_seconds", "matmul"
 ("flops_per_second", "size" and "by" of the yardstick measured in the same run),
 "date", "git_commit"; or images_per_second null and the reason in "why", which
-then holds for larger batches, too.
+then holds for larger batches, too; where that is time, "limit" says how many
+seconds were not enough.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.step.cell import Cell
-from benchmarks.throughput.device_file import DeviceFile
+from benchmarks.throughput.device_file import DeviceFile, still_holds
 
 ROWS = "rows"
 
@@ -29,9 +30,19 @@ class Results:
   """
 
   def __init__(
-    self, folder: Path, device: dict, command: str, *, subject: str = "step"
+    self,
+    folder: Path,
+    device: dict,
+    command: str,
+    *,
+    limit: float,
+    subject: str = "step",
   ):
-    """Opens the device's file in the folder of results, or begins one."""
+    """Opens the device's file in the folder of results, or begins one.
+
+    What took too long counts as unknown, if `limit` seconds are more.
+    """
+    self._limit = limit
     self._file = DeviceFile(folder / subject, device, command, [ROWS])
     self.file = self._file.path
 
@@ -41,7 +52,11 @@ class Results:
 
   def missing(self, cell: Cell, implementations: Iterable[str]) -> list[str]:
     """Those that nothing is known of."""
-    known = {row["implementation"] for row in self._of(cell)}
+    known = {
+      row["implementation"]
+      for row in self._of(cell)
+      if still_holds(row, self._limit)
+    }
     return [
       each for each in self.fitting(cell, implementations) if each not in known
     ]
@@ -52,6 +67,7 @@ class Results:
       row["implementation"]
       for row in self.rows
       if row["images_per_second"] is None
+      and still_holds(row, self._limit)
       and row["batch"] < cell.batch
       and _cell(row) == dataclasses.replace(cell, batch=row["batch"])
     }

@@ -110,7 +110,7 @@ def check_words(flag: str, given: Iterable[str], known: Iterable[str]):
       raise UserError(f"--{flag}: {word!r} is none of {', '.join(known)}.")
 
 
-def check_timing(*, repeats: int, seconds: float, limit: float, **_):
+def check_timing(*, limit: float, repeats: int = 1, seconds: float = 1.0, **_):
   """Raises UserError for timings that cannot be."""
   if repeats < 1:
     raise UserError(f"--repeats={repeats}: one timing at least.")

@@ -52,8 +52,7 @@ def measure(
       left.remove(row["batch"])
       yield row
   except EndedError as error:
-    found = {"batch": left[0], "images_per_second": None, "why": str(error)}
-    yield found if error.limit is None else found | {"limit": error.limit}
+    yield {"batch": left[0]} | error.row
 
 
 class EndedError(Exception):
@@ -65,6 +64,12 @@ class EndedError(Exception):
   def __init__(self, message: str, limit: float | None = None):
     super().__init__(message)
     self.limit = limit
+
+  @property
+  def row(self) -> dict:
+    """What a row of results says of it."""
+    row = {"images_per_second": None, "why": str(self)}
+    return row if self.limit is None else row | {"limit": self.limit}
 
 
 def lines(module: str, flags: list[str], limit: float) -> Iterator[dict]:

@@ -17,6 +17,16 @@ from mixer.errors import UserError
 from mixer.whole_file import whole_file
 
 
+def still_holds(row: dict, limit: float) -> bool:
+  """Whether a row says what measuring would; not if it took too long.
+
+  Args:
+    row: perhaps with "limit", seconds that were not enough.
+    limit: seconds that there are now.
+  """
+  return row.get("limit", limit) >= limit
+
+
 class DeviceFile:
   """The file of a device; every change is written at once.
 

@@ -13,7 +13,7 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.throughput.cells import INFERENCE, TRAINING, Part
-from benchmarks.throughput.device_file import DeviceFile
+from benchmarks.throughput.device_file import DeviceFile, still_holds
 
 ROWS = {INFERENCE: "rows", TRAINING: "training_rows"}
 
@@ -41,7 +41,7 @@ class Results:
     known = [
       row
       for row in self.rows[part.passes]
-      if part.is_of(row) and row.get("limit", limit) >= limit
+      if part.is_of(row) and still_holds(row, limit)
     ]
     too_large = min(
       (row["batch"] for row in known if row["images_per_second"] is None),
