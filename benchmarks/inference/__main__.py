@@ -17,7 +17,6 @@ turns in one process a model, dtype and batch size. Goes on where it left off,
 by results/inference/DEVICE.json, and prints all of it as a Markdown table.
 """
 
-import argparse
 import itertools
 import shlex
 import sys
@@ -38,6 +37,7 @@ from benchmarks.throughput.cells import (
   whole_numbers,
 )
 from benchmarks.throughput.children import describe_device
+from benchmarks.throughput.command_line import command_line
 from mixer import models as families
 from mixer.errors import UserError
 from mixer.front_door import answer
@@ -48,23 +48,16 @@ OTHERS = "1,32", "float32,bfloat16"
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = command_line(
+    "inference",
+    __doc__,
+    on_cpu=DEFAULTS["cpu"],
+    elsewhere=OTHERS,
+    limit=600.0,
+    models="Mixer-S/16,Mixer-B/16",
   )
-  parser.add_argument(
-    "--models",
-    default="Mixer-S/16,Mixer-B/16",
-    help="names, with * for any part; default: Mixer-S/16,Mixer-B/16",
-  )
-  parser.add_argument("--batches", help=f"default: {OTHERS[0]}; on a CPU 1,16")
-  parser.add_argument("--dtype", help=f"default: {OTHERS[1]}; on a CPU float32")
   parser.add_argument("--rounds", type=int, default=3, help="of all, in turns")
   parser.add_argument("--calls", type=int, default=20, help="timed, a round")
-  parser.add_argument(
-    "--limit", type=float, default=600.0, help="seconds for a process"
-  )
-  parser.add_argument("--again", action="store_true", help="measure anew")
-  parser.add_argument("--results", type=Path, default=Path("results"))
   return answer(fill, **vars(parser.parse_args()))
 
 

@@ -23,7 +23,6 @@ anew. Goes on where it left off, by results/step/DEVICE.json, and prints all of
 it as a Markdown table.
 """
 
-import argparse
 import itertools
 import shlex
 import sys
@@ -47,6 +46,7 @@ from benchmarks.throughput.cells import (
   whole_numbers,
 )
 from benchmarks.throughput.children import describe_device
+from benchmarks.throughput.command_line import command_line
 from mixer import models as families
 from mixer.errors import UserError
 from mixer.front_door import answer
@@ -57,16 +57,13 @@ OTHERS = "32,128,512", "bfloat16,float32", "2048,4096,8192,16384"
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.step",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = command_line(
+    "step",
+    __doc__,
+    on_cpu=DEFAULTS["cpu"],
+    elsewhere=OTHERS,
+    limit=300.0,
   )
-  parser.add_argument(
-    "--models", default="*", help="names, with * for any part"
-  )
-  parser.add_argument("--batches", help=f"default: {OTHERS[0]}; on a CPU 1,16")
-  parser.add_argument("--dtype", help=f"default: {OTHERS[1]}; on a CPU float32")
   parser.add_argument("--passes", default=",".join(PASSES))
   parser.add_argument("--implementations", default=",".join(NAMES))
   parser.add_argument("--authors", type=Path, help="checkout of their code")
@@ -76,11 +73,6 @@ def main() -> int:
   parser.add_argument(
     "--seconds", type=float, default=0.5, help="of a timing, at least"
   )
-  parser.add_argument(
-    "--limit", type=float, default=300.0, help="seconds for a process"
-  )
-  parser.add_argument("--again", action="store_true", help="measure anew")
-  parser.add_argument("--results", type=Path, default=Path("results"))
   given = vars(parser.parse_args())
   # This process only counts; the device is for those that are measured.
   jax.config.update("jax_platforms", "cpu")

@@ -12,7 +12,6 @@ took too long without a longer --limit. Prints the
 table as Markdown. Runs with jax, flax and optax alone.
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from benchmarks.throughput.cells import (
   whole_numbers,
 )
 from benchmarks.throughput.children import describe_device, measure
+from benchmarks.throughput.command_line import command_line
 from benchmarks.throughput.results import Results
 from benchmarks.throughput.tables import page
 from mixer.front_door import answer
@@ -37,27 +37,17 @@ OTHERS = "1,8,32,128,512,2048", "bfloat16,float32"
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.throughput",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = command_line(
+    "throughput",
+    __doc__,
+    on_cpu=DEFAULTS["cpu"],
+    elsewhere=OTHERS,
+    limit=300.0,
   )
-  parser.add_argument(
-    "--models", default="*", help="names, with * for any part"
-  )
-  parser.add_argument("--batches", help=f"default: {OTHERS[0]}; on a CPU 1,4")
-  parser.add_argument("--dtype", help=f"default: {OTHERS[1]}; on a CPU float32")
   parser.add_argument("--passes", default=",".join(PASSES), help="or one")
   parser.add_argument("--repeats", type=int, default=5, help="timings of each")
   parser.add_argument(
     "--seconds", type=float, default=0.5, help="of a timing, at least"
-  )
-  parser.add_argument(
-    "--limit", type=float, default=300.0, help="seconds for a model's batches"
-  )
-  parser.add_argument("--again", action="store_true", help="measure anew")
-  parser.add_argument(
-    "--results", type=Path, default=Path("results"), help="default: results"
   )
   return answer(fill, **vars(parser.parse_args()))
 
