@@ -35,12 +35,15 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-  """Of a process with one device; programs are compiled once for all tests."""
+  """Of a process with one device; programs are compiled once for all tests.
+
+  Each of them, so that a machine's load does not decide which are kept.
+  """
   cache = tmp_path_factory.mktemp("compiled")
   return os.environ | {
     "XLA_FLAGS": "",
     "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
 
 
