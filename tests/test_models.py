@@ -151,6 +151,26 @@ def test_tokens_are_kept_in_bfloat16_and_added_to_in_float32(tiny):
   assert np.array_equal(out["block00"], x)
 
 
+@pytest.mark.parametrize(
+  ("platform", "held"), [("cuda", True), ("tpu", False), ("cpu", False)]
+)
+def test_a_gpu_holds_tokens_and_their_cotangents_in_bfloat16(
+  tiny, platform, held
+):
+  model, params, images, _ = tiny
+  model = model.clone(dtype=jnp.bfloat16)
+
+  def loss(params):
+    return model.apply({"params": params}, images)[0].sum()
+
+  traced = jax.jit(jax.grad(loss)).trace(params)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  barriers = [x for x in text.splitlines() if "optimization_barrier" in x]
+  assert all("bf16>" in x for x in barriers)
+  # Of each block two branches and one layer norm, forward and backward.
+  assert len(barriers) == (2 * 3 * model.blocks if held else 0)
+
+
 def test_gradients_in_bfloat16_are_as_large_as_in_float32():
   """Sums over tokens in bfloat16 would come out a third too small."""
   model = create("Mixer", num_classes=7, **TINY | {"blocks": 6})

@@ -5,8 +5,6 @@ import math
 
 import jax
 
-GELUS = ("tanh", "exact")
-
 
 def check_images(images: jax.Array, image_channels: int, patch: int = 1):
   """Raises ValueError unless images are [n, height, width, image_channels].
@@ -35,12 +33,6 @@ def check_images(images: jax.Array, image_channels: int, patch: int = 1):
       f"{patch} px: resize them, to {near[0]} x {near[1]} px for one, "
       "or choose a variant with another patch."
     )
-
-
-def check_gelu(gelu: str):
-  """Raises ValueError with the forms that there are."""
-  if gelu not in GELUS:
-    raise ValueError(f"gelu={gelu!r} is none of {', '.join(GELUS)}.")
 
 
 def check_tokens(

@@ -14,8 +14,8 @@ from mixer.models.fused_token_mixing import (
   mix_tokens,
   weights_of,
 )
+from mixer.models.gelu import check_gelu, gelu
 from mixer.models.inputs import (
-  check_gelu,
   check_images,
   check_tokens,
   keys_if_dropping,
@@ -24,6 +24,7 @@ from mixer.models.layers import classifier, patch_embedding
 from mixer.models.residual import (
   Residual,
   cast_products,
+  hold_on_gpu,
   rematerialise,
   run_blocks,
 )
@@ -65,7 +66,7 @@ class MlpBlock(nn.Module):
     """
     types = {"dtype": self.dtype, "promote_dtype": cast_products}
     y = nn.Dense(self.hidden, **types)(x)
-    y = nn.gelu(y, approximate=self.gelu == "tanh")
+    y = gelu(y, self.gelu)
     if scale is not None:
       y = y * scale
     return nn.Dense(self.out or x.shape[-1], **types)(y)
@@ -111,6 +112,9 @@ class MixerBlock(Residual, kw_only=True):
     # Widened once for both its uses, whose cotangents are added in float32.
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
+    # The products leave its cotangent with tokens last. Turned once, in the
+    # products' dtype, and not in float32 in each use.
+    y = hold_on_gpu(y)
     types = self.dtype, self.gelu
     mlp = TokenMixing(self.tokens_mlp, *types, name="token_mixing")
     y = mlp(y, self._dropout(keys, 0, (self.tokens_mlp, x.shape[-1])))  # n s c

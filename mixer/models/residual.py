@@ -56,6 +56,19 @@ def rematerialise(
   return nn.remat(kind, policy=keep, prevent_cse=not looped)
 
 
+def hold_on_gpu(x: jax.Array) -> jax.Array:
+  """Has a GPU's compiler put an array, and its cotangent, in memory as it is.
+
+  It would move another one that is wider, because it takes rounding and
+  widening again for nothing, or that has axes in another order. TPUs gain
+  nothing by it (benchmarks/NOTES.md).
+  """
+  barrier = jax.lax.optimization_barrier
+  return jax.lax.platform_dependent(
+    x, cuda=barrier, rocm=barrier, default=lambda x: x
+  )
+
+
 def draw_kept(keys: jax.Array, site: int, keep: float, shape: tuple[int, ...]):
   """Draws which entries stay, from one key an example.
 
@@ -100,7 +113,9 @@ class Residual(nn.Module):
   def _add(self, x, branch, keys, site):
     """Adds what is not dropped of a branch, and rounds the sum once."""
     x = x + self._drop(branch, keys, site)
-    return x.astype(self.dtype or jnp.float32)
+    if self.dtype in (None, jnp.float32):
+      return x
+    return hold_on_gpu(x.astype(self.dtype))
 
   def _drop(self, branch, keys, site):
     """Drops entries (dropout), then whole branches (stochastic depth)."""

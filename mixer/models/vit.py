@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mixer.models.gelu import check_gelu, gelu
 from mixer.models.inputs import (
-  check_gelu,
   check_images,
   check_tokens,
   keys_if_dropping,
@@ -59,7 +59,7 @@ class MlpBlock(nn.Module):
       "bias_init": nn.initializers.normal(1e-6),
     }
     y = nn.Dense(self.hidden, **layer)(x)
-    y = nn.gelu(y, approximate=self.gelu == "tanh")
+    y = gelu(y, self.gelu)
     if scale is not None:
       y = y * scale
     return nn.Dense(x.shape[-1], **layer)(y)
