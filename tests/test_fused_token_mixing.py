@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fused kernel does what the plain layers do."""
+"""The fused kernels do what the plain layers do."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import pytest
 
 from mixer.models import create
 from mixer.models.cost import multiply_accumulates
-from mixer.models.fused_token_mixing import Weights, mix_tokens, weights_of
+from mixer.models.fused_token_mixing import gpu, tpu, weights_of
+from mixer.models.fused_token_mixing.arithmetic import Weights
 from mixer.models.mixer import MixerBlock
 
 TINY = dict(patch=4, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=16)
@@ -58,35 +61,58 @@ def assert_near(values, expected, tolerance):
     assert off < tolerance, f"{name}: {off}"
 
 
-@pytest.mark.parametrize(
-  ("tokens", "channels", "at_once", "dtype", "tolerance"),
+def of_tpu(dtype, at_once):
+  how = dict(dtype=dtype, interpret=True, channels=at_once)
+  return functools.partial(tpu.mix, **how), functools.partial(
+    tpu.gradient, **how
+  )
+
+
+def of_gpu(dtype):
+  how = dict(dtype=dtype, interpret=True)
+  return functools.partial(gpu.mix, **how), functools.partial(
+    gpu.gradient, **how
+  )
+
+
+KERNELS = [
+  ("kernels", "tokens", "channels", "dtype", "tolerance"),
   [
-    (9, 48, 16, None, 1e-5),
-    (49, 256, 128, None, 1e-5),
-    (9, 32, 16, jnp.bfloat16, 0.02),
+    (functools.partial(of_tpu, at_once=16), 9, 48, None, 1e-5),
+    (functools.partial(of_tpu, at_once=128), 49, 256, None, 1e-5),
+    (functools.partial(of_tpu, at_once=16), 9, 32, jnp.bfloat16, 0.02),
+    (of_gpu, 9, 48, None, 1e-5),
+    (of_gpu, 49, 150, None, 1e-5),
+    (of_gpu, 9, 32, jnp.bfloat16, 0.02),
   ],
-)
-def test_kernel_and_gradients_are_those_of_the_layers(
-  tokens, channels, at_once, dtype, tolerance
+]
+
+
+@pytest.mark.parametrize(*KERNELS)
+def test_kernels_and_gradients_are_those_of_the_layers(
+  kernels, tokens, channels, dtype, tolerance
 ):
   model, params, x, cotangent = block(tokens, channels, dtype)
-  kept = jnp.array([1.0, 0.0, 2.0])
-
-  def plain(weights, x):
-    return model.apply({"params": with_weights(params, weights)}, x)
-
-  def fused(weights, x):
-    return mix_tokens(x, weights, dtype=dtype, channels=at_once)
-
+  dtype = jnp.dtype(dtype or jnp.float32)
+  x, cotangent = x.astype(dtype), cotangent.astype(dtype)
   weights = weights_of(params)
-  expected = value_and_gradients(plain, weights, x, cotangent=cotangent)
-  values = value_and_gradients(fused, weights, x, cotangent=cotangent)
-  dropped = mix_tokens(x, weights, kept, dtype=dtype, channels=at_once)
+  mix, gradient = kernels(dtype)
 
-  assert values[0].dtype == expected[0].dtype
-  assert_near(values, expected, tolerance)
-  branch = expected[0].astype(jnp.float32) - x
-  assert_near(dropped, x + kept[:, None, None] * branch, tolerance)
+  def branch(weights, x):
+    return model.apply({"params": with_weights(params, weights)}, x) - x
+
+  def plain(weights, x, kept):
+    x = x.astype(jnp.float32)
+    return (x + kept[:, None, None] * branch(weights, x)).astype(dtype)
+
+  for kept in jnp.ones(3), jnp.array([1.0, 0.0, 2.0]):
+    out, (d_weights, dx) = value_and_gradients(
+      functools.partial(plain, kept=kept), weights, x, cotangent=cotangent
+    )
+    values = gradient(x, weights, kept, cotangent)
+    assert_near(mix(x, weights, kept), out, tolerance)
+    assert_near(values, (dx, d_weights), tolerance)
+    assert values[0].dtype == dtype
 
 
 def with_weights(params, weights: Weights):
@@ -158,8 +184,15 @@ def test_what_the_kernel_does_not_do_is_refused(name, fields, words):
     model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
 
 
-def test_gpus_are_refused(monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_a_program_for_gpus_has_the_kernels_of_gpus():
+  images = jax.ShapeDtypeStruct((2, 12, 12, 3), jnp.float32)
   model = create("Mixer", **TINY, token_mixing="fused")
-  with pytest.raises(ValueError, match="not for GPUs"):
-    model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+  def loss(params, images):
+    return model.apply({"params": params}, images)[0].sum()
+
+  traced = jax.jit(jax.grad(loss)).trace(params, images)
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  kernels = [line for line in text.splitlines() if "triton" in line]
+  assert len(kernels) == 2 * model.blocks

@@ -54,9 +54,10 @@ def _products(jaxpr: core.Jaxpr) -> Iterator[int]:
       kernel = equation.invars[1].aval.shape
       axis = equation.params["dimension_numbers"].rhs_spec[0]
       yield out * math.prod(kernel) // kernel[axis]
-    elif equation.primitive.name == "cond":  # one of its branches is taken
+    elif equation.primitive.name == "cond":
+      # One for each kind of device; some fill up what they multiply with zeros.
       branches = equation.params["branches"]
-      yield max(sum(_products(branch.jaxpr)) for branch in branches)
+      yield min(sum(_products(branch.jaxpr)) for branch in branches)
     else:
       repeats = equation.params.get("length", 1)  # of lax.scan
       if equation.primitive.name == "pallas_call":

@@ -35,11 +35,22 @@ def _gelu_jvp(form, primals, tangents):
   # the forward to the backward pass: a third of what a step on a GPU moved.
   (x,), (tangent,) = primals, tangents
   if form == "tanh":
-    root = 2 * math.sqrt(2 / math.pi)
-    square = x * x
-    share = jax.nn.sigmoid(root * x * (1 + _CUBIC * square))
-    density = share * (1 - share) * root * (1 + 3 * _CUBIC * square)
+    _, slope = share_and_slope(x)
   else:
     share = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
     density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-  return gelu(x, form), tangent * (share + x * density)
+    slope = share + x * density
+  return gelu(x, form), tangent * slope
+
+
+def share_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The form "tanh", written with a sigmoid.
+
+  Returns:
+    What to multiply x by for its GELU, and the derivative.
+  """
+  root = 2 * math.sqrt(2 / math.pi)
+  square = x * x
+  share = jax.nn.sigmoid(root * x * (1 + _CUBIC * square))
+  density = share * (1 - share) * root * (1 + 3 * _CUBIC * square)
+  return share, share + x * density

@@ -1,135 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token mixing of a Mixer block as one kernel, for TPUs.
+"""The kernels of TPUs.
 
-Layer norm, both products, GELU and the skip connection of an example are
-computed while its tokens are on the chip: going forward they are read and
-written once, and the hidden units never leave it. Going back, tokens and
-cotangent are read, everything else is computed again (one product of five), and
-gradients of parameters are added up over examples on the chip.
-
-Nothing of this has been measured on hardware (benchmarks/NOTES.md), so that it
-is not the default. TPU v3 has it in float32 alone. On a CPU it runs in Pallas'
-interpret mode, as a check. GPUs have no such kernel: one example after the
-other adds to the same gradients, which a GPU would do at once.
+An example's tokens are on the chip as a whole: going forward they are read and
+written once. Going back, tokens and cotangent are read, everything else is
+computed again (one product of five), and gradients of parameters are added up
+over examples on the chip. TPU v3 has the kernels in float32 alone.
 
 Letters in shape comments: n examples, s tokens, c channels, d hidden units.
 """
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-KINDS = ("plain", "fused")
-_EPSILON = 1e-6  # of Flax's layer norm
+from mixer.models.fused_token_mixing.arithmetic import (
+  Weights,
+  product,
+  statistics,
+)
+
 _LANES = 128  # a TPU's vectors are so wide
 # Hidden units of an example that are worked on at once. The backward pass has
 # five arrays of them in float32, a third of the 16 MB that a kernel may take.
 _HIDDEN_AT_ONCE = 2**18
 
 
-class Weights(NamedTuple):
-  """The parameters that token mixing has in a block, or their gradients."""
-
-  scale: jax.Array  # c
-  shift: jax.Array  # c
-  kernel_in: jax.Array  # s d
-  bias_in: jax.Array  # d
-  kernel_out: jax.Array  # d s
-  bias_out: jax.Array  # s
-
-
-def weights_of(params: dict) -> Weights:
-  """Picks them from a block's parameters, whose names are the published."""
-  norm, mlp = params["LayerNorm_0"], params["token_mixing"]
-  first, second = mlp["Dense_0"], mlp["Dense_1"]
-  return Weights(
-    norm["scale"],
-    norm["bias"],
-    first["kernel"],
-    first["bias"],
-    second["kernel"],
-    second["bias"],
-  )
-
-
-def check_token_mixing(kind: str, *, gelu: str, dropout: float):
-  """Raises ValueError if there is no such token mixing, or not with the rest.
-
-  Args:
-    kind: of `KINDS`.
-    gelu, dropout: of the model.
-  """
-  if kind not in KINDS:
-    raise ValueError(f"token_mixing={kind!r} is none of {', '.join(KINDS)}.")
-  if kind == "plain":
-    return
-  problems = []
-  if gelu != "tanh":
-    problems.append(f"gelu={gelu!r}")
-  if dropout:
-    problems.append(f"dropout={dropout}")
-  if jax.default_backend() == "gpu":
-    problems.append("GPUs")
-  if problems:
-    raise ValueError(
-      "token_mixing='fused' is a kernel for TPUs with gelu='tanh' and "
-      f"dropout=0.0, and not for {' or '.join(problems)}: take "
-      "token_mixing='plain'."
-    )
-
-
-def mix_tokens(
+def mix(
   x: jax.Array,
   weights: Weights,
-  kept: jax.Array | None = None,
+  kept: jax.Array,
   *,
-  dtype: jnp.dtype | None = None,
+  dtype: jnp.dtype,
+  interpret: bool = False,
   channels: int | None = None,
 ) -> jax.Array:
-  """Token mixing with its skip connection: x + kept * MLP(layer norm(x)).
+  """See `fused_token_mixing.mix_tokens`.
 
   Args:
-    x: n s c.
-    weights: of the block.
-    kept: [n] factors of the branch, 0 where it is dropped; None for ones. It
-      has no gradient.
-    dtype: of the factors of products, which are added up in float32 as all
-      else, and of what comes out; None for float32.
+    x, weights, kept, dtype: as there.
+    interpret: runs on a CPU.
     channels: that are worked on at once, which divide c; None for as many as
       there is room for.
-
-  Returns:
-    n s c in `dtype`.
   """
-  if kept is None:
-    kept = jnp.ones(x.shape[0])
-  channels = channels or _channels_at_once(x.shape[-1], len(weights.bias_in))
-  dtype = jnp.dtype(dtype or jnp.float32)
-  return _mix(x, weights, kept.astype(jnp.float32), dtype, channels)
-
-
-def _channels_at_once(channels: int, hidden: int) -> int:
-  """The most that divide the channels, in whole vectors; else all of them."""
-  fitting = [
-    part
-    for part in range(_LANES, channels + 1, _LANES)
-    if channels % part == 0 and part * hidden <= _HIDDEN_AT_ONCE
-  ]
-  least = _LANES if channels % _LANES == 0 else channels
-  return max(fitting, default=least)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _mix(x, weights, kept, dtype, channels):
   n, s, c = x.shape
   d = len(weights.bias_in)
-  call = functools.partial(
-    pl.pallas_call,
+  channels = channels or _channels_at_once(c, d)
+  call = pl.pallas_call(
     functools.partial(_mix_kernel, channels=channels),
     out_shape=jax.ShapeDtypeStruct(x.shape, dtype),
     grid=(n,),
@@ -141,9 +61,10 @@ def _mix(x, weights, kept, dtype, channels):
     out_specs=pl.BlockSpec((1, s, c), lambda i: (i, 0, 0)),
     compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
     cost_estimate=_cost(x, dtype, d, products=2, passes=2),
+    interpret=interpret,
     name="mix_tokens",
   )
-  arguments = (
+  return call(
     kept,
     x,
     weights.scale[None],
@@ -154,24 +75,28 @@ def _mix(x, weights, kept, dtype, channels):
     weights.kernel_out.T.astype(dtype),
     weights.bias_out[:, None],
   )
-  return _on_platform(call, arguments)
 
 
-def _mix_forward(x, weights, kept, dtype, channels):
-  return _mix(x, weights, kept, dtype, channels), (x, weights, kept)
-
-
-def _mix_backward(dtype, channels, residuals, cotangent):
-  x, weights, kept = residuals
+def gradient(
+  x: jax.Array,
+  weights: Weights,
+  kept: jax.Array,
+  cotangent: jax.Array,
+  *,
+  dtype: jnp.dtype,
+  interpret: bool = False,
+  channels: int | None = None,
+) -> tuple[jax.Array, Weights]:
+  """Gradients of x, as it is, and of the weights, of what `mix` leaves."""
   n, s, c = x.shape
   d = len(weights.bias_in)
+  channels = channels or _channels_at_once(c, d)
   # Each of v4's two cores has sums of its own.
   parts = math.gcd(n, 2)
   each = n // parts
   of_example = pl.BlockSpec((1, s, c), lambda p, i: (p * each + i, 0, 0))
   sums = ((1, c), (1, c), (s, d), (d, 1), (d, s), (s, 1))
-  call = functools.partial(
-    pl.pallas_call,
+  call = pl.pallas_call(
     functools.partial(_gradient_kernel, channels=channels),
     out_shape=[
       jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -193,9 +118,10 @@ def _mix_backward(dtype, channels, residuals, cotangent):
       dimension_semantics=("parallel", "arbitrary")
     ),
     cost_estimate=_cost(x, dtype, d, products=5, passes=3),
+    interpret=interpret,
     name="mix_tokens_gradient",
   )
-  arguments = (
+  dx, *gradients = call(
     kept,
     x,
     cotangent,
@@ -206,17 +132,24 @@ def _mix_backward(dtype, channels, residuals, cotangent):
     weights.bias_in[:, None],
     weights.kernel_out.astype(dtype),
   )
-  dx, *gradients = _on_platform(call, arguments)
   gradients = Weights(
     *(
       gradient.sum(axis=0).reshape(weight.shape).astype(weight.dtype)
       for gradient, weight in zip(gradients, weights, strict=True)
     )
   )
-  return dx, gradients, jnp.zeros_like(kept)
+  return dx, gradients
 
 
-_mix.defvjp(_mix_forward, _mix_backward)
+def _channels_at_once(channels: int, hidden: int) -> int:
+  """The most that divide the channels, in whole vectors; else all of them."""
+  fitting = [
+    part
+    for part in range(_LANES, channels + 1, _LANES)
+    if channels % part == 0 and part * hidden <= _HIDDEN_AT_ONCE
+  ]
+  least = _LANES if channels % _LANES == 0 else channels
+  return max(fitting, default=least)
 
 
 def _mix_kernel(
@@ -234,14 +167,14 @@ def _mix_kernel(
 ):
   """Mixes an example's tokens."""
   dtype = kernel_in_ref.dtype
-  mean, deviation = _statistics(x_ref)
+  mean, deviation = statistics(x_ref[0])
   kept = kept_ref[pl.program_id(0)]
   for here in _slices(x_ref.shape[-1], channels):
     x = x_ref[0, :, here].astype(jnp.float32)
     y = (x - mean) * deviation * scale_ref[:, here] + shift_ref[:, here]
-    h = _product(kernel_in_ref[...], y.astype(dtype)) + bias_in_ref[...]  # d c
+    h = product(kernel_in_ref[...], y.astype(dtype)) + bias_in_ref[...]  # d c
     a, _ = _gelu(h)
-    y = _product(kernel_out_ref[...], a.astype(dtype)) + bias_out_ref[...]
+    y = product(kernel_out_ref[...], a.astype(dtype)) + bias_out_ref[...]
     out_ref[0, :, here] = (x + kept * y).astype(out_ref.dtype)
 
 
@@ -283,23 +216,23 @@ def _gradient_kernel(
       ref[...] = jnp.zeros_like(ref)
 
   dtype = kernel_in_ref.dtype
-  mean, deviation = _statistics(x_ref)
+  mean, deviation = statistics(x_ref[0])
   kept = kept_ref[part * pl.num_programs(1) + i]
   sum_d = sum_product = jnp.zeros_like(mean)  # s 1
   for here in _slices(x_ref.shape[-1], channels):
     normed = (x_ref[0, :, here].astype(jnp.float32) - mean) * deviation
     y = (normed * scale_ref[:, here] + shift_ref[:, here]).astype(dtype)
-    h = _product(turned_in_ref[...], y) + bias_in_ref[...]  # d c
+    h = product(turned_in_ref[...], y) + bias_in_ref[...]  # d c
     a, slope = _gelu(h)
     d_out = kept * cotangent_ref[0, :, here].astype(jnp.float32)  # s c
     d_bias_out_ref[0] += d_out.sum(axis=1, keepdims=True)
     d_out = d_out.astype(dtype)
     d_kernel_out_ref[0] += _product_turned(a.astype(dtype), d_out)
-    d_h = _product(kernel_out_ref[...], d_out) * slope
+    d_h = product(kernel_out_ref[...], d_out) * slope
     d_bias_in_ref[0] += d_h.sum(axis=1, keepdims=True)
     d_h = d_h.astype(dtype)
     d_kernel_in_ref[0] += _product_turned(y, d_h)
-    d_y = _product(kernel_in_ref[...], d_h)  # s c
+    d_y = product(kernel_in_ref[...], d_h)  # s c
     d_scale_ref[0, :, here] += (d_y * normed).sum(axis=0, keepdims=True)
     d_shift_ref[0, :, here] += d_y.sum(axis=0, keepdims=True)
     d_normed = d_y * scale_ref[:, here]
@@ -315,15 +248,6 @@ def _gradient_kernel(
     dx_ref[0, :, here] = dx.astype(dx_ref.dtype)
 
 
-def _statistics(x_ref):
-  """Mean, and one over the deviation, of each token: s 1, as Flax has them."""
-  x = x_ref[0].astype(jnp.float32)
-  mean = x.mean(axis=1, keepdims=True)
-  square = (x * x).mean(axis=1, keepdims=True)
-  variance = jnp.maximum(square - mean * mean, 0.0)
-  return mean, jax.lax.rsqrt(variance + _EPSILON)
-
-
 def _gelu(h):
   """GELU in the form with tanh, and its derivative."""
   root = math.sqrt(2 / math.pi)
@@ -332,10 +256,6 @@ def _gelu(h):
   half = 0.5 * (1 + tanh)
   inner = root * (1 + 3 * 0.044715 * square)
   return h * half, half + 0.5 * h * (1 - tanh * tanh) * inner
-
-
-def _product(a, b):
-  return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
 def _product_turned(a, b):
@@ -361,17 +281,4 @@ def _cost(x, dtype, hidden: int, *, products: int, passes: int):
     flops=2 * products * n * s * c * hidden,
     transcendentals=n * c * hidden,
     bytes_accessed=passes * x.size * dtype.itemsize,
-  )
-
-
-def _on_platform(call, arguments):
-  """Interprets a kernel for CPUs, and compiles it for what has kernels.
-
-  Decided where it is lowered: a program may be for other devices than those
-  that are here.
-  """
-  return jax.lax.platform_dependent(
-    *arguments,
-    cpu=lambda *arguments: call(interpret=True)(*arguments),
-    default=lambda *arguments: call()(*arguments),
   )
