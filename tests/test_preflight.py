@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preflight: names of machines, advice, the command."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ from mixer.preflight import suggestion
 from mixer.preflight.check import Report, Sharded, on_stand_in
 from mixer.preflight.compiler import DoesNotFit, Program, explain
 from mixer.preflight.estimate import estimate, paper_core_days, repeat
+from mixer.preflight.gpu_compiler import can_compile_for
 from mixer.preflight.programs import plan_for
 from mixer.preflight.report import describe, sharding
 from mixer.preflight.topology import SLICES, parse
@@ -24,6 +26,7 @@ from mixer.preflight.traffic import Traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+HAS_CUDA = can_compile_for(parse("gpu:h200x8").chip)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +285,27 @@ def test_seconds_of_a_stand_in_are_not_those_of_a_gpu():
   assert estimate(plan, machine, slow).step_seconds >= 60
 
 
+def test_a_compiler_that_does_not_count_leaves_the_models_own_products():
+  machine = parse("gpu:h200x8")
+  plan = plan_for(load("pretrain_i21k", "B/16"), machine.devices)
+  uncounted = dataclasses.replace(
+    program(1, milliseconds=-1), flops=None, bytes_accessed=None, seconds=None
+  )
+
+  found = estimate(plan, machine, uncounted)
+  report = Report(plan, machine, machine, uncounted, None, found, {})
+
+  assert found.flops == found.model_flops * 512
+  assert found.roofline.compute == pytest.approx(found.flops / 989e12)
+  assert "compiles and fits" in describe(report)
+  assert "compiled      by XLA for this GPU" in describe(report)
+
+
+def test_other_gpus_than_h100_and_h200_have_a_stand_in():
+  assert not can_compile_for(parse("gpu:a100x8").chip)
+  assert not can_compile_for(parse("v4-8").chip)
+
+
 def test_the_papers_core_days_stand_beside_its_own_recipes_alone():
   paper = load("pretrain_i21k", "B/16")
 
@@ -351,6 +375,20 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
   assert "config.batch = 100 is not divided by the 16 devices" in done.stderr
 
 
+@pytest.mark.skipif(not HAS_CUDA, reason="needs jax's CUDA plugin")
+def test_the_fused_kernels_are_compiled_for_a_gpu_that_is_not_there(tmp_path):
+  file = tmp_path / "report.json"
+  done = run(
+    "--config=configs/digits.py",
+    "--topology=gpu:h100x8",
+    "--config.model.token_mixing=fused",
+    f"--json={file}",
+  )
+
+  assert done.returncode == 0, done.stderr
+  assert json.loads(file.read_text())["training"]["compiles"]
+
+
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
 @pytest.mark.parametrize("topology", ["v3:2x2", "gpu:h200x8"])
 def test_the_digits_recipe_is_compiled_for_a_machine_that_is_not_there(
@@ -368,6 +406,8 @@ def test_the_digits_recipe_is_compiled_for_a_machine_that_is_not_there(
   assert found["devices"] == 8
   assert found["per_device"] == 8
   training = found["training"]
+  own = topology.startswith("v3") or HAS_CUDA
+  assert found["compiled_for"] == (topology if own else "v5p:2x2x1")
   # Parameters, two moments and a moving average, all float32.
   assert training["arguments"] >= 4 * 4 * found["parameters"]
   sent = sum(
@@ -377,7 +417,7 @@ def test_the_digits_recipe_is_compiled_for_a_machine_that_is_not_there(
   )
   assert sent == pytest.approx(4 * found["parameters"], rel=0.01)
   flops = found["estimate"]["model_flops_per_image"] * 8
-  assert training["flops"] == pytest.approx(flops, rel=0.3)
+  assert found["estimate"]["flops"] == pytest.approx(flops, rel=0.3)
   assert found["evaluation"]["compiles"]
 
 

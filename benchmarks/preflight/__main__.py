@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preflight of the ImageNet-21k recipes on slices of TPUs.
+"""Preflight of the ImageNet-21k recipes on slices of TPUs, and on GPUs.
 
 python -m benchmarks.preflight [--models=Mixer-S/32,ViT-B/16,BiT-R50x1]
   [--topologies=v3-128]
 
-Needs libtpu, and 1 to 3 minutes and up to 9 GB a cell on two cores. Goes on
+Needs libtpu (for H100 and H200 jax's CUDA plugin), and 1 to 3 minutes and up to 9 GB a cell on two cores. Goes on
 where it left off: a cell that is in results/preflight.json is not compiled
 again. Writes results/preflight.md beside it.
 """
@@ -20,7 +20,7 @@ from benchmarks.preflight.rows import table
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE, answer
 from mixer.models.mixer import VARIANTS
-from mixer.preflight.compiler import check_libtpu
+from mixer.preflight.compiler import check_installed
 from mixer.preflight.topology import parse
 from mixer.whole_file import whole_file
 
@@ -51,11 +51,13 @@ def main() -> int:
 
 def fill(names: list[str], slices: list[str], folder: Path) -> str:
   """Compiles what is not there yet; returns the table."""
-  check_libtpu()
+  machines = [parse(each) for each in slices]
+  for machine in machines:
+    check_installed(machine)
   file = folder / "preflight.json"
   folder.mkdir(parents=True, exist_ok=True)
   cells = json.loads(file.read_text()) if file.exists() else {}
-  for topology in [parse(each).name for each in slices]:
+  for topology in [machine.name for machine in machines]:
     for name in names:
       cell = f"{name}, {topology}"
       if cell in cells:

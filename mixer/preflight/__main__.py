@@ -4,10 +4,11 @@
 python -m mixer.preflight --config=FILE:ARG --topology=v4:4x4x4
   [--config.KEY=VALUE ...] [--suggest] [--json=FILE]
 
-Compiles the run's own training step and evaluation with the TPU compiler, which
-`pip install libtpu==0.0.42.1` brings to any machine. A topology is a slice of
+Compiles the run's own training step and evaluation. A topology is a slice of
 TPUs, by shape or as Google Cloud names it (v4:2x2x4 or v4-32), or gpu:h200x8.
-Data need not be there.
+`pip install libtpu==0.0.42.1` brings the TPU compiler to any machine, and
+`pip install "jax[cuda12]"` that of H100 and H200. Other GPUs are judged by a
+TPU's compiler. Data need not be there.
 """
 
 import json
@@ -40,10 +41,10 @@ def main() -> int:
     raise UserError(
       "Name a machine, such as --topology=v4:4x4x4, v3-128 or gpu:h200x8."
     )
-  topology.parse(TOPOLOGY.value)
+  machine = topology.parse(TOPOLOGY.value)
   if JSON.value:
     check_place(JSON.value, "json")
-  compiler.check_libtpu()
+  compiler.check_installed(machine)
   compiler.set_environment()
   # After the environment, which jax reads, and after what is cheap.
   from mixer.preflight.check import preflight

@@ -10,6 +10,7 @@ from mixer.models import cost
 from mixer.plan import Plan
 from mixer.preflight.compiler import DoesNotFit, Program, open_devices
 from mixer.preflight.estimate import Estimate, estimate
+from mixer.preflight.gpu_compiler import can_compile_for
 from mixer.preflight.programs import (
   change,
   compile_evaluation,
@@ -20,7 +21,7 @@ from mixer.preflight.suggestion import Suggestion, suggest
 from mixer.preflight.topology import Topology, parse
 from mixer.training.in_flight import DEPTH
 
-# Whose compiler judges memory in the place of a GPU's, which is not here.
+# Whose compiler judges memory in the place of a GPU's that is not here.
 STAND_IN = "v5p:2x2x1"
 # Where another batch is tried the length is of no concern, and must be valid.
 _LENGTH = {
@@ -124,7 +125,8 @@ def preflight(
   """
   topology = parse(topology_name)
   plan = plan_for(config, topology.devices)
-  target = topology if topology.chip.is_tpu else parse(STAND_IN)
+  own = topology.chip.is_tpu or can_compile_for(topology.chip)
+  target = topology if own else parse(STAND_IN)
   devices = open_devices(target)
   # On the stand-in, as many images per device.
   target_plan = plan

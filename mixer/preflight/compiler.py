@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TPU compiler of libtpu, on a machine without a TPU."""
+"""XLA's compilers for TPUs (of libtpu) and GPUs, on a machine without them."""
 
 import contextlib
 import ctypes
@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from mixer.errors import UserError
+from mixer.preflight import gpu_compiler
 from mixer.preflight.collectives import Collective, read_collectives
 from mixer.preflight.program_text import parse_program
 from mixer.preflight.topology import Topology
@@ -27,6 +28,7 @@ ENVIRONMENT = {
   "TPU_ACCELERATOR_TYPE": "v3-8",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TF_CPP_MIN_LOG_LEVEL": "3",  # the CUDA plugin misses a driver aloud
 }
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
@@ -41,7 +43,8 @@ class Program:
   temporaries: what it needs on the way.
   code: the program itself, which is in the same memory.
   flops, bytes_accessed, seconds: by the compiler's count, the body of a loop
-    once; bytes of on-chip memory as well. None where seconds make no sense.
+    once; bytes of on-chip memory as well. None where seconds make no sense, all
+    three of GPUs, whose compiler does not count.
   traffic: between chip and memory.
   """
 
@@ -49,8 +52,8 @@ class Program:
   outputs: int
   temporaries: int
   code: int
-  flops: float
-  bytes_accessed: float
+  flops: float | None
+  bytes_accessed: float | None
   traffic: Traffic
   seconds: float | None
   collectives: Sequence[Collective]
@@ -70,6 +73,12 @@ class DoesNotFit(Exception):  # noqa: N818, an answer and no error
     self.available = available
 
 
+def check_installed(topology: Topology):
+  """Raises UserError without a machine's compiler, or one in its place."""
+  if not gpu_compiler.can_compile_for(topology.chip):
+    check_libtpu()
+
+
 def check_libtpu():
   """Raises UserError without libtpu."""
   if importlib.util.find_spec("libtpu") is None:
@@ -81,14 +90,16 @@ def check_libtpu():
 
 
 def set_environment():
-  """For libtpu; before jax looks for devices."""
+  """For both compilers; before jax looks for devices."""
   os.environ.update(ENVIRONMENT)
 
 
 def open_devices(topology: Topology) -> list:
-  """The devices of a slice of TPUs, as jax takes them for compiling."""
+  """The devices of a machine, as jax takes them for compiling."""
   from jax.experimental import topologies
 
+  if not topology.chip.is_tpu:
+    return gpu_compiler.open_devices(topology)
   # libtpu calls v5p "v5".
   name = topology.name.replace("v5p:", "v5:")
   description = topologies.get_topology_desc(
@@ -139,7 +150,7 @@ def give_back_memory():
 
 def read_program(compiled, devices: int, elapsed: float) -> Program:
   """Collects what is known of a compiled program."""
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
   cost = cost[0] if isinstance(cost, list) else cost
   seconds = cost.get("optimal_seconds", -1.0)
   text = parse_program(compiled.as_text())
@@ -148,8 +159,8 @@ def read_program(compiled, devices: int, elapsed: float) -> Program:
     outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
-    flops=cost["flops"],
-    bytes_accessed=cost["bytes accessed"],
+    flops=cost.get("flops"),
+    bytes_accessed=cost.get("bytes accessed"),
     traffic=read_traffic(text),
     seconds=seconds if seconds > 0 else None,
     collectives=read_collectives(text, devices),

@@ -86,7 +86,12 @@ def estimate(
   # The compiler counts the body of a loop once. Products are all inside.
   traffic = program.traffic
   moved = traffic.outside + parts * traffic.inside
-  flops = program.flops * parts
+  model_flops = 6.0 * plan.multiply_accumulates
+  flops = program.flops
+  if flops is None:
+    # Without what the backward pass computes again.
+    flops = model_flops * plan.per_device
+  flops *= parts
   least = roofline(
     topology,
     flops=flops,
@@ -109,7 +114,7 @@ def estimate(
     per_device=plan.per_device,
     accumulation=parts,
     total_steps=plan.total_steps,
-    model_flops=6.0 * plan.multiply_accumulates,
+    model_flops=model_flops,
     flops=flops,
     bytes_moved=moved,
     roofline=least,

@@ -10,6 +10,7 @@ from mixer.chips import GIB
 from mixer.preflight.check import Report
 from mixer.preflight.compiler import DoesNotFit, Program
 from mixer.preflight.estimate import Estimate, paper_core_days
+from mixer.preflight.gpu_compiler import HOPPER
 from mixer.preflight.suggestion import Suggestion
 from mixer.table import render
 
@@ -92,11 +93,19 @@ def _machine(report: Report) -> Iterator[str]:
     f"x {plan.accumulation} accumulated; {plan.total_steps:,} steps",
   )
   stand_in = report.compiled_for
+  if stand_in is topology and not chip.is_tpu:
+    yield _line(
+      "compiled",
+      "by XLA for this GPU, with the kernels that it takes untried; on the GPU "
+      "itself it tries others as well. FLOP are the model's own",
+    )
   if stand_in is not topology:
     text = (
       f"memory and bytes are those of {stand_in.name} at as many images per "
       f"device: of {chip.name} no compiler is at hand"
     )
+    if chip.name in HOPPER:
+      text += ', but pip install "jax[cuda12]" brings it'
     if plan.config.shard_optimizer_state:
       text += (
         f"; the optimizer's state is shared by {stand_in.devices} devices "
