@@ -4,9 +4,10 @@
 python -m benchmarks.preflight [--models=Mixer-S/32,ViT-B/16,BiT-R50x1]
   [--topologies=v3-128]
 
-Needs libtpu (for H100 and H200 jax's CUDA plugin), and 1 to 3 minutes and up to 9 GB a cell on two cores. Goes on
-where it left off: a cell that is in results/preflight.json is not compiled
-again. Writes results/preflight.md beside it.
+Needs libtpu, for gpu:h100x8 and gpu:h200x8 jax's CUDA plugin, and 1 to 3
+minutes and up to 9 GB a cell on two cores. Goes on where it left off: a cell
+that is in results/preflight.json is not compiled again. Writes
+results/preflight.md beside it.
 """
 
 import argparse

@@ -158,8 +158,8 @@ class MlpMixer(nn.Module):
     to compile (benchmarks/NOTES.md), and each step a copy of the blocks'
     parameters. `remat` "none" is "products" then.
   head_bias: initial value of the head's bias (its kernel starts at 0).
-  token_mixing: "plain", or "fused": one kernel for TPUs, with tanh and without
-    dropout; not measured on hardware (`fused_token_mixing`).
+  token_mixing: "plain", or "fused": one kernel, with tanh and without dropout;
+    not measured on hardware (`fused_token_mixing`).
   """
 
   patch: int

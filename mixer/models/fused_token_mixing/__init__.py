@@ -110,5 +110,9 @@ def _on_platform(name: str, *arguments, dtype: jnp.dtype):
     return functools.partial(call, dtype=dtype, interpret=interpret)
 
   return jax.lax.platform_dependent(
-    *arguments, cpu=of(tpu, interpret=True), cuda=of(gpu), default=of(tpu)
+    *arguments,
+    cpu=of(tpu, interpret=True),
+    cuda=of(gpu),
+    rocm=of(gpu),
+    default=of(tpu),
   )

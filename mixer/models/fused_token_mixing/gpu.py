@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of NVIDIA's GPUs, by Triton.
+"""The kernels of GPUs, by Triton; their sizes are for NVIDIA's H100.
 
 Each program has some channels of an example, all its tokens with them, and
 loops over hidden units. Statistics of the layer norm are taken before, because
