@@ -94,8 +94,9 @@ def default() -> ConfigDict:
   model.scan = placeholder(bool)
   model.tokens_mlp = placeholder(int)  # Mixer: hidden units, D_S
   model.channels_mlp = placeholder(int)  # Mixer: hidden units, D_C
-  # Mixer: "plain" (None), or "fused" into one kernel, which leaves more memory,
-  # and whose speed nobody has measured.
+  # Mixer: "plain" (None), or "fused" into one kernel for TPU, H100 and H200,
+  # which leaves more memory, and whose speed nobody has measured. On a CPU it
+  # is interpreted, as a check, and slow.
   model.token_mixing = placeholder(str)
   model.mlp = placeholder(int)  # ViT: hidden units of a block's MLP
   model.heads = placeholder(int)  # ViT: of self-attention

@@ -76,23 +76,28 @@ def of_gpu(dtype):
 
 
 KERNELS = [
-  ("kernels", "tokens", "channels", "dtype", "tolerance"),
+  ("kernels", "tokens", "channels", "hidden", "dtype", "tolerance"),
   [
-    (functools.partial(of_tpu, at_once=16), 9, 48, None, 1e-5),
-    (functools.partial(of_tpu, at_once=128), 49, 256, None, 1e-5),
-    (functools.partial(of_tpu, at_once=16), 9, 32, jnp.bfloat16, 0.02),
-    (of_gpu, 9, 48, None, 1e-5),
-    (of_gpu, 49, 150, None, 1e-5),
-    (of_gpu, 9, 32, jnp.bfloat16, 0.02),
+    (functools.partial(of_tpu, at_once=16), 9, 48, 7, None, 1e-5),
+    (functools.partial(of_tpu, at_once=128), 49, 256, 7, None, 1e-5),
+    (functools.partial(of_tpu, at_once=16), 9, 32, 7, jnp.bfloat16, 0.02),
+    (of_gpu, 9, 48, 7, None, 1e-5),
+    (of_gpu, 49, 150, 7, None, 1e-5),
+    (of_gpu, 9, 32, 7, jnp.bfloat16, 0.02),
+    # More hidden units than a program works on at once.
+    (of_gpu, 17, 33, 300, None, 1e-5),
+    (of_gpu, 17, 33, 300, jnp.bfloat16, 0.02),
   ],
 ]
 
 
 @pytest.mark.parametrize(*KERNELS)
 def test_kernels_and_gradients_are_those_of_the_layers(
-  kernels, tokens, channels, dtype, tolerance
+  kernels, tokens, channels, hidden, dtype, tolerance
 ):
-  model, params, x, cotangent = block(tokens, channels, dtype)
+  model, params, x, cotangent = block(
+    tokens, channels, dtype, tokens_mlp=hidden
+  )
   dtype = jnp.dtype(dtype or jnp.float32)
   x, cotangent = x.astype(dtype), cotangent.astype(dtype)
   weights = weights_of(params)

@@ -379,8 +379,9 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 def test_the_fused_kernels_are_compiled_for_a_gpu_that_is_not_there(tmp_path):
   file = tmp_path / "report.json"
   done = run(
-    "--config=configs/digits.py",
+    "--config=configs/pretrain_i1k.py:S/16",
     "--topology=gpu:h100x8",
+    "--config.batch=64",
     "--config.model.token_mixing=fused",
     f"--json={file}",
   )

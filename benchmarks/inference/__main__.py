@@ -39,7 +39,6 @@ from benchmarks.throughput.cells import (
 from benchmarks.throughput.children import describe_device
 from benchmarks.throughput.command_line import command_line
 from mixer import models as families
-from mixer.errors import UserError
 from mixer.front_door import answer
 
 # Batches and dtypes.
@@ -56,8 +55,12 @@ def main() -> int:
     limit=600.0,
     models="Mixer-S/16,Mixer-B/16",
   )
-  parser.add_argument("--rounds", type=int, default=3, help="of all, in turns")
-  parser.add_argument("--calls", type=int, default=20, help="timed, a round")
+  parser.add_argument(
+    "--rounds", type=int, default=3, help="default: 3, in turns"
+  )
+  parser.add_argument(
+    "--calls", type=int, default=20, help="a round; default: 20"
+  )
   return answer(fill, **vars(parser.parse_args()))
 
 
@@ -77,10 +80,7 @@ def fill(
   """
   known_models = [(name, IMAGE_SIZE) for name in families.names()]
   chosen = [name for name, _ in choose(models.split(","), known_models)]
-  check_timing(limit=how["limit"])
-  for flag in "rounds", "calls":
-    if how[flag] < 1:
-      raise UserError(f"--{flag}={how[flag]} must be 1 or more.")
+  check_timing(**how)
   device = describe_device()
   defaults = DEFAULTS.get(device["platform"], OTHERS)
   dtypes = (dtype or defaults[1]).split(",")

@@ -20,7 +20,8 @@ is measured in processes of its own, in turns; one that is not here is named and
 left out. A cell, which is a model, pass, dtype and batch size, is measured
 whole: an implementation that is added is measured beside those that are there,
 anew. Goes on where it left off, by results/step/DEVICE.json, and prints all of
-it as a Markdown table.
+it as a Markdown table. A cell takes 2 to 10 minutes on two cores, most of which
+is torch.compile's.
 """
 
 import itertools
@@ -64,14 +65,19 @@ def main() -> int:
     elsewhere=OTHERS,
     limit=300.0,
   )
-  parser.add_argument("--passes", default=",".join(PASSES))
-  parser.add_argument("--implementations", default=",".join(NAMES))
+  for flag, every in ("passes", PASSES), ("implementations", NAMES):
+    every = ",".join(every)
+    parser.add_argument(f"--{flag}", default=every, help=f"default: {every}")
   parser.add_argument("--authors", type=Path, help="checkout of their code")
   parser.add_argument("--products", help=f"sides; default: {OTHERS[2]}")
-  parser.add_argument("--rounds", type=int, default=2, help="of all, in turns")
-  parser.add_argument("--repeats", type=int, default=5, help="timings a round")
   parser.add_argument(
-    "--seconds", type=float, default=0.5, help="of a timing, at least"
+    "--rounds", type=int, default=2, help="of all, in turns; default: 2"
+  )
+  parser.add_argument(
+    "--repeats", type=int, default=5, help="timings a round; default: 5"
+  )
+  parser.add_argument(
+    "--seconds", type=float, default=0.5, help="of a timing; default: 0.5"
   )
   given = vars(parser.parse_args())
   # This process only counts; the device is for those that are measured.

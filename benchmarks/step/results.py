@@ -20,6 +20,14 @@ from benchmarks.step.cell import Cell
 from benchmarks.throughput.device_file import DeviceFile, still_holds
 
 ROWS = "rows"
+FIELDS = (
+  "model",
+  "passes",
+  "dtype",
+  "batch",
+  "implementation",
+  "images_per_second",
+)
 
 
 class Results:
@@ -43,7 +51,7 @@ class Results:
     What took too long counts as unknown, if `limit` seconds are more.
     """
     self._limit = limit
-    self._file = DeviceFile(folder / subject, device, command, [ROWS])
+    self._file = DeviceFile(folder / subject, device, command, [ROWS], FIELDS)
     self.file = self._file.path
 
   @property

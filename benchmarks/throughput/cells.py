@@ -110,10 +110,16 @@ def check_words(flag: str, given: Iterable[str], known: Iterable[str]):
       raise UserError(f"--{flag}: {word!r} is none of {', '.join(known)}.")
 
 
-def check_timing(*, limit: float, repeats: int = 1, seconds: float = 1.0, **_):
-  """Raises UserError for timings that cannot be."""
-  if repeats < 1:
-    raise UserError(f"--repeats={repeats}: one timing at least.")
+def check_timing(*, limit: float, seconds: float = 1.0, **counts: int):
+  """Raises UserError for timings that cannot be.
+
+  Args:
+    limit, seconds: of a process and of a timing.
+    **counts: flags that say how often.
+  """
+  for flag, count in counts.items():
+    if count < 1:
+      raise UserError(f"--{flag}={count} must be 1 or more.")
   for flag, value in (("seconds", seconds), ("limit", limit)):
     if not 0 < value < math.inf:
       raise UserError(f"--{flag}={value:g}: seconds, more than 0.")

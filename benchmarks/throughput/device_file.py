@@ -9,12 +9,12 @@ commit of its own.
 import datetime
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.throughput.machine import file_name, git_commit
 from mixer.errors import UserError
-from mixer.whole_file import whole_file
+from mixer.whole_file import check_place, whole_file
 
 
 def still_holds(row: dict, limit: float) -> bool:
@@ -35,7 +35,12 @@ class DeviceFile:
   """
 
   def __init__(
-    self, folder: Path, device: dict, command: str, keys: Iterable[str]
+    self,
+    folder: Path,
+    device: dict,
+    command: str,
+    keys: Iterable[str],
+    fields: Sequence[str] = ("batch", "images_per_second"),
   ):
     """Opens the file, or begins one.
 
@@ -44,20 +49,24 @@ class DeviceFile:
       device: from `machine.describe`.
       command: that this process was started with.
       keys: of the lists of rows.
+      fields: that every row has.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or could not be written.
     """
     self.path = folder / f"{file_name(device['device'])}.json"
     self._header = device | {"command": command}
     self.lists = {key: [] for key in keys}
+    folder.mkdir(parents=True, exist_ok=True)
+    check_place(self.path, "results")
     if not self.path.exists():
       return
     try:
       content = json.loads(self.path.read_text())
       self.lists = {key: content[key] for key in self.lists}
       for row in itertools.chain(*self.lists.values()):
-        row["batch"], row["images_per_second"]  # what all of them have
+        for field in fields:
+          row[field]
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{self.path} is damaged ({type(error).__name__}: {error}): move it "
@@ -69,7 +78,6 @@ class DeviceFile:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     stamp = {"date": now, "git_commit": git_commit()}
     self.lists[key] += [row | stamp for row in rows]
-    self.path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(self.path) as aside:
       aside.write_text(self._text(self._header | stamp))
 

@@ -28,7 +28,6 @@ ENVIRONMENT = {
   "TPU_ACCELERATOR_TYPE": "v3-8",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TF_CPP_MIN_LOG_LEVEL": "3",  # the CUDA plugin misses a driver aloud
 }
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
@@ -75,8 +74,17 @@ class DoesNotFit(Exception):  # noqa: N818, an answer and no error
 
 def check_installed(topology: Topology):
   """Raises UserError without a machine's compiler, or one in its place."""
-  if not gpu_compiler.can_compile_for(topology.chip):
+  if gpu_compiler.can_compile_for(topology.chip):
+    return
+  try:
     check_libtpu()
+  except UserError as error:
+    if topology.chip.is_tpu:
+      raise
+    raise UserError(
+      gpu_compiler.advice(topology.chip)
+      + f" A TPU's compiler can judge it instead. {error}"
+    ) from error
 
 
 def check_libtpu():

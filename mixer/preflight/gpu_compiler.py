@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiler of jax's CUDA plugin, on a machine without a GPU."""
 
+import functools
 import importlib.util
 
 from mixer.chips import Chip
 from mixer.preflight.topology import Topology
 
-PLUGINS = "jax_cuda12_plugin", "jax_cuda13_plugin"
+# By the version of CUDA.
+PLUGINS = {12: "jax_cuda12_plugin", 13: "jax_cuda13_plugin"}
 # What XLA asks of a device, the data sheets' figures apart: those of Hopper.
 _DESCRIPTION = """
 gpu_device_info {{
@@ -30,7 +32,7 @@ gpu_device_info {{
   device_memory_size: {memory:.0f}
 }}
 platform_name: "CUDA"
-runtime_version {{ major: 12 minor: 9 }}
+runtime_version {{ major: {cuda} }}
 dnn_version_info {{ major: 9 minor: 8 }}
 device_description_str: "{name}"
 """
@@ -39,8 +41,23 @@ HOPPER = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 
 def can_compile_for(chip: Chip) -> bool:
   """Whether the plugin is installed, and the chip known."""
-  installed = any(importlib.util.find_spec(name) for name in PLUGINS)
-  return installed and chip.name in HOPPER
+  return bool(_installed()) and chip.name in HOPPER
+
+
+def advice(chip: Chip) -> str:
+  """Says how to get a compiler for the chip, if there is one."""
+  if chip.name not in HOPPER:
+    return f"Of {chip.name} there is no compiler without the GPU."
+  return (
+    f"The compiler for {chip.name} is not installed: pip install "
+    '"jax[cuda12]" or "jax[cuda13]", in the version that jax has here.'
+  )
+
+
+def _installed() -> list[int]:
+  return [
+    cuda for cuda, name in PLUGINS.items() if importlib.util.find_spec(name)
+  ]
 
 
 def open_devices(topology: Topology) -> list:
@@ -53,13 +70,17 @@ def open_devices(topology: Topology) -> list:
     chip.name,
     platform="cuda",
     target_config=_DESCRIPTION.format(
-      name=HOPPER[chip.name], bandwidth=chip.bandwidth, memory=chip.memory
+      cuda=_installed()[0],
+      name=HOPPER[chip.name],
+      bandwidth=chip.bandwidth,
+      memory=chip.memory,
     ),
     topology=f"1x{topology.hosts}x{topology.chips // topology.hosts}",
   )
   return list(description.devices)
 
 
+@functools.cache
 def _let_jax_lower_for_gpus():
   # jax looks among the devices that are here for which kind of GPU a
   # description's is, and finds none (its issue 23971).

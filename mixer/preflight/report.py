@@ -105,7 +105,7 @@ def _machine(report: Report) -> Iterator[str]:
       f"device: of {chip.name} no compiler is at hand"
     )
     if chip.name in HOPPER:
-      text += ', but pip install "jax[cuda12]" brings it'
+      text += '; pip install "jax[cuda12]" or "jax[cuda13]" brings it'
     if plan.config.shard_optimizer_state:
       text += (
         f"; the optimizer's state is shared by {stand_in.devices} devices "

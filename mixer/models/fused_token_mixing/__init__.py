@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token mixing of a Mixer block as one kernel, whose hidden units stay on chip.
+"""Token mixing of a Mixer block as one kernel.
 
 Layer norm, both products, GELU and the skip connection are computed while
-tokens are there; nothing but the tokens is kept for the backward pass. `tpu`
-and `gpu` say how, each for its kind of chip. Nothing of it has been measured on
-hardware (benchmarks/NOTES.md), so that it is not the default. On a CPU the
-TPU's kernels run in Pallas' interpret mode, as a check.
+tokens are on the chip, and nothing but the tokens is kept for the backward
+pass. `tpu` and `gpu` say how, each for its kind of chip, and what their
+backward passes write. Nothing of it has been measured on hardware
+(benchmarks/NOTES.md), so that it is not the default. On a CPU the TPU's kernels
+run in Pallas' interpret mode, which is a check, and slow.
 """
 
 import functools
@@ -14,23 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from mixer.models.fused_token_mixing import gpu, tpu
-from mixer.models.fused_token_mixing.arithmetic import Weights
+from mixer.models.fused_token_mixing.arithmetic import Weights, weights_of
+
+__all__ = ["KINDS", "check_token_mixing", "mix_tokens", "weights_of"]
 
 KINDS = ("plain", "fused")
-
-
-def weights_of(params: dict) -> Weights:
-  """Picks them from a block's parameters, whose names are the published."""
-  norm, mlp = params["LayerNorm_0"], params["token_mixing"]
-  first, second = mlp["Dense_0"], mlp["Dense_1"]
-  return Weights(
-    norm["scale"],
-    norm["bias"],
-    first["kernel"],
-    first["bias"],
-    second["kernel"],
-    second["bias"],
-  )
 
 
 def check_token_mixing(kind: str, *, gelu: str, dropout: float):
@@ -114,5 +103,5 @@ def _on_platform(name: str, *arguments, dtype: jnp.dtype):
     cpu=of(tpu, interpret=True),
     cuda=of(gpu),
     rocm=of(gpu),
-    default=of(tpu),
+    tpu=of(tpu),
   )

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of GPUs, by Triton; their sizes are for NVIDIA's H100.
+"""The kernels of GPUs, by Triton.
+
+Their tiles are for the shared memory of an H100, 227 kB an SM, and for at most
+1,024 tokens; the compiler refuses them where there is less. An A100 takes 784
+tokens in bfloat16 and 196 in float32.
 
 Each program has some channels of an example, all its tokens with them, and
 loops over hidden units. Statistics of the layer norm are taken before, because
@@ -136,13 +140,19 @@ def gradient(
   dx, d_scale, d_shift = back(d_y.astype(jnp.float32))
   dx = cotangent.astype(jnp.float32) + dx.astype(jnp.float32)
   sum_up = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  return dx.astype(x.dtype), Weights(
+  gradients = Weights(
     d_scale,
     d_shift,
     sum_up("snc,dnc->sd", y, d_h),
     d_bias_in.sum(axis=(0, 1))[:d],
     sum_up("dnc,snc->ds", a, d_out),
     d_bias_out.sum(axis=(0, 1))[:s],
+  )
+  return dx.astype(x.dtype), Weights(
+    *(
+      gradient.astype(weight.dtype)
+      for gradient, weight in zip(gradients, weights, strict=True)
+    )
   )
 
 

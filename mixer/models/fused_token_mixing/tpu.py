@@ -22,6 +22,7 @@ from mixer.models.fused_token_mixing.arithmetic import (
   product,
   statistics,
 )
+from mixer.models.gelu import share_and_slope
 
 _LANES = 128  # a TPU's vectors are so wide
 # Hidden units of an example that are worked on at once. The backward pass has
@@ -173,7 +174,7 @@ def _mix_kernel(
     x = x_ref[0, :, here].astype(jnp.float32)
     y = (x - mean) * deviation * scale_ref[:, here] + shift_ref[:, here]
     h = product(kernel_in_ref[...], y.astype(dtype)) + bias_in_ref[...]  # d c
-    a, _ = _gelu(h)
+    a = h * share_and_slope(h)[0]
     y = product(kernel_out_ref[...], a.astype(dtype)) + bias_out_ref[...]
     out_ref[0, :, here] = (x + kept * y).astype(out_ref.dtype)
 
@@ -223,11 +224,11 @@ def _gradient_kernel(
     normed = (x_ref[0, :, here].astype(jnp.float32) - mean) * deviation
     y = (normed * scale_ref[:, here] + shift_ref[:, here]).astype(dtype)
     h = product(turned_in_ref[...], y) + bias_in_ref[...]  # d c
-    a, slope = _gelu(h)
+    share, slope = share_and_slope(h)
     d_out = kept * cotangent_ref[0, :, here].astype(jnp.float32)  # s c
     d_bias_out_ref[0] += d_out.sum(axis=1, keepdims=True)
     d_out = d_out.astype(dtype)
-    d_kernel_out_ref[0] += _product_turned(a.astype(dtype), d_out)
+    d_kernel_out_ref[0] += _product_turned((h * share).astype(dtype), d_out)
     d_h = product(kernel_out_ref[...], d_out) * slope
     d_bias_in_ref[0] += d_h.sum(axis=1, keepdims=True)
     d_h = d_h.astype(dtype)
@@ -246,16 +247,6 @@ def _gradient_kernel(
     dx = d_normed_ref[:, here] - (sum_d + normed * sum_product) / c
     dx = cotangent_ref[0, :, here].astype(jnp.float32) + dx * deviation
     dx_ref[0, :, here] = dx.astype(dx_ref.dtype)
-
-
-def _gelu(h):
-  """GELU in the form with tanh, and its derivative."""
-  root = math.sqrt(2 / math.pi)
-  square = h * h
-  tanh = jnp.tanh(root * h * (1 + 0.044715 * square))
-  half = 0.5 * (1 + tanh)
-  inner = root * (1 + 3 * 0.044715 * square)
-  return h * half, half + 0.5 * h * (1 - tanh * tanh) * inner
 
 
 def _product_turned(a, b):
