@@ -223,10 +223,18 @@ def test_what_is_added_is_measured_beside_what_was_there(tmp_path, monkeypatch):
   assert len(json.loads(file.read_text())["rows"]) == 2
 
 
-def test_a_damaged_file_is_said_to_be(tmp_path):
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda text: text[:-20],
+    lambda text: text.replace('"implementation"', '"by"'),
+    lambda text: text.replace('"model"', '"network"'),
+  ],
+)
+def test_a_damaged_file_is_said_to_be(tmp_path, damage):
   results = Results(tmp_path, DEVICE, "", limit=60.0)
   results.replace(CELL, [row("ours", 7.0)])
-  results.file.write_text(results.file.read_text()[:-20])
+  results.file.write_text(damage(results.file.read_text()))
 
   with pytest.raises(UserError, match="Abacus.*is damaged"):
     Results(tmp_path, DEVICE, "", limit=60.0)
@@ -241,6 +249,7 @@ def test_a_damaged_file_is_said_to_be(tmp_path):
     ({"batches": "0"}, "--batches=0: these are whole numbers"),
     ({"products": "big"}, "--products=big: these are whole numbers"),
     ({"dtype": "float16"}, "'float16' is none of float32, bfloat16"),
+    ({"rounds": 0}, "--rounds=0 must be 1 or more"),
   ],
 )
 def test_flags_that_make_no_sense_are_refused(
@@ -250,6 +259,18 @@ def test_flags_that_make_no_sense_are_refused(
 
   with pytest.raises(UserError, match=words):
     step.fill(**given(tmp_path, **flags))
+
+
+def test_results_that_cannot_be_written_are_refused_before_measuring(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(step, "describe_device", lambda: DEVICE)
+  monkeypatch.setattr(Processes, "probe", lambda *_: {"versions": {}})
+  place = tmp_path / "file"
+  place.touch()
+
+  with pytest.raises(OSError, match="file"):
+    step.fill(**given(place))
 
 
 def test_nothing_to_measure_is_refused(tmp_path, monkeypatch, capsys):
