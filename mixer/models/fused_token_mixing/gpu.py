@@ -75,7 +75,7 @@ def mix(
     grid=(n, pl.cdiv(c, tiles.part)),
     in_specs=[
       *_specs_of_normed(tiles),
-      *(pl.BlockSpec(x.shape, lambda *_, x=x: (0,) * x.ndim) for x in factors),
+      *map(_whole, factors),
     ],
     out_specs=_of_program(tiles),
     compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=2),
@@ -118,7 +118,7 @@ def gradient(
     grid=(n, parts),
     in_specs=[
       *_specs_of_normed(tiles),
-      *(pl.BlockSpec(x.shape, lambda *_, x=x: (0,) * x.ndim) for x in factors),
+      *map(_whole, factors),
       _of_program(tiles),
     ],
     out_specs=[
@@ -136,9 +136,11 @@ def gradient(
   d_y, y, d_out, a, d_h, d_bias_in, d_bias_out = call(
     *_normed(x, padded, kept, tiles), *factors, cotangent
   )
-  _, back = jax.vjp(_layer_norm, x, weights.scale, weights.shift)
+  # Widened before, so that both parts of dx are added in float32.
+  wide = x.astype(jnp.float32)
+  _, back = jax.vjp(_layer_norm, wide, weights.scale, weights.shift)
   dx, d_scale, d_shift = back(d_y.astype(jnp.float32))
-  dx = cotangent.astype(jnp.float32) + dx.astype(jnp.float32)
+  dx += cotangent.astype(jnp.float32)
   sum_up = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   gradients = Weights(
     d_scale,
@@ -157,7 +159,6 @@ def gradient(
 
 
 def _layer_norm(x, scale, shift):
-  x = x.astype(jnp.float32)
   mean, deviation = statistics(x)
   return (x - mean) * deviation * scale + shift
 
@@ -191,6 +192,11 @@ def _in_whole_tiles(weights: Weights, tiles: _Tiles) -> Weights:
 def _of_program(tiles: _Tiles) -> pl.BlockSpec:
   """A program's part of [n, s, c]."""
   return pl.BlockSpec((None, *tiles), lambda i, j: (i, 0, j))
+
+
+def _whole(x: jax.Array) -> pl.BlockSpec:
+  """The same for every program."""
+  return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
 
 
 def _specs_of_normed(tiles: _Tiles) -> list[pl.BlockSpec]:
@@ -229,8 +235,7 @@ def _mix_kernel(
   channels -= pl.program_id(1) * x_ref.shape[1]  # from here on
   here = _here(x_ref.shape, tokens, channels)
   x = plgpu.load(x_ref, mask=here, other=0.0).astype(jnp.float32)
-  y = (x - mean_ref[...][:, None]) * deviation_ref[...][:, None]
-  y = (y * scale_ref[...][None] + shift_ref[...][None]).astype(dtype)
+  y = _norm(x, mean_ref, deviation_ref, scale_ref, shift_ref).astype(dtype)
 
   def add(part, total):
     h = product(turned_in_ref[part, :], y) + bias_in_ref[part][:, None]
@@ -271,8 +276,7 @@ def _gradient_kernel(
   channels -= pl.program_id(1) * x_ref.shape[1]  # from here on
   here = _here(x_ref.shape, tokens, channels)
   x = plgpu.load(x_ref, mask=here, other=0.0).astype(jnp.float32)
-  y = (x - mean_ref[...][:, None]) * deviation_ref[...][:, None]
-  y = (y * scale_ref[...][None] + shift_ref[...][None]).astype(dtype)
+  y = _norm(x, mean_ref, deviation_ref, scale_ref, shift_ref).astype(dtype)
   d_out = plgpu.load(cotangent_ref, mask=here, other=0.0)
   d_out = kept_ref[0] * d_out.astype(jnp.float32)
   d_bias_out_ref[...] = d_out.sum(axis=1)
@@ -293,6 +297,12 @@ def _gradient_kernel(
 
   d_y = _for_each_part(len(bias_in_ref), add, x)
   plgpu.store(d_y_ref, d_y.astype(d_y_ref.dtype), mask=here)
+
+
+def _norm(x, mean_ref, deviation_ref, scale_ref, shift_ref):
+  """Layer norm of a program's tokens; zeros where there are no channels."""
+  y = (x - mean_ref[...][:, None]) * deviation_ref[...][:, None]
+  return y * scale_ref[...][None] + shift_ref[...][None]
 
 
 def _here(shape, rows, channels):
