@@ -60,8 +60,8 @@ def hold_on_gpu(x: jax.Array) -> jax.Array:
   """Has a GPU's compiler put an array, and its cotangent, in memory as it is.
 
   It would move another one that is wider, because it takes rounding and
-  widening again for nothing, or that has axes in another order. TPUs gain
-  nothing by it (benchmarks/NOTES.md).
+  widening again for nothing, or that has axes in another order. TPUs would
+  lose by it (benchmarks/NOTES.md).
   """
   barrier = jax.lax.optimization_barrier
   return jax.lax.platform_dependent(
@@ -113,9 +113,8 @@ class Residual(nn.Module):
   def _add(self, x, branch, keys, site):
     """Adds what is not dropped of a branch, and rounds the sum once."""
     x = x + self._drop(branch, keys, site)
-    if self.dtype in (None, jnp.float32):
-      return x
-    return hold_on_gpu(x.astype(self.dtype))
+    x = x.astype(self.dtype or jnp.float32)
+    return x if x.dtype == jnp.float32 else hold_on_gpu(x)
 
   def _drop(self, branch, keys, site):
     """Drops entries (dropout), then whole branches (stochastic depth)."""
