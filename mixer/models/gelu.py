@@ -32,7 +32,8 @@ def gelu(x: jax.Array, form: str) -> jax.Array:
 def _gelu_jvp(form, primals, tangents):
   # The derivative is written with other functions than the value. XLA would
   # compute the same one once, and because it takes long keep it in float32 from
-  # the forward to the backward pass: a third of what a step on a GPU moved.
+  # the forward to the backward pass: a quarter of what a step of B/16 moved on
+  # a GPU (benchmarks/NOTES.md).
   (x,), (tangent,) = primals, tangents
   if form == "tanh":
     _, slope = share_and_slope(x)
