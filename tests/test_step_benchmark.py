@@ -266,6 +266,9 @@ def test_results_that_cannot_be_written_are_refused_before_measuring(
 ):
   monkeypatch.setattr(step, "describe_device", lambda: DEVICE)
   monkeypatch.setattr(Processes, "probe", lambda *_: {"versions": {}})
+  monkeypatch.setattr(
+    Processes, "best_product", lambda *_: pytest.fail("It has measured.")
+  )
   place = tmp_path / "file"
   place.touch()
 

@@ -56,10 +56,10 @@ def main() -> int:
     models="Mixer-S/16,Mixer-B/16",
   )
   parser.add_argument(
-    "--rounds", type=int, default=3, help="default: 3, in turns"
+    "--rounds", type=int, default=3, help="of all, in turns; default: 3"
   )
   parser.add_argument(
-    "--calls", type=int, default=20, help="a round; default: 20"
+    "--calls", type=int, default=20, help="timed, a round; default: 20"
   )
   return answer(fill, **vars(parser.parse_args()))
 

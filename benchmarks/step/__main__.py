@@ -77,7 +77,10 @@ def main() -> int:
     "--repeats", type=int, default=5, help="timings a round; default: 5"
   )
   parser.add_argument(
-    "--seconds", type=float, default=0.5, help="of a timing; default: 0.5"
+    "--seconds",
+    type=float,
+    default=0.5,
+    help="at least, of a timing; default: 0.5",
   )
   given = vars(parser.parse_args())
   # This process only counts; the device is for those that are measured.

@@ -20,14 +20,7 @@ from benchmarks.step.cell import Cell
 from benchmarks.throughput.device_file import DeviceFile, still_holds
 
 ROWS = "rows"
-FIELDS = (
-  "model",
-  "passes",
-  "dtype",
-  "batch",
-  "implementation",
-  "images_per_second",
-)
+FIELDS = (*Cell.__dataclass_fields__, "implementation", "images_per_second")
 
 
 class Results:
