@@ -14,7 +14,7 @@ from recipes import load
 
 from mixer.chips import CHIPS, GIB
 from mixer.errors import UserError
-from mixer.preflight import suggestion
+from mixer.preflight import gpu_compiler, suggestion
 from mixer.preflight.check import Report, Sharded, on_stand_in
 from mixer.preflight.compiler import DoesNotFit, Program, explain
 from mixer.preflight.estimate import estimate, paper_core_days, repeat
@@ -301,9 +301,31 @@ def test_a_compiler_that_does_not_count_leaves_the_models_own_products():
   assert "compiled      by XLA for this GPU" in describe(report)
 
 
-def test_other_gpus_than_h100_and_h200_have_a_stand_in():
-  assert not can_compile_for(parse("gpu:a100x8").chip)
-  assert not can_compile_for(parse("v4-8").chip)
+def test_h100_and_h200_are_compiled_for_where_the_plugin_is(monkeypatch):
+  h200, a100, v4 = (
+    parse(name).chip for name in ("gpu:h200x8", "gpu:a100x8", "v4-8")
+  )
+  monkeypatch.setattr(gpu_compiler, "_installed", lambda: [12])
+  assert can_compile_for(h200)
+  assert not can_compile_for(a100) and not can_compile_for(v4)
+  monkeypatch.setattr(gpu_compiler, "_installed", lambda: [])
+  assert not can_compile_for(h200)
+
+
+@pytest.mark.skipif(HAS_LIBTPU or HAS_CUDA, reason="needs neither to be here")
+@pytest.mark.parametrize(
+  ("topology", "said"),
+  [
+    ("gpu:h200x8", 'for h200 is not installed: pip install "jax[cuda12]"'),
+    ("gpu:a100x8", "Only h100 and h200 can be compiled for"),
+    ("v4-8", "error: The TPU compiler is not installed"),
+  ],
+)
+def test_the_compiler_that_is_missing_is_named(topology, said):
+  done = run("--config=configs/digits.py", f"--topology={topology}")
+
+  assert done.returncode == 2
+  assert said in done.stderr and "pip install libtpu==" in done.stderr
 
 
 def test_the_papers_core_days_stand_beside_its_own_recipes_alone():
@@ -376,13 +398,20 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs jax's CUDA plugin")
-def test_the_fused_kernels_are_compiled_for_a_gpu_that_is_not_there(tmp_path):
+@pytest.mark.parametrize(
+  ("model", "flags"),
+  [
+    ("S/16", ["--config.model.token_mixing=fused"]),
+    ("ViT-B/16", ["--config.batch=1024"]),
+  ],
+)
+def test_a_gpu_that_is_not_there_is_compiled_for(tmp_path, model, flags):
   file = tmp_path / "report.json"
   done = run(
-    "--config=configs/pretrain_i1k.py:S/16",
+    f"--config=configs/pretrain_i1k.py:{model}",
     "--topology=gpu:h100x8",
     "--config.batch=64",
-    "--config.model.token_mixing=fused",
+    *flags,
     f"--json={file}",
   )
 

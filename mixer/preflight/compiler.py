@@ -100,6 +100,8 @@ def check_libtpu():
 def set_environment():
   """For both compilers; before jax looks for devices."""
   os.environ.update(ENVIRONMENT)
+  flags = os.environ.get("XLA_FLAGS", "")
+  os.environ["XLA_FLAGS"] = f"{flags} {gpu_compiler.FLAG}"
 
 
 def open_devices(topology: Topology) -> list:

@@ -36,6 +36,9 @@ runtime_version {{ major: {cuda} }}
 dnn_version_info {{ major: 9 minor: 8 }}
 device_description_str: "{name}"
 """
+# Products by the GPU's library. XLA has kernels of its own, which it takes
+# where trying shows them to be faster; untried, it fails at some of ViT's.
+FLAG = "--xla_gpu_enable_triton_gemm=false"
 HOPPER = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 
 
@@ -47,7 +50,7 @@ def can_compile_for(chip: Chip) -> bool:
 def advice(chip: Chip) -> str:
   """Says how to get a compiler for the chip, if there is one."""
   if chip.name not in HOPPER:
-    return f"Of {chip.name} there is no compiler without the GPU."
+    return f"Only {' and '.join(HOPPER)} can be compiled for without the GPU."
   return (
     f"The compiler for {chip.name} is not installed: pip install "
     '"jax[cuda12]" or "jax[cuda13]", in the version that jax has here.'

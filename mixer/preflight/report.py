@@ -10,7 +10,7 @@ from mixer.chips import GIB
 from mixer.preflight.check import Report
 from mixer.preflight.compiler import DoesNotFit, Program
 from mixer.preflight.estimate import Estimate, paper_core_days
-from mixer.preflight.gpu_compiler import HOPPER
+from mixer.preflight.gpu_compiler import advice
 from mixer.preflight.suggestion import Suggestion
 from mixer.table import render
 
@@ -96,22 +96,20 @@ def _machine(report: Report) -> Iterator[str]:
   if stand_in is topology and not chip.is_tpu:
     yield _line(
       "compiled",
-      "by XLA for this GPU, with the kernels that it takes untried; on the GPU "
-      "itself it tries others as well. FLOP are the model's own",
+      "by XLA for this GPU, products by cuBLAS; on the GPU itself it tries "
+      "kernels of its own as well. FLOP are the model's own",
     )
   if stand_in is not topology:
     text = (
       f"memory and bytes are those of {stand_in.name} at as many images per "
-      f"device: of {chip.name} no compiler is at hand"
+      "device"
     )
-    if chip.name in HOPPER:
-      text += '; pip install "jax[cuda12]" or "jax[cuda13]" brings it'
     if plan.config.shard_optimizer_state:
       text += (
         f"; the optimizer's state is shared by {stand_in.devices} devices "
         f"there, not by {topology.devices}"
       )
-    yield _line("stand-in", text)
+    yield _line("stand-in", f"{text}. {advice(chip)}")
 
 
 def _memory(report: Report) -> str:
