@@ -61,63 +61,47 @@ def assert_near(values, expected, tolerance):
     assert off < tolerance, f"{name}: {off}"
 
 
-def of_tpu(dtype, at_once):
-  how = dict(dtype=dtype, interpret=True, channels=at_once)
-  return functools.partial(tpu.mix, **how), functools.partial(
-    tpu.gradient, **how
-  )
-
-
-def of_gpu(dtype):
-  how = dict(dtype=dtype, interpret=True)
-  return functools.partial(gpu.mix, **how), functools.partial(
-    gpu.gradient, **how
-  )
-
-
-KERNELS = [
-  ("kernels", "tokens", "channels", "hidden", "dtype", "tolerance"),
+@pytest.mark.parametrize(
+  ("kernels", "tokens", "channels", "hidden", "options", "dtype", "tolerance"),
   [
-    (functools.partial(of_tpu, at_once=16), 9, 48, 7, None, 1e-5),
-    (functools.partial(of_tpu, at_once=128), 49, 256, 7, None, 1e-5),
-    (functools.partial(of_tpu, at_once=16), 9, 32, 7, jnp.bfloat16, 0.02),
-    (of_gpu, 9, 48, 7, None, 1e-5),
-    (of_gpu, 49, 150, 7, None, 1e-5),
-    (of_gpu, 9, 32, 7, jnp.bfloat16, 0.02),
+    (tpu, 9, 48, 7, {"channels": 16}, jnp.float32, 1e-5),
+    (tpu, 49, 256, 7, {"channels": 128}, jnp.float32, 1e-5),
+    (tpu, 9, 32, 7, {"channels": 16}, jnp.bfloat16, 0.02),
+    (gpu, 9, 48, 7, {}, jnp.float32, 1e-5),
+    (gpu, 49, 150, 7, {}, jnp.float32, 1e-5),
+    (gpu, 9, 32, 7, {}, jnp.bfloat16, 0.02),
     # More hidden units than a program works on at once.
-    (of_gpu, 17, 33, 300, None, 1e-5),
-    (of_gpu, 17, 33, 300, jnp.bfloat16, 0.02),
+    (gpu, 17, 33, 300, {}, jnp.float32, 1e-5),
+    (gpu, 17, 33, 300, {}, jnp.bfloat16, 0.02),
   ],
-]
-
-
-@pytest.mark.parametrize(*KERNELS)
+)
 def test_kernels_and_gradients_are_those_of_the_layers(
-  kernels, tokens, channels, hidden, dtype, tolerance
+  kernels, tokens, channels, hidden, options, dtype, tolerance
 ):
   model, params, x, cotangent = block(
     tokens, channels, dtype, tokens_mlp=hidden
   )
-  dtype = jnp.dtype(dtype or jnp.float32)
-  x, cotangent = x.astype(dtype), cotangent.astype(dtype)
   weights = weights_of(params)
-  mix, gradient = kernels(dtype)
-
-  def branch(weights, x):
-    return model.apply({"params": with_weights(params, weights)}, x) - x
+  cotangent = cotangent.astype(dtype)
+  how = {"dtype": jnp.dtype(dtype), "interpret": True} | options
 
   def plain(weights, x, kept):
+    mixed = model.apply({"params": with_weights(params, weights)}, x)
     x = x.astype(jnp.float32)
-    return (x + kept[:, None, None] * branch(weights, x)).astype(dtype)
+    return (x + kept[:, None, None] * (mixed - x)).astype(dtype)
 
-  for kept in jnp.ones(3), jnp.array([1.0, 0.0, 2.0]):
-    out, (d_weights, dx) = value_and_gradients(
+  # Tokens come to the first block in float32, and to the others in `dtype`.
+  of_first = x, jnp.ones(3)
+  of_others = x.astype(dtype), jnp.array([1.0, 0.0, 2.0])
+  for x, kept in of_first, of_others:
+    expected, (d_weights, dx) = value_and_gradients(
       functools.partial(plain, kept=kept), weights, x, cotangent=cotangent
     )
-    values = gradient(x, weights, kept, cotangent)
-    assert_near(mix(x, weights, kept), out, tolerance)
-    assert_near(values, (dx, d_weights), tolerance)
-    assert values[0].dtype == dtype
+    out = kernels.mix(x, weights, kept, **how)
+    gradients = kernels.gradient(x, weights, kept, cotangent, **how)
+    assert out.dtype == dtype and gradients[0].dtype == x.dtype
+    assert_near(out, expected, tolerance)
+    assert_near(gradients, (dx, d_weights), tolerance)
 
 
 def with_weights(params, weights: Weights):

@@ -7,7 +7,7 @@ python -m mixer.preflight --config=FILE:ARG --topology=v4:4x4x4
 Compiles the run's own training step and evaluation. A topology is a slice of
 TPUs, by shape or as Google Cloud names it (v4:2x2x4 or v4-32), or gpu:h200x8.
 `pip install libtpu==0.0.42.1` brings the TPU compiler to any machine, and
-`pip install "jax[cuda12]"` that of H100 and H200. Other GPUs are judged by a
+`pip install "jax[cuda13]"` that of H100 and H200. Other GPUs are judged by a
 TPU's compiler. Data need not be there.
 """
 
