@@ -25,7 +25,7 @@ transfer: .venv/installed
 	$(BIN)/python -m benchmarks.transfer $(TRANSFER)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -11,6 +11,8 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile for longer than they compute.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -54,7 +56,6 @@ def compiled_once(tmp_path_factory):
   from jax.experimental.compilation_cache import compilation_cache
 
   options = {
-    "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
   }

@@ -14,6 +14,7 @@ from benchmarks import curves
 from benchmarks.curves import Curve
 from benchmarks.data_size import findings as data_size
 from benchmarks.data_size.findings import FEWSHOT, TEST
+from benchmarks.permutations import __main__ as permutations_command
 from benchmarks.permutations.findings import RESULT, findings, report
 from mixer.errors import UserError
 
@@ -88,13 +89,15 @@ def test_one_seed_is_not_enough(tmp_path):
 
 
 def test_a_file_of_results_says_how_it_was_made(tmp_path, monkeypatch):
-  monkeypatch.setattr(sys, "argv", ["pytest", "--seeds=2"])
+  # As `python -m` leaves it.
+  monkeypatch.setitem(sys.modules, "__main__", permutations_command)
+  monkeypatch.setattr(sys, "argv", [permutations_command.__file__, "--seeds=2"])
 
   curves.record(tmp_path / "new" / "results.json", {"curves": [1]})
 
   content = json.loads((tmp_path / "new" / "results.json").read_text())
   assert content["curves"] == [1]
-  assert content["command"].endswith("--seeds=2")
+  assert content["command"] == "python -m benchmarks.permutations --seeds=2"
   assert {"date", "git_commit", "devices", "versions"} <= {*content}
 
 
