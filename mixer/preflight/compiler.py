@@ -100,8 +100,9 @@ def check_libtpu():
 def set_environment():
   """For both compilers; before jax looks for devices."""
   os.environ.update(ENVIRONMENT)
+  # Of a flag that is given twice, the user's own is the later one.
   flags = os.environ.get("XLA_FLAGS", "")
-  os.environ["XLA_FLAGS"] = f"{flags} {gpu_compiler.FLAG}"
+  os.environ["XLA_FLAGS"] = f"{gpu_compiler.FLAG} {flags}"
 
 
 def open_devices(topology: Topology) -> list:
