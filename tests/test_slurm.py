@@ -242,7 +242,6 @@ def test_two_tasks_of_a_job_train_save_before_its_end_and_go_on(
     nodes=2,
     PYTHON=sys.executable,
     TFDS_DATA_DIR=digits_dir,
-    JAX_DISABLE_MOST_OPTIMIZATIONS="true",
     XLA_FLAGS="--xla_force_host_platform_device_count=1",
   )
   await_that(
