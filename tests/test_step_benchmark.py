@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,21 @@ def test_what_is_added_is_measured_beside_what_was_there(tmp_path, monkeypatch):
   assert scripted.asked == ["timm", "timm", "ours"]  # the product first
   [file] = (tmp_path / "step").iterdir()
   assert len(json.loads(file.read_text())["rows"]) == 2
+
+
+def test_what_was_set_in_the_environment_is_said(tmp_path, monkeypatch):
+  found = {"timings": [1.0], "compile_seconds": 1.0, "peak_bytes": 9}
+  found |= {"flops_per_second": 1e9, "size": 64}  # asked for products
+  monkeypatch.setattr(processes, "lines", Scripted({"ours": found}))
+  monkeypatch.setattr(step, "describe_device", lambda: DEVICE)
+  monkeypatch.setattr(Processes, "probe", lambda *_: {"versions": {}})
+  step.fill(**given(tmp_path, implementations="ours", batches="4"))
+  monkeypatch.setenv("OMP_NUM_THREADS", "7")
+
+  text = step.fill(**given(tmp_path, implementations="ours", batches="8"))
+
+  [said] = re.findall(r"With OMP_NUM_THREADS=7: (.*?)\.\s", text)
+  assert said.endswith(", 8") and ";" not in said
 
 
 @pytest.mark.parametrize(

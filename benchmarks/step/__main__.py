@@ -48,6 +48,7 @@ from benchmarks.throughput.cells import (
 )
 from benchmarks.throughput.children import describe_device
 from benchmarks.throughput.command_line import command_line
+from benchmarks.throughput.machine import environment
 from mixer import models as families
 from mixer.errors import UserError
 from mixer.front_door import answer
@@ -176,6 +177,7 @@ def _measure(
     sides: of the matrices whose product is the yardstick.
   """
   yardsticks = {}
+  measured = {"environment": environment()}
   # One of each library.
   multiply = [name for name in (OURS, "timm") if name in present] or present
   for cell in cells:
@@ -194,7 +196,7 @@ def _measure(
       speed = row["images_per_second"]
       said = f"{speed:,.5g} images/s" if speed else row["why"]
       _say(f"{cell.label}, {row['implementation']}: {said}")
-      rows.append(row | {"matmul": yardsticks[cell.dtype]})
+      rows.append(row | measured | {"matmul": yardsticks[cell.dtype]})
     if rows:
       yield cell, rows
 

@@ -7,9 +7,10 @@
 less lowest timing, as a part of the median), "flops_per_second" (of the model's
 products by arithmetic), "peak_bytes", "compile_seconds", "matmul"
 ("flops_per_second", "size" and "by" of the yardstick measured in the same run),
-"date", "git_commit"; or images_per_second null and the reason in "why", which
-then holds for larger batches, too; where that is time, "limit" says how many
-seconds were not enough.
+"environment" (what was set of `benchmarks.throughput.machine.VARIABLES`; not in
+older rows), "date", "git_commit"; or images_per_second null and the reason in
+"why", which then holds for larger batches, too; where that is time, "limit"
+says how many seconds were not enough.
 """
 
 import dataclasses

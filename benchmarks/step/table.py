@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured side by side, in Markdown."""
 
+import collections
 from collections.abc import Iterable, Sequence
 
 from benchmarks.step.measure import NAMES, OURS
@@ -26,6 +27,7 @@ def page(device: dict, rows: Sequence[dict]) -> str:
       "The share is of the fastest square product in the same dtype, on the "
       f"same device in the same run: {'; '.join(yardsticks)}."
     )
+  said += _started_with(rows)
   head = (
     "model",
     "pass",
@@ -77,6 +79,16 @@ def _yardsticks(rows: Sequence[dict]) -> Iterable[str]:
       f"{dtype} {between}{highest:.3g} TFLOP/s "
       f"({best['size']} x {best['size']}, {best['by']})"
     )
+
+
+def _started_with(rows: Sequence[dict]) -> Iterable[str]:
+  """The variables that were set, and for which cells."""
+  cells = collections.defaultdict(dict)
+  for row in sorted(rows, key=_place):
+    for name, value in row.get("environment", {}).items():
+      cells[f"{name}={value}"][", ".join(map(str, _cell(row)))] = None
+  for variable, under in cells.items():
+    yield f"With {variable}: {'; '.join(under)}."
 
 
 def _cell(row: dict) -> tuple:

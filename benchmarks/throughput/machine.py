@@ -12,6 +12,15 @@ import jax
 
 PACKAGES = "jax", "jaxlib", "flax", "optax"
 
+# With which the same programs take another time.
+VARIABLES = (
+  "GLIBC_TUNABLES",
+  "LD_PRELOAD",
+  "LIBTPU_INIT_ARGS",
+  "OMP_NUM_THREADS",
+  "XLA_FLAGS",
+)
+
 
 def describe() -> dict:
   """Device and versions, in JSON's types."""
@@ -24,6 +33,11 @@ def describe() -> dict:
       **{name: importlib.metadata.version(name) for name in PACKAGES},
     },
   }
+
+
+def environment() -> dict[str, str]:
+  """Those of `VARIABLES` that are set."""
+  return {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
 
 
 def _name(device: jax.Device) -> str:
