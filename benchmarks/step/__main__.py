@@ -20,8 +20,9 @@ is measured in processes of its own, in turns; one that is not here is named and
 left out. A cell, which is a model, pass, dtype and batch size, is measured
 whole: an implementation that is added is measured beside those that are there,
 anew. Goes on where it left off, by results/step/DEVICE.json, and prints all of
-it as a Markdown table. A cell takes 2 to 10 minutes on two cores, most of which
-is torch.compile's.
+it as a Markdown table. What is there stays with the variables it was measured
+with, such as GLIBC_TUNABLES, which the table names, until --again. A cell takes
+2 to 10 minutes on two cores, most of which is torch.compile's.
 """
 
 import itertools
@@ -177,7 +178,6 @@ def _measure(
     sides: of the matrices whose product is the yardstick.
   """
   yardsticks = {}
-  measured = {"environment": environment()}
   # One of each library.
   multiply = [name for name in (OURS, "timm") if name in present] or present
   for cell in cells:
@@ -196,7 +196,8 @@ def _measure(
       speed = row["images_per_second"]
       said = f"{speed:,.5g} images/s" if speed else row["why"]
       _say(f"{cell.label}, {row['implementation']}: {said}")
-      rows.append(row | measured | {"matmul": yardsticks[cell.dtype]})
+      how = {"matmul": yardsticks[cell.dtype], "environment": environment()}
+      rows.append(row | how)
     if rows:
       yield cell, rows
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device, its memory and the versions that a number depends on."""
+"""Device, memory, versions and variables that a number depends on."""
 
 import importlib.metadata
 import os
