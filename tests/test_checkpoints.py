@@ -388,6 +388,7 @@ def test_a_kill_during_a_deletion_leaves_no_half_checkpoint(
 
 
 def test_a_full_disk_ends_in_advice_and_spares_the_one_before(tmp_path):
+  """Writes in flight may leave files behind, until the next save."""
   result = run_python(
     """
     import logging, os, resource
@@ -397,7 +398,8 @@ def test_a_full_disk_ends_in_advice_and_spares_the_one_before(tmp_path):
 
     # It may log the errors of Orbax's other writes, when they are collected.
     logging.getLogger("asyncio").disabled = True
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    space = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, space[1]))
     checkpoints = Checkpoints(folder)
     small = {str(i): np.random.rand(30) for i in range(20)}
     large = {str(i): np.random.rand(10_000) for i in range(20)}
@@ -407,7 +409,12 @@ def test_a_full_disk_ends_in_advice_and_spares_the_one_before(tmp_path):
       checkpoints.save(6, small)
     except UserError as error:
       print(error)
-    print(sorted(os.listdir(folder)), checkpoints.restore(small)[0])
+    print(checkpoints.steps, checkpoints.restore(small)[0])
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, space)
+    checkpoints.save(6, large)
+    checkpoints.close()
+    print(sorted(os.listdir(folder)), checkpoints.restore(large)[0])
     """,
     tmp_path,
   )
@@ -415,7 +422,8 @@ def test_a_full_disk_ends_in_advice_and_spares_the_one_before(tmp_path):
   assert result.stdout.splitlines() == [
     f"Could not save step 4 in {tmp_path}: File too large. The checkpoint of "
     "step 2 is whole; free some space and start the same command again.",
-    "['2'] 2",
+    "[2] 2",
+    "['2', '6'] 6",
   ], result.stderr
   assert result.stderr == ""
 
