@@ -78,6 +78,7 @@ def test_only_what_the_memory_gives_or_takes_counts_as_traffic():
 }
 
 %fused (a: f32[100]) -> f32[100] {
+  %a = f32[100]{0} parameter(0)
   ROOT %hidden = f32[100]{0} add(%a, %a)
 }
 
@@ -99,6 +100,37 @@ ENTRY %main (p0: f32[64,4]) -> f32[100] {
     outside=4 * 64 + 4 * 256 + 2 * 64,  # a slice in, a copy in, a result out
     inside=4 * 100 + 4 * 100,
   )
+
+
+def row_of_each(x):
+  return x[3] * 2 + x[5]
+
+
+def half(x):
+  return x[: x.shape[0] // 2] * 2
+
+
+def with_one_row(x):
+  return jax.lax.dynamic_update_slice(x, x[3:4] * 2, (7, 0))
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+@pytest.mark.parametrize(
+  "function, rows",
+  [
+    (row_of_each, 2 + 1),
+    (half, 50 + 50),
+    (with_one_row, 2 + 2),  # is made, then put where the others stay
+  ],
+)
+def test_of_a_slice_counts_what_is_taken_and_not_what_it_is_a_slice_of(
+  function, rows
+):
+  donated = jax.jit(function, donate_argnums=0)
+  x = jax.ShapeDtypeStruct((100, 1000), jnp.float32)
+  program = compiler.read_program(donated.lower(x).compile(), 1, 0.0)
+
+  assert program.traffic.outside == pytest.approx(4 * 1000 * rows, abs=100)
 
 
 def test_the_traffic_of_a_compiled_product_is_its_factors_and_its_result():

@@ -11,7 +11,9 @@ _INSTRUCTION = re.compile(
   r"\((?P<rest>.*)$"
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
+_NAME = re.compile(r"%([^\s,()]+)")
 _ON_CHIP = re.compile(r"S\([1-9]\d*\)")
+_FUSED = re.compile(r"\bcalls=%?([^\s,]+)")
 _CALLED = re.compile(
   r"(?:body|to_apply|\w+_computations?)=(?:\{([^}]*)\}|([^\s,]+))"
 )
@@ -29,7 +31,8 @@ class Array:
 class Instruction:
   """One line.
 
-  operands: names of instructions of the same computation.
+  operands: names of instructions of the same computation; of a parameter, its
+    number.
   arrays: of its result; several for a tuple, whose nesting is lost.
   attributes: the text behind the operands.
   """
@@ -47,6 +50,12 @@ class Instruction:
     names = ",".join(several or one for several, one in found)
     return [name.strip().lstrip("%") for name in names.split(",") if name]
 
+  @property
+  def fused(self) -> str | None:
+    """The computation that a fusion does at once."""
+    found = _FUSED.search(self.attributes)
+    return found[1] if found else None
+
 
 @dataclasses.dataclass(frozen=True)
 class ProgramText:
@@ -62,7 +71,8 @@ def parse_program(text: str) -> ProgramText:
       entry = header["name"] if header["entry"] else entry
     elif found := _INSTRUCTION.match(line):
       operands, attributes = _split_operands(found["rest"])
-      names = re.findall(r"%([^\s,()]+)", operands)
+      is_parameter = found["op"] == "parameter"
+      names = [operands] if is_parameter else _NAME.findall(operands)
       arrays = tuple(_arrays(found["type"]))
       lines.append(
         Instruction(

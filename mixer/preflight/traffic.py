@@ -6,8 +6,10 @@ has much: there it is three times what the memory has to give.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
-from mixer.preflight.program_text import Instruction, ProgramText
+from mixer.preflight.program_text import Array, Instruction, ProgramText
 
 # Names for what is there already; the second half of what was started.
 _FREE = {
@@ -50,13 +52,15 @@ def read_traffic(program: ProgramText) -> Traffic:
       if each.op in ("while", "call", "conditional"):
         waiting += [(n, is_loop or each.op == "while") for n in each.called]
       elif is_loop:
-        inside += _bytes(each, by_name)
+        inside += _bytes(each, by_name, program)
       else:
-        outside += _bytes(each, by_name)
+        outside += _bytes(each, by_name, program)
   return Traffic(outside, inside)
 
 
-def _bytes(each: Instruction, by_name: dict[str, Instruction]) -> int:
+def _bytes(
+  each: Instruction, by_name: dict[str, Instruction], program: ProgramText
+) -> int:
   if each.op in _FREE or each.op.endswith("-done"):
     return 0
   if each.op in ("copy-start", "slice-start"):
@@ -65,11 +69,75 @@ def _bytes(each: Instruction, by_name: dict[str, Instruction]) -> int:
     ends = each.arrays[:2]
     moved = min(end.bytes for end in ends)
     return sum(moved for end in ends if end.is_in_memory)
-  given = [
-    array
-    for name in each.operands
+  read = sum(
+    min(_in_memory(by_name[name].arrays), _taken(each, number, program))
+    for number, name in enumerate(each.operands)
     if name in by_name
-    for array in by_name[name].arrays
-  ]
-  results = [] if each.op.endswith("-start") else each.arrays
-  return sum(a.bytes for a in (*given, *results) if a.is_in_memory)
+  )
+  if each.op.endswith("-start"):
+    return read
+  root = each
+  if each.op == "fusion":
+    body = program.computations[each.fused]
+    root, by_name = body[-1], {one.name: one for one in body}
+  results = zip(each.arrays, _written(root, by_name), strict=True)
+  return read + sum(
+    min(array.bytes, written)
+    for array, written in results
+    if array.is_in_memory
+  )
+
+
+def _in_memory(arrays: Sequence[Array]) -> int:
+  return sum(array.bytes for array in arrays if array.is_in_memory)
+
+
+def _taken(
+  user: Instruction,
+  number: int,
+  program: ProgramText,
+  body: Sequence[Instruction] = (),
+) -> float:
+  """Bytes that an instruction reads of an operand; inf for all there are.
+
+  Args:
+    user: the instruction.
+    number: which of its operands.
+    program: where a fusion is looked up.
+    body: the fusion that the instruction is in, if any.
+  """
+  if user.op == "fusion":
+    body = program.computations[user.fused]
+    wanted = "parameter", (str(number),)
+    [name] = [each.name for each in body if (each.op, each.operands) == wanted]
+  elif user.op == "bitcast":
+    name = user.name
+  elif number == 0 and user.op in ("slice", "dynamic-slice"):
+    return user.arrays[0].bytes
+  elif number == 0 and user.op == "dynamic-update-slice":
+    return 0  # it is changed in place
+  else:
+    return math.inf
+  if name == body[-1].name:  # the root, which others see
+    return math.inf
+  return sum(
+    _taken(each, place, program, body)
+    for each in body
+    for place, operand in enumerate(each.operands)
+    if operand == name
+  )
+
+
+def _written(root: Instruction, by_name: dict[str, Instruction]) -> list[float]:
+  """Bytes written of each array of a result; inf for all there are."""
+  if root.op == "tuple":
+    return [
+      size
+      for name in root.operands
+      for size in _written(by_name[name], by_name)
+    ]
+  if root.op == "bitcast":
+    return _written(by_name[root.operands[0]], by_name)
+  if root.op == "dynamic-update-slice":
+    return [by_name[root.operands[1]].arrays[0].bytes]
+  return [math.inf] * len(root.arrays)
