@@ -177,6 +177,15 @@ def test_a_peer_that_fails_ends_nothing_and_is_not_asked_twice(monkeypatch):
     list(_processes().measure(CELL, ["ours"]))
 
 
+def test_a_peer_that_prints_and_breaks_at_import_is_absent(tmp_path):
+  file = tmp_path / "vit_jax" / "models_mixer.py"
+  file.parent.mkdir()
+  file.write_text("print('hello')\nraise RuntimeError('no such operator')\n")
+  peers = Processes("cpu", tmp_path, 1, 0.1, limit=60.0, rounds=1)
+
+  assert "no such operator" in peers.probe("authors")["absent"]
+
+
 def test_a_cell_is_whole_and_larger_ones_of_what_failed_are_not_tried(
   tmp_path,
 ):

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def go_first():
 
 
 def say(line: dict):
-  print(json.dumps(line), flush=True)
+  print(json.dumps(line), file=sys.__stdout__, flush=True)
 
 
 def measure(part: cells.Part, repeats: int, seconds: float) -> Iterator[dict]:
