@@ -233,6 +233,21 @@ def test_what_is_added_is_measured_beside_what_was_there(tmp_path, monkeypatch):
   assert len(json.loads(file.read_text())["rows"]) == 2
 
 
+def test_rows_of_what_is_no_longer_here_are_not_given_up(tmp_path, monkeypatch):
+  monkeypatch.setattr(step, "describe_device", lambda: DEVICE)
+  answers = {"ours": {"versions": {}}, "timm": {"absent": "no torch"}}
+  monkeypatch.setattr(Processes, "probe", lambda _, name: answers[name])
+  known = Results(tmp_path, DEVICE, "", limit=60.0)
+  cell = Cell("Mixer-S/32", "inference", "float32", 2)
+  known.replace(cell, [row("ours", 7.0), row("timm", 6.0)])
+  before = known.file.read_text()
+
+  with pytest.raises(UserError, match="rows of timm, not here"):
+    step.fill(**given(tmp_path, implementations="ours,timm", again=True))
+
+  assert known.file.read_text() == before
+
+
 def test_what_was_set_in_the_environment_is_said(tmp_path, monkeypatch):
   found = {"timings": [1.0], "compile_seconds": 1.0, "peak_bytes": 9}
   found |= {"flops_per_second": 1e9, "size": 64}  # asked for products

@@ -137,8 +137,15 @@ def fill(
   command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
   known = Results(results, device, command, limit=how["limit"])
   due = [cell for cell in cells if again or known.missing(cell, present)]
-  beside = {name for cell in due for name in known.measured(cell)}
-  beside = _probe(processes, sorted(beside - set(present)), device)
+  others = {name for cell in due for name in known.measured(cell)}
+  others = sorted(others - set(present))
+  beside = _probe(processes, others, device)
+  if absent := sorted(set(others) - set(beside)):
+    raise UserError(
+      f"{known.file} has rows of {', '.join(absent)}, not here, for "
+      "cells to be measured anew: they would be lost. Bring what is missing, "
+      "or name another folder by --results."
+    )
   for cell, rows in _measure(processes, known, due, present, beside, sides):
     known.replace(cell, rows)
   return f"{page(device, known.rows)}\n\n{known.file}"
