@@ -253,6 +253,40 @@ def test_scan_drops_and_rounds_what_blocks_in_turn_do(family, dtype):
   np.testing.assert_allclose(logits, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_less_is_kept_for_the_backward_pass_the_more_is_computed_again(tiny):
+  model, params, images, _ = tiny
+
+  def kept(**fields):
+    def backward(params):
+      apply = model.clone(**fields).apply
+      return jax.vjp(lambda p: apply({"params": p}, images)[0], params)[1]
+
+    return sum(
+      x.size for x in jax.tree.leaves(jax.eval_shape(backward, params))
+    )
+
+  nothing, products, blocks = map(
+    lambda remat: kept(remat=remat), ("none", "products", "blocks")
+  )
+  assert blocks < products < nothing
+  assert kept(scan=True, remat="blocks") < kept(scan=True) < nothing
+
+
+@pytest.mark.parametrize("scan, grows", [(False, True), (True, False)])
+def test_a_scanned_program_is_as_long_for_many_blocks_as_for_few(scan, grows):
+  def products(blocks):
+    model = create("Mixer", scan=scan, **{**TINY, "blocks": blocks})
+    images = jnp.zeros((1, 32, 32, 3))
+    params = cost.abstract_params(model, (32, 32))
+
+    def apply(params):
+      return model.apply({"params": params}, images)[0]
+
+    return str(jax.make_jaxpr(apply)(params)).count("dot_general")
+
+  assert (products(6) > products(3)) == grows
+
+
 def test_remat_of_another_name_is_refused(tiny):
   model, params, images, _ = tiny
   with pytest.raises(ValueError, match="'all' is none of none, products, blo"):
