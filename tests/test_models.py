@@ -265,16 +265,14 @@ def test_less_is_kept_for_the_backward_pass_the_more_is_computed_again(tiny):
       x.size for x in jax.tree.leaves(jax.eval_shape(backward, params))
     )
 
-  nothing, products, blocks = map(
-    lambda remat: kept(remat=remat), ("none", "products", "blocks")
-  )
-  assert blocks < products < nothing
+  nothing = kept(remat="none")
+  assert kept(remat="blocks") < kept(remat="products") < nothing
   assert kept(scan=True, remat="blocks") < kept(scan=True) < nothing
 
 
 @pytest.mark.parametrize("scan, grows", [(False, True), (True, False)])
 def test_a_scanned_program_is_as_long_for_many_blocks_as_for_few(scan, grows):
-  def products(blocks):
+  def count_products(blocks):
     model = create("Mixer", scan=scan, **{**TINY, "blocks": blocks})
     images = jnp.zeros((1, 32, 32, 3))
     params = cost.abstract_params(model, (32, 32))
@@ -284,7 +282,7 @@ def test_a_scanned_program_is_as_long_for_many_blocks_as_for_few(scan, grows):
 
     return str(jax.make_jaxpr(apply)(params)).count("dot_general")
 
-  assert (products(6) > products(3)) == grows
+  assert (count_products(6) > count_products(3)) == grows
 
 
 def test_remat_of_another_name_is_refused(tiny):

@@ -102,7 +102,7 @@ ENTRY %main (p0: f32[64,4]) -> f32[100] {
   )
 
 
-def row_of_each(x):
+def sum_of_two_rows(x):
   return x[3] * 2 + x[5]
 
 
@@ -118,7 +118,7 @@ def with_one_row(x):
 @pytest.mark.parametrize(
   "function, rows",
   [
-    (row_of_each, 2 + 1),
+    (sum_of_two_rows, 2 + 1),
     (half, 50 + 50),
     (with_one_row, 2 + 2),  # is made, then put where the others stay
   ],
