@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from mixer.preflight.program_text import Array, Instruction, ProgramText
+from mixer.preflight.program_text import Instruction, ProgramText
 
 # Names for what is there already; the second half of what was started.
 _FREE = {
@@ -70,7 +70,7 @@ def _bytes(
     moved = min(end.bytes for end in ends)
     return sum(moved for end in ends if end.is_in_memory)
   read = sum(
-    min(_in_memory(by_name[name].arrays), _taken(each, number, program))
+    min(_size_in_memory(by_name[name]), _taken(each, number, program))
     for number, name in enumerate(each.operands)
     if name in by_name
   )
@@ -88,8 +88,8 @@ def _bytes(
   )
 
 
-def _in_memory(arrays: Sequence[Array]) -> int:
-  return sum(array.bytes for array in arrays if array.is_in_memory)
+def _size_in_memory(each: Instruction) -> int:
+  return sum(array.bytes for array in each.arrays if array.is_in_memory)
 
 
 def _taken(
