@@ -78,7 +78,8 @@ def create(name: str, platform: str, authors: Path | None) -> Implementation:
   """Imports what an implementation needs, and no other's libraries.
 
   Raises:
-    Exception: it cannot be used here.
+    AbsentError: it cannot be used here, for which its libraries may raise
+      anything else.
   """
   if name == OURS:
     from benchmarks.step.ours import Ours
