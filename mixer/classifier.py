@@ -234,6 +234,7 @@ def bind_to_devices(
   step = jax.pmap(
     functools.partial(judge, model=model, loss=loss, topk=topk),
     axis_name=AXIS,
+    in_axes=(None, 0),
     devices=devices,
   )
   return functools.partial(step, replicate(params, devices))

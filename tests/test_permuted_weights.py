@@ -98,7 +98,7 @@ def train(params):
         "index": np.arange(len(label), dtype=np.uint32)[None],
       }
       state, metrics = step(state, batch)
-      losses.append(float(metrics["loss"][0]))
+      losses.append(float(metrics["loss"]))
     return np.array(losses), to_host(state.params)
 
   return train

@@ -84,7 +84,7 @@ def train(steps, *, devices=1, model=None, objective=None, **options):
       for k, v in make_batch(step % 8).items()
     }
     state, metrics = update(state, batch)
-    history.append({k: float(v[0]) for k, v in metrics.items()})
+    history.append({k: float(v) for k, v in metrics.items()})
   return to_host(state), history
 
 

@@ -109,29 +109,21 @@ def train(
   )
   create = functools.partial(create_state, optimizer=optimizer, average=False)
 
-  def rows(tree):  # of one device
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), tree
-    )
-
   here = jax.local_devices()[:1]
+  batch = jax.tree.map(lambda x: x[None], draw_batch(shape))
   compiled, seconds = compile_for(
-    bind_to_devices(step, here),
-    rows(jax.eval_shape(create, params)),
-    rows(draw_batch(shape)),
+    bind_to_devices(step, here), jax.eval_shape(create, params), batch
   )
   needs = check_memory(compiled, params)
-  put = jax.pmap(lambda params, batch: (create(params), batch), devices=here)
-  state, batch = put(
-    *jax.tree.map(lambda x: x[None], (draw_params(params), draw_batch(shape)))
-  )
+  state = jax.jit(create)(draw_params(params))
+  batch = jax.device_put(batch)
 
   def call():
     nonlocal state
     state, metrics = compiled(state, batch)  # the old state is given away
     return metrics
 
-  if int(call()["skipped"][0]):
+  if int(call()["skipped"]):
     raise ValueError("An update of random weights is not finite.")
   return Program(call, needs, seconds)
 

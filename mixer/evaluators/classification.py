@@ -85,10 +85,10 @@ class Classification:
     return ["loss", "accuracy", "accuracy_top5"]
 
   def run(self, params: dict) -> dict[str, float]:
-    """Evaluates parameters that every device holds.
+    """Evaluates parameters.
 
     Args:
-      params: with a leading device axis, as jax.pmap takes them.
+      params: a copy on every device.
 
     Returns:
       "loss" (mean, in nats), "accuracy" and, where there are more than five

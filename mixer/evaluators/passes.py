@@ -26,14 +26,14 @@ def bind_to_devices(
   """`step` on devices; the same one for equal arguments compiles once.
 
   Args:
-    step: of parameters and one device's part of a batch, a dict; with keyword
+    step: of parameters and one device's part of a batch, dicts; with keyword
       arguments `model` and `options`. Returns a dict of arrays [n, ...].
     model: for the step.
     devices: that share the work.
     **options: for the step, hashable.
   """
   bound = functools.partial(step, model=model, **options)
-  return jax.pmap(bound, axis_name=AXIS, devices=devices)
+  return jax.pmap(bound, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 
 
 def run_pass(
@@ -50,7 +50,7 @@ def run_pass(
 
   Args:
     step: from `bind_to_devices`.
-    params: with a leading device axis.
+    params: a copy on every device.
     batches: "image", "label" and "mask" (bool, False where an example is
       padding), of a size that the devices divide.
     devices: of the step.

@@ -119,12 +119,13 @@ def open_devices(topology: Topology) -> list:
   return list(description.devices)
 
 
-def compile_program(function, *arguments) -> Program:
+def compile_program(function, *arguments, devices: int) -> Program:
   """Compiles what jax.pmap has made of a function.
 
   Args:
     function: from jax.pmap, on devices of `open_devices`.
     *arguments: jax.ShapeDtypeStruct as leaves.
+    devices: how many they are.
 
   Raises:
     DoesNotFit: there is not enough memory.
@@ -138,7 +139,6 @@ def compile_program(function, *arguments) -> Program:
   except jax.errors.JaxRuntimeError as error:
     raise explain(str(error)) or error from error
   elapsed = time.monotonic() - start
-  devices = jax.tree.leaves(arguments)[0].shape[0]
   program = read_program(compiled, devices, elapsed)
   del lowered, compiled
   give_back_memory()

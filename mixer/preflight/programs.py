@@ -55,6 +55,7 @@ def compile_training(plan: Plan, devices: Sequence[jax.Device]) -> Program:
     create_update(plan, optimizer, devices),
     abstract_device_state(plan, optimizer, devices),
     abstract_device_batch(plan, devices),
+    devices=len(devices),
   )
 
 
@@ -70,17 +71,8 @@ def compile_evaluation(plan: Plan, devices: Sequence[jax.Device]) -> Program:
     eval_step, plan.model, tuple(devices), loss=plan.config.loss
   )
   image = (*plan.image_size, plan.model.image_channels)
-  params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), plan.abstract_params
-  )
   batch = {
     "image": jax.ShapeDtypeStruct((*rows, *image), jnp.uint8),
     "label": jax.ShapeDtypeStruct(rows, jnp.int32),
   }
-  return compile_program(step, params, batch)
-
-
-def bytes_per_device(tree) -> int:
-  """Of arrays with a leading device axis."""
-  leaves = jax.tree.leaves(tree)
-  return sum(x.size * x.dtype.itemsize // x.shape[0] for x in leaves)
+  return compile_program(step, plan.abstract_params, batch, devices=n)

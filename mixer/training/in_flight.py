@@ -67,10 +67,10 @@ class InFlight:
       self._vote.count()
 
   def _look_at(self, step: int, metrics: dict[str, jax.Array]):
-    in_a_row = to_number(metrics["skipped_in_a_row"])
+    in_a_row = int(metrics["skipped_in_a_row"])
     if not in_a_row:
       return
-    values = {name: to_number(value) for name, value in metrics.items()}
+    values = {name: value.item() for name, value in metrics.items()}
     del values["skipped_in_a_row"]
     total = values.pop("skipped")
     self._skipped.add(step, values)
@@ -92,8 +92,3 @@ class InFlight:
       "Try a lower optimizer.learning_rate, a longer warm-up or "
       "optimizer.clip_norm."
     )
-
-
-def to_number(value: jax.Array) -> float | int:
-  """What all devices hold, from one of them."""
-  return np.asarray(value.addressable_shards[0].data).item()

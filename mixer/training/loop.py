@@ -291,12 +291,12 @@ class Run:
         rates["mfu"] = utilisation
     # The first update has the schedule's value at 0.
     lr = self.plan.config.optimizer.learning_rate * self.schedule(step - 1)
-    one_copy = {
-      f"train/{name}": value.addressable_shards[0].data
+    found = {
+      f"train/{name}": value
       for name, value in metrics.items()
       if name != "skipped_in_a_row"
     }
-    self.log.write(step, one_copy | {"train/learning_rate": lr} | rates)
+    self.log.write(step, found | {"train/learning_rate": lr} | rates)
 
   def show(self, step: int, values: dict[str, float]):
     """Refreshes the progress line, when values have arrived."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mixer.data.device_feed import device_sharding
@@ -91,7 +92,10 @@ def create_update(
     objective=objective,
     shard_optimizer_state=config.shard_optimizer_state,
   )
-  return bind_to_devices(step, devices)
+  axes = _map_state(
+    plan, lambda _: 0, lambda _: None, abstract_state(plan, optimizer)
+  )
+  return bind_to_devices(step, devices, axes)
 
 
 def initial_state(
@@ -128,16 +132,13 @@ def abstract_device_state(
   optimizer: optax.GradientTransformation,
   devices: Sequence[jax.Device],
 ) -> TrainState:
-  """Shapes and dtypes that the update takes: [devices, ...]."""
+  """Shapes and dtypes that the update takes: of shares [devices, ...]."""
   n = len(devices)
 
   def share(x):
     return jax.ShapeDtypeStruct((n, *share_shape(x.shape, n)), x.dtype)
 
-  def copy(x):
-    return jax.ShapeDtypeStruct((n, *x.shape), x.dtype)
-
-  return _map_state(plan, share, copy, abstract_state(plan, optimizer))
+  return _map_state(plan, share, lambda x: x, abstract_state(plan, optimizer))
 
 
 def abstract_device_batch(
@@ -198,9 +199,9 @@ def get_state(
 
 @functools.cache
 def gather_shares(devices: tuple[jax.Device, ...]) -> Callable:
-  """Gives every device the shares of all: [local, share] to [local, whole]."""
+  """Gives every device the shares of all: [local, share] to [whole]."""
   gather = functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
-  return jax.pmap(gather, axis_name=AXIS, devices=devices)
+  return jax.pmap(gather, axis_name=AXIS, out_axes=None, devices=devices)
 
 
 def _map_state(
@@ -219,13 +220,12 @@ def _map_state(
 
 
 def replicate(tree, devices: Sequence[jax.Device]):
-  """Puts a copy on every device, as jax.pmap takes it: [devices, ...]."""
-  sharding = device_sharding(devices)
-  return jax.tree.map(
-    lambda x: jax.device_put(
-      np.broadcast_to(x, (len(devices), *np.shape(x))), sharding
-    ),
-    tree,
+  """Puts a copy on every device, as jax.pmap takes it with in_axes=None."""
+  mesh = device_sharding(devices).mesh
+  # From NumPy arrays, because of jax's it might pass on those that are there,
+  # which the update would then give away.
+  return jax.device_put(
+    jax.tree.map(np.asarray, tree), NamedSharding(mesh, PartitionSpec())
   )
 
 
@@ -234,7 +234,7 @@ def to_host(tree):
 
   Copied, because the devices may reuse the memory at the next update.
   """
-  return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
+  return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data), tree)
 
 
 def open_checkpoints(plan: Plan, folder: Path) -> Checkpoints:

@@ -237,9 +237,23 @@ def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
   return mixing_key, drop_key
 
 
-def bind_to_devices(step, devices: Sequence[jax.Device]):
-  """Runs a step on every device, on its own part; the state is donated."""
-  return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
+def bind_to_devices(step, devices: Sequence[jax.Device], state_axes=None):
+  """Runs a step on every device, on its own part; the state is donated.
+
+  Args:
+    step: of a state and one device's part of a batch.
+    devices: of all hosts.
+    state_axes: 0 where each device has a row of an array of the state, None
+      where all have the whole; of all arrays, or a tree of it.
+  """
+  return jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=(state_axes, 0),
+    out_axes=(state_axes, None),
+    devices=devices,
+    donate_argnums=0,
+  )
 
 
 def accumulate(value_and_grad, params, batch, parts: int):
