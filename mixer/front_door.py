@@ -5,11 +5,13 @@
 crash, with a traceback.
 """
 
+import contextlib
 import os
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -28,11 +30,12 @@ def answer(work: Callable[..., str | None], **given) -> int:
   """Calls a small program's work and prints what it returns.
 
   Returns:
-    The process's exit code; 130 after Ctrl-C.
+    The process's exit code; 130 after Ctrl-C or SIGTERM.
   """
   try:
-    if (text := work(**given)) is not None:
-      print(text, flush=True)
+    with sigterm_as_ctrl_c():
+      if (text := work(**given)) is not None:
+        print(text, flush=True)
   except BrokenPipeError:  # the reader, such as head, has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except (UserError, OSError) as error:
@@ -42,6 +45,16 @@ def answer(work: Callable[..., str | None], **given) -> int:
     print("Stopped. Give the same command again.", file=sys.stderr)
     return 130
   return DONE
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+  """Makes SIGTERM what Ctrl-C is, where there is nothing to save."""
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _refusal(error: Exception) -> str:

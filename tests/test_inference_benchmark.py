@@ -157,7 +157,7 @@ def test_what_takes_too_long_is_said_and_larger_batches_are_not_tried(
   "flags, words",
   [
     ({"models": "Mixer-XL/16"}, "'Mixer-XL/16' is none of Mixer-S/32"),
-    ({"batches": "0"}, "--batches=0: these are whole numbers"),
+    ({"batches": "0"}, "--batches=0 must be whole numbers above 0"),
     ({"dtype": "float16"}, "'float16' is none of float32, bfloat16"),
     ({"calls": 0}, "--calls=0 must be 1 or more"),
     ({"rounds": 0}, "--rounds=0 must be 1 or more"),

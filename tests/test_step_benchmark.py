@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.step import __main__ as step
@@ -56,6 +57,8 @@ def row(by, speed, cell=CELL, peak=2e12):
     "flops_per_second": speed * cell.flops_per_image,
     "peak_bytes": 3 * 2**29,
     "compile_seconds": 4.21,
+    "timings": 10,
+    "versions": {"jax": "1"},
   }
 
 
@@ -134,6 +137,7 @@ def test_the_share_is_of_the_product_measured_in_the_same_run():
   assert timm[0] == "timm" and timm[2:5] == ["2.00 x", "0.5", "25 %"]
   assert authors[:2] == ["authors", "does not fit"]
   assert "float32 2 TFLOP/s (64 x 64, ours)" in text
+  assert "2 cores; jax 1." in text
   assert "peak GiB, process" in text
   accelerator = table.page(DEVICE | {"platform": "gpu"}, rows)
   assert "peak GiB, device" in accelerator
@@ -152,6 +156,7 @@ def test_implementations_take_turns_in_opposite_orders(monkeypatch):
   assert scripted.asked == ["ours", "timm", "timm", "ours", "ours", "timm"]
   assert (ours["images_per_second"], ours["spread"]) == (4.0, 0.0)
   assert (timm["images_per_second"], timm["spread"]) == (2.0, 1.0)
+  assert (timm["timings"], timm["versions"]) == (6, {})
 
 
 def test_a_peer_that_fails_ends_nothing_and_is_not_asked_twice(monkeypatch):
@@ -202,6 +207,36 @@ def test_a_cell_is_whole_and_larger_ones_of_what_failed_are_not_tried(
   opened.replace(CELL, [row("ours", 8.0), row("authors", 9.0)])
   assert [x["images_per_second"] for x in opened.rows] == [8.0, 9.0]
   assert opened.file.name == "Abacus_R_9_2_cores.json"
+
+
+def test_measured_again_is_what_had_failed_and_what_is_larger(tmp_path):
+  larger = Cell("Mixer-S/32", "training", "float32", 8)
+  results = Results(tmp_path, DEVICE, "", limit=60.0)
+  results.replace(CELL, [row("ours", None)])
+
+  again = Results(tmp_path, DEVICE, "", limit=60.0, again=True)
+
+  assert again.missing(CELL, ["ours"]) == ["ours"]
+  assert again.missing(larger, ["ours"]) == ["ours"]
+  again.replace(CELL, [row("ours", None)])
+  assert again.missing(larger, ["ours"]) == []
+  again.replace(CELL, [row("ours", 7.0)])
+  assert again.missing(larger, ["ours"]) == ["ours"]
+  assert len(again.rows) == 1
+
+
+def test_a_table_names_all_versions_that_its_rows_are_of():
+  rows = [
+    vars(CELL) | row("ours", 1.0),
+    vars(CELL) | row("timm", 1.0) | {"versions": {"jax": "2", "torch": "3"}},
+    vars(CELL) | row("authors", None),
+  ]
+  old = vars(CELL) | row("timm-eager", 1.0)
+  del old["versions"]
+
+  assert "; jax 1 and 2, torch 3." in table.page(DEVICE, rows)
+  assert "; jax 1 and 2 and 0, torch 3." in table.page(DEVICE, [*rows, old])
+  assert "; jax 0." in table.page(DEVICE, [])
 
 
 def test_what_took_too_long_is_tried_again_with_more_time(tmp_path):
@@ -269,6 +304,9 @@ def test_what_was_set_in_the_environment_is_said(tmp_path, monkeypatch):
     lambda text: text[:-20],
     lambda text: text.replace('"implementation"', '"by"'),
     lambda text: text.replace('"model"', '"network"'),
+    lambda text: text.replace("Mixer-S/32", "Mixer-Q/32"),
+    lambda text: text.replace("float32", "float8"),
+    lambda text: text.replace('"matmul"', '"yardstick"'),
   ],
 )
 def test_a_damaged_file_is_said_to_be(tmp_path, damage):
@@ -286,10 +324,12 @@ def test_a_damaged_file_is_said_to_be(tmp_path, damage):
     ({"implementations": "ours,keras"}, "'keras' is none of ours, timm, timm-"),
     ({"models": "ViT-B/16"}, "'ViT-B/16' is none of Mixer-S/32"),
     ({"passes": "sleeping"}, "'sleeping' is none of inference, training"),
-    ({"batches": "0"}, "--batches=0: these are whole numbers"),
-    ({"products": "big"}, "--products=big: these are whole numbers"),
+    ({"batches": "0"}, "--batches=0 must be whole numbers above 0"),
+    ({"products": "big"}, "--products=big must be whole numbers above 0"),
     ({"dtype": "float16"}, "'float16' is none of float32, bfloat16"),
     ({"rounds": 0}, "--rounds=0 must be 1 or more"),
+    ({"limit": 1e10}, "--limit=1e.10 must be seconds, .* a week at most"),
+    ({"products": "9999999"}, r"products .*\(ours\): Unable to allocate"),
   ],
 )
 def test_flags_that_make_no_sense_are_refused(
@@ -345,7 +385,7 @@ def test_it_imports_with_jax_flax_and_optax_alone():
 
 @pytest.mark.parametrize("passes", ["inference", "training"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_timms_model_is_as_large_as_ours_and_runs(passes, dtype):
+def test_timms_model_runs(passes, dtype):
   pytest.importorskip("timm")
   from benchmarks.step import timm_peer
 
@@ -384,7 +424,6 @@ def test_the_authors_model_is_measured(passes):
 @pytest.mark.skipif(not AUTHORS, reason="needs a checkout of the authors' code")
 def test_the_authors_model_has_our_logits():
   import jax
-  import numpy as np
 
   from benchmarks.step.authors import Authors
   from benchmarks.step.ours import Ours
@@ -395,6 +434,62 @@ def test_the_authors_model_has_our_logits():
 
   assert jax.tree.leaves(theirs)[0].shape == (2, 1000)
   np.testing.assert_allclose(theirs, ours, atol=1e-4)
+
+
+@pytest.mark.skipif(not AUTHORS, reason="needs a checkout of the authors' code")
+def test_the_authors_updates_are_ours():
+  from benchmarks.step.authors import Authors
+  from benchmarks.step.ours import Ours
+
+  theirs, ours = Authors(Path(AUTHORS)).make(CELL), Ours().make(CELL)
+
+  assert_same_losses(
+    [theirs.call() for _ in range(4)],
+    [ours.call()["loss"] for _ in range(4)],
+  )
+
+
+def test_timms_updates_are_ours(tmp_path, monkeypatch):
+  """From the same weights, with GELU as timm has it."""
+  timm = pytest.importorskip("timm")
+  import torch
+  from safetensors.torch import save_file
+
+  from benchmarks.step import timm_peer
+  from benchmarks.throughput import programs
+  from mixer import weights
+  from mixer.models import create
+
+  theirs = timm.create_model("mixer_s32_224", num_classes=programs.CLASSES)
+  timm_peer.draw_weights(theirs)
+  save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
+  params = weights.load(tmp_path / "timm.safetensors")
+  monkeypatch.setattr(programs, "draw_params", lambda _: params)
+  model = create("Mixer-S/32", num_classes=programs.CLASSES, gelu="exact")
+  batch = programs.draw_batch(CELL.image_shape)
+  peer = timm_peer.Timm("cpu", compiled=False)
+
+  update = peer.update_of(
+    theirs,
+    CELL,
+    torch.from_numpy(batch["image"]).permute(0, 3, 1, 2),
+    torch.from_numpy(batch["label"]).long(),
+  )
+  ours = programs.train(model, CELL.image_shape, mixup=0.0, stoch_depth=0.0)
+
+  # The first of ours is done where it is made.
+  assert_same_losses(
+    [update() for _ in range(5)][1:],
+    [ours.call()["loss"] for _ in range(4)],
+  )
+
+
+def assert_same_losses(theirs, ours):
+  """And they fall alike, which says what an update does."""
+  theirs, ours = (np.array([float(x) for x in one]) for one in (theirs, ours))
+  np.testing.assert_allclose(theirs, ours, rtol=1e-5)
+  np.testing.assert_allclose(np.diff(theirs), np.diff(ours), rtol=0.01)
+  assert (np.diff(ours) < 0).all()
 
 
 def _processes(**how):

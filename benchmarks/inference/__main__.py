@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.inference.measure import in_process
-from benchmarks.inference.table import page
+from benchmarks.inference.table import MEASURED, page
 from benchmarks.inference.ways import NAMES
 from benchmarks.step.cell import Cell
 from benchmarks.step.results import Results
@@ -32,9 +32,9 @@ from benchmarks.throughput.cells import (
   IMAGE_SIZE,
   INFERENCE,
   check_timing,
-  check_words,
   choose,
   whole_numbers,
+  words,
 )
 from benchmarks.throughput.children import describe_device
 from benchmarks.throughput.command_line import command_line
@@ -83,17 +83,21 @@ def fill(
   check_timing(**how)
   device = describe_device()
   defaults = DEFAULTS.get(device["platform"], OTHERS)
-  dtypes = (dtype or defaults[1]).split(",")
-  check_words("dtype", dtypes, DTYPES)
+  dtypes = words("dtype", dtype or defaults[1], DTYPES)
   sizes = whole_numbers("batches", batches or defaults[0])
   command = shlex.join(["python", "-m", "benchmarks.inference", *sys.argv[1:]])
   known = Results(
-    results, device, command, limit=how["limit"], subject="inference"
+    results,
+    device,
+    command,
+    limit=how["limit"],
+    again=again,
+    subject="inference",
+    measured=MEASURED,
   )
   for name, kind, batch in itertools.product(chosen, dtypes, sizes):
     cell = Cell(name, INFERENCE, kind, batch)
-    due = known.fitting(cell, NAMES) if again else known.missing(cell, NAMES)
-    if due:
+    if known.missing(cell, NAMES):
       known.replace(cell, _told(cell, in_process(cell, **how)))
   return f"{page(device, known.rows)}\n\n{known.file}"
 

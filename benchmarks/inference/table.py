@@ -14,6 +14,7 @@ from benchmarks.throughput.tables import rounded
 from mixer import models
 from mixer.table import render
 
+MEASURED = "median_ms", "p95_ms", "load_seconds", "first_seconds"
 HEAD = (
   "model",
   "dtype",

@@ -43,9 +43,9 @@ from benchmarks.throughput.cells import (
   IMAGE_SIZE,
   PASSES,
   check_timing,
-  check_words,
   choose,
   whole_numbers,
+  words,
 )
 from benchmarks.throughput.children import describe_device
 from benchmarks.throughput.command_line import command_line
@@ -112,31 +112,29 @@ def fill(
   mixers = [(name, IMAGE_SIZE) for name in families.names("Mixer")]
   chosen = [name for name, _ in choose(models.split(","), mixers)]
   check_timing(**how)
-  check_words("passes", passes.split(","), PASSES)
-  check_words("implementations", implementations.split(","), NAMES)
+  chosen_passes = words("passes", passes, PASSES)
+  names = words("implementations", implementations, NAMES)
   device = describe_device()
   defaults = DEFAULTS.get(device["platform"], OTHERS)
-  dtypes = (dtype or defaults[1]).split(",")
-  check_words("dtype", dtypes, DTYPES)
   cells = [
     Cell(*each)
     for each in itertools.product(
       chosen,
-      passes.split(","),
-      dtypes,
+      chosen_passes,
+      words("dtype", dtype or defaults[1], DTYPES),
       whole_numbers("batches", batches or defaults[0]),
     )
   ]
   sides = whole_numbers("products", products or defaults[2])
   processes = Processes(device["platform"], authors, **how)
-  present = _probe(processes, implementations.split(","), device)
+  present = _probe(processes, names, device)
   if not present:
     raise UserError(
       f"None of --implementations={implementations} is here: add {OURS}."
     )
   command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
-  known = Results(results, device, command, limit=how["limit"])
-  due = [cell for cell in cells if again or known.missing(cell, present)]
+  known = Results(results, device, command, limit=how["limit"], again=again)
+  due = [cell for cell in cells if known.missing(cell, present)]
   others = {name for cell in due for name in known.measured(cell)}
   others = sorted(others - set(present))
   beside = _probe(processes, others, device)

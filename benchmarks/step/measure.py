@@ -60,15 +60,15 @@ def answer(given: argparse.Namespace):
       raise
     yield {"absent": first_line(error)}
     return
-  yield {
-    "versions": {
-      name: importlib.metadata.version(name) for name in implementation.packages
-    }
-  }
+  versions = map(importlib.metadata.version, implementation.packages)
+  yield {"versions": dict(zip(implementation.packages, versions, strict=True))}
   how = given.repeats, given.seconds
   if given.products:
     sizes = [int(x) for x in given.products.split(",")]
-    yield best_product(implementation, given.dtype, sizes, *how)
+    try:
+      yield best_product(implementation, given.dtype, sizes, *how)
+    except (*implementation.errors, MemoryError) as error:
+      yield {"why": first_line(error)}
   elif given.model:
     cell = Cell(given.model, given.passes, given.dtype, given.batch)
     yield measure(implementation, cell, *how)
@@ -107,7 +107,7 @@ def measure(
     program = implementation.make(cell)
     implementation.forget_peak()
     timings = time_calls(program.call, repeats, seconds, implementation.wait)
-  except implementation.errors as error:
+  except (*implementation.errors, MemoryError) as error:
     return {"why": first_line(error)}
   return {
     "timings": timings,

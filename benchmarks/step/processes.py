@@ -56,19 +56,21 @@ class Processes:
       is.
 
     Raises:
-      UserError: it takes too long.
+      UserError: it takes too long, or too much memory.
     """
     flags = [f"--products={','.join(map(str, sizes))}", f"--dtype={dtype}"]
     rows = []
-    try:
-      for each in implementations:
+    for each in implementations:
+      try:
         _, row = self._lines(each, flags, self.limit)
-        rows.append(row | {"by": each})
-    except EndedError as error:
-      raise UserError(
-        f"The products of {dtype} matrices: {error}. Choose smaller ones by "
-        "--products, or a higher --limit."
-      ) from error
+      except EndedError as error:
+        row = error.row
+      if "why" in row:
+        raise UserError(
+          f"The products of {dtype} matrices ({each}): {row['why']}. Choose "
+          "smaller ones by --products, or a higher --limit."
+        )
+      rows.append(row | {"by": each})
     return max(rows, key=lambda row: row["flops_per_second"])
 
   def measure(
@@ -91,7 +93,7 @@ class Processes:
       f"--batch={cell.batch}",
     ]
     try:
-      _, said = self._lines(implementation, flags, self.limit)
+      first, said = self._lines(implementation, flags, self.limit)
     except EndedError as error:
       return error.row
     except UserError as error:
@@ -99,7 +101,7 @@ class Processes:
         raise
       # Others' failures are theirs, and end nothing.
       return {"why": str(error).splitlines()[-1][:200]}
-    return said
+    return first | said
 
   def _lines(self, implementation: str, flags: list[str], limit: float):
     always = [
@@ -128,4 +130,6 @@ def _summary(cell: Cell, rounds: list[dict]) -> dict:
     "flops_per_second": float(f"{speed * cell.flops_per_image:.5g}"),
     "peak_bytes": max(one["peak_bytes"] for one in rounds),
     "compile_seconds": round(compiled, 2),
+    "timings": len(timings),
+    "versions": rounds[-1]["versions"],
   }

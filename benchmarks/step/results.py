@@ -7,21 +7,25 @@
 less lowest timing, as a part of the median), "flops_per_second" (of the model's
 products by arithmetic), "peak_bytes", "compile_seconds", "matmul"
 ("flops_per_second", "size" and "by" of the yardstick measured in the same run),
-"environment" (what was set of `benchmarks.throughput.machine.VARIABLES`; not in
-older rows), "date", "git_commit"; or images_per_second null and the reason in
-"why", which then holds for larger batches, too; where that is time, "limit"
-says how many seconds were not enough.
+"environment" (what was set of `benchmarks.throughput.machine.VARIABLES`),
+"timings" (how many), "versions" (of the implementation's packages; these three
+are not in older rows), "date", "git_commit"; or images_per_second null and the
+reason in "why", which then holds for larger batches, too; where that is time,
+"limit" says how many seconds were not enough.
 """
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.step.cell import Cell
+from benchmarks.throughput.cells import DTYPES, PASSES
 from benchmarks.throughput.device_file import DeviceFile, still_holds
+from mixer import models
 
 ROWS = "rows"
-FIELDS = (*Cell.__dataclass_fields__, "implementation", "images_per_second")
+MEASURED = "flops_per_second", "peak_bytes", "compile_seconds", "matmul"
 
 
 class Results:
@@ -38,15 +42,23 @@ class Results:
     command: str,
     *,
     limit: float,
+    again: bool = False,
     subject: str = "step",
+    measured: Sequence[str] = MEASURED,
   ):
     """Opens the device's file in the folder of results, or begins one.
 
-    What took too long counts as unknown, if `limit` seconds are more.
+    What took too long counts as unknown, if `limit` seconds are more; with
+    `again` so does all that is in the file. Rows with a speed have what is
+    `measured`, too.
     """
-    self._limit = limit
-    self._file = DeviceFile(folder / subject, device, command, [ROWS], FIELDS)
+    check = functools.partial(_check, measured=measured)
+    self._file = DeviceFile(folder / subject, device, command, [ROWS], check)
     self.file = self._file.path
+    # Rows of what need not be measured.
+    self._known = [
+      row for row in self.rows if not again and still_holds(row, limit)
+    ]
 
   @property
   def rows(self) -> list[dict]:
@@ -54,11 +66,7 @@ class Results:
 
   def missing(self, cell: Cell, implementations: Iterable[str]) -> list[str]:
     """Those that nothing is known of."""
-    known = {
-      row["implementation"]
-      for row in self._of(cell)
-      if still_holds(row, self._limit)
-    }
+    known = {row["implementation"] for row in _of(cell, self._known)}
     return [
       each for each in self.fitting(cell, implementations) if each not in known
     ]
@@ -67,9 +75,8 @@ class Results:
     """Those that did not fail at a smaller batch."""
     too_large = {
       row["implementation"]
-      for row in self.rows
+      for row in self._known
       if row["images_per_second"] is None
-      and still_holds(row, self._limit)
       and row["batch"] < cell.batch
       and _cell(row) == dataclasses.replace(cell, batch=row["batch"])
     }
@@ -77,16 +84,30 @@ class Results:
 
   def measured(self, cell: Cell) -> list[str]:
     """The implementations that a cell has rows of."""
-    return [row["implementation"] for row in self._of(cell)]
+    return [row["implementation"] for row in _of(cell, self.rows)]
 
   def replace(self, cell: Cell, rows: Iterable[dict]):
     """Puts rows in the place of the cell's own, and writes the file."""
-    old = self._of(cell)
-    self._file.lists[ROWS] = [row for row in self.rows if row not in old]
-    self._file.add(ROWS, [dataclasses.asdict(cell) | row for row in rows])
+    rows = [dataclasses.asdict(cell) | row for row in rows]
+    self._known = [row for row in self._known if _cell(row) != cell] + rows
+    self._file.lists[ROWS] = [row for row in self.rows if _cell(row) != cell]
+    self._file.add(ROWS, rows)
 
-  def _of(self, cell: Cell) -> list[dict]:
-    return [row for row in self.rows if _cell(row) == cell]
+
+def _of(cell: Cell, rows: Iterable[dict]) -> list[dict]:
+  return [row for row in rows if _cell(row) == cell]
+
+
+def _check(row: dict, measured: Sequence[str]):
+  """Raises KeyError or ValueError if something is missing or unknown."""
+  known = {"model": models.names(), "passes": PASSES, "dtype": DTYPES}
+  for field, values in known.items():
+    if row[field] not in values:
+      raise ValueError(f"{field} {row[field]!r}")
+  always = "batch", "implementation", "images_per_second"
+  has_speed = row["images_per_second"] is not None
+  for field in (*always, *(measured if has_speed else ["why"])):
+    row[field]
 
 
 def _cell(row: dict) -> Cell:

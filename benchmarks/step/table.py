@@ -19,9 +19,8 @@ def page(device: dict, rows: Sequence[dict]) -> str:
     device: as `machine.describe` has it.
     rows: as `results` has them.
   """
-  versions = ", ".join(f"{k} {v}" for k, v in device["versions"].items())
   memory = "process" if device["platform"] == "cpu" else "device"
-  said = [f"{device['device']}; {versions}."]
+  said = [f"{device['device']}; {', '.join(_versions(device, rows))}."]
   if yardsticks := list(_yardsticks(rows)):
     said.append(
       "The share is of the fastest square product in the same dtype, on the "
@@ -63,6 +62,18 @@ def _line(row: dict, ours: dict | None) -> Iterable[str]:
     f"{row['peak_bytes'] / GIB:.2f}",
     f"{row['compile_seconds']:.1f}",
   )
+
+
+def _versions(device: dict, rows: Sequence[dict]) -> Iterable[str]:
+  """All that rows are of; those of the last run, where older rows have none."""
+  last = device["versions"]
+  found = {name: {} for name in last}
+  for row in rows:
+    if row["images_per_second"]:
+      for name, version in row.get("versions", last).items():
+        found.setdefault(name, {})[version] = None
+  for name, versions in found.items():
+    yield f"{name} {' and '.join(versions or [last[name]])}"
 
 
 def _yardsticks(rows: Sequence[dict]) -> Iterable[str]:

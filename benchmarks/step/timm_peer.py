@@ -74,7 +74,7 @@ class Timm(Implementation):
     batch = draw_batch(cell.image_shape)
     images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(batch["label"]).long()
-    make = self._train if cell.passes == TRAINING else self._infer
+    make = self.update_of if cell.passes == TRAINING else self._infer
     call = make(model, cell, images.to(self._device), labels.to(self._device))
     first, second = self._time(call), self._time(call)
     if not torch.isfinite(call()).all():
@@ -117,7 +117,8 @@ class Timm(Implementation):
 
     return call
 
-  def _train(self, model, cell, images, labels):
+  def update_of(self, model, cell, images, labels):
+    """Makes a function that updates the model and returns the loss."""
     model.train()
     optimizer = torch.optim.AdamW(
       parameter_groups(model), lr=LEARNING_RATE, fused=True

@@ -21,9 +21,9 @@ from benchmarks.throughput.cells import (
   PASSES,
   Part,
   check_timing,
-  check_words,
   choose,
   whole_numbers,
+  words,
 )
 from benchmarks.throughput.children import describe_device, measure
 from benchmarks.throughput.command_line import command_line
@@ -69,15 +69,14 @@ def fill(
   """
   check_timing(**how)
   chosen = choose(models.split(","))
-  check_words("passes", passes.split(","), PASSES)
+  chosen_passes = words("passes", passes, PASSES)
   device = describe_device()
   default_batches, default_dtypes = DEFAULTS.get(device["platform"], OTHERS)
-  dtypes = (dtype or default_dtypes).split(",")
-  check_words("dtype", dtypes, DTYPES)
+  dtypes = words("dtype", dtype or default_dtypes, DTYPES)
   sizes = whole_numbers("batches", batches or default_batches)
   command = shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])
   known = Results(results, device, command)
-  for each in passes.split(","):
+  for each in chosen_passes:
     for kind in dtypes:
       for model, image_size in chosen:
         part = Part(model, image_size, each, kind, sizes)

@@ -3,7 +3,6 @@
 
 import dataclasses
 import fnmatch
-import math
 from collections.abc import Iterable, Sequence
 
 from mixer import models
@@ -13,6 +12,7 @@ from mixer.paper.numbers import ROWS
 INFERENCE, TRAINING = PASSES = "inference", "training"
 DTYPES = "float32", "bfloat16"
 IMAGE_SIZE = 224  # of the paper's pre-training, px
+WEEK = 7 * 24 * 60 * 60  # seconds
 
 # (model, image size in pixels)
 Model = tuple[str, int]
@@ -103,11 +103,17 @@ def fields(model: str, image_size: int) -> dict[str, int]:
   return {"tokens_mlp": factor**2 * sizes["tokens_mlp"]}
 
 
-def check_words(flag: str, given: Iterable[str], known: Iterable[str]):
-  """Raises UserError if a flag was given what is not known."""
+def words(flag: str, text: str, known: Iterable[str]) -> list[str]:
+  """Reads words that commas separate; returns each once.
+
+  Raises:
+    UserError: one is not known.
+  """
+  given = list(dict.fromkeys(text.split(",")))
   for word in given:
     if word not in known:
       raise UserError(f"--{flag}: {word!r} is none of {', '.join(known)}.")
+  return given
 
 
 def check_timing(*, limit: float, seconds: float = 1.0, **counts: int):
@@ -121,8 +127,10 @@ def check_timing(*, limit: float, seconds: float = 1.0, **counts: int):
     if count < 1:
       raise UserError(f"--{flag}={count} must be 1 or more.")
   for flag, value in (("seconds", seconds), ("limit", limit)):
-    if not 0 < value < math.inf:
-      raise UserError(f"--{flag}={value:g}: seconds, more than 0.")
+    if not 0 < value <= WEEK:
+      raise UserError(
+        f"--{flag}={value:g} must be seconds, more than 0 and a week at most."
+      )
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:
@@ -137,6 +145,6 @@ def whole_numbers(flag: str, text: str) -> list[int]:
     numbers = [0]
   if numbers[0] < 1:
     raise UserError(
-      f"--{flag}={text}: these are whole numbers, such as 1,4,16."
+      f"--{flag}={text} must be whole numbers above 0, such as 1,4,16."
     )
   return numbers

@@ -9,7 +9,7 @@ commit of its own.
 import datetime
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.throughput.machine import file_name, git_commit
@@ -40,7 +40,7 @@ class DeviceFile:
     device: dict,
     command: str,
     keys: Iterable[str],
-    fields: Sequence[str] = ("batch", "images_per_second"),
+    check: Callable[[dict], object],
   ):
     """Opens the file, or begins one.
 
@@ -49,7 +49,7 @@ class DeviceFile:
       device: from `machine.describe`.
       command: that this process was started with.
       keys: of the lists of rows.
-      fields: that every row has.
+      check: of a row; raises KeyError, TypeError or ValueError if it is none.
 
     Raises:
       UserError: the file is damaged, or could not be written.
@@ -65,8 +65,7 @@ class DeviceFile:
       content = json.loads(self.path.read_text())
       self.lists = {key: content[key] for key in self.lists}
       for row in itertools.chain(*self.lists.values()):
-        for field in fields:
-          row[field]
+        check(row)
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{self.path} is damaged ({type(error).__name__}: {error}): move it "

@@ -15,8 +15,10 @@ PACKAGES = "jax", "jaxlib", "flax", "optax"
 # With which the same programs take another time.
 VARIABLES = (
   "GLIBC_TUNABLES",
+  "JAX_DEFAULT_MATMUL_PRECISION",
   "LD_PRELOAD",
   "LIBTPU_INIT_ARGS",
+  "NVIDIA_TF32_OVERRIDE",
   "OMP_NUM_THREADS",
   "XLA_FLAGS",
 )

@@ -89,7 +89,7 @@ def measure(part: cells.Part, repeats: int, seconds: float) -> Iterator[dict]:
     except DoesNotFitError as error:
       yield {"batch": batch, "images_per_second": None, "why": str(error)}
       return
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
       why = first_line(error)
       yield {"batch": batch, "images_per_second": None, "why": why}
       return

@@ -10,6 +10,7 @@ batches, too; where that is time, "limit" says how many seconds were not enough.
 """
 
 import dataclasses
+import operator
 from pathlib import Path
 
 from benchmarks.throughput.cells import INFERENCE, TRAINING, Part
@@ -24,7 +25,11 @@ class Results:
   def __init__(self, folder: Path, device: dict, command: str):
     """Opens the device's file in the folder of results, or begins one."""
     self._file = DeviceFile(
-      folder / "throughput", device, command, ROWS.values()
+      folder / "throughput",
+      device,
+      command,
+      ROWS.values(),
+      operator.itemgetter("batch", "images_per_second"),
     )
     self.file = self._file.path
 

@@ -6,7 +6,8 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 
-from mixer.training.interruption import SIGNALS, as_ctrl_c
+from mixer.front_door import sigterm_as_ctrl_c
+from mixer.training.interruption import SIGNALS
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def heard() -> Iterator[Callable[[], bool]]:
 
   told_before = signal.set_wakeup_fd(teller.fileno(), warn_on_full_buffer=False)
   try:
-    with as_ctrl_c():
+    with sigterm_as_ctrl_c():
       yield asked
   finally:
     signal.set_wakeup_fd(told_before)

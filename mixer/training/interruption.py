@@ -19,16 +19,6 @@ SAME_REQUEST = 1.0  # seconds
 
 
 @contextlib.contextmanager
-def as_ctrl_c() -> Iterator[None]:
-  """Makes SIGTERM what Ctrl-C is, where there is nothing to save."""
-  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
 def guard() -> Iterator[Callable[[], bool]]:
   """Yields a function that says whether the run has been asked to stop.
 

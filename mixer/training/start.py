@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mixer import weights
 from mixer.cache import keep_programs
 from mixer.errors import UserError
-from mixer.front_door import DONE
+from mixer.front_door import DONE, sigterm_as_ctrl_c
 from mixer.hosts import ONE_HOST, Cluster, join
 from mixer.plan import make_plan
 from mixer.plan.data import check_classes
@@ -49,7 +49,7 @@ def train(
   choose_operations(config)
   keep_programs()
   with contextlib.ExitStack() as stack:
-    stack.enter_context(interruption.as_ctrl_c())
+    stack.enter_context(sigterm_as_ctrl_c())
     with start_up.phase("hosts and devices"):
       hosts = stack.enter_context(join(cluster))
       stack.enter_context(disk_errors(workdir))
