@@ -48,10 +48,11 @@ def default() -> ConfigDict:
   config.max_per_device = placeholder(int)
   # Micro-batches, when given by hand.
   config.accumulation = placeholder(int)
-  # Each device keeps its share of the optimizer's state, and updates its share
-  # of the parameters (ZeRO-1): memory bought with communication, the same
-  # result within rounding.
-  config.shard_optimizer_state = False
+  # Each device keeps and updates its share of parameters, average and the
+  # optimizer's state, and gathers parameters at the beginning of an update
+  # (ZeRO-3): less memory for as much communication, the same result within
+  # rounding.
+  config.shard_state = False
   # Updates whose loss or gradients are not finite have no effect; after so many
   # in a row the run stops.
   config.max_skipped = 10

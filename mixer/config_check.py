@@ -26,7 +26,7 @@ WITHOUT_EFFECT = (
   "model.remat",
   "model.scan",
   "model.token_mixing",
-  "shard_optimizer_state",
+  "shard_state",
   "sweep",
 )
 

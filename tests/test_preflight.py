@@ -229,9 +229,27 @@ def test_sharding_is_advised_by_memory_and_time(plain, sharded, said):
   assert said in sharding(report)
 
 
+def test_shares_are_beside_the_whole_parameters_of_an_evaluation():
+  config = load("pretrain_i21k", "B/16")
+  machine = parse("v3-128")
+  training = dataclasses.replace(program(9, 100), arguments=2 * GIB)
+
+  def peak(sharded):
+    config.shard_state = sharded
+    plan = plan_for(config, machine.devices)
+    report = Report(
+      *(plan, machine, machine, training, program(3, 9), None),
+      suggestions={},
+    )
+    return report.evaluation_peak - report.waiting, 4 * report.parameters
+
+  assert peak(True)[0] == 5 * GIB
+  assert peak(False)[0] == 5 * GIB - peak(False)[1]
+
+
 def test_a_gpus_stand_in_says_where_it_is_another_machine():
   config = load("pretrain_i21k", "B/16")
-  config.shard_optimizer_state = True
+  config.shard_state = True
   machine, stand_in = parse("gpu:h200x8"), parse("v5p:2x2x1")
   plan = plan_for(config, machine.devices)
 

@@ -25,7 +25,7 @@ from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
 
 TIMEOUT = 240
 # Its checkpoints take a word between all devices, its updates two.
-SHARDED = {"shard_optimizer_state": True}
+SHARDED = {"shard_state": True}
 # The CPU's collectives greet on standard output, several threads at once: a
 # greeting may be printed amid another.
 GREETING = re.compile(

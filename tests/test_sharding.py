@@ -16,6 +16,7 @@ from mixer.training.setup import (
   abstract_device_batch,
   abstract_device_state,
   abstract_state,
+  create_gathering,
   create_optimizer,
   create_update,
   get_state,
@@ -56,7 +57,7 @@ def make_plan(*, sharded, num_classes=5, **options):
   config.model.num_classes = num_classes
   config.optimizer.learning_rate = 1e-2
   config.schedule.kind = "constant"
-  config.shard_optimizer_state = sharded
+  config.shard_state = sharded
   accumulation = options.pop("accumulation", 1)
   config.update(options)
   model = create(
@@ -160,25 +161,34 @@ def test_without_norms_in_it_the_update_is_the_same_to_the_bit():
   assert_same(run("plain", sharded=True)[0], run("plain", sharded=False)[0])
 
 
-def test_a_device_keeps_its_share_of_the_optimizer_state_alone():
+def test_a_device_keeps_its_share_of_the_state_alone():
   plan = make_plan(sharded=True, **CASES["adam"])
   state = first_state(plan)
 
   placed = put_state(plan, state, jax.local_devices())
 
-  def share(x):  # two moments per parameter, and the schedule's counts
-    return -(-x.size // 8)
+  def kept(tree):  # by the first device
+    return sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(tree))
 
-  shares = sum(map(share, jax.tree.leaves(state.params)))
-  sizes = [
-    x.addressable_shards[0].data.size for x in jax.tree.leaves(placed.opt_state)
-  ]
-  assert sum(n for n in sizes if n > 1) <= 2 * shares
-  assert sum(sizes) < sum(x.size for x in jax.tree.leaves(state.opt_state)) / 7
-  for part in (placed.params, placed.average):
-    for x, y in zip(*map(jax.tree.leaves, (part, state.params)), strict=True):
-      for copy in x.addressable_shards:
-        np.testing.assert_array_equal(copy.data, y)
+  share = sum(-(-x.size // 8) for x in jax.tree.leaves(state.params))
+  assert kept(placed.params) == kept(placed.average) == share
+  counts = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 0]
+  assert kept(placed.opt_state) == 2 * share + len(counts)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_evaluators_are_given_whole_parameters_on_every_device(sharded):
+  plan = make_plan(sharded=sharded, **CASES["adam"])
+  state = first_state(plan)
+  devices = jax.local_devices()
+  placed = put_state(plan, state, devices)
+
+  whole = create_gathering(plan, devices)(placed.eval_params)
+
+  for x, y in zip(*map(jax.tree.leaves, (whole, state.params)), strict=True):
+    assert len(x.addressable_shards) == 8
+    for copy in x.addressable_shards:
+      np.testing.assert_array_equal(copy.data, y)
 
 
 def test_the_update_takes_and_returns_what_it_is_said_to():
@@ -273,19 +283,20 @@ def test_padding_does_not_count():
   tree = {"a": rng.randn(8, 5, 3), "b": rng.randn(7), "c": rng.randn(1)}
   tree = jax.tree.map(np.float32, tree)
 
-  def step(tree):
-    sharding = Sharded()
-    part = jax.tree.map(lambda x: x + 1, sharding.part(tree))
-    part = sharding.clear_padding(part, tree)
-    return sharding.whole(part, tree), sharding.norm(part)
+  def step(shares):
+    sharding = Sharded(tree)
+    shares = sharding.clear_padding(jax.tree.map(lambda x: x + 1, shares))
+    return sharding.whole(shares), sharding.norm(shares)
 
-  copies = jax.tree.map(lambda x: np.stack([x] * 8), tree)
-  whole, norm = jax.pmap(step, axis_name=AXIS)(copies)
+  shares = jax.tree.map(
+    lambda x: to_rows(x, 8).reshape(8, *share_shape(x.shape, 8)), tree
+  )
+  whole, norm = jax.pmap(step, axis_name=AXIS, out_axes=None)(shares)
 
-  expected = jax.tree.map(lambda x: x + 1, copies)
+  expected = jax.tree.map(lambda x: x + 1, tree)
   jax.tree.map(np.testing.assert_array_equal, whole, expected)
-  squares = sum((x[0] ** 2).sum() for x in jax.tree.leaves(expected))
-  np.testing.assert_allclose(norm, np.full(8, np.sqrt(squares)), rtol=1e-6)
+  squares = sum((x**2).sum() for x in jax.tree.leaves(expected))
+  np.testing.assert_allclose(norm, np.sqrt(squares), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

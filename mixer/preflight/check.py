@@ -33,7 +33,7 @@ _LENGTH = {
 
 @dataclasses.dataclass(frozen=True)
 class Sharded:
-  """The same update with the optimizer's state sharded over the devices.
+  """The same update with the state sharded over the devices.
 
   estimate: None where it does not fit.
   """
@@ -97,7 +97,9 @@ class Report:
       return self.evaluation.needed
     state = 0
     if isinstance(self.training, Program):
-      state = self.training.arguments - 4 * self.parameters + self.waiting
+      # Whole parameters are those of the training, unless it has shares.
+      same = 0 if self.plan.config.shard_state else 4 * self.parameters
+      state = self.training.arguments - same + self.waiting
     return self.evaluation.peak + state
 
   @property
@@ -211,13 +213,13 @@ def _suggest(
 def _shard(
   config: ConfigDict, target: Topology, devices: list, report: Report
 ) -> Sharded | None:
-  if config.shard_optimizer_state or report.topology.devices == 1:
+  if config.shard_state or report.topology.devices == 1:
     return None
   if config.model.scan:  # neither's time is known
     return None
   if target is not report.topology:  # shares are of another number of devices
     return None
-  changed = change(config, shard_optimizer_state=True)
+  changed = change(config, shard_state=True)
   training = _or_refusal(
     compile_training, plan_for(changed, target.devices), devices
   )

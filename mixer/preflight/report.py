@@ -49,8 +49,8 @@ def describe(report: Report) -> str:
 
 
 def sharding(report: Report) -> str:
-  """Whether config.shard_optimizer_state is worth it, and by what figures."""
-  key, other = "config.shard_optimizer_state=True", report.sharded
+  """Whether config.shard_state is worth it, and by what figures."""
+  key, other = "config.shard_state=True", report.sharded
   peak = other.training.peak + report.waiting if other.estimate else math.inf
   if peak > report.limit:
     return f"{key} does not make it fit"
@@ -104,9 +104,9 @@ def _machine(report: Report) -> Iterator[str]:
       f"memory and bytes are those of {stand_in.name} at as many images per "
       "device"
     )
-    if plan.config.shard_optimizer_state:
+    if plan.config.shard_state:
       text += (
-        f"; the optimizer's state is shared by {stand_in.devices} devices "
+        f"; the state is shared by {stand_in.devices} devices "
         f"there, not by {topology.devices}"
       )
     yield _line("stand-in", f"{text}. {advice(chip)}")
@@ -207,10 +207,9 @@ def _suggestion(
   with_key = f"with {key}: " if key else ""
   if not suggestion.at_once:
     shardable = (
-      report.topology.devices > 1
-      and not report.plan.config.shard_optimizer_state
+      report.topology.devices > 1 and not report.plan.config.shard_state
     )
-    sharded = "--config.shard_optimizer_state=True, or " if shardable else ""
+    sharded = "--config.shard_state=True, or " if shardable else ""
     yield _line(
       name,
       f"{with_key}no part of the {share} images per device fits: take "

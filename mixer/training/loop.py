@@ -33,6 +33,7 @@ from mixer.training.setup import (
   CHECKPOINTS,
   abstract_state,
   all_devices,
+  create_gathering,
   create_optimizer,
   create_update,
   get_state,
@@ -80,6 +81,7 @@ class Run:
       self.start, state = self.resume_or_begin()
       self.state = put_state(plan, state, self.devices)
     self.update = create_update(plan, self.optimizer, self.devices)
+    self.gather = create_gathering(plan, self.devices)
     batches = train_batches(
       plan.source,
       image_ops.parse(config.data.ops),
@@ -159,8 +161,9 @@ class Run:
       if self.hosts.is_first:
         print(f"Stopped and saved at step {step:,}. The same command goes on.")
       return START_AGAIN
+    params = self.gather(self.state.eval_params)
     if self.hosts.is_first:
-      self.conclude()
+      self.conclude(to_host(params))
     return DONE
 
   def introduce(self):
@@ -234,7 +237,8 @@ class Run:
       return {}
     jax.block_until_ready(self.state)  # the updates up to here are no pause
     with self.clock.pause(), contextlib.suppress(interruption.Interrupted):
-      results = self.evaluations.run(due, self.state.eval_params)
+      params = self.gather(self.state.eval_params)
+      results = self.evaluations.run(due, params)
       self.log.write(step, results)
       self.progress.message(
         f"step {step:,}: "
@@ -269,7 +273,7 @@ class Run:
     """Starts writing a checkpoint; rows up to it are on disk before it is."""
     self.in_flight.finish()
     config = self.plan.config
-    if not (self.hosts.is_first or config.shard_optimizer_state):
+    if not (self.hosts.is_first or config.shard_state):
       return  # the first has the whole state, and writes it
     with self.clock.pause():
       self.log.flush()
@@ -308,11 +312,11 @@ class Run:
         remaining=self.clock.remaining(step),
       )
 
-  def conclude(self):
+  def conclude(self, params: dict):
     """Writes the weights and the picture, and says where everything is."""
     weights.save(
       self.folder / weights.RUN_FILE,
-      to_host(self.state.eval_params),
+      params,
       gelu=getattr(self.plan.model, "gelu", "tanh"),  # BiT has none
     )
     curve = draw_learning_curve(self.folder)

@@ -18,7 +18,14 @@ from mixer.plan import Plan
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.mixing import AXIS
 from mixer.training.optimizer import make_optimizer, make_schedule
-from mixer.training.sharding import from_rows, share_shape, to_rows
+from mixer.training.sharding import (
+  REPLICATED,
+  Replicated,
+  Sharded,
+  from_rows,
+  share_shape,
+  to_rows,
+)
 from mixer.training.step import (
   Objective,
   TrainState,
@@ -90,12 +97,19 @@ def create_update(
     model=plan.model,
     optimizer=optimizer,
     objective=objective,
-    shard_optimizer_state=config.shard_optimizer_state,
+    sharding=plan_sharding(plan),
   )
   axes = _map_state(
     plan, lambda _: 0, lambda _: None, abstract_state(plan, optimizer)
   )
   return bind_to_devices(step, devices, axes)
+
+
+def plan_sharding(plan: Plan) -> Replicated | Sharded:
+  """What of the state a device of the plan's run has."""
+  if plan.config.shard_state:
+    return Sharded(plan.abstract_params)
+  return REPLICATED
 
 
 def initial_state(
@@ -184,7 +198,7 @@ def get_state(
   Where it is sharded, the devices of all hosts have to talk to each other: all
   hosts call this after the same update.
   """
-  if not plan.config.shard_optimizer_state:
+  if not plan.config.shard_state:
     return to_host(state)
   gather = gather_shares(tuple(devices))
 
@@ -195,6 +209,19 @@ def get_state(
   _, optimizer = create_optimizer(plan)
   template = abstract_state(plan, optimizer)
   return _map_state(plan, whole, lambda x, _: to_host(x), state, template)
+
+
+def create_gathering(
+  plan: Plan, devices: Sequence[jax.Device]
+) -> Callable[[dict], dict]:
+  """From parameters as the update has them to a whole copy on every device.
+
+  Where they are sharded, all hosts call it after the same update.
+  """
+  if not plan.config.shard_state:
+    return lambda params: params
+  whole = plan_sharding(plan).whole
+  return jax.pmap(whole, axis_name=AXIS, out_axes=None, devices=devices)
 
 
 @functools.cache
@@ -209,12 +236,14 @@ def _map_state(
 ) -> TrainState:
   """Maps leaves of which devices have shares apart from those they all have."""
   functions = jax.tree.map(lambda _: copy, state)
-  if plan.config.shard_optimizer_state:
+  if plan.config.shard_state:
     _, optimizer = create_optimizer(plan)
     functions = functions.replace(
+      params=jax.tree.map(lambda _: share, functions.params),
       opt_state=optax.tree.map_params(
         optimizer, lambda _: share, functions.opt_state
-      )
+      ),
+      average=jax.tree.map(lambda _: share, functions.average),
     )
   return jax.tree.map(lambda f, *xs: f(*xs), functions, state, *rest)
 

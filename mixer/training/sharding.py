@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of the parameters a device updates: all, or its share (ZeRO-1).
+"""What of the state a device keeps and updates: all, or its share (ZeRO-3).
 
-Parameters are on every device either way; the optimizer's state is only where
-it is needed. Imports with jax, flax and optax alone.
+The model is computed with all parameters either way: where devices have shares,
+they gather them at the beginning of an update, and nothing whole outlives it.
+Imports with jax, flax and optax alone.
 """
 
 import math
@@ -16,35 +17,49 @@ from mixer.training.mixing import AXIS
 
 
 class Replicated:
-  """Every device updates all parameters, from the same gradients."""
+  """Every device keeps and updates all parameters, from the same gradients."""
+
+  def whole(self, params: dict) -> dict:
+    """Makes whole parameters of what this device has of them."""
+    return params
 
   def mean(self, gradients: dict) -> dict:
     """Averages the devices' gradients, for what this device updates."""
     return jax.lax.pmean(gradients, AXIS)
 
-  def part(self, params: dict) -> dict:
-    """Takes what this device updates."""
-    return params
-
-  def clear_padding(self, part: dict, params: dict) -> dict:
+  def clear_padding(self, updates: dict) -> dict:
     """Sets to zero what is beyond the parameters' ends."""
-    return part
-
-  def whole(self, part: dict, params: dict) -> dict:
-    """Puts the devices' parts together, in the shapes of `params`."""
-    return part
+    return updates
 
   def norm(self, part: dict) -> jax.Array:
     """The global norm of the whole."""
     return optax.tree.norm(part)
 
 
+REPLICATED = Replicated()
+
+
 class Sharded:
-  """Every device updates its share of each parameter; inside axis "batch".
+  """Every device has its share of each parameter; inside axis "batch".
 
   Its share of a leaf is its part of the rows that `to_rows` makes of it. Where
   an optimizer treats each number by itself, it need not know.
   """
+
+  def __init__(self, shapes: dict):
+    """Takes note of the parameters.
+
+    Args:
+      shapes: the whole parameters, or anything that has their shapes.
+    """
+    self._shapes = shapes
+
+  def whole(self, params: dict) -> dict:
+    def gather(share, like):
+      rows = jax.lax.all_gather(share, AXIS, tiled=True)
+      return from_rows(rows, like.shape)
+
+    return jax.tree.map(gather, params, self._shapes)
 
   def mean(self, gradients: dict) -> dict:
     devices = jax.lax.axis_size(AXIS)
@@ -55,32 +70,16 @@ class Sharded:
 
     return jax.tree.map(scatter, gradients)
 
-  def part(self, params: dict) -> dict:
+  def clear_padding(self, updates: dict) -> dict:
     devices, own = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
 
-    def take(x):
-      rows = to_rows(x, devices)
-      n = rows.shape[0] // devices
-      return jax.lax.dynamic_slice_in_dim(rows, own * n, n)
-
-    return jax.tree.map(take, params)
-
-  def clear_padding(self, part: dict, params: dict) -> dict:
-    devices, own = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
-
-    def clear(share, x):
-      if share.size * devices == x.size:
+    def clear(share, like):
+      if share.size * devices == like.size:
         return share
       place = own * share.size + jnp.arange(share.size)
-      return jnp.where(place < x.size, share, 0)
+      return jnp.where(place < like.size, share, 0)
 
-    return jax.tree.map(clear, part, params)
-
-  def whole(self, part: dict, params: dict) -> dict:
-    def gather(share, x):
-      return from_rows(jax.lax.all_gather(share, AXIS, tiled=True), x.shape)
-
-    return jax.tree.map(gather, part, params)
+    return jax.tree.map(clear, updates, self._shapes)
 
   def norm(self, part: dict) -> jax.Array:
     return jnp.sqrt(jax.lax.psum(optax.tree.norm(part, squared=True), AXIS))

@@ -17,7 +17,7 @@ from flax import struct
 
 from mixer.training.losses import LOSSES
 from mixer.training.mixing import AXIS, add_partners, draw_mixing, to_examples
-from mixer.training.sharding import Replicated, Sharded
+from mixer.training.sharding import REPLICATED, Replicated, Sharded
 
 
 @struct.dataclass
@@ -25,8 +25,11 @@ class TrainState:
   """All that a run is at step n, which means after n updates.
 
   step: int32 [].
+  On the devices, each one's share of params, opt_state and average, if the run
+  shards its state.
+
   params: nested dict of float32 arrays under the published names.
-  opt_state: the optimizer's; on the devices perhaps each one's share.
+  opt_state: the optimizer's.
   skipped: int32 [], updates without effect, because loss or gradients were not
     finite; skipped_in_a_row: int32 [], those at the end.
   average: exponential moving average of params, or None.
@@ -92,7 +95,7 @@ def train_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   objective: Objective,
-  shard_optimizer_state: bool = False,
+  sharding: Replicated | Sharded = REPLICATED,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Applies one update; runs inside an axis named "batch".
 
@@ -104,14 +107,13 @@ def train_step(
   moments and average stay as they are, and the step counts all the same.
 
   Args:
-    state: the same on every device, but for what is sharded.
+    state: the same on every device, but for shares.
     batch: this device's part: "image" uint8 [n, h, w, 3], "label" int32 [n],
       "index" uint32 [n], the example's place in the global batch.
     model: its `apply` returns (logits, intermediates).
     optimizer: from `mixer.training.optimizer.make_optimizer`.
     objective: the loss and its regularisers.
-    shard_optimizer_state: each device keeps the optimizer's state of its share
-      of the parameters, which it alone updates.
+    sharding: what of the state this device has.
 
   Returns:
     The next state, and float32 scalars: loss (mean over the global batch),
@@ -145,10 +147,11 @@ def train_step(
     return LOSSES[objective.loss](logits, labels).mean()
 
   loss, gradients = accumulate(
-    jax.value_and_grad(mean_loss), state.params, batch, objective.accumulation
+    jax.value_and_grad(mean_loss),
+    sharding.whole(state.params),
+    batch,
+    objective.accumulation,
   )
-
-  sharding = Sharded() if shard_optimizer_state else Replicated()
   loss, gradients = jax.lax.pmean(loss, AXIS), sharding.mean(gradients)
   return apply_gradients(
     state,
@@ -174,10 +177,10 @@ def apply_gradients(
   Args:
     state: as `train_step` takes it.
     loss: float32 [].
-    gradients: of what this device updates, as `sharding` gives them.
+    gradients: as `sharding` gives them.
     optimizer: as `train_step` takes it.
     average_decay: of the moving average of parameters.
-    sharding: what this device updates.
+    sharding: as `train_step` takes it.
 
   Returns:
     As `train_step`.
@@ -194,23 +197,22 @@ def apply_gradients(
 
     return jax.tree.map(keep, old, new, is_leaf=is_schedule)
 
-  before = sharding.part(state.params)
   updates, opt_state = optimizer.update(
-    gradients, state.opt_state, before, norm=sharding.norm
+    gradients, state.opt_state, state.params, norm=sharding.norm
   )
-  updates = sharding.clear_padding(updates, state.params)
-  after, opt_state = keep_if_skipped(
-    (before, state.opt_state),
-    (optax.apply_updates(before, updates), opt_state),
+  updates = sharding.clear_padding(updates)
+  params, opt_state = keep_if_skipped(
+    (state.params, state.opt_state),
+    (optax.apply_updates(state.params, updates), opt_state),
   )
+  change = jax.tree.map(jnp.subtract, params, state.params)
   metrics = {
     "loss": loss,
     "gradient_norm": gradient_norm,
     # Not of `updates`, which the compiler would then write to memory.
-    "update_norm": sharding.norm(jax.tree.map(jnp.subtract, after, before)),
-    "parameter_norm": sharding.norm(after),
+    "update_norm": sharding.norm(change),
+    "parameter_norm": sharding.norm(params),
   }
-  params = sharding.whole(after, state.params)
   average = state.average
   if average is not None:
     followed = optax.incremental_update(params, average, 1 - average_decay)
