@@ -22,6 +22,7 @@ from mixer.training.setup import (
   get_state,
   initial_state,
   put_state,
+  state_axes,
 )
 from mixer.training.sharding import Sharded, from_rows, share_shape, to_rows
 from mixer.training.step import is_schedule
@@ -174,6 +175,13 @@ def test_a_device_keeps_its_share_of_the_state_alone():
   assert kept(placed.params) == kept(placed.average) == share
   counts = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 0]
   assert kept(placed.opt_state) == 2 * share + len(counts)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_update_gives_can_be_said_on_several_hosts(case):
+  plan = make_plan(sharded=True, **CASES[case])
+
+  hash(state_axes(plan, create_optimizer(plan)[1]))  # as jax.pmap does there
 
 
 @pytest.mark.parametrize("sharded", [True, False])

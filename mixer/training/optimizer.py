@@ -102,9 +102,9 @@ def make_optimizer(
   trained = optax.chain(*chain)
   if all(jax.tree.leaves(factors)):
     return trained
-  labels = jax.tree.map(lambda x: "trained" if x else "frozen", factors)
-  return optax.partition(
-    {"trained": trained, "frozen": optax.set_to_zero()}, labels
+  return optax.chain(
+    optax.masked(trained, jax.tree.map(lambda x: x != 0, factors)),
+    optax.masked(optax.set_to_zero(), jax.tree.map(lambda x: x == 0, factors)),
   )
 
 

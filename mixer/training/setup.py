@@ -99,10 +99,26 @@ def create_update(
     objective=objective,
     sharding=plan_sharding(plan),
   )
-  axes = _map_state(
-    plan, lambda _: 0, lambda _: None, abstract_state(plan, optimizer)
-  )
+  axes = state_axes(plan, optimizer) if config.shard_state else None
   return bind_to_devices(step, devices, axes)
+
+
+def state_axes(
+  plan: Plan, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """0 for trees of parameters, of which devices have shares; None for others.
+
+  A tree of parameters has one number, because jax.pmap on several hosts hashes
+  what it is told of its outputs, and a dict has no hash.
+  """
+
+  def is_dict(x):
+    return isinstance(x, dict)
+
+  state = abstract_state(plan, optimizer)
+  return jax.tree.map(
+    lambda x: 0 if is_dict(x) else None, state, is_leaf=is_dict
+  )
 
 
 def plan_sharding(plan: Plan) -> Replicated | Sharded:
