@@ -49,9 +49,8 @@ def default() -> ConfigDict:
   # Micro-batches, when given by hand.
   config.accumulation = placeholder(int)
   # Each device keeps and updates its share of parameters, average and the
-  # optimizer's state, and gathers parameters at the beginning of an update
-  # (ZeRO-3): less memory for as much communication, the same result within
-  # rounding.
+  # optimizer's state, and has whole parameters during an update alone: less
+  # memory for as much communication, the same result within rounding.
   config.shard_state = False
   # Updates whose loss or gradients are not finite have no effect; after so many
   # in a row the run stops.

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from mixer.front_door import answer
 from mixer.training import interruption
 
 
@@ -29,3 +30,13 @@ def test_a_later_one_acts_at_once(monkeypatch):
     signal.raise_signal(signal.SIGINT)
 
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_ends_a_small_program_as_ctrl_c_does(capsys):
+  before = signal.getsignal(signal.SIGTERM)
+
+  code = answer(lambda: signal.raise_signal(signal.SIGTERM))
+
+  assert code == 130
+  assert capsys.readouterr().err == "Stopped. Give the same command again.\n"
+  assert signal.getsignal(signal.SIGTERM) == before

@@ -24,7 +24,8 @@ from mixer import weights
 from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
 
 TIMEOUT = 240
-# Its checkpoints take a word between all devices, its updates two.
+# Its checkpoints and evaluations take a word between all devices, its updates
+# two.
 SHARDED = {"shard_state": True}
 # The CPU's collectives greet on standard output, several threads at once: a
 # greeting may be printed amid another.
@@ -119,6 +120,20 @@ def test_two_hosts_train_as_one_with_as_many_devices(by_two_hosts, by_one_host):
       np.testing.assert_allclose(one[key], other[key], rtol=2e-4, atol=1e-6)
   assert "global 32 = 2 hosts x 2 cpu x 8 x 1 accumulated" in ended[0][1]
   assert "global 32 = 1 host x 4 cpu x 8 x 1 accumulated" in said
+
+
+def test_two_hosts_with_whole_states_train_as_one(
+  by_one_host, digits_dir, environment, tmp_path
+):
+  by_one, _ = by_one_host
+
+  ended = end(start_hosts(command(digits_dir, tmp_path), environment))
+
+  assert [code for code, *_ in ended] == [DONE, DONE], ended
+  ours, theirs = results(read_rows(tmp_path)), results(read_rows(by_one))
+  assert len(ours) == len(theirs) == STEPS
+  for key, value in ours[-1].items():
+    np.testing.assert_allclose(value, theirs[-1][key], rtol=2e-4, atol=1e-6)
 
 
 def test_the_first_host_alone_speaks_and_writes(by_two_hosts):

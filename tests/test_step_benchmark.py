@@ -50,6 +50,7 @@ def given(results, **flags):
 def row(by, speed, cell=CELL, peak=2e12):
   matmul = {"flops_per_second": peak, "size": 64, "by": "ours"}
   always = {"implementation": by, "images_per_second": speed, "matmul": matmul}
+  always["versions"] = {"jax": "1"}
   if speed is None:
     return always | {"why": "does not fit"}
   return always | {
@@ -58,7 +59,6 @@ def row(by, speed, cell=CELL, peak=2e12):
     "peak_bytes": 3 * 2**29,
     "compile_seconds": 4.21,
     "timings": 10,
-    "versions": {"jax": "1"},
   }
 
 
@@ -231,12 +231,24 @@ def test_a_table_names_all_versions_that_its_rows_are_of():
     vars(CELL) | row("timm", 1.0) | {"versions": {"jax": "2", "torch": "3"}},
     vars(CELL) | row("authors", None),
   ]
-  old = vars(CELL) | row("timm-eager", 1.0)
-  del old["versions"]
-
   assert "; jax 1 and 2, torch 3." in table.page(DEVICE, rows)
-  assert "; jax 1 and 2 and 0, torch 3." in table.page(DEVICE, [*rows, old])
   assert "; jax 0." in table.page(DEVICE, [])
+
+
+def test_rows_from_before_they_had_versions_have_those_of_their_file(tmp_path):
+  results = Results(tmp_path, DEVICE, "", limit=60.0)
+  results.replace(CELL, [row("ours", 7.0)])
+  content = json.loads(results.file.read_text())
+  del content["rows"][0]["versions"]
+  results.file.write_text(json.dumps(content))
+  newer = DEVICE | {"versions": {"jax": "9"}}
+
+  opened = Results(tmp_path, newer, "", limit=60.0)
+  opened.replace(Cell("Mixer-S/32", "inference", "float32", 2), [])
+
+  [kept] = json.loads(results.file.read_text())["rows"]
+  assert kept["versions"] == DEVICE["versions"]
+  assert "; jax 0." in table.page(newer, opened.rows)
 
 
 def test_what_took_too_long_is_tried_again_with_more_time(tmp_path):

@@ -39,7 +39,7 @@ def main():
   try:
     for row in measure(cell, given.rounds, given.calls):
       say(row)
-  except jax.errors.JaxRuntimeError as error:
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:
     say({"why": first_line(error)})
 
 

@@ -7,11 +7,11 @@
 less lowest timing, as a part of the median), "flops_per_second" (of the model's
 products by arithmetic), "peak_bytes", "compile_seconds", "matmul"
 ("flops_per_second", "size" and "by" of the yardstick measured in the same run),
-"environment" (what was set of `benchmarks.throughput.machine.VARIABLES`),
-"timings" (how many), "versions" (of the implementation's packages; these three
-are not in older rows), "date", "git_commit"; or images_per_second null and the
-reason in "why", which then holds for larger batches, too; where that is time,
-"limit" says how many seconds were not enough.
+"environment" (what was set of `benchmarks.throughput.machine.VARIABLES`) and
+"timings" (how many; neither is in older rows), "versions" (of the
+implementation's packages), "date", "git_commit"; or images_per_second null and
+the reason in "why", which then holds for larger batches, too; where that is
+time, "limit" says how many seconds were not enough.
 """
 
 import dataclasses

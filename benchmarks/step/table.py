@@ -65,21 +65,23 @@ def _line(row: dict, ours: dict | None) -> Iterable[str]:
 
 
 def _versions(device: dict, rows: Sequence[dict]) -> Iterable[str]:
-  """All that rows are of; those of the last run, where older rows have none."""
-  last = device["versions"]
-  found = {name: {} for name in last}
-  for row in rows:
-    if row["images_per_second"]:
-      for name, version in row.get("versions", last).items():
-        found.setdefault(name, {})[version] = None
+  """All that rows are of."""
+  found = collections.defaultdict(dict)
+  for row in rows or [device]:
+    for name, version in row["versions"].items():
+      found[name][version] = None
   for name, versions in found.items():
-    yield f"{name} {' and '.join(versions or [last[name]])}"
+    yield f"{name} {' and '.join(versions)}"
 
 
 def _yardsticks(rows: Sequence[dict]) -> Iterable[str]:
   """The range of what runs found, for each dtype."""
   for dtype in DTYPES:
-    found = [row["matmul"] for row in rows if row["dtype"] == dtype]
+    found = [
+      row["matmul"]
+      for row in rows
+      if row["dtype"] == dtype and row["images_per_second"]
+    ]
     if not found:
       continue
     best = max(found, key=lambda one: one["flops_per_second"])

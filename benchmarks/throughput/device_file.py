@@ -2,8 +2,8 @@
 """results/SUBJECT/DEVICE.json: rows that were measured on a device.
 
 A header, {"device", "platform", "versions", "command", "date", "git_commit"},
-of the last run that added to it; then lists of rows, each with a date and a
-commit of its own.
+of the last run that added to it; then lists of rows, each with versions, a date
+and a commit of its own.
 """
 
 import datetime
@@ -66,6 +66,7 @@ class DeviceFile:
       self.lists = {key: content[key] for key in self.lists}
       for row in itertools.chain(*self.lists.values()):
         check(row)
+        row.setdefault("versions", content["versions"])  # older ones had none
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{self.path} is damaged ({type(error).__name__}: {error}): move it "
@@ -73,10 +74,14 @@ class DeviceFile:
       ) from error
 
   def add(self, key: str, rows: Iterable[dict]):
-    """Adds rows to a list, with date and commit, and writes the file."""
+    """Adds rows to a list, with date and commit, and writes the file.
+
+    Versions are this process's, where a row has none of its own.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     stamp = {"date": now, "git_commit": git_commit()}
-    self.lists[key] += [row | stamp for row in rows]
+    versions = {"versions": self._header["versions"]}
+    self.lists[key] += [versions | row | stamp for row in rows]
     with whole_file(self.path) as aside:
       aside.write_text(self._text(self._header | stamp))
 

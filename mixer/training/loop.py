@@ -161,7 +161,8 @@ class Run:
       if self.hosts.is_first:
         print(f"Stopped and saved at step {step:,}. The same command goes on.")
       return START_AGAIN
-    params = self.gather(self.state.eval_params)
+    # Waited for by all hosts, for whose devices it may be a collective.
+    params = jax.block_until_ready(self.gather(self.state.eval_params))
     if self.hosts.is_first:
       self.conclude(to_host(params))
     return DONE

@@ -27,6 +27,7 @@ from mixer.errors import UserError
 from mixer.whole_file import whole_file
 
 EVALUATION = "evaluation.json"  # the last one of eval.py
+RENAMED = {"shard_optimizer_state": "shard_state"}  # keys, of older runs
 _LOCK_SECONDS = 1.0  # between two tries
 
 PACKAGES = (
@@ -170,7 +171,7 @@ def _recorded(file: Path) -> dict:
 def filled_in(config: dict, defaults: dict) -> dict:
   """Adds the keys that there were not yet when the config was written."""
   return defaults | {
-    key: filled_in(value, defaults[key])
+    RENAMED.get(key, key): filled_in(value, defaults[key])
     if isinstance(value, dict) and isinstance(defaults.get(key), dict)
     else value
     for key, value in config.items()

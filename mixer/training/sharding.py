@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of the state a device keeps and updates: all, or its share (ZeRO-3).
+"""What of the state a device keeps and updates: all, or its share.
 
 The model is computed with all parameters either way: where devices have shares,
 they gather them at the beginning of an update, and nothing whole outlives it.
+That is ZeRO's second stage with parameters in shares between the updates;
+its third would gather a layer at a time, twice an update.
 Imports with jax, flax and optax alone.
 """
 

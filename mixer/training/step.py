@@ -24,10 +24,10 @@ from mixer.training.sharding import REPLICATED, Replicated, Sharded
 class TrainState:
   """All that a run is at step n, which means after n updates.
 
-  step: int32 [].
   On the devices, each one's share of params, opt_state and average, if the run
   shards its state.
 
+  step: int32 [].
   params: nested dict of float32 arrays under the published names.
   opt_state: the optimizer's.
   skipped: int32 [], updates without effect, because loss or gradients were not
