@@ -283,9 +283,9 @@ def _check_model(path: pathlib.Path, record: dict, template: object) -> None:
   if differing:
     more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
     raise UserError(
-      f"Checkpoint {path} belongs to another model: "
+      f"Checkpoint {path} belongs to another model, or to another optimizer: "
       f"{'; '.join(differing[:5])}{more}. Use the config that it was trained "
-      "with, or another --workdir."
+      "with and the version of this code, or another --workdir."
     )
 
 
