@@ -111,14 +111,16 @@ def state_axes(
   A tree of parameters has one number, because jax.pmap on several hosts hashes
   what it is told of its outputs, and a dict has no hash.
   """
-
-  def is_dict(x):
-    return isinstance(x, dict)
-
-  state = abstract_state(plan, optimizer)
   return jax.tree.map(
-    lambda x: 0 if is_dict(x) else None, state, is_leaf=is_dict
+    lambda x: 0 if is_of_parameters(x) else None,
+    abstract_state(plan, optimizer),
+    is_leaf=is_of_parameters,
   )
+
+
+def is_of_parameters(part: object) -> bool:
+  """Whether a part of a state has an array for each of the parameters."""
+  return isinstance(part, dict)
 
 
 def plan_sharding(plan: Plan) -> Replicated | Sharded:
@@ -251,17 +253,12 @@ def _map_state(
   plan: Plan, share: Callable, copy: Callable, state: TrainState, *rest
 ) -> TrainState:
   """Maps leaves of which devices have shares apart from those they all have."""
-  functions = jax.tree.map(lambda _: copy, state)
-  if plan.config.shard_state:
-    _, optimizer = create_optimizer(plan)
-    functions = functions.replace(
-      params=jax.tree.map(lambda _: share, functions.params),
-      opt_state=optax.tree.map_params(
-        optimizer, lambda _: share, functions.opt_state
-      ),
-      average=jax.tree.map(lambda _: share, functions.average),
-    )
-  return jax.tree.map(lambda f, *xs: f(*xs), functions, state, *rest)
+
+  def map_part(part, *others):
+    is_shared = plan.config.shard_state and is_of_parameters(part)
+    return jax.tree.map(share if is_shared else copy, part, *others)
+
+  return jax.tree.map(map_part, state, *rest, is_leaf=is_of_parameters)
 
 
 def replicate(tree, devices: Sequence[jax.Device]):
