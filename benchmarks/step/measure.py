@@ -60,8 +60,11 @@ def answer(given: argparse.Namespace):
       raise
     yield {"absent": first_line(error)}
     return
-  versions = map(importlib.metadata.version, implementation.packages)
-  yield {"versions": dict(zip(implementation.packages, versions, strict=True))}
+  yield {
+    "versions": {
+      name: importlib.metadata.version(name) for name in implementation.packages
+    }
+  }
   how = given.repeats, given.seconds
   if given.products:
     sizes = [int(x) for x in given.products.split(",")]

@@ -102,6 +102,7 @@ def make_optimizer(
   trained = optax.chain(*chain)
   if all(jax.tree.leaves(factors)):
     return trained
+  # Not optax.partition, whose state is a dict that is none of parameters.
   return optax.chain(
     optax.masked(trained, jax.tree.map(lambda x: x != 0, factors)),
     optax.masked(optax.set_to_zero(), jax.tree.map(lambda x: x == 0, factors)),
