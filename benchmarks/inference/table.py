@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.inference.ways import NAMES
 from benchmarks.throughput.cells import DTYPES
+from benchmarks.throughput.device_file import versions
 from benchmarks.throughput.tables import rounded
 from mixer import models
 from mixer.table import render
@@ -36,10 +37,9 @@ def page(device: dict, rows: Sequence[dict]) -> str:
     device: as `machine.describe` has it.
     rows: as described above.
   """
-  versions = ", ".join(f"{k} {v}" for k, v in device["versions"].items())
   said = (
-    f"{device['device']}; {versions}. A call is from uint8 images on the host "
-    "to results on the host."
+    f"{device['device']}; {versions(rows or [device])}. A call is from uint8 "
+    "images on the host to results on the host."
   )
   jitted = {
     _cell(row): row for row in rows if row["implementation"] == "jitted"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.step.measure import NAMES, OURS
 from benchmarks.throughput.cells import DTYPES, PASSES
+from benchmarks.throughput.device_file import versions
 from mixer import models
 from mixer.table import render
 
@@ -20,7 +21,7 @@ def page(device: dict, rows: Sequence[dict]) -> str:
     rows: as `results` has them.
   """
   memory = "process" if device["platform"] == "cpu" else "device"
-  said = [f"{device['device']}; {', '.join(_versions(device, rows))}."]
+  said = [f"{device['device']}; {versions(rows or [device])}."]
   if yardsticks := list(_yardsticks(rows)):
     said.append(
       "The share is of the fastest square product in the same dtype, on the "
@@ -62,16 +63,6 @@ def _line(row: dict, ours: dict | None) -> Iterable[str]:
     f"{row['peak_bytes'] / GIB:.2f}",
     f"{row['compile_seconds']:.1f}",
   )
-
-
-def _versions(device: dict, rows: Sequence[dict]) -> Iterable[str]:
-  """All that rows are of."""
-  found = collections.defaultdict(dict)
-  for row in rows or [device]:
-    for name, version in row["versions"].items():
-      found[name][version] = None
-  for name, versions in found.items():
-    yield f"{name} {' and '.join(versions)}"
 
 
 def _yardsticks(rows: Sequence[dict]) -> Iterable[str]:

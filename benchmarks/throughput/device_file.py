@@ -6,6 +6,7 @@ of the last run that added to it; then lists of rows, each with versions, a date
 and a commit of its own.
 """
 
+import collections
 import datetime
 import itertools
 import json
@@ -25,6 +26,15 @@ def still_holds(row: dict, limit: float) -> bool:
     limit: seconds that there are now.
   """
   return row.get("limit", limit) >= limit
+
+
+def versions(rows: Iterable[dict]) -> str:
+  """All that rows are of, such as "jax 0.10.2 and 0.11.2, flax 0.12.8"."""
+  found = collections.defaultdict(dict)
+  for row in rows:
+    for name, version in row["versions"].items():
+      found[name][version] = None
+  return ", ".join(f"{k} {' and '.join(v)}" for k, v in found.items())
 
 
 class DeviceFile:
@@ -80,8 +90,8 @@ class DeviceFile:
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     stamp = {"date": now, "git_commit": git_commit()}
-    versions = {"versions": self._header["versions"]}
-    self.lists[key] += [versions | row | stamp for row in rows]
+    own = {"versions": self._header["versions"]}
+    self.lists[key] += [own | row | stamp for row in rows]
     with whole_file(self.path) as aside:
       aside.write_text(self._text(self._header | stamp))
 
