@@ -94,10 +94,10 @@ def default() -> ConfigDict:
   model.scan = placeholder(bool)
   model.tokens_mlp = placeholder(int)  # Mixer: hidden units, D_S
   model.channels_mlp = placeholder(int)  # Mixer: hidden units, D_C
-  # Mixer: "plain" (None), or "fused" into one kernel for TPU, H100 and H200,
-  # which leaves more memory, and whose speed nobody has measured. On a CPU it
-  # is interpreted, as a check, and slow.
-  model.token_mixing = placeholder(str)
+  # Mixer: "plain" layers; "fused" kernels in their place, which on a CPU are
+  # interpreted, as a check, and slow; or "auto" (None): kernels on an H100 or
+  # H200, where they are faster, and layers elsewhere.
+  model.kernels = placeholder(str)
   model.mlp = placeholder(int)  # ViT: hidden units of a block's MLP
   model.heads = placeholder(int)  # ViT: of self-attention
   # ViT: what stands for the image at the end, the class "token" (None) or the

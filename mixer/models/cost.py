@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend import core
 
+from mixer.models.kernels import without_kernels
+
 
 def abstract_params(model: nn.Module, image_size: tuple[int, int]) -> dict:
   """Shapes and dtypes of the parameters, without making them.
@@ -35,6 +37,7 @@ def multiply_accumulates(model: nn.Module, image_size: tuple[int, int]) -> int:
   tables that this field compares by (1 MAC is 2 FLOP). Counted in the traced
   program, so that it holds for whatever the model computes.
   """
+  model = without_kernels(model)  # some fill up what they multiply with zeros
   params = abstract_params(model, image_size)
   images = jax.ShapeDtypeStruct(
     (1, *image_size, model.image_channels), jnp.float32
@@ -54,13 +57,7 @@ def _products(jaxpr: core.Jaxpr) -> Iterator[int]:
       kernel = equation.invars[1].aval.shape
       axis = equation.params["dimension_numbers"].rhs_spec[0]
       yield out * math.prod(kernel) // kernel[axis]
-    elif equation.primitive.name == "cond":
-      # One for each kind of device; some fill up what they multiply with zeros.
-      branches = equation.params["branches"]
-      yield min(sum(_products(branch.jaxpr)) for branch in branches)
     else:
       repeats = equation.params.get("length", 1)  # of lax.scan
-      if equation.primitive.name == "pallas_call":
-        repeats = math.prod(equation.params["grid_mapping"].grid)
       for inner in core.jaxprs_in_params(equation.params):
         yield repeats * sum(_products(inner))

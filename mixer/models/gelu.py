@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 FORMS = ("tanh", "exact")
 _CUBIC = 0.044715
+_ROOT = 2 * math.sqrt(2 / math.pi)
 
 
 def check_gelu(form: str):
@@ -50,8 +51,16 @@ def share_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   Returns:
     What to multiply x by for its GELU, and the derivative.
   """
-  root = 2 * math.sqrt(2 / math.pi)
-  square = x * x
-  share = jax.nn.sigmoid(root * x * (1 + _CUBIC * square))
-  density = share * (1 - share) * root * (1 + 3 * _CUBIC * square)
-  return share, share + x * density
+  share = jax.nn.sigmoid(argument_of_share(x))
+  return share, slope_of_share(x, share)
+
+
+def argument_of_share(x: jax.Array) -> jax.Array:
+  """What the share is the sigmoid of."""
+  return _ROOT * x * (1 + _CUBIC * (x * x))
+
+
+def slope_of_share(x: jax.Array, share: jax.Array) -> jax.Array:
+  """The derivative of GELU, form "tanh", from what x is multiplied by."""
+  density = share * (1 - share) * _ROOT * (1 + 3 * _CUBIC * (x * x))
+  return share + x * density

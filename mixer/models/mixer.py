@@ -9,17 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixer.models.fused_token_mixing import (
-  check_token_mixing,
-  mix_tokens,
-  weights_of,
-)
 from mixer.models.gelu import check_gelu, gelu
 from mixer.models.inputs import (
   check_images,
   check_tokens,
   keys_if_dropping,
 )
+from mixer.models.kernels import choose_kernels, gpu, tpu, weights_of
 from mixer.models.layers import classifier, patch_embedding
 from mixer.models.residual import (
   Residual,
@@ -92,11 +88,14 @@ class MixerBlock(Residual, kw_only=True):
 
   All but the products is computed in float32. What each leaves is kept in
   `dtype`, because a step's memory and much of its time go into moving it.
+
+  kernels: what computes it from the parameters that the layers make: "plain"
+    for the layers themselves, or "gpu" or "tpu" (`mixer.models.kernels`).
   """
 
   tokens_mlp: int
   channels_mlp: int
-  token_mixing: str = "plain"
+  kernels: str = "plain"
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -104,11 +103,13 @@ class MixerBlock(Residual, kw_only=True):
     return self._mix_channels(self._mix_tokens(x, keys), keys)
 
   def _mix_tokens(self, x, keys):
-    # The kernel takes the parameters that the layers make.
-    if self.token_mixing == "fused" and not self.is_initializing():
-      weights = weights_of(self.variables["params"])
+    if self.kernels == "tpu":
       kept = self._kept_paths(keys, 1, ())  # n
-      return mix_tokens(x, weights, kept, dtype=self.dtype)
+      weights = self._weights("token_mixing")
+      return tpu.mix_tokens(x, weights, kept, dtype=self.dtype)
+    if self.kernels == "gpu":
+      x, y = gpu.mix_tokens(x, self._weights("token_mixing"), self.dtype)
+      return self._add(x, y, keys, 1)
     # Widened once for both its uses, whose cotangents are added in float32.
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x)
@@ -121,12 +122,18 @@ class MixerBlock(Residual, kw_only=True):
     return self._add(x, y, keys, 1)
 
   def _mix_channels(self, x, keys):
+    if self.kernels == "gpu":
+      x, y = gpu.mix_channels(x, self._weights("channel_mixing"), self.dtype)
+      return self._add(x, y, keys, 4)
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
     types = self.dtype, self.gelu
     mlp = ChannelMixing(self.channels_mlp, *types, name="channel_mixing")
     y = mlp(y, self._dropout(keys, 3, (x.shape[1], self.channels_mlp)))  # n s c
     return self._add(x, y, keys, 4)
+
+  def _weights(self, mixing):
+    return weights_of(self.variables["params"], mixing)
 
 
 class MlpMixer(nn.Module):
@@ -158,8 +165,8 @@ class MlpMixer(nn.Module):
     to compile (benchmarks/NOTES.md), and each step a copy of the blocks'
     parameters. `remat` "none" is "products" then.
   head_bias: initial value of the head's bias (its kernel starts at 0).
-  token_mixing: "plain", or "fused": one kernel, with tanh and without dropout;
-    not measured on hardware (`fused_token_mixing`).
+  kernels: "plain" for the layers, "fused" for kernels in their place, or
+    "auto": kernels on GPUs that they were measured on (`mixer.models.kernels`).
   """
 
   patch: int
@@ -177,7 +184,7 @@ class MlpMixer(nn.Module):
   remat: str = "none"
   scan: bool = False
   head_bias: float = 0.0
-  token_mixing: str = "plain"
+  kernels: str = "auto"
 
   @nn.compact
   def __call__(
@@ -210,7 +217,13 @@ class MlpMixer(nn.Module):
       dropping=bool(self.dropout or self.stoch_depth),
     )
     out = {}
-    embed = patch_embedding(self.hidden, self.patch, self.dtype, "stem")
+    embed = patch_embedding(
+      self.hidden,
+      self.patch,
+      self.dtype,
+      "stem",
+      as_product=self._kernels() == "gpu",
+    )
     x = embed(images)  # n h w c
     x = out["stem"] = x.reshape(x.shape[0], -1, x.shape[-1])  # n s c
 
@@ -238,9 +251,15 @@ class MlpMixer(nn.Module):
       dropout=self.dropout,
       dtype=self.dtype,
       gelu=self.gelu,
-      token_mixing=self.token_mixing,
+      kernels=self._kernels(),
       **fields,
     )
+
+  def _kernels(self):
+    """What computes a block; layers make the parameters."""
+    if self.is_initializing():
+      return "plain"
+    return choose_kernels(self.kernels, gelu=self.gelu, dropout=self.dropout)
 
   def _tokens_made_for(self, params):
     """How many tokens parameters mix; KeyError if they are being made."""
@@ -250,7 +269,7 @@ class MlpMixer(nn.Module):
   def _check(self, images):
     """Raises ValueError with both numbers and the way out."""
     check_gelu(self.gelu)
-    check_token_mixing(self.token_mixing, gelu=self.gelu, dropout=self.dropout)
+    choose_kernels(self.kernels, gelu=self.gelu, dropout=self.dropout)
     check_images(images, self.image_channels, self.patch)
     try:
       made_for = self._tokens_made_for(self.variables["params"])

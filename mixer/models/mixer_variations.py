@@ -142,11 +142,14 @@ class MixerVariation(MlpMixer):
     kernel = params["VariedBlock_0"]["token_mixing"]["Dense_0"]["kernel"]
     return kernel.shape[-2] // self.group
 
+  def _kernels(self):
+    return "plain"
+
   def _check(self, images):
-    if self.token_mixing != "plain":
+    if self.kernels == "fused":
       raise ValueError(
-        f"token_mixing={self.token_mixing!r} is of Mixer, and not of "
-        "MixerVariation: take token_mixing='plain'."
+        "kernels='fused' is for Mixer, and not for MixerVariation: take "
+        "kernels='plain'."
       )
     if self.group < 1 or self.hidden % self.group:
       raise ValueError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from mixer.models import cost
+from mixer.models.kernels import compiled_for
 from mixer.plan import Plan
 from mixer.preflight.compiler import DoesNotFit, Program, open_devices
 from mixer.preflight.estimate import Estimate, estimate
@@ -130,6 +131,11 @@ def preflight(
   own = topology.chip.is_tpu or can_compile_for(topology.chip)
   target = topology if own else parse(STAND_IN)
   devices = open_devices(target)
+  with compiled_for(devices[0]):
+    return _preflight(config, plan, topology, target, devices, suggests)
+
+
+def _preflight(config, plan, topology, target, devices, suggests) -> Report:
   # On the stand-in, as many images per device.
   target_plan = plan
   if target is not topology:

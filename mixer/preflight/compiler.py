@@ -18,6 +18,7 @@ from mixer.preflight.collectives import Collective, read_collectives
 from mixer.preflight.program_text import parse_program
 from mixer.preflight.topology import Topology
 from mixer.preflight.traffic import Traffic, read_traffic
+from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
 
 LIBTPU = "libtpu==0.0.42.1"
 # libtpu asks a TPU's host for these, and waits long for answers; a second
@@ -100,9 +101,7 @@ def check_libtpu():
 def set_environment():
   """For both compilers; before jax looks for devices."""
   os.environ.update(ENVIRONMENT)
-  # Of a flag that is given twice, the user's own is the later one.
-  flags = os.environ.get("XLA_FLAGS", "")
-  os.environ["XLA_FLAGS"] = f"{gpu_compiler.FLAG} {flags}"
+  set_flags(LIBRARY_PRODUCTS)  # untried, XLA's own fail at some of ViT's
 
 
 def open_devices(topology: Topology) -> list:

@@ -36,9 +36,6 @@ runtime_version {{ major: {cuda} }}
 dnn_version_info {{ major: 9 minor: 8 }}
 device_description_str: "{name}"
 """
-# Products by the GPU's library. XLA has kernels of its own, which it takes
-# where trying shows them to be faster; untried, it fails at some of ViT's.
-FLAG = "--xla_gpu_enable_triton_gemm=false"
 HOPPER = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 
 

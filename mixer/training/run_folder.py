@@ -27,7 +27,8 @@ from mixer.errors import UserError
 from mixer.whole_file import whole_file
 
 EVALUATION = "evaluation.json"  # the last one of eval.py
-RENAMED = {"shard_optimizer_state": "shard_state"}  # keys, of older runs
+# Keys, of older runs.
+RENAMED = {"shard_optimizer_state": "shard_state", "token_mixing": "kernels"}
 _LOCK_SECONDS = 1.0  # between two tries
 
 PACKAGES = (

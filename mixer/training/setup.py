@@ -2,7 +2,6 @@
 """From a plan to a state on the devices, and from there to the host."""
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,16 +32,16 @@ from mixer.training.step import (
   create_state,
   train_step,
 )
+from mixer.xla_flags import DETERMINISTIC, LIBRARY_PRODUCTS, set_flags
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
 
 
 def choose_operations(config: ConfigDict):
-  """Sees to config.deterministic_operations before jax looks for devices."""
-  flag = "--xla_gpu_deterministic_ops=true"
-  flags = os.environ.get("XLA_FLAGS", "")
-  if config.get("deterministic_operations") and flag not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} {flag}"
+  """Sees to what XLA computes by, before jax looks for devices."""
+  set_flags(LIBRARY_PRODUCTS)
+  if config.get("deterministic_operations"):
+    set_flags(DETERMINISTIC)
 
 
 def own_devices() -> list[jax.Device]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of TPUs.
+"""Token mixing of a block as one kernel of TPUs.
 
 An example's tokens are on the chip as a whole: going forward they are read and
 written once. Going back, tokens and cotangent are read, everything else is
@@ -17,17 +17,71 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mixer.models.fused_token_mixing.arithmetic import (
+from mixer.models.gelu import share_and_slope
+from mixer.models.kernels.arithmetic import (
   Weights,
   product,
   statistics,
 )
-from mixer.models.gelu import share_and_slope
 
 _LANES = 128  # a TPU's vectors are so wide
 # Hidden units of an example that are worked on at once. The backward pass has
 # five arrays of them in float32, a third of the 16 MB that a kernel may take.
 _HIDDEN_AT_ONCE = 2**18
+
+
+def mix_tokens(
+  x: jax.Array,
+  weights: Weights,
+  kept: jax.Array | None = None,
+  *,
+  dtype: jnp.dtype | None = None,
+) -> jax.Array:
+  """Token mixing with its skip connection: x + kept * MLP(layer norm(x)).
+
+  Args:
+    x: n s c.
+    weights: of the block's token mixing.
+    kept: [n] factors of the branch, 0 where it is dropped; None for ones. It
+      has no gradient.
+    dtype: of the factors of products, which are added up in float32 as all
+      else, and of what comes out; None for float32.
+
+  Returns:
+    n s c in `dtype`.
+  """
+  if kept is None:
+    kept = jnp.ones(x.shape[0])
+  dtype = jnp.dtype(dtype or jnp.float32)
+  return _mix(x, weights, kept.astype(jnp.float32), dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _mix(x, weights, kept, dtype):
+  return _on_platform(mix, x, weights, kept, dtype=dtype)
+
+
+def _mix_forward(x, weights, kept, dtype):
+  return _mix(x, weights, kept, dtype), (x, weights, kept)
+
+
+def _mix_backward(dtype, residuals, cotangent):
+  x, weights, kept = residuals
+  dx, gradients = _on_platform(
+    gradient, x, weights, kept, cotangent, dtype=dtype
+  )
+  return dx, gradients, jnp.zeros_like(kept)
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _on_platform(call, *arguments, dtype: jnp.dtype):
+  """Decides where it is lowered: a program may be for devices elsewhere."""
+  call = functools.partial(call, dtype=dtype)
+  return jax.lax.platform_dependent(
+    *arguments, cpu=functools.partial(call, interpret=True), tpu=call
+  )
 
 
 def mix(
@@ -39,7 +93,7 @@ def mix(
   interpret: bool = False,
   channels: int | None = None,
 ) -> jax.Array:
-  """See `fused_token_mixing.mix_tokens`.
+  """See `mix_tokens`.
 
   Args:
     x, weights, kept, dtype: as there.

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels do what the layers do."""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer.models import create
+from mixer.models.cost import multiply_accumulates
+from mixer.models.kernels import (
+  choose_kernels,
+  compiled_for,
+  gpu,
+  tpu,
+  weights_of,
+)
+from mixer.models.kernels.arithmetic import Weights
+from mixer.models.kernels.bias_gelu import bias_gelu
+from mixer.models.kernels.layer_norm import norm_and_skip
+from mixer.models.layers import patch_embedding
+from mixer.models.mixer import MixerBlock
+
+
+class Device(NamedTuple):
+  """What is asked of a device."""
+
+  platform: str
+  device_kind: str
+
+
+A_GPU = Device("gpu", "NVIDIA H200")
+TINY = dict(patch=4, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=16)
+
+
+@pytest.fixture(autouse=True)
+def compiled_quickly(compiled_once):
+  """Interpreted kernels take long to optimise."""
+
+
+def block(tokens, channels, dtype=None, *, silent=True, **fields):
+  """A block, tokens, and a cotangent.
+
+  Its channel mixing adds nothing if it is silent.
+  """
+  fields = dict(tokens_mlp=7, channels_mlp=1, dtype=dtype) | fields
+  model = MixerBlock(**fields)
+  rng = jax.random.split(jax.random.key(0), 4)
+  x = jax.random.normal(rng[0], (3, tokens, channels)) + 1
+  params = model.init(rng[1], x)["params"]
+  params = jax.tree.map(
+    lambda p: p + 0.2 * jnp.cos(7.0 * jnp.arange(p.size)).reshape(p.shape),
+    params,
+  )
+  if silent:
+    params["channel_mixing"] = jax.tree.map(
+      jnp.zeros_like, params["channel_mixing"]
+    )
+  return model, params, x, jax.random.normal(rng[2], x.shape)
+
+
+def value_and_gradients(function, *arguments, cotangent):
+  """What it leaves, and the gradients of all arguments."""
+
+  @jax.jit
+  def both(arguments, cotangent):
+    out, back = jax.vjp(function, *arguments)
+    return out, back(cotangent.astype(out.dtype))
+
+  return both(arguments, cotangent)
+
+
+def assert_near(values, expected, tolerance):
+  """Each array within the tolerance, relative to its norm."""
+  values = dict(jax.tree.leaves_with_path(values))
+  expected = dict(jax.tree.leaves_with_path(expected))
+  assert values.keys() == expected.keys()
+  for name, right in expected.items():
+    value, right = (np.asarray(x, np.float64) for x in (values[name], right))
+    off = np.linalg.norm(value - right) / np.linalg.norm(right)
+    assert off < tolerance, f"{name}: {off}"
+
+
+@pytest.mark.parametrize(
+  ("tokens", "channels", "options", "dtype", "tolerance"),
+  [
+    (9, 48, {"channels": 16}, jnp.float32, 1e-5),
+    (49, 256, {"channels": 128}, jnp.float32, 1e-5),
+    (9, 32, {"channels": 16}, jnp.bfloat16, 0.02),
+  ],
+)
+def test_a_tpus_kernel_and_gradients_are_those_of_the_layers(
+  tokens, channels, options, dtype, tolerance
+):
+  model, params, x, cotangent = block(tokens, channels, dtype)
+  weights = weights_of(params, "token_mixing")
+  cotangent = cotangent.astype(dtype)
+  how = {"dtype": jnp.dtype(dtype), "interpret": True} | options
+
+  def plain(weights, x, kept):
+    mixed = model.apply({"params": with_weights(params, weights)}, x)
+    x = x.astype(jnp.float32)
+    return (x + kept[:, None, None] * (mixed - x)).astype(dtype)
+
+  # Tokens come to the first block in float32, and to the others in `dtype`.
+  of_first = x, jnp.ones(3)
+  of_others = x.astype(dtype), jnp.array([1.0, 0.0, 2.0])
+  for x, kept in of_first, of_others:
+    expected, (d_weights, dx) = value_and_gradients(
+      functools.partial(plain, kept=kept), weights, x, cotangent=cotangent
+    )
+    out = tpu.mix(x, weights, kept, **how)
+    gradients = tpu.gradient(x, weights, kept, cotangent, **how)
+    assert out.dtype == dtype and gradients[0].dtype == x.dtype
+    assert_near(out, expected, tolerance)
+    assert_near(gradients, (dx, d_weights), tolerance)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+  """The GPU's kernels run on this machine."""
+  for name in "mix_tokens", "mix_channels":
+    run = functools.partial(getattr(gpu, name), interpret=True)
+    monkeypatch.setattr(gpu, name, run)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+  ("tokens", "channels", "hidden", "dtype", "tolerance"),
+  [
+    (9, 48, (7, 5), jnp.float32, 1e-5),
+    (16, 32, (8, 16), jnp.float32, 1e-5),  # no zeros are filled in
+    (49, 150, (7, 5), jnp.float32, 1e-5),
+    # More than a program works on at once.
+    (17, 130, (33, 200), jnp.float32, 1e-5),
+    (17, 130, (33, 200), jnp.bfloat16, 0.02),
+  ],
+)
+def test_a_gpus_block_and_gradients_are_those_of_the_layers(
+  tokens, channels, hidden, dtype, tolerance
+):
+  plain, params, x, cotangent = block(
+    tokens,
+    channels,
+    dtype,
+    tokens_mlp=hidden[0],
+    channels_mlp=hidden[1],
+    silent=False,
+  )
+  fused = plain.clone(kernels="gpu")
+
+  for tokens_in in x, x.astype(dtype):
+    (out, gradients), (expected, right) = (
+      value_and_gradients(
+        lambda params, x, model=model: model.apply({"params": params}, x),
+        params,
+        tokens_in,
+        cotangent=cotangent,
+      )
+      for model in (fused, plain)
+    )
+    assert out.dtype == dtype and gradients[1].dtype == tokens_in.dtype
+    assert_near(out, expected, tolerance)
+    # It moves all channels alike, which the next layer norm takes away again:
+    # nothing but rounding is left of its gradient.
+    for each in gradients, right:
+      each[0]["token_mixing"]["Dense_1"].pop("bias", None)
+    assert_near(gradients, right, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_gpus_gelu_is_the_form_tanh_far_from_zero_as_well(dtype):
+  x = jnp.linspace(-40, 40, 1031).reshape(1, 1, -1)
+  x = jnp.concatenate([x, jnp.sign(x) * 1e4], axis=1).astype(dtype)
+  bias = jnp.linspace(-1, 1, x.shape[-1])
+
+  def expected(x, bias):
+    return jax.nn.gelu(x.astype(jnp.float32) + bias).astype(dtype)
+
+  (out, (dx, _)), (right, (right_dx, _)) = (
+    value_and_gradients(gelu, x, bias, cotangent=jnp.ones_like(x))
+    for gelu in (functools.partial(bias_gelu, axis=2, interpret=True), expected)
+  )
+  # jax's own leave 1e-5 of a tanh that is nearly 1.
+  rtol = 1e-5 if dtype == jnp.float32 else 0.01
+  for value, exact in (out, right), (dx, right_dx):
+    value, exact = (np.asarray(x, np.float32) for x in (value, exact))
+    np.testing.assert_allclose(value, exact, rtol=rtol, atol=2e-5)
+
+
+def test_a_layer_norm_kernel_fills_up_with_zeros():
+  x = jax.random.normal(jax.random.key(0), (2, 5, 6))
+  _, y = norm_and_skip(x, jnp.ones(6), jnp.ones(6), 8, jnp.float32, True)
+  assert y.shape == (2, 8, 6)
+  assert not y[:, 5:].any() and y[:, :5].all()
+
+
+@pytest.mark.parametrize("grid", [(3, 2), (1, 1)])
+def test_patches_as_a_product_are_those_of_the_convolution(grid):
+  images = jax.random.normal(
+    jax.random.key(0), (2, grid[0] * 4, grid[1] * 4, 3)
+  )
+  convolution, product = (
+    patch_embedding(8, 4, None, "stem", as_product=flag)
+    for flag in (False, True)
+  )
+  params = convolution.init(jax.random.key(1), images)
+  np.testing.assert_allclose(
+    product.apply(params, images),
+    convolution.apply(params, images),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+def with_weights(params, weights: Weights):
+  """A block's parameters, with these for its token mixing."""
+  return params | {
+    "LayerNorm_0": {"scale": weights.scale, "bias": weights.shift},
+    "token_mixing": {
+      "Dense_0": {"kernel": weights.kernel_in, "bias": weights.bias_in},
+      "Dense_1": {"kernel": weights.kernel_out, "bias": weights.bias_out},
+    },
+  }
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+  "fields",
+  [{}, {"scan": True, "remat": "blocks"}, {"remat": "products"}],
+)
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_model_that_drops_paths_has_the_same_gradients(device, fields):
+  images = jax.random.normal(jax.random.key(0), (4, 12, 12, 3))
+  keys = jax.random.split(jax.random.key(1), 4)
+  plain = create(
+    "Mixer",
+    **TINY,
+    num_classes=5,
+    stoch_depth=0.5,
+    stoch_depth_rescale=True,
+    head_bias=1.0,
+  )
+  fused = plain.clone(kernels="fused", **fields)
+  params = plain.init(jax.random.key(2), images)["params"]
+  kernel = params["head"]["kernel"]
+  params["head"]["kernel"] = kernel + jnp.cos(jnp.arange(80.0)).reshape(16, 5)
+
+  def step(model):
+    def loss(params):
+      run = {"train": True, "drop_keys": keys}
+      return (model.apply({"params": params}, images, **run)[0] ** 2).sum()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  with compiled_for(A_GPU) if device == "gpu" else contextlib.nullcontext():
+    made = fused.init(jax.random.key(2), images)["params"]
+    value, gradients = step(fused)
+  assert jax.tree.structure(made) == jax.tree.structure(params)
+  expected, right = step(plain)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    gradients,
+    right,
+  )
+
+
+def test_an_image_costs_what_it_costs_in_plain_layers():
+  model = create("Mixer", **TINY, num_classes=5)
+  fused = model.clone(kernels="fused")
+  size = 12, 12
+  assert multiply_accumulates(fused, size) == multiply_accumulates(model, size)
+
+
+@pytest.mark.parametrize(
+  ("name", "fields", "words"),
+  [
+    ("Mixer", {"gelu": "exact"}, "not for gelu='exact': take kernels='plain'"),
+    ("Mixer", {"dropout": 0.1}, "not for dropout=0.1: take kernels='plain'"),
+    ("Mixer", {"kernels": "fast"}, "'fast' is none of auto, plain, fused"),
+    ("MixerVariation", {}, "is for Mixer, and not for MixerVariation"),
+  ],
+)
+def test_what_kernels_do_not_do_is_refused(name, fields, words):
+  model = create(name, **TINY, **({"kernels": "fused"} | fields))
+  with pytest.raises(ValueError, match=words):
+    model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+
+
+@pytest.mark.parametrize(
+  ("kind", "device", "chosen"),
+  [
+    ("auto", A_GPU, "gpu"),
+    ("auto", Device("gpu", "NVIDIA A100-SXM4-40GB"), "plain"),
+    ("auto", Device("tpu", "TPU v4"), "plain"),
+    ("plain", A_GPU, "plain"),
+    ("fused", Device("gpu", "NVIDIA A100-SXM4-40GB"), "gpu"),
+    ("fused", Device("tpu", "TPU v4"), "tpu"),
+  ],
+)
+def test_kernels_are_taken_where_they_are_known_to_be_faster(
+  kind, device, chosen
+):
+  with compiled_for(device):
+    assert choose_kernels(kind, gelu="tanh", dropout=0.0) == chosen
+
+
+@pytest.mark.parametrize("fields", [{"gelu": "exact"}, {"dropout": 0.1}])
+def test_layers_are_taken_for_what_kernels_do_not_do(fields):
+  with compiled_for(A_GPU):
+    fields = {"gelu": "tanh", "dropout": 0.0} | fields
+    assert choose_kernels("auto", **fields) == "plain"
+
+
+def test_a_program_for_gpus_has_their_kernels_by_itself():
+  images = jax.ShapeDtypeStruct((2, 12, 12, 3), jnp.float32)
+  model = create("Mixer", **TINY)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+  def loss(params, images):
+    return model.apply({"params": params}, images)[0].sum()
+
+  with compiled_for(A_GPU):
+    traced = jax.jit(jax.grad(loss)).trace(params, images)
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  kernels = [line for line in text.splitlines() if "triton" in line]
+  # Of each branch a layer norm and a GELU, and the gradient of each.
+  assert len(kernels) == 8 * model.blocks
+  assert "convolution" not in text
