@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of XLA are added to the user's."""
+
+import os
+
+import pytest
+
+from mixer.xla_flags import DETERMINISTIC, LIBRARY_PRODUCTS, set_flags
+
+OPPOSITE = LIBRARY_PRODUCTS.replace("false", "true")
+
+
+@pytest.mark.parametrize(
+  ("given", "then"),
+  [
+    (None, LIBRARY_PRODUCTS),
+    ("", LIBRARY_PRODUCTS),
+    # Of a flag that is given twice XLA takes the later one.
+    (OPPOSITE, f"{LIBRARY_PRODUCTS} {OPPOSITE}"),
+    (f"--a=1 {LIBRARY_PRODUCTS}", f"--a=1 {LIBRARY_PRODUCTS}"),
+  ],
+)
+def test_a_users_flags_stay_and_win(monkeypatch, given, then):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  if given is not None:
+    monkeypatch.setenv("XLA_FLAGS", given)
+  set_flags(LIBRARY_PRODUCTS)
+  assert os.environ["XLA_FLAGS"] == then
+  set_flags(LIBRARY_PRODUCTS, DETERMINISTIC)
+  assert os.environ["XLA_FLAGS"] == f"{DETERMINISTIC} {then}"
