@@ -217,6 +217,7 @@ def _compare(
   """
   call = jax_export.deserialize(bytearray(program)).call
   model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu)
+  model = without_kernels(model)  # as the program is
   apply = jax.jit(lambda params, x: model.apply({"params": params}, x)[0])
   pixels = np.random.default_rng(0).integers(
     256, size=(max(TRIED), *shape), dtype=np.uint8

@@ -4,6 +4,7 @@
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from jax import export as jax_export
 
 from mixer import export, weights
 from mixer.models import create
+from mixer.models.kernels import compiled_for
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 BIT = TINY.with_name("bit_tiny.npz")
@@ -119,6 +121,16 @@ def test_bfloat16_is_the_models_own_in_half_the_space(tmp_path):
   assert sorted(halves) == sorted(
     "x".join(map(str, shape)) for shape in factors
   )
+
+
+def test_a_program_is_of_layers_and_compared_with_layers_on_a_gpu(tmp_path):
+  a_gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+
+  # Kernels of a GPU would not run here.
+  with compiled_for(a_gpu):
+    code = run(f"--init={TINY}", f"--out={tmp_path / 'tiny.stablehlo'}")
+
+  assert code == 0
 
 
 def test_the_exact_gelu_stays_exact(tmp_path):

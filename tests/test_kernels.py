@@ -244,6 +244,7 @@ def test_a_model_that_drops_paths_has_the_same_gradients(device, fields):
     stoch_depth=0.5,
     stoch_depth_rescale=True,
     head_bias=1.0,
+    kernels="plain",
   )
   fused = plain.clone(kernels="fused", **fields)
   params = plain.init(jax.random.key(2), images)["params"]
@@ -271,7 +272,7 @@ def test_a_model_that_drops_paths_has_the_same_gradients(device, fields):
 
 
 def test_an_image_costs_what_it_costs_in_plain_layers():
-  model = create("Mixer", **TINY, num_classes=5)
+  model = create("Mixer", **TINY, num_classes=5, kernels="plain")
   fused = model.clone(kernels="fused")
   size = 12, 12
   assert multiply_accumulates(fused, size) == multiply_accumulates(model, size)

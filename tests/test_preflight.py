@@ -419,7 +419,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 @pytest.mark.parametrize(
   ("model", "flags"),
   [
-    ("S/16", ["--config.model.kernels=fused"]),
+    ("S/16", []),  # by kernels
     ("ViT-B/16", ["--config.batch=1024"]),
   ],
 )

@@ -28,3 +28,9 @@ def test_a_users_flags_stay_and_win(monkeypatch, given, then):
   assert os.environ["XLA_FLAGS"] == then
   set_flags(LIBRARY_PRODUCTS, DETERMINISTIC)
   assert os.environ["XLA_FLAGS"] == f"{DETERMINISTIC} {then}"
+
+
+def test_a_users_file_of_flags_stays(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "my/flags.txt")
+  set_flags(LIBRARY_PRODUCTS)
+  assert os.environ["XLA_FLAGS"] == "my/flags.txt"

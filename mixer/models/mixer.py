@@ -147,11 +147,12 @@ class MlpMixer(nn.Module):
   num_classes: width of the head; 0 or None for no head.
   image_channels: 3 for RGB.
   dtype: of matrix products in the blocks and the stem, and of the tokens that
-    each branch of a block leaves. Everything between is computed in float32,
-    and parameters, their gradients, head and logits are float32. The authors'
-    TPUs rounded the factors of products alone; tokens kept in bfloat16 take a
-    fifth off a step's memory and traffic there, and add as much to the rounding
-    error of its gradient (benchmarks/NOTES.md).
+    each branch of a block leaves, and before kernels or a loop the stem.
+    Everything between is computed in float32, and parameters, their gradients,
+    head and logits are float32. The authors' TPUs rounded the factors of
+    products alone; tokens kept in bfloat16 take a fifth off a step's memory and
+    traffic there, and add as much to the rounding error of its gradient
+    (benchmarks/NOTES.md).
   gelu: "tanh", the form that the authors' code computes, or "exact", as timm
     does.
   dropout: rate inside and after both MLPs (table 4 sweeps 0 and 0.1).
@@ -165,8 +166,9 @@ class MlpMixer(nn.Module):
     to compile (benchmarks/NOTES.md), and each step a copy of the blocks'
     parameters. `remat` "none" is "products" then.
   head_bias: initial value of the head's bias (its kernel starts at 0).
-  kernels: "plain" for the layers, "fused" for kernels in their place, or
-    "auto": kernels on GPUs that they were measured on (`mixer.models.kernels`).
+  kernels: "plain" for the layers, "fused" for kernels in their place, which
+    have no forward-mode derivative, or "auto": kernels on an H100 or H200
+    (`mixer.models.kernels`).
   """
 
   patch: int

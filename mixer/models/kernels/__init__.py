@@ -2,7 +2,7 @@
 """What a Mixer block is computed by, in the place of its layers.
 
 `gpu`: layer norm, and bias with GELU, are kernels of ours, and products the
-library's. On the GPUs in `MEASURED` that is faster than the layers as they are
+library's. On the GPUs in `FASTER_ON` that is faster than the layers as they are
 compiled (benchmarks/NOTES.md), and the default.
 
 `tpu`: all of token mixing is one kernel. Nothing of it has been measured on
@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 KINDS = ("auto", "plain", "fused")
-MEASURED = ("NVIDIA H100", "NVIDIA H200")  # beginnings of a device's kind
+# Beginnings of a device's kind. Measured on an H200; an H100 is the same chip
+# with slower memory, of which the kernels need less.
+FASTER_ON = ("NVIDIA H100", "NVIDIA H200")
 _GPUS = ("gpu", "cuda", "rocm")
 
 _elsewhere: list[jax.Device] = []
@@ -38,7 +40,11 @@ _elsewhere: list[jax.Device] = []
 
 @contextlib.contextmanager
 def compiled_for(device: jax.Device) -> Iterator[None]:
-  """What is traced inside is for such a device, which need not be here."""
+  """What is traced inside is for such a device, which need not be here.
+
+  What jax.jit has traced before it does not trace again: make the function
+  inside.
+  """
   _elsewhere.append(device)
   try:
     yield
@@ -58,7 +64,7 @@ def choose_kernels(kind: str, *, gelu: str, dropout: float) -> str:
 
   Args:
     kind: of `KINDS`: "plain" for the layers, "fused" for kernels wherever they
-      run, "auto" for kernels where they were measured to be faster.
+      run, "auto" for kernels on the GPUs of `FASTER_ON`.
     gelu, dropout: of the model; kernels are for "tanh" and 0.
 
   Returns:
@@ -84,4 +90,4 @@ def choose_kernels(kind: str, *, gelu: str, dropout: float) -> str:
   device = _elsewhere[-1] if _elsewhere else jax.local_devices()[0]
   if kind == "fused":
     return "gpu" if device.platform in _GPUS else "tpu"
-  return "gpu" if device.device_kind.startswith(MEASURED) else "plain"
+  return "gpu" if device.device_kind.startswith(FASTER_ON) else "plain"

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 
 _EPSILON = 1e-6  # of Flax's layer norm
-
-
 # By the name of the MLP; published names.
 _NORMS = {"token_mixing": "LayerNorm_0", "channel_mixing": "LayerNorm_1"}
 
@@ -64,8 +62,3 @@ def statistics(
   mean, square = (y.sum(axis=-1, keepdims=True) / channels for y in (x, x * x))
   variance = jnp.maximum(square - mean * mean, 0.0)
   return mean, jax.lax.rsqrt(variance + _EPSILON)
-
-
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a times b, in float32."""
-  return jnp.dot(a, b, preferred_element_type=jnp.float32)

@@ -76,8 +76,8 @@ def mix_channels(
 @jax.custom_vjp
 def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Maps n s c to n d c by a kernel [s, d]."""
-  every = jnp.broadcast_to(kernel.T, (x.shape[0], *kernel.T.shape))
-  return jax.lax.batch_matmul(every, x)
+  kernels = jnp.broadcast_to(kernel.T, (x.shape[0], *kernel.T.shape))
+  return jax.lax.batch_matmul(kernels, x)
 
 
 def _multiply_forward(x, kernel):
@@ -86,10 +86,10 @@ def _multiply_forward(x, kernel):
 
 def _multiply_backward(residuals, cotangent):
   x, kernel = residuals
-  each = jnp.einsum(
+  of_examples = jnp.einsum(
     "nsc,ndc->nsd", x, cotangent, preferred_element_type=jnp.float32
   )
-  d_kernel = each.sum(axis=0).astype(kernel.dtype)
+  d_kernel = of_examples.sum(axis=0).astype(kernel.dtype)
   return _multiply(cotangent, kernel.T), d_kernel
 
 

@@ -124,8 +124,8 @@ def _norm_kernel(
   here = channel < channels
   x = _load(x_ref, here & (row < tokens))
   mean, deviation = statistics(x, channels)
-  each = _channels(scale_ref.shape[0]) < channels
-  scale, shift = (_load(ref, each) for ref in (scale_ref, shift_ref))
+  of_channels = _channels(scale_ref.shape[0]) < channels
+  scale, shift = (_load(ref, of_channels) for ref in (scale_ref, shift_ref))
   y = (x - mean) * deviation * scale[None] + shift[None]
   y = jnp.where(row < tokens, y, 0.0).astype(y_ref.dtype)
   plgpu.store(y_ref, y, mask=here & (row < rows))
@@ -147,8 +147,8 @@ def _gradient_kernel(
   width = scale_ref.shape[0]
   begin = pl.program_id(1) * part
   end = jnp.minimum(begin + part, tokens)
-  each = _channels(width) < channels
-  scale = _load(scale_ref, each)
+  of_channels = _channels(width) < channels
+  scale = _load(scale_ref, of_channels)
 
   def step(k, sums):
     first = begin + k * _ROWS_BACK
@@ -161,11 +161,12 @@ def _gradient_kernel(
     mean, deviation = statistics(x, channels)
     normed = (x - mean) * deviation
     d_normed = d_y * scale[None]
-    mean, along = (
+    # What a shift, or a scale, of the whole row would change is taken away.
+    shifting, scaling = (
       y.sum(axis=1, keepdims=True) / channels
       for y in (d_normed, d_normed * normed)
     )
-    d_x = skip + (d_normed - mean - normed * along) * deviation
+    d_x = skip + (d_normed - shifting - normed * scaling) * deviation
     plgpu.store(d_x_ref.at[rows, :], d_x.astype(d_x_ref.dtype), mask=here)
     d_scale, d_shift = sums
     return d_scale + (d_y * normed).sum(axis=0), d_shift + d_y.sum(axis=0)
@@ -173,8 +174,8 @@ def _gradient_kernel(
   zeros = jnp.zeros((width,), jnp.float32)
   steps = pl.cdiv(part, _ROWS_BACK)
   d_scale, d_shift = jax.lax.fori_loop(0, steps, step, (zeros, zeros))
-  plgpu.store(d_scale_ref, d_scale, mask=each)
-  plgpu.store(d_shift_ref, d_shift, mask=each)
+  plgpu.store(d_scale_ref, d_scale, mask=of_channels)
+  plgpu.store(d_shift_ref, d_shift, mask=of_channels)
 
 
 def _load(ref, mask):

@@ -18,11 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mixer.models.gelu import share_and_slope
-from mixer.models.kernels.arithmetic import (
-  Weights,
-  product,
-  statistics,
-)
+from mixer.models.kernels.arithmetic import Weights, statistics
 
 _LANES = 128  # a TPU's vectors are so wide
 # Hidden units of an example that are worked on at once. The backward pass has
@@ -227,9 +223,9 @@ def _mix_kernel(
   for here in _slices(x_ref.shape[-1], channels):
     x = x_ref[0, :, here].astype(jnp.float32)
     y = (x - mean) * deviation * scale_ref[:, here] + shift_ref[:, here]
-    h = product(kernel_in_ref[...], y.astype(dtype)) + bias_in_ref[...]  # d c
+    h = _product(kernel_in_ref[...], y.astype(dtype)) + bias_in_ref[...]  # d c
     a = h * share_and_slope(h)[0]
-    y = product(kernel_out_ref[...], a.astype(dtype)) + bias_out_ref[...]
+    y = _product(kernel_out_ref[...], a.astype(dtype)) + bias_out_ref[...]
     out_ref[0, :, here] = (x + kept * y).astype(out_ref.dtype)
 
 
@@ -277,17 +273,17 @@ def _gradient_kernel(
   for here in _slices(x_ref.shape[-1], channels):
     normed = (x_ref[0, :, here].astype(jnp.float32) - mean) * deviation
     y = (normed * scale_ref[:, here] + shift_ref[:, here]).astype(dtype)
-    h = product(turned_in_ref[...], y) + bias_in_ref[...]  # d c
+    h = _product(turned_in_ref[...], y) + bias_in_ref[...]  # d c
     share, slope = share_and_slope(h)
     d_out = kept * cotangent_ref[0, :, here].astype(jnp.float32)  # s c
     d_bias_out_ref[0] += d_out.sum(axis=1, keepdims=True)
     d_out = d_out.astype(dtype)
     d_kernel_out_ref[0] += _product_turned((h * share).astype(dtype), d_out)
-    d_h = product(kernel_out_ref[...], d_out) * slope
+    d_h = _product(kernel_out_ref[...], d_out) * slope
     d_bias_in_ref[0] += d_h.sum(axis=1, keepdims=True)
     d_h = d_h.astype(dtype)
     d_kernel_in_ref[0] += _product_turned(y, d_h)
-    d_y = product(kernel_in_ref[...], d_h)  # s c
+    d_y = _product(kernel_in_ref[...], d_h)  # s c
     d_scale_ref[0, :, here] += (d_y * normed).sum(axis=0, keepdims=True)
     d_shift_ref[0, :, here] += d_y.sum(axis=0, keepdims=True)
     d_normed = d_y * scale_ref[:, here]
@@ -301,6 +297,11 @@ def _gradient_kernel(
     dx = d_normed_ref[:, here] - (sum_d + normed * sum_product) / c
     dx = cotangent_ref[0, :, here].astype(jnp.float32) + dx * deviation
     dx_ref[0, :, here] = dx.astype(dx_ref.dtype)
+
+
+def _product(a, b):
+  """a times b, in float32."""
+  return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
 def _product_turned(a, b):
