@@ -3,6 +3,9 @@
 
 import contextlib
 import functools
+import shutil
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -10,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.kernels import Errors, agree, compare, run
+from mixer.errors import UserError
 from mixer.models import create
 from mixer.models.cost import multiply_accumulates
 from mixer.models.kernels import (
@@ -333,3 +338,43 @@ def test_a_program_for_gpus_has_their_kernels_by_itself():
   # Of each branch a layer norm and a GELU, and the gradient of each.
   assert len(kernels) == 8 * model.blocks
   assert "convolution" not in text
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_the_comparison_on_a_gpu_finds_right_kernels_right(dtype):
+  sizes = {"hidden": 24, "tokens_mlp": 12, "channels_mlp": 40}
+  found = compare(sizes, tokens=9, examples=2, dtype=dtype)
+  assert agree(**found)
+  near = 1e-5 if dtype is None else 0.02
+  assert 0 < max(found["kernels"]) < near
+
+
+@pytest.mark.parametrize("wrong", [0.01, float("nan")])
+def test_the_comparison_on_a_gpu_finds_wrong_kernels_wrong(wrong):
+  layers = Errors(1e-3, 1e-3, 1e-3)
+  assert agree(layers, Errors(2e-3, 1e-3, 1e-3))
+  assert not agree(layers, Errors(1e-3, 1e-3, wrong))
+
+
+def test_the_comparison_wants_a_gpu():
+  with pytest.raises(UserError, match="no GPU here"):
+    run(["Mixer-S/16"])
+  with pytest.raises(UserError, match="--models=S/16 is no Mixer: take Mixer-"):
+    run(["S/16"])
+
+
+@pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs a GPU")
+def test_kernels_are_what_the_layers_are_on_this_machines_gpu(environment):
+  kept = {
+    name: value
+    for name, value in environment.items()
+    if name not in ("JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+  }
+  done = subprocess.run(
+    [sys.executable, "-m", "benchmarks.kernels"],
+    capture_output=True,
+    text=True,
+    env=kept,
+  )
+  assert done.returncode == 0, done.stderr

@@ -415,6 +415,29 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
   assert "config.batch = 100 is not divided by the 16 devices" in done.stderr
 
 
+CHOOSE = """
+from mixer.models.kernels import choose_kernels, compiled_for
+from mixer.preflight.gpu_compiler import open_devices
+from mixer.preflight.topology import parse
+
+for name in "gpu:h100x8", "gpu:h200x1":
+  with compiled_for(open_devices(parse(name))[0]):
+    print(choose_kernels("auto", gelu="tanh", dropout=0.0))
+"""
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="needs jax's CUDA plugin")
+def test_a_gpu_that_is_not_there_is_known_by_its_kind():
+  done = subprocess.run(
+    [sys.executable, "-c", CHOOSE],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+
+  assert done.stdout.split() == ["gpu", "gpu"], done.stderr
+
+
 @pytest.mark.skipif(not HAS_CUDA, reason="needs jax's CUDA plugin")
 @pytest.mark.parametrize(
   ("model", "flags"),
