@@ -30,6 +30,7 @@ from benchmarks.throughput.programs import (
 )
 from benchmarks.throughput.timing import time_calls
 from mixer.models import create
+from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=0.5)
   given = parser.parse_args()
   go_first()
+  set_flags(LIBRARY_PRODUCTS)  # as train.py, eval.py and predict do
   say(describe())
   if given.model:
     part = cells.Part(
