@@ -132,32 +132,28 @@ def preflight(
   target = topology if own else parse(STAND_IN)
   devices = open_devices(target)
   with compiled_for(devices[0]):
-    return _preflight(config, plan, topology, target, devices, suggests)
-
-
-def _preflight(config, plan, topology, target, devices, suggests) -> Report:
-  # On the stand-in, as many images per device.
-  target_plan = plan
-  if target is not topology:
-    target_plan = on_stand_in(plan, config, target)
-  training = _or_refusal(compile_training, target_plan, devices)
-  evaluation = None
-  if plan.evals:
-    evaluation = _or_refusal(compile_evaluation, target_plan, devices)
-  estimated = None
-  # The compiler counts a loop over blocks as one block.
-  if isinstance(training, Program) and not config.model.scan:
-    estimated = estimate(plan, topology, training, compiled_for=target)
-  report = Report(
-    plan, topology, target, training, evaluation, estimated, suggestions={}
-  )
-  if suggests:
-    report = dataclasses.replace(
-      report,
-      suggestions=dict(_suggest(target_plan.config, target, devices, report)),
-      sharded=_shard(target_plan.config, target, devices, report),
+    # On the stand-in, as many images per device.
+    target_plan = plan
+    if target is not topology:
+      target_plan = on_stand_in(plan, config, target)
+    training = _or_refusal(compile_training, target_plan, devices)
+    evaluation = None
+    if plan.evals:
+      evaluation = _or_refusal(compile_evaluation, target_plan, devices)
+    estimated = None
+    # The compiler counts a loop over blocks as one block.
+    if isinstance(training, Program) and not config.model.scan:
+      estimated = estimate(plan, topology, training, compiled_for=target)
+    report = Report(
+      plan, topology, target, training, evaluation, estimated, suggestions={}
     )
-  return report
+    if suggests:
+      report = dataclasses.replace(
+        report,
+        suggestions=dict(_suggest(target_plan.config, target, devices, report)),
+        sharded=_shard(target_plan.config, target, devices, report),
+      )
+    return report
 
 
 def on_stand_in(plan: Plan, config: ConfigDict, target: Topology) -> Plan:
