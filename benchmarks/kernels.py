@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Mixer block by kernels and by layers on this machine's GPU: the same?
 
-python -m benchmarks.kernels [--models=Mixer-S/16,Mixer-H/14]
+python -m benchmarks.kernels [--models=Mixer-S/16,Mixer-L/*]
 
 For a block of random weights, how far its output and its gradients, of tokens
 and of the weights (the worst), are from those of the layers in float32 with
@@ -16,13 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from benchmarks.throughput.cells import IMAGE_SIZE, choose
 from mixer import models
 from mixer.errors import UserError
 from mixer.front_door import answer
 from mixer.models.mixer import MixerBlock
 from mixer.table import render
 
-IMAGE_SIZE = 224
 EXAMPLES = 8
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 HEAD = ("model", "dtype", "by", "output", "tokens", "weights")
@@ -44,31 +44,29 @@ def main() -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  names = ",".join(models.names("Mixer"))
-  parser.add_argument("--models", default=names, help="default: all Mixers")
-  return answer(run, names=parser.parse_args().models.split(","))
+  parser.add_argument(
+    "--models", default="*", help="names, with * for any part; default: *"
+  )
+  return answer(run, patterns=parser.parse_args().models.split(","))
 
 
-def run(names: list[str]) -> str:
-  """Compares all; returns a table.
+def run(patterns: list[str]) -> str:
+  """Compares the Mixers that patterns are of; returns a table.
 
   Raises:
     UserError: a name that is none, no GPU, or kernels that are not right.
   """
-  known = models.names("Mixer")
-  if strange := [name for name in names if name not in known]:
-    raise UserError(
-      f"--models={strange[0]} is no Mixer: take {', '.join(known)}."
-    )
+  mixers = [(name, IMAGE_SIZE) for name in models.names("Mixer")]
+  chosen = choose(patterns, mixers)
   if jax.default_backend() != "gpu":
     raise UserError(
       "There is no GPU here, and these kernels are for one. Tests run them in "
       "Pallas' interpret mode."
     )
   rows, wrong = [], []
-  for name in names:
+  for name, image_size in chosen:
     sizes = models.sizes(name)
-    tokens = (IMAGE_SIZE // sizes["patch"]) ** 2
+    tokens = (image_size // sizes["patch"]) ** 2
     for dtype in DTYPES:
       found = compare(sizes, tokens, EXAMPLES, DTYPES[dtype])
       for by, errors in found.items():
@@ -106,12 +104,11 @@ def compare(
   exact = MixerBlock(
     tokens_mlp=sizes["tokens_mlp"], channels_mlp=sizes["channels_mlp"]
   )
-  draw = jax.random.split(jax.random.key(0), 4)
+  *draws, of_params = jax.random.split(jax.random.key(0), 3)
   x, cotangent = (
-    jax.random.normal(key, (examples, tokens, sizes["hidden"]))
-    for key in draw[:2]
+    jax.random.normal(key, (examples, tokens, sizes["hidden"])) for key in draws
   )
-  params = exact.init(draw[2], x)["params"]
+  params = exact.init(of_params, x)["params"]
   # Biases begin at zero, with which nothing of theirs would be seen.
   params = jax.tree.map(
     lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape),

@@ -360,7 +360,7 @@ def test_the_comparison_on_a_gpu_finds_wrong_kernels_wrong(wrong):
 def test_the_comparison_wants_a_gpu():
   with pytest.raises(UserError, match="no GPU here"):
     run(["Mixer-S/16"])
-  with pytest.raises(UserError, match="--models=S/16 is no Mixer: take Mixer-"):
+  with pytest.raises(UserError, match="--models: 'S/16' is none of Mixer-"):
     run(["S/16"])
 
 
