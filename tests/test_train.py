@@ -293,6 +293,7 @@ def test_keys_that_a_run_was_started_before_stand_at_their_defaults(
   older = to_dict(config)
   del older["cutmix"], older["data"]["classes"]
   older["shard_optimizer_state"] = older.pop("shard_state")
+  older["model"]["token_mixing"] = older["model"].pop("kernels")
   (tmp_path / "config.json").write_text(json.dumps(older))
 
   run_folder.check_config(tmp_path, config, accept_changes=False)

@@ -4,7 +4,9 @@
 import os
 
 import pytest
+from ml_collections import ConfigDict
 
+from mixer.training.setup import choose_operations
 from mixer.xla_flags import DETERMINISTIC, LIBRARY_PRODUCTS, set_flags
 
 OPPOSITE = LIBRARY_PRODUCTS.replace("false", "true")
@@ -34,3 +36,15 @@ def test_a_users_file_of_flags_stays(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "my/flags.txt")
   set_flags(LIBRARY_PRODUCTS)
   assert os.environ["XLA_FLAGS"] == "my/flags.txt"
+
+
+@pytest.mark.parametrize(
+  ("deterministic", "flags"),
+  [(False, {LIBRARY_PRODUCTS}), (True, {LIBRARY_PRODUCTS, DETERMINISTIC})],
+)
+def test_training_takes_the_librarys_products(
+  monkeypatch, deterministic, flags
+):
+  monkeypatch.setenv("XLA_FLAGS", "")
+  choose_operations(ConfigDict({"deterministic_operations": deterministic}))
+  assert set(os.environ["XLA_FLAGS"].split()) == flags

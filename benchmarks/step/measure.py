@@ -24,7 +24,6 @@ from benchmarks.step.matmul import best_product
 from benchmarks.throughput import cells
 from benchmarks.throughput.measure import first_line, go_first, say
 from benchmarks.throughput.timing import time_calls
-from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
 
 OURS = "ours"
 NAMES = OURS, "timm", "timm-eager", "authors"
@@ -44,8 +43,6 @@ def main():
   parser.add_argument("--seconds", type=float, default=0.5)
   given = parser.parse_args()
   go_first()
-  if given.implementation == OURS:
-    set_flags(LIBRARY_PRODUCTS)  # as train.py does
   with tempfile.TemporaryDirectory() as folder:
     # What was compiled once must not make the next compilation look fast.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder

@@ -18,12 +18,17 @@ from benchmarks.throughput.programs import (
   train,
 )
 from mixer.models import create
+from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
 
 
 class Ours(OnJax):
   """`mixer.models` and `mixer.training.step`."""
 
   errors = (DoesNotFitError, jax.errors.JaxRuntimeError)
+
+  def __init__(self):
+    set_flags(LIBRARY_PRODUCTS)  # as train.py does
+    super().__init__()
 
   def make(self, cell):
     dtype = None if cell.dtype == "float32" else jnp.dtype(cell.dtype)
