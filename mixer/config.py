@@ -80,8 +80,9 @@ def default() -> ConfigDict:
   model.stoch_depth = 0.0  # rate of the last block; linear from 0 at the first
   model.stoch_depth_rescale = False  # divide by 1 - rate; the authors do not
   # What of each block is computed again in the backward pass, in place of being
-  # kept: "none" of it; all but its "products"; whole "blocks", which takes the
-  # least memory and up to a third more time.
+  # kept: "none" of it; all but its "products"; "token_mixing" (of ViT,
+  # self-attention); whole "blocks", which takes the least memory and up to a
+  # third more time.
   model.remat = "none"
   model.head_bias = 0.0  # initial bias of the head, for the sigmoid loss
   # Sizes and choices of one family of models, which the others refuse. None

@@ -200,7 +200,7 @@ _CHOICES = {
   "model.dtype": ("float32", "bfloat16"),
   "model.gelu": (None, "tanh", "exact"),
   "model.kernels": (None, "auto", "plain", "fused"),
-  "model.remat": ("none", "products", "blocks"),
+  "model.remat": ("none", "products", "token_mixing", "blocks"),
   "model.pool": (None, "token", "mean"),
   "optimizer.name": ("adam", "momentum"),
   "optimizer.accumulator_dtype": ("float32", "bfloat16"),

@@ -236,7 +236,12 @@ def with_weights(params, weights: Weights):
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
   "fields",
-  [{}, {"scan": True, "remat": "blocks"}, {"remat": "products"}],
+  [
+    {},
+    {"scan": True, "remat": "blocks"},
+    {"remat": "products"},
+    {"remat": "token_mixing"},
+  ],
 )
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_a_model_that_drops_paths_has_the_same_gradients(device, fields):

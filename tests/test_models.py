@@ -8,7 +8,10 @@ from flax.traverse_util import flatten_dict
 from mixer import weights
 from mixer.models import cost, create, names
 
-SMALL_VIT = dict(mlp=32, heads=2)
+SMALL = {
+  "Mixer": dict(tokens_mlp=8, channels_mlp=32),
+  "ViT": dict(mlp=32, heads=2),
+}
 GOLDENS = "tests/goldens"
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
 
@@ -195,18 +198,33 @@ def test_gradients_in_bfloat16_are_as_large_as_in_float32():
     assert jnp.linalg.norm(rounded[name] - gradient) < 0.03 * norm, name
 
 
+def of_family(family, **fields):
+  """A small model, parameters of which none is zero, and images."""
+  sizes = dict(patch=8, hidden=16, blocks=3) | SMALL[family]
+  model = create(family, **sizes, num_classes=5, **fields)
+  images = jax.random.normal(jax.random.key(0), (4, 24, 16, 3))
+  params = model.init(jax.random.key(1), images)["params"]
+  params = jax.tree.map(
+    lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params
+  )
+  return model, params, images
+
+
 @pytest.mark.parametrize(
   "fields",
   [
     {"remat": "blocks"},
     {"remat": "products"},
+    {"remat": "token_mixing"},
     {"scan": True},
     {"scan": True, "remat": "blocks"},
     {"scan": True, "remat": "products"},
+    {"scan": True, "remat": "token_mixing"},
   ],
 )
-def test_neither_remat_nor_scan_changes_logits_or_gradients(tiny, fields):
-  model, params, images, _ = tiny
+@pytest.mark.parametrize("family", ["Mixer", "ViT"])
+def test_neither_remat_nor_scan_changes_logits_or_gradients(family, fields):
+  model, params, images = of_family(family)
 
   def loss(params, model):
     return (model.apply({"params": params}, images)[0] ** 2).sum()
@@ -224,20 +242,12 @@ def test_neither_remat_nor_scan_changes_logits_or_gradients(tiny, fields):
 @pytest.mark.parametrize("family", ["Mixer", "ViT"])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_scan_drops_and_rounds_what_blocks_in_turn_do(family, dtype):
-  sizes = {"Mixer": dict(tokens_mlp=8, channels_mlp=32), "ViT": SMALL_VIT}
-  model = create(
+  model, params, images = of_family(
     family,
-    **(dict(patch=8, hidden=16, blocks=3) | sizes[family]),
-    num_classes=5,
     stoch_depth=0.4,
     dropout=0.2,
     stoch_depth_rescale=True,
     dtype=dtype,
-  )
-  images = jax.random.normal(jax.random.key(0), (4, 24, 16, 3))
-  params = model.init(jax.random.key(1), images)["params"]
-  params = jax.tree.map(
-    lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params
   )
   keys = jax.random.split(jax.random.key(2), 4)
 
@@ -253,8 +263,9 @@ def test_scan_drops_and_rounds_what_blocks_in_turn_do(family, dtype):
   np.testing.assert_allclose(logits, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_less_is_kept_for_the_backward_pass_the_more_is_computed_again(tiny):
-  model, params, images, _ = tiny
+@pytest.mark.parametrize("family", ["Mixer", "ViT"])
+def test_less_is_kept_for_the_backward_pass_the_more_is_computed_again(family):
+  model, params, images = of_family(family)
 
   def kept(**fields):
     def backward(params):
@@ -267,6 +278,11 @@ def test_less_is_kept_for_the_backward_pass_the_more_is_computed_again(tiny):
 
   nothing = kept(remat="none")
   assert kept(remat="blocks") < kept(remat="products") < nothing
+  # Of 4 images and 3 blocks, tokens of 16 channels and 32 hidden units; but not
+  # the bias with which the first branch ends.
+  tokens, bias = {"Mixer": (6, 6), "ViT": (7, 16)}[family]
+  more = kept(remat="token_mixing") - kept(remat="blocks")
+  assert more == 3 * (4 * tokens * (16 + 32) - bias)
   assert kept(scan=True, remat="blocks") < kept(scan=True) < nothing
 
 
@@ -287,7 +303,7 @@ def test_a_scanned_program_is_as_long_for_many_blocks_as_for_few(scan, grows):
 
 def test_remat_of_another_name_is_refused(tiny):
   model, params, images, _ = tiny
-  with pytest.raises(ValueError, match="'all' is none of none, products, blo"):
+  with pytest.raises(ValueError, match="'all' is none of none, products, tok"):
     model.clone(remat="all").apply({"params": params}, images)
 
 

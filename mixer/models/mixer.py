@@ -5,6 +5,8 @@ Letters in shape comments: n examples, h w rows and columns of patches,
 s = h * w tokens, c channels.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -20,7 +22,9 @@ from mixer.models.layers import classifier, patch_embedding
 from mixer.models.residual import (
   Residual,
   cast_products,
+  hidden_product,
   hold_on_gpu,
+  mixed_tokens,
   rematerialise,
   run_blocks,
 )
@@ -44,12 +48,14 @@ class MlpBlock(nn.Module):
   """Dense, GELU, Dense, on one vector.
 
   out: features that come out; None for as many as go in.
+  product: the first one.
   """
 
   hidden: int
   dtype: jnp.dtype | None = None
   gelu: str = "tanh"
   out: int | None = None
+  product: Callable[..., jax.Array] = jax.lax.dot_general
 
   @nn.compact
   def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
@@ -61,7 +67,7 @@ class MlpBlock(nn.Module):
         the caller, because a draw in here would be shared by all vectors.
     """
     types = {"dtype": self.dtype, "promote_dtype": cast_products}
-    y = nn.Dense(self.hidden, **types)(x)
+    y = nn.Dense(self.hidden, dot_general=self.product, **types)(x)
     y = gelu(y, self.gelu)
     if scale is not None:
       y = y * scale
@@ -100,7 +106,8 @@ class MixerBlock(Residual, kw_only=True):
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     """Maps n s c to n s c; `keys` [n] turns dropping on."""
-    return self._mix_channels(self._mix_tokens(x, keys), keys)
+    x = mixed_tokens(self._mix_tokens(x, keys))
+    return self._mix_channels(x, keys)
 
   def _mix_tokens(self, x, keys):
     if self.kernels == "tpu":
@@ -128,7 +135,9 @@ class MixerBlock(Residual, kw_only=True):
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
     types = self.dtype, self.gelu
-    mlp = ChannelMixing(self.channels_mlp, *types, name="channel_mixing")
+    mlp = ChannelMixing(
+      self.channels_mlp, *types, product=hidden_product, name="channel_mixing"
+    )
     y = mlp(y, self._dropout(keys, 3, (x.shape[1], self.channels_mlp)))  # n s c
     return self._add(x, y, keys, 4)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
+from jax.ad_checkpoint import checkpoint_name
 
 
 def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
@@ -28,17 +29,27 @@ def keep_products(primitive, *_, **__) -> bool:
   return primitive.name in ("dot_general", "conv_general_dilated")
 
 
+_MIXED, _HIDDEN = "mixed_tokens", "hidden_channels"
+
 # What of a block is kept for the backward pass, by name; the rest is computed
 # again there.
 REMAT = {
   "none": None,  # everything that the compiler does not drop itself
   "products": keep_products,
+  # All but the first branch's inside: token mixing, or self-attention.
+  "token_mixing": jax.checkpoint_policies.save_only_these_names(
+    _MIXED, _HIDDEN
+  ),
   "blocks": jax.checkpoint_policies.nothing_saveable,  # what goes in alone
 }
 
 
 def rematerialise(
-  kind: type[nn.Module], policy: str, *, looped: bool = False
+  kind: type[nn.Module],
+  policy: str,
+  *,
+  looped: bool = False,
+  mixes_tokens: bool = True,
 ) -> type[nn.Module]:
   """A block's class that keeps what a policy says; it needs a name when made.
 
@@ -47,13 +58,33 @@ def rematerialise(
     policy: of `REMAT`.
     looped: whether the block is the body of a loop, of which the compiler drops
       nothing itself: "none" is "products" there. Nor can it merge its passes.
+    mixes_tokens: whether its first branch does.
   """
   if policy not in REMAT:
     raise ValueError(f"remat={policy!r} is none of {', '.join(REMAT)}.")
+  if policy == "token_mixing" and not mixes_tokens:
+    raise ValueError(
+      "remat='token_mixing' is of Mixers and ViTs: take 'products' or 'blocks'."
+    )
   keep = REMAT[policy] or (keep_products if looped else None)
   if keep is None:
     return kind
   return nn.remat(kind, policy=keep, prevent_cse=not looped)
+
+
+def mixed_tokens(x: jax.Array) -> jax.Array:
+  """Marks what a block's first branch leaves, for `REMAT`."""
+  return checkpoint_name(x, _MIXED)
+
+
+def hidden_channels(x: jax.Array) -> jax.Array:
+  """Marks the product inside a block's second branch, for `REMAT`."""
+  return checkpoint_name(x, _HIDDEN)
+
+
+def hidden_product(*arguments, **options) -> jax.Array:
+  """That product, as a Flax layer takes it."""
+  return hidden_channels(jax.lax.dot_general(*arguments, **options))
 
 
 def hold_on_gpu(x: jax.Array) -> jax.Array:

@@ -24,6 +24,8 @@ from mixer.models.residual import (
   Residual,
   cast_products,
   draw_kept,
+  hidden_product,
+  mixed_tokens,
   rematerialise,
   run_blocks,
 )
@@ -58,7 +60,7 @@ class MlpBlock(nn.Module):
       "kernel_init": nn.initializers.xavier_uniform(),
       "bias_init": nn.initializers.normal(1e-6),
     }
-    y = nn.Dense(self.hidden, **layer)(x)
+    y = nn.Dense(self.hidden, dot_general=hidden_product, **layer)(x)
     y = gelu(y, self.gelu)
     if scale is not None:
       y = y * scale
@@ -111,7 +113,7 @@ class EncoderBlock(Residual, kw_only=True):
     attention = SelfAttention(
       self.heads, self.dtype, name="MultiHeadDotProductAttention_0"
     )
-    x = self._add(x, attention(y), keys, 1)
+    x = mixed_tokens(self._add(x, attention(y), keys, 1))
 
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=self.dtype)(x)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from mixer.models.kernels.arithmetic import Weights
 from mixer.models.kernels.bias_gelu import bias_gelu
 from mixer.models.kernels.layer_norm import norm_and_skip
+from mixer.models.residual import hidden_channels
 
 _MULTIPLE = 8
 
@@ -67,7 +68,7 @@ def mix_channels(
     x.astype(dtype), weights.scale, weights.shift, x.shape[1], dtype, interpret
   )
   y = y.reshape(1, -1, y.shape[-1])  # one example of all tokens
-  y = y @ weights.kernel_in.astype(dtype)
+  y = hidden_channels(y @ weights.kernel_in.astype(dtype))
   y = bias_gelu(y, weights.bias_in, 2, interpret)
   y = y @ weights.kernel_out.astype(dtype) + weights.bias_out
   return x.astype(jnp.float32), y.reshape(x.shape)
