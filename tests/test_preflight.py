@@ -15,7 +15,12 @@ from recipes import load
 from mixer.chips import CHIPS, GIB
 from mixer.errors import UserError
 from mixer.preflight import gpu_compiler, suggestion
-from mixer.preflight.check import Report, Sharded, on_stand_in
+from mixer.preflight.check import (
+  Report,
+  Sharded,
+  on_stand_in,
+  remat_to_try,
+)
 from mixer.preflight.compiler import DoesNotFit, Program, explain
 from mixer.preflight.estimate import estimate, paper_core_days, repeat
 from mixer.preflight.gpu_compiler import can_compile_for
@@ -174,6 +179,20 @@ def test_a_single_image_may_be_all_that_fits():
   found = suggestion.suggest(Compiler(most=1).peak_of, share=4, limit=9e9)
 
   assert (found.at_once, found.accumulation, found.line) == (1, 4, None)
+
+
+@pytest.mark.parametrize(
+  "name, policy, tried",
+  [
+    ("Mixer-B/16", "none", ["none", "token_mixing", "blocks"]),
+    ("ViT-B/16", "products", ["products", "token_mixing", "blocks"]),
+    ("Mixer-B/16", "token_mixing", ["token_mixing", "blocks"]),
+    ("Mixer-B/16", "blocks", ["blocks"]),
+    ("BiT-R50x1", "none", ["none", "blocks"]),
+  ],
+)
+def test_policies_that_keep_less_are_suggested_too(name, policy, tried):
+  assert remat_to_try(name, policy) == tried
 
 
 def test_nothing_is_suggested_where_the_state_alone_is_too_large():

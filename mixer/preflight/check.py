@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from mixer.models import cost
+from mixer.models import cost, family_of
 from mixer.models.kernels import compiled_for
 from mixer.plan import Plan
 from mixer.preflight.compiler import DoesNotFit, Program, open_devices
@@ -184,6 +184,14 @@ def _or_refusal(compile_it, plan: Plan, devices) -> Program | DoesNotFit:
     return refusal
 
 
+def remat_to_try(name: str, policy: str) -> list[str]:
+  """A model's own policy, and those that keep less for the backward pass."""
+  less = ["token_mixing", "blocks"] if family_of(name) != "BiT" else ["blocks"]
+  if policy in less:
+    return less[less.index(policy) :]
+  return [policy, *less]
+
+
 def _suggest(
   config: ConfigDict, target: Topology, devices: list, report: Report
 ) -> Iterator[tuple[str, Suggestion]]:
@@ -200,8 +208,8 @@ def _suggest(
     program = compile_training(plan_for(changed, target.devices), devices)
     return program.peak + report.waiting
 
-  for remat in dict.fromkeys((config.model.remat, "blocks")):
-    name = "config.model.remat=blocks" if remat != config.model.remat else ""
+  for remat in remat_to_try(config.model.name, config.model.remat):
+    name = f"config.model.remat={remat}" if remat != config.model.remat else ""
     yield (
       name,
       suggest(
