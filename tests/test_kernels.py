@@ -281,6 +281,29 @@ def test_a_model_that_drops_paths_has_the_same_gradients(device, fields):
   )
 
 
+@pytest.mark.usefixtures("interpreted")
+def test_a_gpus_kernels_keep_what_the_layers_keep():
+  model = create("Mixer", **TINY, num_classes=5, kernels="plain")
+  images = jax.random.normal(jax.random.key(0), (4, 12, 12, 3))
+  params = model.init(jax.random.key(2), images)["params"]
+
+  def kept(remat, model):
+    def backward(params):
+      apply = model.clone(remat=remat).apply
+      return jax.vjp(lambda p: apply({"params": p}, images)[0], params)[1]
+
+    with compiled_for(A_GPU):
+      left = jax.eval_shape(backward, params)
+    return sum(x.size for x in jax.tree.leaves(left))
+
+  fused = model.clone(kernels="fused")
+  for policy in "blocks", "token_mixing":
+    assert kept(policy, fused) == kept(policy, model)
+  # The library's products are kept, which have a derivative of their own.
+  products = kept("products", fused)
+  assert kept("token_mixing", fused) < products < kept("none", fused)
+
+
 def test_an_image_costs_what_it_costs_in_plain_layers():
   model = create("Mixer", **TINY, num_classes=5, kernels="plain")
   fused = model.clone(kernels="fused")

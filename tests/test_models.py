@@ -284,6 +284,8 @@ def test_less_is_kept_for_the_backward_pass_the_more_is_computed_again(family):
   more = kept(remat="token_mixing") - kept(remat="blocks")
   assert more == 3 * (4 * tokens * (16 + 32) - bias)
   assert kept(scan=True, remat="blocks") < kept(scan=True) < nothing
+  in_a_loop = kept(scan=True, remat="token_mixing")
+  assert in_a_loop - kept(scan=True, remat="blocks") == more
 
 
 @pytest.mark.parametrize("scan, grows", [(False, True), (True, False)])

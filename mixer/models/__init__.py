@@ -17,17 +17,19 @@ class Family(NamedTuple):
   module: their class.
   variants: the published ones' sizes by name.
   columns: which fields those sizes are.
+  mixes_tokens: whether their blocks begin with that, see `residual.REMAT`.
   """
 
   module: type[nn.Module]
   variants: dict[str, tuple]
   columns: tuple[str, ...]
+  mixes_tokens: bool = True
 
 
 FAMILIES = {
   "Mixer": Family(mixer.MlpMixer, mixer.VARIANTS, mixer.COLUMNS),
   "ViT": Family(vit.VisionTransformer, vit.VARIANTS, vit.COLUMNS),
-  "BiT": Family(bit.BitResNet, bit.VARIANTS, bit.COLUMNS),
+  "BiT": Family(bit.BitResNet, bit.VARIANTS, bit.COLUMNS, mixes_tokens=False),
   "MixerVariation": Family(mixer_variations.MixerVariation, {}, mixer.COLUMNS),
 }
 
@@ -54,8 +56,8 @@ def family_of(name: str) -> str:
 
 def sizes(name: str) -> dict[str, object]:
   """The fields that a table gives a name; none for a family's name."""
-  _, table, columns = FAMILIES[name.partition("-")[0]]
-  return dict(zip(columns, table.get(name, ()), strict=False))
+  family = FAMILIES[name.partition("-")[0]]
+  return dict(zip(family.columns, family.variants.get(name, ()), strict=False))
 
 
 def fields_of(family: str) -> dict[str, dataclasses.Field]:

@@ -196,7 +196,7 @@ class BitResNet(nn.Module):
   stoch_depth_rescale: divides the branches that stay by 1 - rate.
   dropout: rate on what enters the head.
   remat: what of a unit is not kept for the backward pass, but computed again
-    (`residual.REMAT`).
+    (`residual.REMAT`, but for "token_mixing").
   head_bias: initial value of the head's bias (its kernel starts at 0).
   """
 

@@ -24,19 +24,22 @@ def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
   return inputs, kernel, bias
 
 
-def keep_products(primitive, *_, **__) -> bool:
+def keep_products(primitive, *_, name: str | None = None, **__) -> bool:
   """Keeps what products and convolutions leave; the rest is computed again."""
-  return primitive.name in ("dot_general", "conv_general_dilated")
+  return primitive.name in ("dot_general", "conv_general_dilated") or (
+    name == _PRODUCT
+  )
 
 
-_MIXED, _HIDDEN = "mixed_tokens", "hidden_channels"
+_MIXED, _HIDDEN, _PRODUCT = "mixed_tokens", "hidden_channels", "product"
 
 # What of a block is kept for the backward pass, by name; the rest is computed
 # again there.
 REMAT = {
   "none": None,  # everything that the compiler does not drop itself
   "products": keep_products,
-  # All but the first branch's inside: token mixing, or self-attention.
+  # What goes in, what the first branch leaves (token mixing or self-attention),
+  # and the product inside the second.
   "token_mixing": jax.checkpoint_policies.save_only_these_names(
     _MIXED, _HIDDEN
   ),
@@ -80,6 +83,11 @@ def mixed_tokens(x: jax.Array) -> jax.Array:
 def hidden_channels(x: jax.Array) -> jax.Array:
   """Marks the product inside a block's second branch, for `REMAT`."""
   return checkpoint_name(x, _HIDDEN)
+
+
+def product(x: jax.Array) -> jax.Array:
+  """Marks a product that has its own derivative, for `REMAT`."""
+  return checkpoint_name(x, _PRODUCT)
 
 
 def hidden_product(*arguments, **options) -> jax.Array:

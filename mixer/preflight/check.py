@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from mixer.models import cost, family_of
+from mixer.models import FAMILIES, cost, family_of
 from mixer.models.kernels import compiled_for
 from mixer.plan import Plan
 from mixer.preflight.compiler import DoesNotFit, Program, open_devices
@@ -186,7 +186,9 @@ def _or_refusal(compile_it, plan: Plan, devices) -> Program | DoesNotFit:
 
 def remat_to_try(name: str, policy: str) -> list[str]:
   """A model's own policy, and those that keep less for the backward pass."""
-  less = ["token_mixing", "blocks"] if family_of(name) != "BiT" else ["blocks"]
+  less = ["blocks"]
+  if FAMILIES[family_of(name)].mixes_tokens:
+    less.insert(0, "token_mixing")
   if policy in less:
     return less[less.index(policy) :]
   return [policy, *less]

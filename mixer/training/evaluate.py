@@ -72,7 +72,7 @@ def evaluate(
       if not begins:
         run_folder.take_over(folder, config)
       plan = make_plan(config, trains=False, begins=begins)
-      if not plan.evals:
+      if not plan.config.evals:
         plan.problems.append(
           "The config has no evaluators: add to config.evals."
         )

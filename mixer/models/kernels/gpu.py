@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from mixer.models.kernels.arithmetic import Weights
 from mixer.models.kernels.bias_gelu import bias_gelu
 from mixer.models.kernels.layer_norm import norm_and_skip
-from mixer.models.residual import hidden_channels
+from mixer.models.residual import hidden_channels, product
 
 _MULTIPLE = 8
 
@@ -50,8 +50,10 @@ def mix_tokens(
   )
   kernel_in = jnp.pad(weights.kernel_in, ((0, more), (0, 0))).astype(dtype)
   kernel_out = jnp.pad(weights.kernel_out, ((0, 0), (0, more))).astype(dtype)
-  y = bias_gelu(_multiply(y, kernel_in), weights.bias_in, 1, interpret)
-  y = _multiply(y, kernel_out)[:, :s] + weights.bias_out[:, None]
+  y = product(_multiply(y, kernel_in))
+  y = bias_gelu(y, weights.bias_in, 1, interpret)
+  y = product(_multiply(y, kernel_out))
+  y = y[:, :s] + weights.bias_out[:, None]
   return x.astype(jnp.float32), y
 
 
