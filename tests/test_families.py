@@ -74,7 +74,7 @@ def test_a_config_makes_a_model_of_any_family(digits_dir, model):
     (VIT | dict(patch=3), "8 x 8 px are not divided by patches of 3 px"),
     (VIT | dict(pool="max"), "config.model.pool = 'max' is none of None"),
     (VIT | dict(heads=0), "config.model.heads = 0 must be 1 or more"),
-    (BIT | dict(remat="token_mixing"), "of Mixers and ViTs; BiT has no such"),
+    (BIT | dict(remat="token_mixing"), "config.model: remat='token_mixing' is"),
     (BIT | dict(width=0.1), "config.model.width = 0.1 must be 0.5 or more"),
     (BIT | dict(width=0.7), "width=0.7 makes 44.8 channels"),
     (BIT | dict(units=(1, 0)), "numbers of residual units, one for each stage"),

@@ -79,8 +79,8 @@ def create(name: str, *, num_classes: int | None = None, **fields) -> nn.Module:
     **fields: any field of the model, over the table's value.
 
   Raises:
-    ValueError: unknown name or field, or a size is missing; with the nearest
-      names.
+    ValueError: unknown name or field, a size is missing, or the family has no
+      such policy for `remat`; with what there is.
   """
   family = family_of(name)
   fields = sizes(name) | fields
@@ -97,6 +97,11 @@ def _check_fields(family: str, name: str, given: dict):
         f"{name} has no field {field!r}. Did you mean {next(iter(near))!r}? "
         f"Its fields: {', '.join(fields)}."
       )
+  if given.get("remat") == "token_mixing" and not FAMILIES[family].mixes_tokens:
+    raise ValueError(
+      f"remat='token_mixing' is of Mixers and ViTs, and not of {name}: take "
+      "'products' or 'blocks'."
+    )
   missing = [
     field.name
     for field in fields.values()

@@ -147,7 +147,7 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     """Maps n h w c to n h w c; `keys` [n] turns dropping on."""
-    unit = rematerialise(ResidualUnit, self.remat, mixes_tokens=False)
+    unit = rematerialise(ResidualUnit, self.remat)
     for i, keep_path in enumerate(self.keep_paths):
       x = unit(
         channels=self.channels,

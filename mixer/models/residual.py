@@ -24,14 +24,16 @@ def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
   return inputs, kernel, bias
 
 
+# Arrays that policies know by name.
+_MIXED, _HIDDEN, _PRODUCT = "mixed_tokens", "hidden_channels", "product"
+
+
 def keep_products(primitive, *_, name: str | None = None, **__) -> bool:
   """Keeps what products and convolutions leave; the rest is computed again."""
   return primitive.name in ("dot_general", "conv_general_dilated") or (
     name == _PRODUCT
   )
 
-
-_MIXED, _HIDDEN, _PRODUCT = "mixed_tokens", "hidden_channels", "product"
 
 # What of a block is kept for the backward pass, by name; the rest is computed
 # again there.
@@ -48,11 +50,7 @@ REMAT = {
 
 
 def rematerialise(
-  kind: type[nn.Module],
-  policy: str,
-  *,
-  looped: bool = False,
-  mixes_tokens: bool = True,
+  kind: type[nn.Module], policy: str, *, looped: bool = False
 ) -> type[nn.Module]:
   """A block's class that keeps what a policy says; it needs a name when made.
 
@@ -61,14 +59,9 @@ def rematerialise(
     policy: of `REMAT`.
     looped: whether the block is the body of a loop, of which the compiler drops
       nothing itself: "none" is "products" there. Nor can it merge its passes.
-    mixes_tokens: whether its first branch does.
   """
   if policy not in REMAT:
     raise ValueError(f"remat={policy!r} is none of {', '.join(REMAT)}.")
-  if policy == "token_mixing" and not mixes_tokens:
-    raise ValueError(
-      "remat='token_mixing' is of Mixers and ViTs: take 'products' or 'blocks'."
-    )
   keep = REMAT[policy] or (keep_products if looped else None)
   if keep is None:
     return kind
@@ -85,14 +78,14 @@ def hidden_channels(x: jax.Array) -> jax.Array:
   return checkpoint_name(x, _HIDDEN)
 
 
-def product(x: jax.Array) -> jax.Array:
-  """Marks a product that has its own derivative, for `REMAT`."""
-  return checkpoint_name(x, _PRODUCT)
-
-
 def hidden_product(*arguments, **options) -> jax.Array:
   """That product, as a Flax layer takes it."""
   return hidden_channels(jax.lax.dot_general(*arguments, **options))
+
+
+def product(x: jax.Array) -> jax.Array:
+  """Marks a product that has its own derivative, for `REMAT`."""
+  return checkpoint_name(x, _PRODUCT)
 
 
 def hold_on_gpu(x: jax.Array) -> jax.Array:

@@ -41,21 +41,15 @@ def _fields(options: ConfigDict) -> tuple[dict, list[str]]:
   """Splits what the config says of the model.
 
   Returns:
-    What `create` takes, and a complaint for each key that the model's family
-    does not have, or not with such a value.
+    What `create` takes, and a complaint for each key that is set although the
+    model's family does not have it.
 
   Raises:
     ValueError: there is no such model.
   """
   name, off = options.name, default().model
-  family = family_of(name)
-  known = {"num_classes", *fields_of(family)}
+  known = {"num_classes", *fields_of(family_of(name))}
   given, strange = {}, []
-  if options.remat == "token_mixing" and not FAMILIES[family].mixes_tokens:
-    strange.append(
-      f"config.model.remat = 'token_mixing' is of Mixers and ViTs; {name} has "
-      "no such policy: take 'products' or 'blocks'."
-    )
   for key, value in options.to_dict().items():
     if key in known:
       if value is not None:

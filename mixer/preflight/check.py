@@ -186,9 +186,8 @@ def _or_refusal(compile_it, plan: Plan, devices) -> Program | DoesNotFit:
 
 def remat_to_try(name: str, policy: str) -> list[str]:
   """A model's own policy, and those that keep less for the backward pass."""
-  less = ["blocks"]
-  if FAMILIES[family_of(name)].mixes_tokens:
-    less.insert(0, "token_mixing")
+  mixes = FAMILIES[family_of(name)].mixes_tokens
+  less = ["token_mixing", "blocks"] if mixes else ["blocks"]
   if policy in less:
     return less[less.index(policy) :]
   return [policy, *less]
