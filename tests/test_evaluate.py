@@ -116,6 +116,21 @@ def test_everything_missing_is_listed_at_once(
   assert "eval/" not in capsys.readouterr().out
 
 
+def test_a_value_out_of_its_range_is_the_only_complaint(
+  digits_dir, init, tmp_path
+):
+  config = config_of(digits_dir, init, test=TEST)
+  config.model.remat = "all"
+
+  with pytest.raises(UserError, match="config.model.remat = 'all'.*blocks'.$"):
+    evaluate.evaluate(config, str(tmp_path))
+
+
+def test_a_config_without_evaluators_is_refused(digits_dir, init, tmp_path):
+  with pytest.raises(UserError, match="no evaluators: add to config.evals"):
+    evaluate.evaluate(config_of(digits_dir, init), str(tmp_path))
+
+
 def test_evaluators_without_data_can_be_left_out(
   digits_dir, init, tmp_path, capsys
 ):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from kept import numbers_kept
 
 from mixer import weights
 from mixer.models import cost, create, names
@@ -267,25 +268,19 @@ def test_scan_drops_and_rounds_what_blocks_in_turn_do(family, dtype):
 def test_less_is_kept_for_the_backward_pass_the_more_is_computed_again(family):
   model, params, images = of_family(family)
 
-  def kept(**fields):
-    def backward(params):
-      apply = model.clone(**fields).apply
-      return jax.vjp(lambda p: apply({"params": p}, images)[0], params)[1]
+  def left(**fields):
+    return numbers_kept(model.clone(**fields), params, images)
 
-    return sum(
-      x.size for x in jax.tree.leaves(jax.eval_shape(backward, params))
-    )
-
-  nothing = kept(remat="none")
-  assert kept(remat="blocks") < kept(remat="products") < nothing
+  nothing = left(remat="none")
+  assert left(remat="blocks") < left(remat="products") < nothing
   # Of 4 images and 3 blocks, tokens of 16 channels and 32 hidden units; but not
   # the bias with which the first branch ends.
   tokens, bias = {"Mixer": (6, 6), "ViT": (7, 16)}[family]
-  more = kept(remat="token_mixing") - kept(remat="blocks")
+  more = left(remat="token_mixing") - left(remat="blocks")
   assert more == 3 * (4 * tokens * (16 + 32) - bias)
-  assert kept(scan=True, remat="blocks") < kept(scan=True) < nothing
-  in_a_loop = kept(scan=True, remat="token_mixing")
-  assert in_a_loop - kept(scan=True, remat="blocks") == more
+  assert left(scan=True, remat="blocks") < left(scan=True) < nothing
+  in_a_loop = left(scan=True, remat="token_mixing")
+  assert in_a_loop - left(scan=True, remat="blocks") == more
 
 
 @pytest.mark.parametrize("scan, grows", [(False, True), (True, False)])
