@@ -26,7 +26,7 @@ from mixer.classifier import Classifier, Prediction, open_classifier, predict
 from mixer.data.image_files import find_images
 from mixer.errors import UserError
 from mixer.whole_file import check_place, whole_file
-from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
+from mixer.xla import prepare_xla
 
 FEW = 10  # images: for so many, every guess is printed
 DRAWN = 64  # images on the picture
@@ -68,7 +68,7 @@ def run(
     if number < 1:
       raise UserError(f"--{flag}={number} must be 1 or more.")
   _check_files(out, grid)
-  set_flags(LIBRARY_PRODUCTS)
+  prepare_xla()
   keep_programs()
   paths = find_images(images)
   classifier = open_classifier(init, ops=ops, classes=classes)

@@ -18,7 +18,7 @@ from benchmarks.throughput.programs import (
   train,
 )
 from mixer.models import create
-from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
+from mixer.xla import prepare_xla
 
 
 class Ours(OnJax):
@@ -27,7 +27,7 @@ class Ours(OnJax):
   errors = (DoesNotFitError, jax.errors.JaxRuntimeError)
 
   def __init__(self):
-    set_flags(LIBRARY_PRODUCTS)  # as train.py does
+    prepare_xla()  # as train.py does
     super().__init__()
 
   def make(self, cell):

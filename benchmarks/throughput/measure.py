@@ -30,7 +30,7 @@ from benchmarks.throughput.programs import (
 )
 from benchmarks.throughput.timing import time_calls
 from mixer.models import create
-from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
+from mixer.xla import prepare_xla
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=0.5)
   given = parser.parse_args()
   go_first()
-  set_flags(LIBRARY_PRODUCTS)  # as train.py, eval.py and predict do
+  prepare_xla()  # as train.py, eval.py and predict do
   say(describe())
   if given.model:
     part = cells.Part(

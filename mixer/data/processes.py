@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What worker processes share with the system: cores, signals, memory.
+"""What worker processes share with the system: cores and signals.
 
 Imports the standard library alone, as every worker imports it.
 """
 
 import contextlib
-import ctypes
-import functools
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
 import signal
 import threading
 from collections.abc import Collection, Iterator
-
-# From malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 @contextlib.contextmanager
@@ -58,20 +53,6 @@ def end_with_parent() -> None:
     os._exit(1)
 
   threading.Thread(target=wait, daemon=True).start()
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-  """Tells glibc to use freed memory again instead of giving it back.
-
-  Images and batches come and go by megabytes. By default each of them would be
-  pages that the system takes back and clears anew, a tenth of all the time.
-  """
-  with contextlib.suppress(AttributeError):  # another C library
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(M_TOP_PAD, 64 << 20)
 
 
 def usable_cores() -> int:

@@ -13,11 +13,11 @@ from absl import flags
 
 from mixer.data.processes import (
   end_with_parent,
-  keep_freed_memory,
   passed_by,
   usable_cores,
 )
 from mixer.errors import UserError
+from mixer.freed_memory import keep_freed_memory
 
 Kind = Literal["thread", "process"]
 

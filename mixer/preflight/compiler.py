@@ -18,7 +18,7 @@ from mixer.preflight.collectives import Collective, read_collectives
 from mixer.preflight.program_text import parse_program
 from mixer.preflight.topology import Topology
 from mixer.preflight.traffic import Traffic, read_traffic
-from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
+from mixer.xla import LIBRARY_PRODUCTS, set_flags
 
 LIBTPU = "libtpu==0.0.42.1"
 # libtpu asks a TPU's host for these, and waits long for answers; a second

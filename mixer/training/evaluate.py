@@ -30,7 +30,7 @@ from mixer.training.setup import (
   replicate,
 )
 from mixer.weights import CLASSES, trained_classes
-from mixer.xla_flags import LIBRARY_PRODUCTS, set_flags
+from mixer.xla import prepare_xla
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     UserError: there is nothing to evaluate, or nothing to evaluate it on.
   """
   folder = Path(workdir).expanduser() if workdir else None
-  set_flags(LIBRARY_PRODUCTS)
+  prepare_xla()
   keep_programs()
   with join(cluster) as hosts:
     with hosts.together():

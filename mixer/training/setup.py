@@ -32,16 +32,14 @@ from mixer.training.step import (
   create_state,
   train_step,
 )
-from mixer.xla_flags import DETERMINISTIC, LIBRARY_PRODUCTS, set_flags
+from mixer.xla import prepare_xla
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
 
 
 def choose_operations(config: ConfigDict):
   """Sees to what XLA computes by, before jax looks for devices."""
-  set_flags(LIBRARY_PRODUCTS)
-  if config.get("deterministic_operations"):
-    set_flags(DETERMINISTIC)
+  prepare_xla(deterministic=bool(config.get("deterministic_operations")))
 
 
 def own_devices() -> list[jax.Device]:

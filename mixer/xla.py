@@ -1,13 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags of XLA, which it reads when jax looks for devices."""
+"""What XLA is told before jax looks for devices."""
 
 import os
+
+import jax
+
+from mixer.freed_memory import keep_freed_memory
 
 # Products by the GPU's library. XLA has kernels of its own, which it takes
 # where they are faster as it tries them; in a Mixer's step they are slower
 # (benchmarks/NOTES.md). Of ViT and BiT that was not measured.
 LIBRARY_PRODUCTS = "--xla_gpu_enable_triton_gemm=false"
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
+
+
+def prepare_xla(*, deterministic: bool = False):
+  """Chooses how XLA computes, before jax looks for devices.
+
+  On GPUs, by what; on a CPU, in which memory: a single device computes in the
+  thread that asks it to, whose freed memory is kept for the next step. What the
+  user has told XLA or jax stays.
+
+  Args:
+    deterministic: only operations whose results are the same each time.
+  """
+  set_flags(LIBRARY_PRODUCTS)
+  if deterministic:
+    set_flags(DETERMINISTIC)
+  keep_freed_memory()
+  if ASYNC_DISPATCH.upper() not in os.environ:
+    jax.config.update(ASYNC_DISPATCH, False)
 
 
 def set_flags(*flags: str):

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What XLA is told is added to what the user says, and has its effect."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from mixer.training.setup import choose_operations
+from mixer.xla import (
+  ASYNC_DISPATCH,
+  DETERMINISTIC,
+  LIBRARY_PRODUCTS,
+  prepare_xla,
+  set_flags,
+)
+
+OPPOSITE = LIBRARY_PRODUCTS.replace("false", "true")
+
+
+@pytest.mark.parametrize(
+  ("given", "then"),
+  [
+    (None, LIBRARY_PRODUCTS),
+    ("", LIBRARY_PRODUCTS),
+    # Of a flag that is given twice XLA takes the later one.
+    (OPPOSITE, f"{LIBRARY_PRODUCTS} {OPPOSITE}"),
+    (f"--a=1 {LIBRARY_PRODUCTS}", f"--a=1 {LIBRARY_PRODUCTS}"),
+  ],
+)
+def test_a_users_flags_stay_and_win(monkeypatch, given, then):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  if given is not None:
+    monkeypatch.setenv("XLA_FLAGS", given)
+  set_flags(LIBRARY_PRODUCTS)
+  assert os.environ["XLA_FLAGS"] == then
+  set_flags(LIBRARY_PRODUCTS, DETERMINISTIC)
+  assert os.environ["XLA_FLAGS"] == f"{DETERMINISTIC} {then}"
+
+
+def test_a_users_file_of_flags_stays(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "my/flags.txt")
+  set_flags(LIBRARY_PRODUCTS)
+  assert os.environ["XLA_FLAGS"] == "my/flags.txt"
+
+
+@pytest.mark.parametrize(
+  ("deterministic", "flags"),
+  [(False, {LIBRARY_PRODUCTS}), (True, {LIBRARY_PRODUCTS, DETERMINISTIC})],
+)
+@pytest.mark.usefixtures("dispatch")
+def test_training_takes_the_librarys_products(
+  monkeypatch, deterministic, flags
+):
+  monkeypatch.setenv("XLA_FLAGS", "")
+  choose_operations(ConfigDict({"deterministic_operations": deterministic}))
+  assert set(os.environ["XLA_FLAGS"].split()) == flags
+
+
+@pytest.fixture
+def dispatch():
+  """Puts back what jax was told of its dispatch."""
+  before = jax.config.read(ASYNC_DISPATCH)
+  yield
+  jax.config.update(ASYNC_DISPATCH, before)
+
+
+@pytest.mark.usefixtures("dispatch")
+def test_a_users_dispatch_stays(monkeypatch):
+  jax.config.update(ASYNC_DISPATCH, True)
+  monkeypatch.setenv("JAX_CPU_ENABLE_ASYNC_DISPATCH", "1")
+  prepare_xla()
+  assert jax.config.read(ASYNC_DISPATCH)
+  monkeypatch.delenv("JAX_CPU_ENABLE_ASYNC_DISPATCH")
+  prepare_xla()
+  assert not jax.config.read(ASYNC_DISPATCH)
+
+
+STEPS = """
+import resource
+import jax
+import jax.numpy as jnp
+from mixer.xla import prepare_xla
+
+prepare_xla()
+x = jnp.ones(4096)
+step = jax.jit(lambda x: jnp.cumsum(jnp.outer(x, x), axis=0)[::7].sum())
+step = step.lower(x).compile()
+assert step.memory_analysis().temp_size_in_bytes > 100e6
+for _ in range(4):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_step_on_a_cpu_finds_its_memory_where_it_left_it():
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("XLA_", "JAX_", "GLIBC_"))
+  } | {"JAX_PLATFORMS": "cpu"}
+  found = subprocess.run(
+    [sys.executable, "-c", STEPS],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  # Of 4 KiB; those of the temporaries would be 30,000.
+  assert int(found.stdout) < 300
