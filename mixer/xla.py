@@ -3,8 +3,6 @@
 
 import os
 
-import jax
-
 from mixer.freed_memory import keep_freed_memory
 
 # Products by the GPU's library. XLA has kernels of its own, which it takes
@@ -26,6 +24,8 @@ def prepare_xla(*, deterministic: bool = False):
   Args:
     deterministic: only operations whose results are the same each time.
   """
+  import jax  # not before preflight's environment, which it reads
+
   set_flags(LIBRARY_PRODUCTS)
   if deterministic:
     set_flags(DETERMINISTIC)

@@ -424,7 +424,18 @@ def test_without_libtpu_one_message_says_what_to_install():
   assert not done.stdout
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_jax_is_imported_after_the_environment_that_it_reads():
+  subprocess.run(
+    [
+      sys.executable,
+      "-c",
+      "import sys, mixer.preflight.compiler, mixer.preflight.topology\n"
+      "assert 'jax' not in sys.modules",
+    ],
+    check=True,
+  )
+
+
 def test_a_batch_that_the_devices_do_not_divide_is_refused():
   done = run(
     "--config=configs/digits.py", "--topology=v4:2x2x4", "--config.batch=100"

@@ -41,10 +41,9 @@ def main() -> int:
     raise UserError(
       "Name a machine, such as --topology=v4:4x4x4, v3-128 or gpu:h200x8."
     )
-  machine = topology.parse(TOPOLOGY.value)
+  topology.parse(TOPOLOGY.value)
   if JSON.value:
     check_place(JSON.value, "json")
-  compiler.check_installed(machine)
   compiler.set_environment()
   # After the environment, which jax reads, and after what is cheap.
   from mixer.preflight.check import preflight

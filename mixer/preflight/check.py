@@ -9,7 +9,12 @@ from ml_collections import ConfigDict
 from mixer.models import FAMILIES, cost, family_of
 from mixer.models.kernels import compiled_for
 from mixer.plan import Plan
-from mixer.preflight.compiler import DoesNotFit, Program, open_devices
+from mixer.preflight.compiler import (
+  DoesNotFit,
+  Program,
+  check_installed,
+  open_devices,
+)
 from mixer.preflight.estimate import Estimate, estimate
 from mixer.preflight.gpu_compiler import can_compile_for
 from mixer.preflight.programs import (
@@ -124,10 +129,11 @@ def preflight(
     suggests: also look for the most images at once that fit.
 
   Raises:
-    UserError: a name or a config that is wrong.
+    UserError: a name or a config that is wrong, or no compiler.
   """
   topology = parse(topology_name)
   plan = plan_for(config, topology.devices)
+  check_installed(topology)
   own = topology.chip.is_tpu or can_compile_for(topology.chip)
   target = topology if own else parse(STAND_IN)
   devices = open_devices(target)
