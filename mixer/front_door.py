@@ -122,6 +122,10 @@ def _explain(error: Exception) -> str:
     return f"The config has no key {nearest[2]}; did you mean {nearest[1]}?"
   if "must have a value other than None" in message:
     return "Name a recipe, such as --config=configs/digits.py."
+  if illegal := re.fullmatch("flag (--[^=]+=.*?): (.*)", message, re.DOTALL):
+    for beginning, kind in _KINDS.items():
+      if illegal[2].startswith(beginning):
+        return f"{illegal[1]}: write {kind}."
   if isinstance(error, (UserError, flags.Error)):
     return message
   if isinstance(error, OSError):
@@ -145,6 +149,12 @@ def _places(error: Exception) -> list[str]:
   ]
 
 
+# What absl's parsers complain with, and what they ask for.
+_KINDS = {
+  "invalid literal for int": "a whole number",
+  "could not convert string to float": "a number",
+  "('Non-boolean argument": "true or false",
+}
 _QUOTES = "'\""
 _USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "
 _NOT_RECIPES = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))

@@ -488,8 +488,16 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
       "no key learning_rat; did you mean learning_rate?",
     ),
     (
-      ["--config=configs/digits.py", "--config.batch=many"],
-      "invalid literal for int",
+      ["--config=configs/digits.py", "--config.batch=63.5"],
+      "error: --config.batch=63.5: write a whole number.",
+    ),
+    (
+      ["--config=configs/digits.py", "--config.total_epochs=None"],
+      "error: --config.total_epochs=None: write a number.",
+    ),
+    (
+      ["--config=configs/digits.py", "--config.model.scan=maybe"],
+      "error: --config.model.scan=maybe: write true or false.",
     ),
     (["--config=configs/pretrain_i21k.py:B/17"], "Mixer-B/16"),
     (

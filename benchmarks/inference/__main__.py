@@ -14,7 +14,8 @@ and for each the seconds until its file is loaded, and from there to the first
 result. Weights and images are random. mixer.predict itself computes in float32;
 for bfloat16 its function is given a model with such products. All three take
 turns in one process a model, dtype and batch size. Goes on where it left off,
-by results/inference/DEVICE.json, and prints all of it as a Markdown table.
+by results/inference/DEVICE.json, and prints all of it as a Markdown table. It
+needs all of requirements.txt, as mixer.predict does.
 """
 
 import itertools
