@@ -17,9 +17,10 @@ ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 def prepare_xla(*, deterministic: bool = False):
   """Chooses how XLA computes, before jax looks for devices.
 
-  On GPUs, by what; on a CPU, in which memory: a single device computes in the
-  thread that asks it to, whose freed memory is kept for the next step. What the
-  user has told XLA or jax stays.
+  GPUs take their library's products. A single CPU device computes in the thread
+  that asks it to, whose freed memory glibc keeps for the next step; in threads
+  of jax's own, what a step needs meanwhile would be new pages each time. What
+  the environment says to XLA or jax stays.
 
   Args:
     deterministic: only operations whose results are the same each time.
