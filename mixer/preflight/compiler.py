@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """XLA's compilers for TPUs (of libtpu) and GPUs, on a machine without them."""
 
-import contextlib
-import ctypes
 import dataclasses
 import gc
 import importlib.util
@@ -13,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from mixer.errors import UserError
+from mixer.freed_memory import give_back_freed_memory
 from mixer.preflight import gpu_compiler
 from mixer.preflight.collectives import Collective, read_collectives
 from mixer.preflight.program_text import parse_program
@@ -154,8 +153,7 @@ def give_back_memory():
 
   jax.clear_caches()
   gc.collect()
-  with contextlib.suppress(AttributeError):  # another C library
-    ctypes.CDLL(None).malloc_trim(0)
+  give_back_freed_memory()
 
 
 def read_program(compiled, devices: int, elapsed: float) -> Program:
