@@ -122,10 +122,10 @@ def _explain(error: Exception) -> str:
     return f"The config has no key {nearest[2]}; did you mean {nearest[1]}?"
   if "must have a value other than None" in message:
     return "Name a recipe, such as --config=configs/digits.py."
-  if illegal := re.fullmatch("flag (--[^=]+=.*?): (.*)", message, re.DOTALL):
-    for beginning, kind in _KINDS.items():
-      if illegal[2].startswith(beginning):
-        return f"{illegal[1]}: write {kind}."
+  for complaint, kind in _KINDS.items():
+    given, found, _ = message.partition(f": {complaint}")
+    if found and given.startswith("flag --"):
+      return f"{given.removeprefix('flag ')}: write {kind}."
   if isinstance(error, (UserError, flags.Error)):
     return message
   if isinstance(error, OSError):

@@ -492,6 +492,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
       "error: --config.batch=63.5: write a whole number.",
     ),
     (
+      ["--config=configs/digits.py", "--config.batch=a: b"],
+      "error: --config.batch=a: b: write a whole number.",
+    ),
+    (
       ["--config=configs/digits.py", "--config.total_epochs=None"],
       "error: --config.total_epochs=None: write a number.",
     ),
