@@ -6,8 +6,7 @@ recipe does not say is off.
 
 Durations come in three units, by suffix: `total_steps` (updates),
 `total_epochs` (passes over the training split), `total_examples`. One of the
-three is set; None, or 0, which a flag can give, leaves the others unset. A
-flag cannot give None.
+three is set; the others are None or, as a flag gives it, 0.
 """
 
 import math
