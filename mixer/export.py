@@ -28,7 +28,7 @@ from jax import export as jax_export
 from mixer import front_door, weights
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
-from mixer.models.kernels import without_kernels
+from mixer.models.kernels import plain_model
 from mixer.training.mixing import normalise
 from mixer.weights import layouts
 from mixer.whole_file import check_place, whole_file
@@ -139,7 +139,7 @@ def write_program(
   size = (image_size, image_size) if image_size else made_for(checkpoint)
   model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu, dtype=dtype)
   # Kernels are of one kind of device, and of a known number of images.
-  model = without_kernels(model)
+  model = plain_model(model)
   shape = (*size, model.image_channels)
   check_shape(model, checkpoint.params, shape, f"--image_size={size[0]}")
   classify = bind(model, checkpoint.params, input)
@@ -217,7 +217,7 @@ def _compare(
   """
   call = jax_export.deserialize(bytearray(program)).call
   model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu)
-  model = without_kernels(model)  # as the program is
+  model = plain_model(model)  # as the program is
   apply = jax.jit(lambda params, x: model.apply({"params": params}, x)[0])
   pixels = np.random.default_rng(0).integers(
     256, size=(max(TRIED), *shape), dtype=np.uint8

@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixer import weights
-from mixer.models import bit, cost, create
+from mixer.models import bit, create, flops
 from mixer.weights.published_baselines import BITS
 
 GOLDENS = "tests/goldens"
@@ -95,7 +95,7 @@ def test_parameters_have_the_published_names_and_shapes(tiny):
   expected = {k: v.shape for k, v in flatten_dict(params).items()}
 
   for fields in ({}, {"remat": "blocks"}, {"stoch_depth": 0.1, "dropout": 0.1}):
-    made = cost.abstract_params(
+    made = flops.abstract_params(
       create("BiT", num_classes=7, **TINY, **fields), images.shape[1:3]
     )
     assert {k: v.shape for k, v in flatten_dict(made).items()} == expected
@@ -106,21 +106,21 @@ def test_a_variant_has_the_parameters_that_its_architecture_says(name):
   width, units = bit.VARIANTS[name]
   expected = parameters_by_arithmetic(width, units, 1000)
 
-  params = cost.abstract_params(create(name, num_classes=1000), (224, 224))
+  params = flops.abstract_params(create(name, num_classes=1000), (224, 224))
 
-  assert cost.count_params(params) == expected
+  assert flops.count_params(params) == expected
 
 
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_a_variant_has_the_published_parameters(name):
-  params = cost.abstract_params(create(name, num_classes=1000), (224, 224))
+  params = flops.abstract_params(create(name, num_classes=1000), (224, 224))
 
-  assert cost.count_params(params) == PUBLISHED_COUNTS[name]
+  assert flops.count_params(params) == PUBLISHED_COUNTS[name]
 
 
 @pytest.mark.parametrize("name", GMACS)
 def test_a_variant_costs_its_gmacs(name):
-  macs = cost.multiply_accumulates(create(name), (224, 224))
+  macs = flops.multiply_accumulates(create(name), (224, 224))
 
   assert macs / 1e9 == pytest.approx(GMACS[name], rel=0.01)
 
@@ -150,7 +150,7 @@ def test_initial_values_are_those_of_the_authors_code():
 
 def test_any_resolution_is_taken_and_halved_five_times_rounded_up():
   model = create("BiT", width=0.5, units=(1, 1, 1, 1))
-  params = cost.abstract_params(model, (32, 32))
+  params = flops.abstract_params(model, (32, 32))
 
   for size, out_size in ((32, 1), (33, 2), (100, 4), (224, 7)):
     _, out = jax.eval_shape(
@@ -184,7 +184,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(tiny):
   assert out["pre_logits"].dtype == jnp.float32
   assert out["block1"].dtype == jnp.bfloat16
   assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
-  made = cost.abstract_params(model.clone(dtype=jnp.bfloat16), (32, 32))
+  made = flops.abstract_params(model.clone(dtype=jnp.bfloat16), (32, 32))
   assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {
     jnp.dtype("float32")
   }
@@ -317,4 +317,4 @@ def test_a_width_that_cannot_be_normalised_in_groups_is_refused():
   model = create("BiT", width=0.7, units=(1,))
 
   with pytest.raises(ValueError, match="44.8 channels.*multiple of 0.5"):
-    cost.abstract_params(model, (32, 32))
+    flops.abstract_params(model, (32, 32))

@@ -15,7 +15,7 @@ from jax import export as jax_export
 
 from mixer import export, weights
 from mixer.models import create
-from mixer.models.kernels import compiled_for
+from mixer.models.kernels import target_device
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 BIT = TINY.with_name("bit_tiny.npz")
@@ -127,7 +127,7 @@ def test_a_program_is_of_layers_and_compared_with_layers_on_a_gpu(tmp_path):
   a_gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
 
   # Kernels of a GPU would not run here.
-  with compiled_for(a_gpu):
+  with target_device(a_gpu):
     code = run(f"--init={TINY}", f"--out={tmp_path / 'tiny.stablehlo'}")
 
   assert code == 0

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from mixer import weights
 from mixer.classifier import made_for
 from mixer.errors import UserError
-from mixer.models import cost, create, family_of, names, sizes
+from mixer.models import create, family_of, flops, names, sizes
 from mixer.plan import make_plan
 from mixer.weights.__main__ import main
 from mixer.weights.registry import REGISTRY
@@ -136,14 +136,14 @@ def test_a_vits_file_of_old_is_evaluated_with_its_hidden_layer(tmp_path):
   np.testing.assert_allclose(expected, golden["logits"], atol=1e-3)
   # Fine-tuned it goes with the head.
   wanted = create("ViT", patch=8, hidden=24, blocks=2, mlp=48, heads=4)
-  wanted = cost.abstract_params(wanted.clone(num_classes=3), (32, 32))
+  wanted = flops.abstract_params(wanted.clone(num_classes=3), (32, 32))
   fitted, _ = weights.fit(found, wanted)
   assert "pre_logits" not in fitted
 
 
 def shapes(name, size=224, **fields):
   model = create(name, **{"num_classes": 7} | fields)
-  return cost.abstract_params(model, (size, size))
+  return flops.abstract_params(model, (size, size))
 
 
 @pytest.mark.parametrize(

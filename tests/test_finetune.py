@@ -13,7 +13,7 @@ from sweeps import (
 )
 
 from mixer.errors import UserError
-from mixer.models import cost
+from mixer.models import flops
 from mixer.plan import make_plan
 from mixer.sweep.plan import plan_sweep
 
@@ -161,7 +161,7 @@ def test_fine_tuning_takes_the_published_s_8(arg, tokens, tokens_mlp):
     # 78.79 MiB of float32 with the head of ImageNet's 1,000 classes.
     published = 78.79 * 2**20 / 4
     head = 512 * (1000 - 10)
-    assert cost.count_params(plan.abstract_params) + head == pytest.approx(
+    assert flops.count_params(plan.abstract_params) + head == pytest.approx(
       published, rel=1e-3
     )
 

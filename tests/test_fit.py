@@ -6,7 +6,7 @@ import pytest
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.models import cost, create
+from mixer.models import create, flops
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
 FILE = "tests/goldens/mixer_tiny.npz"
@@ -15,7 +15,7 @@ FILE = "tests/goldens/mixer_tiny.npz"
 def shapes(name="Mixer", num_classes=7, size=32, **fields):
   sizes = TINY if name == "Mixer" else {}
   model = create(name, num_classes=num_classes, **(sizes | fields))
-  return cost.abstract_params(model, (size, size))
+  return flops.abstract_params(model, (size, size))
 
 
 def test_a_head_of_the_same_width_is_kept_unless_told_otherwise():

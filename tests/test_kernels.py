@@ -17,16 +17,16 @@ from kept import numbers_kept
 from benchmarks.kernels import Errors, agree, compare, run
 from mixer.errors import UserError
 from mixer.models import create
-from mixer.models.cost import multiply_accumulates
+from mixer.models.flops import multiply_accumulates
 from mixer.models.kernels import (
-  choose_kernels,
-  compiled_for,
   gpu,
+  select_kernels,
+  target_device,
   tpu,
   weights_of,
 )
-from mixer.models.kernels.arithmetic import Weights
 from mixer.models.kernels.bias_gelu import bias_gelu
+from mixer.models.kernels.common import Weights
 from mixer.models.kernels.layer_norm import norm_and_skip
 from mixer.models.layers import patch_embedding
 from mixer.models.mixer import MixerBlock
@@ -269,7 +269,7 @@ def test_a_model_that_drops_paths_has_the_same_gradients(device, fields):
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
-  with compiled_for(A_GPU) if device == "gpu" else contextlib.nullcontext():
+  with target_device(A_GPU) if device == "gpu" else contextlib.nullcontext():
     made = fused.init(jax.random.key(2), images)["params"]
     value, gradients = step(fused)
   assert jax.tree.structure(made) == jax.tree.structure(params)
@@ -289,7 +289,7 @@ def test_a_gpus_kernels_keep_what_the_layers_keep():
   params = model.init(jax.random.key(2), images)["params"]
 
   def left(remat, model):
-    with compiled_for(A_GPU):
+    with target_device(A_GPU):
       return numbers_kept(model.clone(remat=remat), params, images)
 
   fused = model.clone(kernels="fused")
@@ -336,15 +336,15 @@ def test_what_kernels_do_not_do_is_refused(name, fields, words):
 def test_kernels_are_taken_where_they_are_known_to_be_faster(
   kind, device, chosen
 ):
-  with compiled_for(device):
-    assert choose_kernels(kind, gelu="tanh", dropout=0.0) == chosen
+  with target_device(device):
+    assert select_kernels(kind, gelu="tanh", dropout=0.0) == chosen
 
 
 @pytest.mark.parametrize("fields", [{"gelu": "exact"}, {"dropout": 0.1}])
 def test_layers_are_taken_for_what_kernels_do_not_do(fields):
-  with compiled_for(A_GPU):
+  with target_device(A_GPU):
     fields = {"gelu": "tanh", "dropout": 0.0} | fields
-    assert choose_kernels("auto", **fields) == "plain"
+    assert select_kernels("auto", **fields) == "plain"
 
 
 def test_a_program_for_gpus_has_their_kernels_by_itself():
@@ -355,7 +355,7 @@ def test_a_program_for_gpus_has_their_kernels_by_itself():
   def loss(params, images):
     return model.apply({"params": params}, images)[0].sum()
 
-  with compiled_for(A_GPU):
+  with target_device(A_GPU):
     traced = jax.jit(jax.grad(loss)).trace(params, images)
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
   kernels = [line for line in text.splitlines() if "triton" in line]

@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 from kept import numbers_kept
 
 from mixer import weights
-from mixer.models import cost, create, names
+from mixer.models import create, flops, names
 
 SMALL = {
   "Mixer": dict(tokens_mlp=8, channels_mlp=32),
@@ -49,11 +49,11 @@ def test_a_variant_has_the_papers_parameters_and_costs_its_gmacs(name):
   body = create(name)
   whole = create(name, num_classes=1000)
 
-  params = cost.abstract_params(whole, (224, 224))
-  assert cost.count_params(params) == with_head
+  params = flops.abstract_params(whole, (224, 224))
+  assert flops.count_params(params) == with_head
   del params["head"]
-  assert cost.count_params(params) == headless
-  assert cost.multiply_accumulates(body, (224, 224)) == macs
+  assert flops.count_params(params) == headless
+  assert flops.multiply_accumulates(body, (224, 224)) == macs
 
 
 def test_cost_counts_convolutions_products_and_repeats():
@@ -62,7 +62,7 @@ def test_cost_counts_convolutions_products_and_repeats():
   block = 2 * s * TINY["tokens_mlp"] * c + 2 * s * c * TINY["channels_mlp"]
   by_hand = s * 8 * 8 * 3 * c + 2 * block + c * 7
 
-  assert cost.multiply_accumulates(model, (32, 32)) == by_hand
+  assert flops.multiply_accumulates(model, (32, 32)) == by_hand
 
 
 def test_logits_agree_with_the_authors_implementation(tiny):
@@ -85,7 +85,7 @@ def test_parameters_have_the_published_names(tiny):
     {"scan": True},
     {"stoch_depth": 0.1, "dropout": 0.1},
   ):
-    made = cost.abstract_params(
+    made = flops.abstract_params(
       create("Mixer", num_classes=7, **TINY, **fields), images.shape[1:3]
     )
     assert set(flatten_dict(made)) == set(flatten_dict(params))
@@ -128,7 +128,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(tiny):
 
   assert logits.dtype == jnp.float32
   assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
-  made = cost.abstract_params(model.clone(dtype=jnp.bfloat16), (32, 32))
+  made = flops.abstract_params(model.clone(dtype=jnp.bfloat16), (32, 32))
   assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {
     jnp.dtype("float32")
   }
@@ -288,7 +288,7 @@ def test_a_scanned_program_is_as_long_for_many_blocks_as_for_few(scan, grows):
   def count_products(blocks):
     model = create("Mixer", scan=scan, **{**TINY, "blocks": blocks})
     images = jnp.zeros((1, 32, 32, 3))
-    params = cost.abstract_params(model, (32, 32))
+    params = flops.abstract_params(model, (32, 32))
 
     def apply(params):
       return model.apply({"params": params}, images)[0]

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.permutations.equivalence import permute_params
 from mixer.data import ops
-from mixer.models import cost, create
+from mixer.models import create, flops
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.setup import replicate, to_host
 from mixer.training.step import (
@@ -58,7 +58,7 @@ def params():
   rng = np.random.RandomState(1)
   return jax.tree.map(
     lambda x: (0.2 * rng.randn(*x.shape)).astype(np.float32),
-    cost.abstract_params(MODEL, (12, 8)),
+    flops.abstract_params(MODEL, (12, 8)),
   )
 
 

@@ -446,13 +446,13 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 
 
 CHOOSE = """
-from mixer.models.kernels import choose_kernels, compiled_for
+from mixer.models.kernels import select_kernels, target_device
 from mixer.preflight.gpu_compiler import open_devices
 from mixer.preflight.topology import parse
 
 for name in "gpu:h100x8", "gpu:h200x1":
-  with compiled_for(open_devices(parse(name))[0]):
-    print(choose_kernels("auto", gelu="tanh", dropout=0.0))
+  with target_device(open_devices(parse(name))[0]):
+    print(select_kernels("auto", gelu="tanh", dropout=0.0))
 """
 
 

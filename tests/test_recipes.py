@@ -6,7 +6,7 @@ import recipes
 from layouts import write_tfds
 
 from mixer.errors import UserError
-from mixer.models import cost
+from mixer.models import flops
 from mixer.plan import make_plan
 from mixer.training import start
 
@@ -147,7 +147,7 @@ def test_fine_tuning_at_448_px_takes_the_model_of_appendix_c():
 
   # Derived in the paper's terms: 279.5 M parameters and 237.4 GMAC, headless.
   head = 1024 * 1000 + 1000
-  assert cost.count_params(plan.abstract_params) - head == pytest.approx(
+  assert flops.count_params(plan.abstract_params) - head == pytest.approx(
     279.5e6, rel=1e-3
   )
   assert plan.multiply_accumulates == pytest.approx(237.4e9, rel=1e-3)

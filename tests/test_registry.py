@@ -12,7 +12,7 @@ from old_checkpoints import old_bit, old_vit
 from mixer import weights
 from mixer.cache import cache_folder
 from mixer.errors import UserError
-from mixer.models import cost, create
+from mixer.models import create, flops
 from mixer.weights import layouts
 from mixer.weights.__main__ import main
 from mixer.weights.registry import REGISTRY, UNPUBLISHED, find
@@ -37,7 +37,7 @@ def cache(tmp_path, monkeypatch):
 
 def shapes(published):
   model = create(published.model, **published.fields)
-  params = cost.abstract_params(model, published.image_size)
+  params = flops.abstract_params(model, published.image_size)
   return {k: v.shape for k, v in flatten_dict(params, sep="/").items()}
 
 
@@ -68,7 +68,7 @@ def reduced(published):
   model = create(published.model, **published.fields).clone(
     hidden=4, blocks=2, tokens_mlp=2, channels_mlp=4
   )
-  params = cost.abstract_params(model, published.image_size)
+  params = flops.abstract_params(model, published.image_size)
   flat = flatten_dict(params, sep="/")
   return {name: fill(leaf.shape) for name, leaf in flat.items()}
 
@@ -152,7 +152,7 @@ def test_a_file_goes_before_a_published_name(cache, tmp_path, monkeypatch):
   file = tmp_path / "imagenet1k" / "Mixer-B_16"
   file.mkdir(parents=True)
   model = create("Mixer-S/32", num_classes=3).clone(blocks=1)
-  params = cost.abstract_params(model, (32, 32))
+  params = flops.abstract_params(model, (32, 32))
   flat = flatten_dict(params, sep="/")
   arrays = {name: fill(leaf.shape) for name, leaf in flat.items()}
   weights.save(file / "weights.npz", unflatten_dict(arrays, sep="/"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixer.config import default
-from mixer.models import cost, create
+from mixer.models import create, flops
 from mixer.plan import Plan
 from mixer.training.checkpoints import Checkpoints
 from mixer.training.mixing import AXIS
@@ -70,7 +70,7 @@ def make_plan(*, sharded, num_classes=5, **options):
     channels_mlp=30,
     num_classes=num_classes,
   )
-  params = cost.abstract_params(model, (16, 16))
+  params = flops.abstract_params(model, (16, 16))
   rng = np.random.RandomState(0)
   return Plan(
     config,

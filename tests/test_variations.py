@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from benchmarks.variations.__main__ import PAPER, RESULT, compare
 from mixer import weights
 from mixer.errors import UserError
-from mixer.models import cost, create
+from mixer.models import create, flops
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
 S, C, D_S = 16, 24, 12  # tokens, channels, hidden units of TINY at 32 px
@@ -163,20 +163,20 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_as_many_as_the_token_mixing_makes_them(plain, name):
   fields, expected = COUNTS[name]
-  others = cost.count_params(plain[0]) - 2 * TOKEN_MLP
+  others = flops.count_params(plain[0]) - 2 * TOKEN_MLP
 
-  params = cost.abstract_params(vary(**fields), (32, 32))
+  params = flops.abstract_params(vary(**fields), (32, 32))
 
-  assert cost.count_params(params) == others + expected
+  assert flops.count_params(params) == others + expected
 
 
 @pytest.mark.parametrize("name", ["untied", "grouped"])
 def test_untying_and_grouping_cost_no_products(name):
   mixer = create("Mixer", num_classes=7, **TINY)
 
-  macs = cost.multiply_accumulates(vary(**COUNTS[name][0]), (32, 32))
+  macs = flops.multiply_accumulates(vary(**COUNTS[name][0]), (32, 32))
 
-  assert macs == cost.multiply_accumulates(mixer, (32, 32))
+  assert macs == flops.multiply_accumulates(mixer, (32, 32))
 
 
 def test_all_variations_go_together_train_and_drop_by_example(plain):
@@ -241,7 +241,7 @@ def test_images_of_another_size_are_refused_with_both_numbers(plain):
 
 
 def test_a_variations_parameters_are_not_taken_for_a_mixers(plain):
-  params = cost.abstract_params(vary(pyramid=(1, 2)), (32, 32))
+  params = flops.abstract_params(vary(pyramid=(1, 2)), (32, 32))
 
   with pytest.raises(UserError, match="not the parameters of a"):
     weights.model_of(params)

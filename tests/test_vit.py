@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mixer import weights
-from mixer.models import cost, create, vit
+from mixer.models import create, flops, vit
 from mixer.weights.published_baselines import VITS
 
 GOLDENS = "tests/goldens"
@@ -67,7 +67,7 @@ def test_parameters_have_the_published_names_and_shapes(tiny):
     {"scan": True},
     {"stoch_depth": 0.1, "dropout": 0.1},
   ):
-    made = cost.abstract_params(
+    made = flops.abstract_params(
       create("ViT", num_classes=7, **TINY, **fields), images.shape[1:3]
     )
     assert {k: v.shape for k, v in flatten_dict(made).items()} == expected
@@ -77,16 +77,16 @@ def test_parameters_have_the_published_names_and_shapes(tiny):
 def test_a_variant_has_the_published_parameters_and_its_arithmetic(name):
   model = create(name, num_classes=1000)
 
-  macs = cost.multiply_accumulates(model, (224, 224))
+  macs = flops.multiply_accumulates(model, (224, 224))
 
-  params = cost.abstract_params(model, (224, 224))
-  assert cost.count_params(params) == PARAMETERS[name]
+  params = flops.abstract_params(model, (224, 224))
+  assert flops.count_params(params) == PARAMETERS[name]
   assert macs == macs_by_arithmetic(*vit.VARIANTS[name], classes=1000)
 
 
 @pytest.mark.parametrize("name", GMACS)
 def test_a_variant_costs_its_gmacs(name):
-  macs = cost.multiply_accumulates(create(name, num_classes=1000), (224, 224))
+  macs = flops.multiply_accumulates(create(name, num_classes=1000), (224, 224))
 
   assert macs / 1e9 == pytest.approx(GMACS[name], rel=5e-3)
 
@@ -133,7 +133,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(tiny):
   assert logits.dtype == jnp.float32
   assert out["block00"].dtype == jnp.bfloat16
   assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
-  made = cost.abstract_params(half, (32, 32))
+  made = flops.abstract_params(half, (32, 32))
   assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {
     jnp.dtype("float32")
   }

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.models import cost, create
+from mixer.models import create, flops
 from mixer.weights.__main__ import main
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
@@ -119,7 +119,7 @@ def test_the_shapes_make_the_model():
 
   assert (model.gelu, model.dropout, model.num_classes) == ("exact", 0.1, 7)
   wanted = create("Mixer", num_classes=7, **TINY)
-  assert cost.abstract_params(model, (32, 32)) == cost.abstract_params(
+  assert flops.abstract_params(model, (32, 32)) == flops.abstract_params(
     wanted, (32, 32)
   )
   del params["head"]
@@ -135,7 +135,7 @@ def test_a_model_of_grown_weights_has_their_token_mixing():
 
   assert model.tokens_mlp == 4 * 12
   wanted = create("Mixer", num_classes=7, **(TINY | {"tokens_mlp": 48}))
-  assert cost.abstract_params(model, (64, 64)) == cost.abstract_params(
+  assert flops.abstract_params(model, (64, 64)) == flops.abstract_params(
     wanted, (64, 64)
   )
 
@@ -353,7 +353,7 @@ def test_a_grown_file_in_the_place_of_published_weights_tells_its_own_size(
   model = create("Mixer-S/32", num_classes=1000)
   params = jax.tree.map(
     lambda x: np.zeros(x.shape, np.float32),
-    cost.abstract_params(model, (224, 224)),
+    flops.abstract_params(model, (224, 224)),
   )
   path = tmp_path / "gsam" / "Mixer-S_32.npz"
   path.parent.mkdir()

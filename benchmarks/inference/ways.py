@@ -19,7 +19,7 @@ from mixer import weights
 from mixer.classifier import bind_to_devices
 from mixer.data.device_feed import to_devices
 from mixer.export import write_program
-from mixer.models import cost, create
+from mixer.models import create, flops
 from mixer.training.mixing import normalise
 
 TOPK = 5  # as mixer.predict has it
@@ -33,7 +33,7 @@ def write_weights(
   """Writes random weights; returns their file."""
   made = create(model, num_classes=CLASSES)
   file = folder / "weights.npz"
-  weights.save(file, draw_params(cost.abstract_params(made, image_size)))
+  weights.save(file, draw_params(flops.abstract_params(made, image_size)))
   return file
 
 

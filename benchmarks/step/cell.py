@@ -5,7 +5,7 @@ import dataclasses
 import functools
 
 from benchmarks.throughput.cells import IMAGE_SIZE, TRAINING
-from mixer.models import cost, create
+from mixer.models import create, flops
 
 # Forward pass, and two such products for each in the backward pass: for the
 # gradients of inputs and of parameters.
@@ -46,6 +46,6 @@ class Cell:
 
 @functools.cache
 def _multiply_accumulates(model: str) -> int:
-  return cost.multiply_accumulates(
+  return flops.multiply_accumulates(
     create(model, num_classes=1000), (IMAGE_SIZE, IMAGE_SIZE)
   )

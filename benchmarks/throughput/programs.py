@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.throughput.machine import free_memory
-from mixer.models import cost
+from mixer.models import flops
 from mixer.training.mixing import normalise
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.step import (
@@ -57,7 +57,7 @@ def infer(model: nn.Module, shape: tuple[int, ...]) -> Program:
     model: with a head.
     shape: of the images, n h w c.
   """
-  params = cost.abstract_params(model, shape[1:3])
+  params = flops.abstract_params(model, shape[1:3])
 
   def apply(params, images):
     return model.apply({"params": params}, images)[0]
@@ -95,7 +95,7 @@ def train(
   Sigmoid loss, mixup, stochastic depth, Adam, clipping and weight decay.
   """
   model = model.clone(stoch_depth=stoch_depth)
-  params = cost.abstract_params(model, shape[1:3])
+  params = flops.abstract_params(model, shape[1:3])
   optimizer = make_optimizer(
     params,
     make_schedule(kind="constant", total_steps=1),
@@ -154,7 +154,9 @@ def check_memory(compiled: jax.stages.Compiled, params: dict) -> int:
   )
   free = free_memory()
   # On their way to the device, parameters are twice in a CPU's memory.
-  twice = 4 * cost.count_params(params) if jax.default_backend() == "cpu" else 0
+  twice = (
+    4 * flops.count_params(params) if jax.default_backend() == "cpu" else 0
+  )
   if free is not None and needs + twice > free:
     raise DoesNotFitError(
       f"needs {(needs + twice) / 2**30:.1f} GiB, {free / 2**30:.1f} are free"

@@ -20,7 +20,7 @@ from benchmarks.transfer.runs import (
   trained,
 )
 from mixer.data.__main__ import prepare
-from mixer.models import cost
+from mixer.models import flops
 from mixer.plan import make_plan
 from mixer.sweep.protocol import sweep
 from mixer.table import render
@@ -73,7 +73,7 @@ def row(
   plan = make_plan(config)
   return (
     f"{res} x {res}, {growth}",
-    f"{cost.count_params(plan.abstract_params):,}",
+    f"{flops.count_params(plan.abstract_params):,}",
     f"{plan.multiply_accumulates / 1e6:.2f}",
     probed(probe_at_start(f"finetune,{arguments}", pretrained), 5),
     trained(tuned),

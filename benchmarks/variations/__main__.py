@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import curves
 from benchmarks.curves import Curve, difference, last_values, percent
 from mixer.front_door import answer
-from mixer.models import cost
+from mixer.models import flops
 from mixer.plan import make_plan
 from mixer.table import render
 
@@ -70,7 +70,7 @@ def measure(workdir: Path, epochs: float, seeds: int, results: Path) -> str:
   )
   for curve, of in zip(trained, CURVES, strict=True):
     plan = make_plan(curves.config(of, 0, changes))
-    curve["parameters"] = cost.count_params(plan.abstract_params)
+    curve["parameters"] = flops.count_params(plan.abstract_params)
     curve["multiply_accumulates"] = plan.multiply_accumulates
   found = compare(trained)
   content = {"findings": found, "curves": trained}

@@ -17,7 +17,7 @@ from mixer.models.inputs import (
   check_tokens,
   keys_if_dropping,
 )
-from mixer.models.kernels import choose_kernels, gpu, tpu, weights_of
+from mixer.models.kernels import gpu, select_kernels, tpu, weights_of
 from mixer.models.layers import classifier, patch_embedding
 from mixer.models.residual import (
   Residual,
@@ -270,7 +270,7 @@ class MlpMixer(nn.Module):
     """What computes a block; layers make the parameters."""
     if self.is_initializing():
       return "plain"
-    return choose_kernels(self.kernels, gelu=self.gelu, dropout=self.dropout)
+    return select_kernels(self.kernels, gelu=self.gelu, dropout=self.dropout)
 
   def _tokens_made_for(self, params):
     """How many tokens parameters mix; KeyError if they are being made."""
@@ -280,7 +280,7 @@ class MlpMixer(nn.Module):
   def _check(self, images):
     """Raises ValueError with both numbers and the way out."""
     check_gelu(self.gelu)
-    choose_kernels(self.kernels, gelu=self.gelu, dropout=self.dropout)
+    select_kernels(self.kernels, gelu=self.gelu, dropout=self.dropout)
     check_images(images, self.image_channels, self.patch)
     try:
       made_for = self._tokens_made_for(self.variables["params"])

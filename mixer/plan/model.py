@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from mixer.config import default
 from mixer.data.ops import output_size
 from mixer.errors import UserError
-from mixer.models import FAMILIES, cost, create, family_of, fields_of
+from mixer.models import FAMILIES, create, family_of, fields_of, flops
 from mixer.plan.base import Plan
 from mixer.training.optimizer import multiplier_tree
 
@@ -27,8 +27,8 @@ def plan_model(plan: Plan, trains: bool):
   if plan.model is None or plan.image_size is None:
     return
   with plan.collecting("config.data.ops and config.model: "):
-    plan.abstract_params = cost.abstract_params(plan.model, plan.image_size)
-    plan.multiply_accumulates = cost.multiply_accumulates(
+    plan.abstract_params = flops.abstract_params(plan.model, plan.image_size)
+    plan.multiply_accumulates = flops.multiply_accumulates(
       plan.model, plan.image_size
     )
   if plan.abstract_params is None or not trains:

@@ -3,7 +3,7 @@
 
 import jax
 
-from mixer.models import cost
+from mixer.models import flops
 from mixer.plan import Plan
 
 
@@ -20,7 +20,7 @@ def describe(plan: Plan) -> str:
       f"{kind} x {plan.per_device} x {plan.accumulation} accumulated"
     )
   if plan.model is not None and plan.abstract_params is not None:
-    parameters = cost.count_params(plan.abstract_params)
+    parameters = flops.count_params(plan.abstract_params)
     lines += [
       f"model         {config.model.name}, {parameters:,} parameters, "
       f"{plan.image_size[0]} x {plan.image_size[1]} px, "

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from mixer.models import FAMILIES, cost, family_of
-from mixer.models.kernels import compiled_for
+from mixer.models import FAMILIES, family_of, flops
+from mixer.models.kernels import target_device
 from mixer.plan import Plan
 from mixer.preflight.compiler import (
   DoesNotFit,
@@ -70,7 +70,7 @@ class Report:
 
   @property
   def parameters(self) -> int:
-    return cost.count_params(self.plan.abstract_params)
+    return flops.count_params(self.plan.abstract_params)
 
   @property
   def limit(self) -> float:
@@ -137,7 +137,7 @@ def preflight(
   own = topology.chip.is_tpu or can_compile_for(topology.chip)
   target = topology if own else parse(STAND_IN)
   devices = open_devices(target)
-  with compiled_for(devices[0]):
+  with target_device(devices[0]):
     # On the stand-in, as many images per device.
     target_plan = plan
     if target is not topology:

@@ -17,16 +17,16 @@ import jax
 from flax import linen as nn
 
 from mixer.models.kernels import gpu, tpu
-from mixer.models.kernels.arithmetic import weights_of
+from mixer.models.kernels.common import weights_of
 
 __all__ = [
   "KINDS",
-  "choose_kernels",
-  "compiled_for",
+  "select_kernels",
+  "target_device",
   "gpu",
   "tpu",
   "weights_of",
-  "without_kernels",
+  "plain_model",
 ]
 
 KINDS = ("auto", "plain", "fused")
@@ -39,7 +39,7 @@ _elsewhere: list[jax.Device] = []
 
 
 @contextlib.contextmanager
-def compiled_for(device: jax.Device) -> Iterator[None]:
+def target_device(device: jax.Device) -> Iterator[None]:
   """What is traced inside is for such a device, which need not be here.
 
   What jax.jit has traced before it does not trace again: make the function
@@ -52,14 +52,14 @@ def compiled_for(device: jax.Device) -> Iterator[None]:
     _elsewhere.pop()
 
 
-def without_kernels(model: nn.Module) -> nn.Module:
+def plain_model(model: nn.Module) -> nn.Module:
   """The model by its layers, whatever the devices are."""
   if hasattr(model, "kernels"):
     return model.clone(kernels="plain")
   return model
 
 
-def choose_kernels(kind: str, *, gelu: str, dropout: float) -> str:
+def select_kernels(kind: str, *, gelu: str, dropout: float) -> str:
   """What a block's branches are computed by on this machine's devices.
 
   Args:

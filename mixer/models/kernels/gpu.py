@@ -15,8 +15,8 @@ channels, d hidden units.
 import jax
 import jax.numpy as jnp
 
-from mixer.models.kernels.arithmetic import Weights
 from mixer.models.kernels.bias_gelu import bias_gelu
+from mixer.models.kernels.common import Weights
 from mixer.models.kernels.layer_norm import norm_and_skip
 from mixer.models.residual import hidden_channels, product
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mixer.models.kernels.arithmetic import statistics
+from mixer.models.kernels.common import statistics
 
 # By measurement on an H200 (benchmarks/NOTES.md).
 _ROWS = 4  # of a program

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mixer.models.gelu import share_and_slope
-from mixer.models.kernels.arithmetic import Weights, statistics
+from mixer.models.kernels.common import Weights, statistics
 
 _LANES = 128  # a TPU's vectors are so wide
 # Hidden units of an example that are worked on at once. The backward pass has

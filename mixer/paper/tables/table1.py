@@ -2,7 +2,7 @@
 """Table 1: the models' sizes and parameters, by this project's code."""
 
 from mixer import models
-from mixer.models.cost import abstract_params, count_params
+from mixer.models.flops import abstract_params, count_params
 from mixer.paper.numbers import TABLE_1, Specification
 from mixer.paper.tables.page import Block, Cell, Page, Table, cells
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend import core
 
-from mixer.models.kernels import without_kernels
+from mixer.models.kernels import plain_model
 
 
 def abstract_params(model: nn.Module, image_size: tuple[int, int]) -> dict:
@@ -37,7 +37,7 @@ def multiply_accumulates(model: nn.Module, image_size: tuple[int, int]) -> int:
   tables that this field compares by (1 MAC is 2 FLOP). Counted in the traced
   program, so that it holds for whatever the model computes.
   """
-  model = without_kernels(model)  # some fill up what they multiply with zeros
+  model = plain_model(model)  # some fill up what they multiply with zeros
   params = abstract_params(model, image_size)
   images = jax.ShapeDtypeStruct(
     (1, *image_size, model.image_channels), jnp.float32
