@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from scipy import stats
 
+from mixer.atomic_write import atomic_write
 from mixer.config import default
 from mixer.config_check import to_dict
 from mixer.data.__main__ import prepare
@@ -29,7 +30,6 @@ from mixer.paper.measured.protocols import Recipe
 from mixer.plan import make_plan
 from mixer.training import run_folder, start
 from mixer.training.log import read_rows
-from mixer.whole_file import whole_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def record(file: Path, content: dict) -> None:
     "versions": made["packages"],
   }
   file.parent.mkdir(parents=True, exist_ok=True)
-  with whole_file(file) as aside:
+  with atomic_write(file) as aside:
     aside.write_text(json.dumps(head | content, indent=1) + "\n")
 
 

@@ -26,12 +26,12 @@ from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 
 from mixer import front_door, weights
+from mixer.atomic_write import atomic_write, check_writable
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
 from mixer.models.kernels import plain_model
 from mixer.training.mixing import normalise
 from mixer.weights import layouts
-from mixer.whole_file import check_place, whole_file
 
 PROGRAM = ".stablehlo"
 LAYOUTS = (".npz", ".safetensors")
@@ -70,7 +70,7 @@ def run(init: str, out: str, **options: str | int | None) -> str:
       f"--out={out} does not say what to write: end it in {PROGRAM} for a"
       f" program, in {' or '.join(LAYOUTS)} for weights."
     )
-  check_place(out, "out")
+  check_writable(out, "out")
   if suffix == PROGRAM:
     _check_choices(options)
     return write_program(weights.read(init), Path(out), **options)
@@ -152,7 +152,7 @@ def write_program(
     runnable = serialize(classify, shape, input, [here])
   found = _compare(runnable, checkpoint, shape, input, dtype)
 
-  with whole_file(out) as aside:
+  with atomic_write(out) as aside:
     aside.write_bytes(program)
   shown = ", ".join(map(str, shape))
   values = "0 to 255" if input == "uint8" else "-1 to 1"

@@ -21,11 +21,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mixer import front_door
+from mixer.atomic_write import atomic_write, check_writable
 from mixer.cache import keep_programs
 from mixer.classifier import Classifier, Prediction, open_classifier, predict
 from mixer.data.image_files import find_images
 from mixer.errors import UserError
-from mixer.whole_file import check_place, whole_file
 from mixer.xla import prepare_xla
 
 FEW = 10  # images: for so many, every guess is printed
@@ -146,7 +146,7 @@ def _rows(
 ) -> Iterator[Callable[[Prediction], None]]:
   """Gives what writes a prediction; the file is there when all are written."""
   with (
-    whole_file(Path(out)) as aside,
+    atomic_write(Path(out)) as aside,
     aside.open("w", newline="", encoding="utf-8") as file,
   ):
     writer = csv.writer(file)
@@ -165,7 +165,7 @@ def _check_files(out: str | None, grid: str | None) -> None:
   """Raises UserError early if what is found could not be written."""
   for flag, file in ("out", out), ("grid", grid):
     if file:
-      check_place(file, flag)
+      check_writable(file, flag)
   kinds = Figure().canvas.get_supported_filetypes()
   if grid and Path(grid).suffix[1:].lower() not in kinds:
     raise UserError(

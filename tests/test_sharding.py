@@ -10,7 +10,7 @@ import pytest
 from mixer.config import default
 from mixer.models import create, flops
 from mixer.plan import Plan
-from mixer.training.checkpoints import Checkpoints
+from mixer.training.checkpoint import Checkpoints
 from mixer.training.mixing import AXIS
 from mixer.training.setup import (
   abstract_device_batch,

@@ -17,7 +17,7 @@ from mixer.training.losses import (
   softmax_cross_entropy,
 )
 from mixer.training.optimizer import (
-  clip_by_norm,
+  clip_by_global_norm,
   make_optimizer,
   make_schedule,
 )
@@ -166,7 +166,7 @@ def test_clipping_is_that_of_optax_to_the_bit(length):
   tree = {"a": rng.randn(5, 3), "b": rng.randn(7)}
   norm = optax.tree.norm(tree)
   tree = jax.tree.map(lambda x: np.float32(x * length / norm), tree)
-  ours, theirs = clip_by_norm(1.0), optax.clip_by_global_norm(1.0)
+  ours, theirs = clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
 
   clipped, _ = jax.jit(ours.update)(tree, ours.init(tree))
 

@@ -18,12 +18,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.preflight.rows import table
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE, answer
 from mixer.models.mixer import VARIANTS
 from mixer.preflight.compiler import check_installed
 from mixer.preflight.topology import parse
-from mixer.whole_file import whole_file
 
 MIXERS = ",".join(VARIANTS)
 # The paper's batch of 4,096 is 32, 64 and 64 images a device on these.
@@ -65,9 +65,9 @@ def fill(names: list[str], slices: list[str], folder: Path) -> str:
         continue
       print(cell, file=sys.stderr, flush=True)
       cells[cell] = preflight(name, topology)
-      with whole_file(file) as aside:
+      with atomic_write(file) as aside:
         aside.write_text(json.dumps(cells, indent=1) + "\n")
-      with whole_file(file.with_suffix(".md")) as aside:
+      with atomic_write(file.with_suffix(".md")) as aside:
         aside.write_text(table(cells))
   return table(cells).strip()
 

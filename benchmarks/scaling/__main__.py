@@ -17,11 +17,11 @@ from pathlib import Path
 
 from benchmarks.preflight.__main__ import preflight
 from benchmarks.scaling.model import StepModel
+from mixer.atomic_write import atomic_write
 from mixer.front_door import answer
 from mixer.preflight.compiler import check_libtpu
 from mixer.preflight.topology import Topology, parse
 from mixer.table import render
-from mixer.whole_file import whole_file
 
 MODELS = "B/16,L/16,H/14"
 COMPILED_FOR = "v4:2x2x1"
@@ -76,12 +76,12 @@ def scale(models: list[str], file: Path) -> str:
         batch = images * parse(COMPILED_FOR).devices
         flag = f"--config.batch={batch}"
         cells[cell] = preflight(model, COMPILED_FOR, flag)
-        with whole_file(file) as aside:
+        with atomic_write(file) as aside:
           aside.write_text(json.dumps(cells, indent=1) + "\n")
       reports.append(cells[cell])
     sections.append(_section(model, StepModel.of(reports)))
   text = "\n\n".join(sections)
-  with whole_file(file.with_suffix(".md")) as aside:
+  with atomic_write(file.with_suffix(".md")) as aside:
     aside.write_text(f"{text}\n")
   return text
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.throughput.machine import file_name, git_commit
+from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
-from mixer.whole_file import check_place, whole_file
 
 
 def still_holds(row: dict, limit: float) -> bool:
@@ -68,7 +68,7 @@ class DeviceFile:
     self._header = device | {"command": command}
     self.lists = {key: [] for key in keys}
     folder.mkdir(parents=True, exist_ok=True)
-    check_place(self.path, "results")
+    check_writable(self.path, "results")
     if not self.path.exists():
       return
     try:
@@ -92,7 +92,7 @@ class DeviceFile:
     stamp = {"date": now, "git_commit": git_commit()}
     own = {"versions": self._header["versions"]}
     self.lists[key] += [own | row | stamp for row in rows]
-    with whole_file(self.path) as aside:
+    with atomic_write(self.path) as aside:
       aside.write_text(self._text(self._header | stamp))
 
   def _text(self, header: dict) -> str:

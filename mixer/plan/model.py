@@ -8,7 +8,7 @@ from mixer.data.ops import output_size
 from mixer.errors import UserError
 from mixer.models import FAMILIES, create, family_of, fields_of, flops
 from mixer.plan.base import Plan
-from mixer.training.optimizer import multiplier_tree
+from mixer.training.optimizer import lr_multiplier_tree
 
 
 def plan_model(plan: Plan, trains: bool):
@@ -34,7 +34,7 @@ def plan_model(plan: Plan, trains: bool):
   if plan.abstract_params is None or not trains:
     return
   with plan.collecting("config."):
-    multiplier_tree(plan.abstract_params, config.optimizer.multipliers)
+    lr_multiplier_tree(plan.abstract_params, config.optimizer.multipliers)
 
 
 def _fields(options: ConfigDict) -> tuple[dict, list[str]]:

@@ -18,8 +18,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer import front_door
+from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
-from mixer.whole_file import check_place, whole_file
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
@@ -43,7 +43,7 @@ def main() -> int:
     )
   topology.parse(TOPOLOGY.value)
   if JSON.value:
-    check_place(JSON.value, "json")
+    check_writable(JSON.value, "json")
   compiler.set_environment()
   # After the environment, which jax reads, and after what is cheap.
   from mixer.preflight.check import preflight
@@ -52,7 +52,7 @@ def main() -> int:
   report = preflight(CONFIG.value, TOPOLOGY.value, suggests=SUGGEST.value)
   print(describe(report), flush=True)
   if JSON.value:
-    with whole_file(Path(JSON.value)) as aside:
+    with atomic_write(Path(JSON.value)) as aside:
       aside.write_text(json.dumps(to_json(report), indent=2) + "\n")
   return front_door.DONE if report.fits else front_door.CHANGE_SOMETHING
 

@@ -5,12 +5,12 @@ import json
 import statistics
 from pathlib import Path
 
+from mixer.atomic_write import atomic_write
 from mixer.config_check import to_dict
 from mixer.sweep.plan import SweepPlan
 from mixer.sweep.runs import Outcome
 from mixer.table import render
 from mixer.training import run_folder
-from mixer.whole_file import whole_file
 
 JSON, MARKDOWN = "sweep.json", "sweep.md"
 
@@ -48,7 +48,7 @@ def write_both(folder: Path, found: dict, text: str):
     (MARKDOWN, text),
     (JSON, json.dumps(found, indent=2)),
   ):
-    with whole_file(folder / name) as aside:
+    with atomic_write(folder / name) as aside:
       aside.write_text(f"{content}\n")
 
 

@@ -9,14 +9,14 @@ import jax
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.front_door import START_AGAIN
 from mixer.training import start
-from mixer.training.checkpoints import Checkpoints
+from mixer.training.checkpoint import Checkpoints
 from mixer.training.in_flight import Diverged
 from mixer.training.log import read_rows
 from mixer.training.setup import CHECKPOINTS
-from mixer.whole_file import whole_file
 
 FAILED = "failed.txt"  # in a run's folder: why it came to nothing
 
@@ -139,7 +139,7 @@ def carry_out(
   try:
     code = start.train(config, str(run.folder), accept_changes=accept_changes)
   except Diverged as error:
-    with whole_file(run.folder / FAILED) as aside:
+    with atomic_write(run.folder / FAILED) as aside:
       aside.write_text(f"{error}\n")
   else:
     if code == START_AGAIN:

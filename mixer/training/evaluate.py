@@ -19,7 +19,7 @@ from mixer.training.agreement import (
   check_same_plan,
   checksum,
 )
-from mixer.training.checkpoints import Checkpoints
+from mixer.training.checkpoint import Checkpoints
 from mixer.training.evaluations import Evaluations
 from mixer.training.optimizer import make_optimizer
 from mixer.training.setup import (

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mixer.errors import UserError
-from mixer.training.checkpoints import Checkpoints
+from mixer.training.checkpoint import Checkpoints
 from mixer.training.skipped import SkippedUpdates
 from mixer.training.stop_vote import StopVote
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.training.background import Background
 from mixer.training.event_files import EventFiles
-from mixer.whole_file import whole_file
 
 Number = float | int
 Scalar = Number | np.generic | jax.Array
@@ -109,7 +109,7 @@ class RunLog:
     self._newest_step = from_step
     self._held = None
     kept = [r for r in read_rows(folder) if 0 < from_step >= r["step"]]
-    with whole_file(self._path) as aside:
+    with atomic_write(self._path) as aside:
       aside.write_bytes(b"".join(map(encode_row, kept)))
     self._last = kept[-1] if kept else None
     self._file = self._path.open("ab")
@@ -217,7 +217,7 @@ class RunLog:
     self._file.close()
     lines = self._path.read_bytes().splitlines(keepends=True)
     lines[-1] = encode_row(self._last)
-    with whole_file(self._path) as aside:
+    with atomic_write(self._path) as aside:
       aside.write_bytes(b"".join(lines))
     self._file = self._path.open("ab")
     self._event_files.write({"step": row["step"]} | added)

@@ -10,6 +10,7 @@ import numpy as np
 from clu import parameter_overview
 
 from mixer import weights
+from mixer.atomic_write import atomic_write
 from mixer.data import ops as image_ops
 from mixer.data.device_feed import to_devices
 from mixer.data.loader import train_batches
@@ -47,7 +48,6 @@ from mixer.training.skipped import SkippedUpdates
 from mixer.training.start_up import StartUp
 from mixer.training.step import TrainState
 from mixer.training.stop_vote import StopVote
-from mixer.whole_file import whole_file
 
 
 class Run:
@@ -174,7 +174,7 @@ class Run:
       (self.folder / weights.RUN_FILE).unlink(missing_ok=True)
     run_folder.describe_run(self.folder, self.plan.config, from_step=self.start)
     names = "".join(f"{name}\n" for name in self.plan.source.class_names)
-    with whole_file(self.folder / weights.CLASSES) as aside:
+    with atomic_write(self.folder / weights.CLASSES) as aside:
       aside.write_text(names)
     overview = parameter_overview.get_parameter_overview(
       self.plan.abstract_params, include_stats=False

@@ -80,7 +80,7 @@ def make_optimizer(
   Raises:
     ValueError: a pattern matches no parameter, or everything is frozen.
   """
-  factors = multiplier_tree(params, multipliers)
+  factors = lr_multiplier_tree(params, multipliers)
   if name == "adam":
     direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=accumulator_dtype)
   else:
@@ -92,10 +92,10 @@ def make_optimizer(
   def decayed(params):
     return jax.tree.map_with_path(is_kernel, params)
 
-  chain = [clip_by_norm(clip_norm)] if clip_norm else []
+  chain = [clip_by_global_norm(clip_norm)] if clip_norm else []
   chain += [direction, optax.scale(learning_rate)]
   if multipliers:
-    chain += [scale_leaves(factors)]
+    chain += [scale_by_tree(factors)]
   if weight_decay:
     chain += [optax.add_decayed_weights(weight_decay, decayed)]
   chain += [optax.scale_by_schedule(schedule), optax.scale(-1.0)]
@@ -109,7 +109,7 @@ def make_optimizer(
   )
 
 
-def multiplier_tree(
+def lr_multiplier_tree(
   params: dict, multipliers: tuple[tuple[str, float], ...]
 ) -> dict:
   """Gives every parameter its factor on the learning rate.
@@ -144,7 +144,9 @@ def multiplier_tree(
   return factors
 
 
-def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
+def clip_by_global_norm(
+  largest: float,
+) -> optax.GradientTransformationExtraArgs:
   """optax.clip_by_global_norm, with the norm as an argument of `update`.
 
   A device that has only a share of the gradients cannot know theirs by itself.
@@ -162,7 +164,7 @@ def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def scale_leaves(factors: dict) -> optax.GradientTransformation:
+def scale_by_tree(factors: dict) -> optax.GradientTransformation:
   """Multiplies each update by its own factor."""
 
   def update(updates, params):

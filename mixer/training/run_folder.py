@@ -21,10 +21,10 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from mixer.atomic_write import atomic_write
 from mixer.config import default
 from mixer.config_check import differences, to_dict
 from mixer.errors import UserError
-from mixer.whole_file import whole_file
 
 EVALUATION = "evaluation.json"  # the last one of eval.py
 # Keys, of older runs.
@@ -243,5 +243,5 @@ def _git(*arguments: str) -> str | None:
 
 
 def _write_json(file: Path, content: dict):
-  with whole_file(file) as aside:
+  with atomic_write(file) as aside:
     aside.write_text(json.dumps(content, indent=2) + "\n")

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mixer.data.device_feed import device_sharding
 from mixer.plan import Plan
-from mixer.training.checkpoints import Checkpoints
+from mixer.training.checkpoint import Checkpoints
 from mixer.training.mixing import AXIS
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.sharding import (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mixer.atomic_write import atomic_write
 from mixer.data.order import GlobalOrder
-from mixer.whole_file import whole_file
 
 
 class SkippedUpdates:
@@ -64,5 +64,5 @@ class SkippedUpdates:
     self._write()
 
   def _write(self):
-    with whole_file(self.path) as aside:
+    with atomic_write(self.path) as aside:
       aside.write_text("".join(f"{json.dumps(row)}\n" for row in self._rows))

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.atomic_write import DISK_ERRORS
 from mixer.cache import keep_programs
 from mixer.errors import UserError
 from mixer.front_door import DONE, sigterm_as_ctrl_c
@@ -17,11 +18,10 @@ from mixer.plan.data import check_classes
 from mixer.plan.text import describe
 from mixer.training import interruption, run_folder
 from mixer.training.agreement import check_same_plan, meet
-from mixer.training.checkpoints import Checkpoints
+from mixer.training.checkpoint import Checkpoints
 from mixer.training.loop import Run
 from mixer.training.setup import CHECKPOINTS, choose_operations
 from mixer.training.start_up import StartUp
-from mixer.whole_file import DISK
 
 
 def train(
@@ -83,7 +83,7 @@ def disk_errors(workdir: str | None) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.errno not in DISK:
+    if error.errno not in DISK_ERRORS:
       raise
     raise UserError(
       f"Cannot write to {error.filename or workdir}: {error.strerror}. Free "

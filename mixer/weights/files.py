@@ -21,12 +21,12 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as save_bytes
 
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.models import fields_of
 from mixer.weights import layouts
 from mixer.weights.layouts import Arrays
 from mixer.weights.model_of import read_sizes
-from mixer.whole_file import whole_file
 
 SUFFIXES = (".npz", ".safetensors")  # that are written
 PICKLES = (".pth", ".pt", ".bin")  # that are read if torch is there
@@ -187,7 +187,7 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
     raise UserError(f"There is no folder {path.parent}: make it first.")
   arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
   try:
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
       _write(aside, arrays, gelu)
   except OSError as error:
     raise UserError(f"Cannot write {path}: {error.strerror}.") from error

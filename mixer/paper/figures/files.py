@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
-from mixer.whole_file import check_place, whole_file
 
 
 def check_out(out: str | os.PathLike) -> list[Path]:
@@ -24,7 +24,7 @@ def check_out(out: str | os.PathLike) -> list[Path]:
       f"--out={out} must end in .svg; the picture in pixels, .png, is written "
       "beside it."
     )
-  check_place(vector, "out")
+  check_writable(vector, "out")
   return [vector, vector.with_suffix(".png")]
 
 
@@ -53,7 +53,7 @@ def save(
     metadata = {"Date": None} if file.suffix == ".svg" else None
     with (
       matplotlib.rc_context({"svg.hashsalt": "mixer"}),
-      whole_file(file) as aside,
+      atomic_write(file) as aside,
     ):
       figure.savefig(aside, dpi=dpi, metadata=metadata)
       if colors and file.suffix == ".png":

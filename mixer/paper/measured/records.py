@@ -10,9 +10,9 @@ import json
 import math
 from pathlib import Path
 
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.paper.numbers import Row
-from mixer.whole_file import whole_file
 
 TABLES = "tables"  # in the folder of results
 # What cells hold; "core_days" is something else, see `Cell`.
@@ -96,7 +96,7 @@ def add(results: Path, row: Row, records: list[dict]) -> Path:
       kept.append(record)
   content = {"row": row.name, "records": kept + records}
   file.parent.mkdir(parents=True, exist_ok=True)
-  with whole_file(file) as aside:
+  with atomic_write(file) as aside:
     aside.write_text(json.dumps(content, indent=1) + "\n")
   return file
 

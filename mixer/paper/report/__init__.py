@@ -12,11 +12,11 @@ import os
 import string
 from pathlib import Path
 
+from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
 from mixer.paper.report import markup, recipe, results, weights
 from mixer.paper.report.published import published_results
 from mixer.paper.report.record import Record, read
-from mixer.whole_file import check_place, whole_file
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -41,11 +41,11 @@ def write(
   if file:
     if file.suffix.lower() not in (".html", ".htm"):
       raise UserError(f"--out={out} must end in .html, which it is.")
-    check_place(file, "out")
+    check_writable(file, "out")
   record = read(workdir)
   file = file or record.folder / "report.html"
   page = render(record)
-  with whole_file(file) as aside:
+  with atomic_write(file) as aside:
     aside.write_text(page, encoding="utf-8")
   return f"Report of {record.folder}, {_state(record)}: {file}"
 

@@ -5,12 +5,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mixer.atomic_write import atomic_write
 from mixer.config import did_you_mean
 from mixer.errors import UserError
 from mixer.paper.tables import html_page
 from mixer.paper.tables.page import Block, Cell, Note, Page, Table, groups
 from mixer.table import render
-from mixer.whole_file import whole_file
 
 _WIDTH = 100
 _GAP = "  "
@@ -35,7 +35,7 @@ def write(page: Page, format: str | None, out: str | None) -> str:
     return text
   file = Path(out).expanduser()
   file.parent.mkdir(parents=True, exist_ok=True)
-  with whole_file(file) as aside:
+  with atomic_write(file) as aside:
     aside.write_text(f"{text}\n")
   return f"{file}: {page.title}"
 

@@ -18,8 +18,8 @@ import optax
 import pytest
 
 from mixer.errors import UserError
-from mixer.training import checkpoints as checkpoints_module
-from mixer.training.checkpoints import Checkpoints
+from mixer.training import checkpoint
+from mixer.training.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -325,14 +325,14 @@ def test_what_another_process_deletes_while_it_is_read_is_no_damage(
 ):
   checkpoints = open_checkpoints()
   save_steps(checkpoints, 1, 2)
-  read_record = checkpoints_module._read_record
+  read_record = checkpoint._read_record
 
   def delete_newest_first(path):
     if path.name == "2":
       shutil.rmtree(path)
     return read_record(path)
 
-  monkeypatch.setattr(checkpoints_module, "_read_record", delete_newest_first)
+  monkeypatch.setattr(checkpoint, "_read_record", delete_newest_first)
   step, _ = checkpoints.restore(tree_of(0))
 
   assert step == 1
@@ -347,7 +347,7 @@ def test_a_kill_during_a_save_leaves_the_one_before(open_checkpoints):
     """
     import os, pathlib, signal
     import numpy as np
-    from mixer.training.checkpoints import Checkpoints
+    from mixer.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder)
     checkpoints.save(2, {"large": np.random.rand(8_000_000)})
@@ -394,7 +394,7 @@ def test_a_full_disk_ends_in_advice_and_spares_the_one_before(tmp_path):
     import logging, os, resource
     import numpy as np
     from mixer.errors import UserError
-    from mixer.training.checkpoints import Checkpoints
+    from mixer.training.checkpoint import Checkpoints
 
     # It may log the errors of Orbax's other writes, when they are collected.
     logging.getLogger("asyncio").disabled = True
@@ -457,7 +457,7 @@ def test_a_run_starts_without_orbax(open_checkpoints):
   result = run_python(
     """
     import sys
-    from mixer.training.checkpoints import Checkpoints
+    from mixer.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder)
     print(checkpoints.steps, checkpoints.best_step)
@@ -473,14 +473,14 @@ def test_a_run_starts_without_orbax(open_checkpoints):
 
 def test_a_save_does_not_wait_for_the_disk(open_checkpoints, monkeypatch):
   checkpoints = open_checkpoints()
-  write = checkpoints_module._write
+  write = checkpoint._write
   save_returned = threading.Event()
 
   def write_after_save_returned(*arguments):
     assert save_returned.wait(timeout=10)
     write(*arguments)
 
-  monkeypatch.setattr(checkpoints_module, "_write", write_after_save_returned)
+  monkeypatch.setattr(checkpoint, "_write", write_after_save_returned)
   checkpoints.save(1, tree_of(1))
   steps_before = checkpoints.steps
   save_returned.set()

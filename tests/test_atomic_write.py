@@ -6,12 +6,12 @@ import errno
 import pytest
 
 from mixer import front_door
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
-from mixer.whole_file import whole_file
 
 
 def write(path, raises=None):
-  with whole_file(path) as aside:
+  with atomic_write(path) as aside:
     aside.write_text("new")
     if raises:
       raise raises
