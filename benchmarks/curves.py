@@ -28,7 +28,7 @@ from mixer.errors import TryAgainError, UserError
 from mixer.front_door import START_AGAIN
 from mixer.paper.measured.protocols import Recipe
 from mixer.plan import make_plan
-from mixer.training import run_folder, start
+from mixer.training import run_dir, start
 from mixer.training.log import read_rows
 
 
@@ -132,7 +132,7 @@ def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
   """Trains to the end, and returns results and where they come from."""
   plan = make_plan(config)
   plan.raise_complaints()
-  run_folder.check_config(folder, plan.config, accept_changes=False)
+  run_dir.check_config(folder, plan.config, accept_changes=False)
   rows = read_rows(folder)
   if not rows or rows[-1]["step"] != plan.total_steps:
     print(f"\n{folder}", flush=True)
@@ -166,7 +166,7 @@ def beyond_defaults(config: ConfigDict) -> dict[str, object]:
 
 def record(file: Path, content: dict) -> None:
   """Writes a results file, with how, where and when it was made."""
-  made = run_folder.provenance()
+  made = run_dir.provenance()
   module = sys.modules["__main__"].__spec__.name.removesuffix(".__main__")
   head = {
     "date": made["date"],

@@ -24,8 +24,8 @@ from mixer.data.order import augmentation_rng
 from mixer.data.workers import ONE_A_CORE
 from mixer.datasets import class_names
 from mixer.errors import UserError
-from mixer.training.mixing import AXIS, normalise
-from mixer.training.setup import replicate
+from mixer.training.sharding import pmap_step, replicate
+from mixer.training.step import normalise
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 PAPERS_SIZE = (224, 224)  # of images, where the weights take any
@@ -231,11 +231,10 @@ def bind_to_devices(
     The function from batches of `to_devices` to classes and probabilities, with
     [devices, n / devices] in the place of `judge`'s [n].
   """
-  step = jax.pmap(
+  step = pmap_step(
     functools.partial(judge, model=model, loss=loss, topk=topk),
-    axis_name=AXIS,
+    devices,
     in_axes=(None, 0),
-    devices=devices,
   )
   return functools.partial(step, replicate(params, devices))
 

@@ -11,8 +11,7 @@ from mixer.data import ops as image_ops
 from mixer.data.loader import train_batches
 from mixer.errors import UserError
 from mixer.plan import Plan, make_plan
-from mixer.training.mixing import draw_mixing, to_examples
-from mixer.training.step import step_keys
+from mixer.training.step import apply_mixup, sample_mixup, step_keys
 
 COLUMNS = 6
 SMALLEST_SHARE = 0.005  # of a label, to be shown
@@ -106,14 +105,14 @@ def fed_examples(
     "partner_image": batch["image"][shown - 1],
     "partner_label": batch["label"][shown - 1],
   }
-  mixing = draw_mixing(
+  mixing = sample_mixup(
     step_keys(config.seed, step)[0],
     part["image"].shape[1:3],
     mixup=config.mixup,
     cutmix=config.cutmix,
     cutmix_share=config.cutmix_share,
   )
-  pixels, labels = to_examples(
+  pixels, labels = apply_mixup(
     part,
     mixing,
     num_classes=plan.source.num_classes,

@@ -30,7 +30,7 @@ from mixer.atomic_write import atomic_write, check_writable
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
 from mixer.models.kernels import plain_model
-from mixer.training.mixing import normalise
+from mixer.training.step import normalise
 from mixer.weights import layouts
 
 PROGRAM = ".stablehlo"

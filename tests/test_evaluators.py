@@ -9,7 +9,7 @@ from flax import linen as nn
 from sklearn import metrics
 
 from mixer.evaluators import Classification
-from mixer.training.setup import replicate
+from mixer.training.sharding import replicate
 
 EXAMPLES, CLASSES = 37, 7
 

@@ -21,7 +21,7 @@ from mixer.errors import UserError
 from mixer.evaluators.fewshot import Fewshot, draw_examples, ridge_probe
 from mixer.models import create
 from mixer.plan import make_plan
-from mixer.training.setup import replicate
+from mixer.training.sharding import replicate
 
 GOLDEN = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 MODEL = create(

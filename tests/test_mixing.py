@@ -5,11 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from mixer.training.mixing import (
+from mixer.training.step import (
   add_partners,
-  draw_mixing,
+  apply_mixup,
   roll_by_one,
-  to_examples,
+  sample_mixup,
 )
 
 
@@ -17,7 +17,7 @@ def draw(steps, size=(32, 48), *, mixup=0.0, cutmix=0.0, cutmix_share=0.5):
   """Shares of the pixels and of the label in so many steps."""
 
   def draw_one(step):
-    return draw_mixing(
+    return sample_mixup(
       jax.random.key(step),
       size,
       mixup=mixup,
@@ -37,7 +37,7 @@ def cuts():
 def test_without_mixup_and_cutmix_nothing_is_mixed():
   key = jax.random.key(0)
 
-  assert draw_mixing(key, (8, 8), mixup=0, cutmix=0, cutmix_share=0.5) is None
+  assert sample_mixup(key, (8, 8), mixup=0, cutmix=0, cutmix_share=0.5) is None
 
 
 def test_the_partner_is_the_previous_example_of_the_global_batch():
@@ -150,14 +150,14 @@ def make_batch():
 @pytest.mark.parametrize("options", [{"mixup": 0.5}, {"cutmix": 1.0}])
 def test_mixed_examples_are_combinations_with_their_labels(options):
   batch = make_batch()
-  mixing = draw_mixing(
+  mixing = sample_mixup(
     jax.random.key(3),
     (4, 4),
     **{"mixup": 0, "cutmix": 0} | options,
     cutmix_share=0.5,
   )
 
-  images, labels = to_examples(
+  images, labels = apply_mixup(
     batch, mixing, num_classes=5, label_smoothing=0.2
   )
 

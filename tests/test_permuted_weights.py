@@ -11,10 +11,9 @@ from benchmarks.permutations.equivalence import permute_params
 from mixer.data import ops
 from mixer.models import create, flops
 from mixer.training.optimizer import make_optimizer, make_schedule
-from mixer.training.setup import replicate, to_host
+from mixer.training.sharding import pmap_update, replicate, to_host
 from mixer.training.step import (
-  Objective,
-  bind_to_devices,
+  LossConfig,
   create_state,
   train_step,
 )
@@ -78,12 +77,12 @@ def train(params):
     params, schedule, learning_rate=1e-2, weight_decay=1e-3, clip_norm=1.0
   )
   devices = jax.devices()[:1]
-  step = bind_to_devices(
+  step = pmap_update(
     functools.partial(
       train_step,
       model=MODEL,
       optimizer=optimizer,
-      objective=Objective("softmax", num_classes=5, mixup=0.3),
+      objective=LossConfig("softmax", num_classes=5, mixup=0.3),
     ),
     devices,
   )

@@ -19,7 +19,7 @@ from mixer.evaluators import Real
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.training import evaluate as evaluation
-from mixer.training.setup import replicate
+from mixer.training.sharding import replicate
 
 
 @pytest.fixture

@@ -11,20 +11,21 @@ from mixer.config import default
 from mixer.models import create, flops
 from mixer.plan import Plan
 from mixer.training.checkpoint import Checkpoints
-from mixer.training.mixing import AXIS
 from mixer.training.setup import (
-  abstract_device_batch,
-  abstract_device_state,
+  abstract_inputs,
   abstract_state,
-  create_gathering,
   create_optimizer,
+  create_sharding,
   create_update,
-  get_state,
   initial_state,
-  put_state,
-  state_axes,
 )
-from mixer.training.sharding import Sharded, from_rows, share_shape, to_rows
+from mixer.training.sharding import (
+  AXIS,
+  Sharded,
+  pad_and_split,
+  shard_shape,
+  unsplit,
+)
 from mixer.training.step import is_schedule
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -100,7 +101,7 @@ def train(case, steps, *, sharded=True, devices=8, state=None):
   some = jax.local_devices()[:devices]
   state = first_state(plan) if state is None else state
   step, history = int(state.step), []
-  state = put_state(plan, state, some)
+  state = create_sharding(plan).put(state, some)
   for seed in range(step, step + steps):
     rng = np.random.RandomState(seed)
     batch = {
@@ -116,7 +117,12 @@ def train(case, steps, *, sharded=True, devices=8, state=None):
     for x in metrics.values():
       for copy in x.addressable_shards:
         np.testing.assert_array_equal(copy.data, x)
-  return get_state(plan, state, some), history
+  return fetch(plan, state, some), history
+
+
+def fetch(plan, state, devices):
+  template = abstract_state(plan, create_optimizer(plan)[1])
+  return create_sharding(plan).fetch(state, template, devices)
 
 
 def first_state(plan):
@@ -166,7 +172,7 @@ def test_a_device_keeps_its_share_of_the_state_alone():
   plan = make_plan(sharded=True, **CASES["adam"])
   state = first_state(plan)
 
-  placed = put_state(plan, state, jax.local_devices())
+  placed = create_sharding(plan).put(state, jax.local_devices())
 
   def kept(tree):  # by the first device
     return sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(tree))
@@ -181,7 +187,9 @@ def test_a_device_keeps_its_share_of_the_state_alone():
 def test_what_the_update_gives_can_be_said_on_several_hosts(case):
   plan = make_plan(sharded=True, **CASES[case])
 
-  hash(state_axes(plan, create_optimizer(plan)[1]))  # as jax.pmap does there
+  state = abstract_state(plan, create_optimizer(plan)[1])
+
+  hash(create_sharding(plan).axes(state))  # as jax.pmap does there
 
 
 @pytest.mark.parametrize("sharded", [True, False])
@@ -189,9 +197,10 @@ def test_evaluators_are_given_whole_parameters_on_every_device(sharded):
   plan = make_plan(sharded=sharded, **CASES["adam"])
   state = first_state(plan)
   devices = jax.local_devices()
-  placed = put_state(plan, state, devices)
+  sharding = create_sharding(plan)
+  placed = sharding.put(state, devices)
 
-  whole = create_gathering(plan, devices)(placed.eval_params)
+  whole = sharding.gather(placed.eval_params, devices)
 
   for x, y in zip(*map(jax.tree.leaves, (whole, state.params)), strict=True):
     assert len(x.addressable_shards) == 8
@@ -204,10 +213,10 @@ def test_the_update_takes_and_returns_what_it_is_said_to(case):
   plan, update = make_update(case, True, 8)
   _, optimizer = create_optimizer(plan)
   devices = jax.local_devices()
-  state = put_state(plan, initial_state(plan, optimizer), devices)
+  state = create_sharding(plan).put(initial_state(plan, optimizer), devices)
 
-  shapes = abstract_device_state(plan, optimizer, devices)
-  lowered = update.lower(shapes, abstract_device_batch(plan, devices))
+  shapes, batch = abstract_inputs(plan, optimizer, devices)
+  lowered = update.lower(shapes, batch)
 
   def same(x, y):
     assert (x.shape, x.dtype) == (y.shape, y.dtype)
@@ -233,7 +242,8 @@ def test_a_state_comes_back_from_the_devices_as_it_went(sharded, devices):
     abstract_state(plan, create_optimizer(plan)[1]),
   )
 
-  back = get_state(plan, put_state(plan, state, some), some)
+  placed = create_sharding(plan).put(state, some)
+  back = fetch(plan, placed, some)
 
   assert_same(back, state)
 
@@ -295,11 +305,11 @@ def test_padding_does_not_count():
 
   def step(shares):
     sharding = Sharded(tree)
-    shares = sharding.clear_padding(jax.tree.map(lambda x: x + 1, shares))
-    return sharding.whole(shares), sharding.norm(shares)
+    shares = sharding.mask_padding(jax.tree.map(lambda x: x + 1, shares))
+    return sharding.gather_params(shares), sharding.norm(shares)
 
   shares = jax.tree.map(
-    lambda x: to_rows(x, 8).reshape(8, *share_shape(x.shape, 8)), tree
+    lambda x: pad_and_split(x, 8).reshape(8, *shard_shape(x.shape, 8)), tree
   )
   whole, norm = jax.pmap(step, axis_name=AXIS, out_axes=None)(shares)
 
@@ -323,9 +333,9 @@ def test_padding_does_not_count():
 def test_shares_merge_no_more_axes_than_they_must(shape, devices, share):
   x = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
 
-  rows = to_rows(x, devices)
+  rows = pad_and_split(x, devices)
 
-  assert share_shape(shape, devices) == share
+  assert shard_shape(shape, devices) == share
   assert rows.shape == (devices * share[0], *share[1:])
-  assert_same(from_rows(rows, shape), x)
-  np.testing.assert_array_equal(to_rows(jnp.asarray(x), devices), rows)
+  assert_same(unsplit(rows, shape), x)
+  np.testing.assert_array_equal(pad_and_split(jnp.asarray(x), devices), rows)

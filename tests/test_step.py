@@ -21,10 +21,9 @@ from mixer.training.optimizer import (
   make_optimizer,
   make_schedule,
 )
-from mixer.training.setup import replicate, to_host
+from mixer.training.sharding import pmap_update, replicate, to_host
 from mixer.training.step import (
-  Objective,
-  bind_to_devices,
+  LossConfig,
   create_state,
   train_step,
 )
@@ -63,13 +62,13 @@ def init(model):
 def train(steps, *, devices=1, model=None, objective=None, **options):
   """Trains from the same weights on the same batches; returns what came out."""
   model = model or make_model()
-  objective = objective or Objective("softmax", 5)
+  objective = objective or LossConfig("softmax", 5)
   params = init(model)
   schedule = make_schedule(kind="cosine", total_steps=60, warmup_steps=5)
   options = {"learning_rate": 3e-3, "clip_norm": 1.0} | options
   optimizer = make_optimizer(params, schedule, **options)
   some = jax.local_devices()[:devices]
-  update = bind_to_devices(
+  update = pmap_update(
     functools.partial(
       train_step, model=model, optimizer=optimizer, objective=objective
     ),
@@ -94,7 +93,7 @@ def losses(history):
 
 EVERYTHING = dict(
   model=make_model(stoch_depth=0.3, dropout=0.1),
-  objective=Objective(
+  objective=LossConfig(
     "sigmoid", 5, label_smoothing=0.1, mixup=0.5, average_decay=0.9, seed=3
   ),
   weight_decay=1e-3,
@@ -303,7 +302,7 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 
 def test_the_average_follows_the_parameters():
-  objective = Objective("softmax", 5, average_decay=0.9)
+  objective = LossConfig("softmax", 5, average_decay=0.9)
 
   before, _ = train(1, objective=objective)
   after, _ = train(2, objective=objective)

@@ -33,7 +33,7 @@ from mixer.data.loader import eval_batches
 from mixer.data.order import GlobalOrder
 from mixer.errors import UserError
 from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
-from mixer.training import evaluate, evaluations, run_folder, setup, start
+from mixer.training import evaluate, evaluations, run_dir, setup, start
 
 
 @pytest.fixture(scope="module")
@@ -296,11 +296,11 @@ def test_keys_that_a_run_was_started_before_stand_at_their_defaults(
   older["model"]["token_mixing"] = older["model"].pop("kernels")
   (tmp_path / "config.json").write_text(json.dumps(older))
 
-  run_folder.check_config(tmp_path, config, accept_changes=False)
+  run_dir.check_config(tmp_path, config, accept_changes=False)
 
   config.cutmix = 1.0
   with pytest.raises(UserError, match="cutmix: 0.0 -> 1.0"):
-    run_folder.check_config(tmp_path, config, accept_changes=False)
+    run_dir.check_config(tmp_path, config, accept_changes=False)
 
 
 def test_a_checkpoint_of_another_model_is_refused_whole(
@@ -422,17 +422,17 @@ def test_damaged_records_of_a_run_are_named(undisturbed, digits_dir):
 def test_two_runs_in_one_folder_do_not_get_into_each_others_way(
   undisturbed, digits_dir
 ):
-  with run_folder.locked(undisturbed):
+  with run_dir.locked(undisturbed):
     with pytest.raises(UserError, match="Another process trains in"):
       start.train(small(digits_dir), str(undisturbed))
 
 
 def test_a_folder_that_is_left_in_time_is_waited_for(tmp_path, caplog):
   with contextlib.ExitStack() as other:
-    other.enter_context(run_folder.locked(tmp_path))
+    other.enter_context(run_dir.locked(tmp_path))
     threading.Timer(0.5, other.close).start()
 
-    with run_folder.locked(tmp_path, wait=60):
+    with run_dir.locked(tmp_path, wait=60):
       pass
 
   assert "Another process trains in" in caplog.text

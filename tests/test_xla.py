@@ -8,9 +8,7 @@ import sys
 
 import jax
 import pytest
-from ml_collections import ConfigDict
 
-from mixer.training.setup import choose_operations
 from mixer.xla import (
   ASYNC_DISPATCH,
   DETERMINISTIC,
@@ -57,7 +55,7 @@ def test_training_takes_the_librarys_products(
   monkeypatch, deterministic, flags
 ):
   monkeypatch.setenv("XLA_FLAGS", "")
-  choose_operations(ConfigDict({"deterministic_operations": deterministic}))
+  prepare_xla(deterministic=deterministic)
   assert set(os.environ["XLA_FLAGS"].split()) == flags
 
 

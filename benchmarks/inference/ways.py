@@ -20,7 +20,7 @@ from mixer.classifier import bind_to_devices
 from mixer.data.device_feed import to_devices
 from mixer.export import write_program
 from mixer.models import create, flops
-from mixer.training.mixing import normalise
+from mixer.training.step import normalise
 
 TOPK = 5  # as mixer.predict has it
 

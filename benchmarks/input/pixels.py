@@ -172,7 +172,7 @@ def _part_of_decoded(data: bytes, box: tuple[int, int, int, int]):
 
 
 def _normalised(data: bytes) -> np.ndarray:
-  from mixer.training.mixing import normalise
+  from mixer.training.step import normalise
 
   return np.asarray(normalise(decode(data))) * 127.5
 

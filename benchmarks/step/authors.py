@@ -38,7 +38,7 @@ from benchmarks.throughput.programs import (
 )
 from mixer import models
 from mixer.training.losses import sigmoid_cross_entropy, soft_labels
-from mixer.training.mixing import normalise
+from mixer.training.step import normalise
 
 FILE = Path("vit_jax", "models_mixer.py")
 

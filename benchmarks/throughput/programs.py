@@ -14,12 +14,12 @@ from flax import linen as nn
 
 from benchmarks.throughput.machine import free_memory
 from mixer.models import flops
-from mixer.training.mixing import normalise
 from mixer.training.optimizer import make_optimizer, make_schedule
+from mixer.training.sharding import pmap_update
 from mixer.training.step import (
-  Objective,
-  bind_to_devices,
+  LossConfig,
   create_state,
+  normalise,
   train_step,
 )
 
@@ -103,7 +103,7 @@ def train(
     weight_decay=WEIGHT_DECAY,
     clip_norm=CLIP_NORM,
   )
-  objective = Objective("sigmoid", CLASSES, mixup=mixup)
+  objective = LossConfig("sigmoid", CLASSES, mixup=mixup)
   step = functools.partial(
     train_step, model=model, optimizer=optimizer, objective=objective
   )
@@ -112,7 +112,7 @@ def train(
   here = jax.local_devices()[:1]
   batch = jax.tree.map(lambda x: x[None], draw_batch(shape))
   compiled, seconds = compile_for(
-    bind_to_devices(step, here), jax.eval_shape(create, params), batch
+    pmap_update(step, here), jax.eval_shape(create, params), batch
   )
   needs = check_memory(compiled, params)
   state = jax.jit(create)(draw_params(params))

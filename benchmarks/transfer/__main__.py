@@ -18,7 +18,7 @@ from mixer.data import ops
 from mixer.data.loader import eval_batches
 from mixer.data.sources import open_source
 from mixer.table import render
-from mixer.training.mixing import normalise
+from mixer.training.step import normalise
 
 HEAD = ("digits 5 to 9", "pixels", "labelled", "steps", "accuracy, %")
 

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from mixer.plan import make_plan
 from mixer.training.evaluations import Evaluations
-from mixer.training.setup import create_optimizer, initial_state, replicate
+from mixer.training.setup import create_optimizer, initial_state
+from mixer.training.sharding import replicate
 
 ACCURACY = "eval/test/accuracy"
 PROBES = {5: "eval/fewshot/others/5shot", 10: "eval/fewshot/others/10shot"}

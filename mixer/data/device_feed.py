@@ -7,19 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mixer.errors import UserError
-
-
-def device_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
-  """How `jax.pmap` over `devices` lays out an array [devices, ...].
-
-  An array laid out so is passed on as it is, whatever the axis is called.
-  """
-  return NamedSharding(
-    Mesh(np.array(devices), ("batch",)), PartitionSpec("batch")
-  )
+from mixer.training.sharding import batch_sharding
 
 
 def to_devices(
@@ -40,7 +30,7 @@ def to_devices(
   Raises:
     UserError: a batch cannot be shared equally by the devices.
   """
-  sharding = device_sharding(devices)
+  sharding = batch_sharding(devices)
 
   def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     rows = {key: _split(values, len(devices)) for key, values in batch.items()}

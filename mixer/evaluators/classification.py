@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mixer.errors import UserError
 from mixer.evaluators.passes import Batch, bind_to_devices, gather, run_pass
 from mixer.training.losses import LOSSES, soft_labels
-from mixer.training.mixing import normalise
+from mixer.training.step import normalise
 
 TOP = 5
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from mixer.data.sources import Source, Subset
 from mixer.errors import UserError, some
 from mixer.evaluators.passes import Batch, bind_to_devices, gather, run_pass
-from mixer.training.mixing import normalise
+from mixer.training.step import normalise
 
 # A feature that never changes stands for the bias. So large, that its penalty
 # is next to nothing.

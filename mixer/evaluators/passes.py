@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from mixer.data.device_feed import to_devices
-from mixer.training.mixing import AXIS
+from mixer.training.sharding import pmap_step
 
 Batch = dict[str, np.ndarray]
 
@@ -33,7 +33,7 @@ def bind_to_devices(
     **options: for the step, hashable.
   """
   bound = functools.partial(step, model=model, **options)
-  return jax.pmap(bound, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+  return pmap_step(bound, devices, in_axes=(None, 0))
 
 
 def run_pass(

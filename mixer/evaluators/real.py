@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mixer.errors import UserError
 from mixer.evaluators.passes import Batch, bind_to_devices, run_pass
-from mixer.training.mixing import normalise
+from mixer.training.step import normalise
 
 
 def predict_step(

@@ -13,8 +13,7 @@ from mixer.evaluators.passes import bind_to_devices
 from mixer.plan import Plan, make_plan
 from mixer.preflight.compiler import Program, compile_program
 from mixer.training.setup import (
-  abstract_device_batch,
-  abstract_device_state,
+  abstract_inputs,
   create_optimizer,
   create_update,
 )
@@ -53,8 +52,7 @@ def compile_training(plan: Plan, devices: Sequence[jax.Device]) -> Program:
   _, optimizer = create_optimizer(plan)
   return compile_program(
     create_update(plan, optimizer, devices),
-    abstract_device_state(plan, optimizer, devices),
-    abstract_device_batch(plan, devices),
+    *abstract_inputs(plan, optimizer, devices),
     devices=len(devices),
   )
 

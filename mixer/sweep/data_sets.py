@@ -23,8 +23,8 @@ from mixer.front_door import DONE
 from mixer.sweep import protocol, report
 from mixer.sweep.plan import describe, plan_sweep
 from mixer.table import render
-from mixer.training import run_folder
-from mixer.training.setup import choose_operations
+from mixer.training import run_dir
+from mixer.xla import prepare_xla
 
 
 @dataclasses.dataclass
@@ -123,8 +123,8 @@ def sweep(
 
   A data set on which no run has come to a result does not stop the others.
   """
-  folder = run_folder.make_folder(str(several.folder))
-  with run_folder.locked(folder):
+  folder = run_dir.make_folder(str(several.folder))
+  with run_dir.locked(folder):
     there = _check(
       several, skip_missing=skip_missing, accept_changes=accept_changes
     )
@@ -160,7 +160,7 @@ def _check(
   """
   there, missing, problems = [], {}, []
   for name, config in several.configs.items():
-    choose_operations(config)
+    prepare_xla(deterministic=config.get("deterministic_operations"))
     plan = plan_sweep(
       config, several.folder / name, accept_changes=accept_changes
     )
@@ -210,7 +210,7 @@ def _report(
       f"\n\nMean of these {len(found)}: {over:.5f}. It is not the paper's, "
       f"which is over {len(all_names)} data sets: {', '.join(all_names)}."
     )
-  provenance = run_folder.provenance()
+  provenance = run_dir.provenance()
   content = {
     "means": means,
     "data_sets": found,

@@ -13,7 +13,7 @@ from mixer.config_check import check_values, complete
 from mixer.errors import UserError, some
 from mixer.plan import Plan, make_plan
 from mixer.plan.evals import known_results
-from mixer.plan.text import describe as describe_run
+from mixer.plan.text import describe as write_start
 from mixer.sweep.runs import (
   Outcome,
   SweepRun,
@@ -22,8 +22,8 @@ from mixer.sweep.runs import (
   on_everything,
   read_outcome,
 )
-from mixer.training import run_folder
-from mixer.training.setup import CHECKPOINTS
+from mixer.training import run_dir
+from mixer.training.run_dir import CHECKPOINTS
 
 
 @dataclasses.dataclass
@@ -157,7 +157,7 @@ def _plan_runs(
     # Those of the part, which has read and judged the same weights.
     config.model.gelu, begins = sweep.part.config.model.gelu, False
   elif not begins and runs:
-    run_folder.take_over(runs[0].folder, config)
+    run_dir.inherit_gelu(runs[0].folder, config)
   plan = make_plan(config, begins=begins)
   return plan
 
@@ -223,8 +223,8 @@ def _other_configs(plan: Plan, runs: list[SweepRun]) -> Iterator[str]:
     config = plan.config.copy_and_resolve_references()
     config.optimizer.learning_rate, config.seed = run.learning_rate, run.seed
     try:
-      run_folder.take_over(run.folder, config)
-      run_folder.check_config(run.folder, config, accept_changes=False)
+      run_dir.inherit_gelu(run.folder, config)
+      run_dir.check_config(run.folder, config, accept_changes=False)
     except UserError as error:
       message = str(error).replace(str(run.folder), "{}")
       folders[message].append(str(run.folder))
@@ -236,7 +236,7 @@ def _other_configs(plan: Plan, runs: list[SweepRun]) -> Iterator[str]:
 def describe(sweep: SweepPlan) -> str:
   """The plan for a person: what a run is, and how many there are."""
   options = sweep.config.sweep
-  lines = [describe_run(sweep.part)]
+  lines = [write_start(sweep.part)]
   grid = sweep.grid
   seeds = [sweep.config.seed + i for i in range(options.seeds)]
   rates = ", ".join(f"{run.learning_rate:g}" for run in grid)

@@ -11,8 +11,8 @@ from mixer.front_door import DONE, START_AGAIN
 from mixer.sweep import report
 from mixer.sweep.plan import SweepPlan, choose, describe, plan_sweep
 from mixer.sweep.runs import Outcome, SweepRun, carry_out, read_outcome
-from mixer.training import run_folder
-from mixer.training.setup import choose_operations
+from mixer.training import run_dir
+from mixer.xla import prepare_xla
 
 
 class AllFailedError(UserError):
@@ -40,9 +40,9 @@ def sweep(
   Raises:
     UserError: something for the user to change; nothing was lost.
   """
-  choose_operations(config)
-  folder = run_folder.make_folder(workdir)
-  with run_folder.locked(folder):
+  prepare_xla(deterministic=config.get("deterministic_operations"))
+  folder = run_dir.make_folder(workdir)
+  with run_dir.locked(folder):
     plan = plan_sweep(config, folder, accept_changes=accept_changes)
     plan.raise_complaints()
     print(describe(plan), flush=True)

@@ -10,7 +10,7 @@ from mixer.config_check import to_dict
 from mixer.sweep.plan import SweepPlan
 from mixer.sweep.runs import Outcome
 from mixer.table import render
-from mixer.training import run_folder
+from mixer.training import run_dir
 
 JSON, MARKDOWN = "sweep.json", "sweep.md"
 
@@ -24,7 +24,7 @@ def write(
     for name in _result_names(finals)
     if any(outcome.value(name) is not None for outcome in finals)
   }
-  provenance = run_folder.provenance()
+  provenance = run_dir.provenance()
   found = {
     "learning_rate": best.run.learning_rate,
     "metric": plan.config.sweep.metric,

@@ -15,7 +15,7 @@ from mixer.config_check import OF_EACH_HOST, complete, differences, to_dict
 from mixer.errors import UserError, some
 from mixer.hosts import Hosts
 from mixer.plan import Plan
-from mixer.training.run_folder import make_folder
+from mixer.training.run_dir import make_folder
 
 # Seconds for what one host writes to be seen by another: as long as NFS
 # believes what it knew of a folder, and longer of one that is much in use.

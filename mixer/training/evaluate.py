@@ -12,7 +12,7 @@ from mixer.front_door import DONE
 from mixer.hosts import ONE_HOST, Cluster, Hosts, join
 from mixer.plan import Plan, make_plan
 from mixer.plan.data import check_classes
-from mixer.training import run_folder
+from mixer.training import run_dir
 from mixer.training.agreement import (
   check_same_config,
   check_same_devices,
@@ -22,13 +22,9 @@ from mixer.training.agreement import (
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.evaluations import Evaluations
 from mixer.training.optimizer import make_optimizer
-from mixer.training.setup import (
-  CHECKPOINTS,
-  abstract_state,
-  open_checkpoints,
-  own_devices,
-  replicate,
-)
+from mixer.training.run_dir import CHECKPOINTS
+from mixer.training.setup import abstract_state, open_checkpoints
+from mixer.training.sharding import local_devices, replicate
 from mixer.weights import CLASSES, trained_classes
 from mixer.xla import prepare_xla
 
@@ -70,7 +66,7 @@ def evaluate(
       check_same_devices(hosts)
       begins = folder is None or not Checkpoints(folder / CHECKPOINTS).steps
       if not begins:
-        run_folder.take_over(folder, config)
+        run_dir.inherit_gelu(folder, config)
       plan = make_plan(config, trains=False, begins=begins)
       if not plan.config.evals:
         plan.problems.append(
@@ -88,9 +84,9 @@ def evaluate(
       _check_same_origin(hosts, f"{origin}.{left_out}", params)
     if hosts.is_first:
       print(f"Evaluates {origin}.{left_out}", flush=True)
-      if warning := run_folder.other_training(judged, plan.config):
+      if warning := run_dir.warn_other_split(judged, plan.config):
         print(warning, flush=True)
-    devices = own_devices()
+    devices = local_devices()
     evaluations = Evaluations(plan, (folder or Path()) / "eval", devices, hosts)
     params = replicate(params, devices)
     found = {}
@@ -130,7 +126,7 @@ def _print(results: dict[str, float], published: float | None):
 def _write(folder: Path, config: ConfigDict, origin: str, found: dict):
   """Writes what was printed, if the folder can be written to."""
   try:
-    run_folder.describe_evaluation(folder, config, origin, found)
+    run_dir.write_evaluation(folder, config, origin, found)
   except OSError as error:
     print(f"Not written to {folder}: {error.strerror}.", flush=True)
 

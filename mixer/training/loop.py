@@ -20,7 +20,7 @@ from mixer.front_door import DONE, START_AGAIN
 from mixer.hosts import Hosts
 from mixer.plan import Plan
 from mixer.plan.text import describe
-from mixer.training import interruption, run_folder
+from mixer.training import interruption, run_dir
 from mixer.training.agreement import appears
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
@@ -30,20 +30,16 @@ from mixer.training.in_flight import InFlight
 from mixer.training.log import RunLog, read_rows
 from mixer.training.profile import Profile
 from mixer.training.progress import Progress
+from mixer.training.run_dir import CHECKPOINTS
 from mixer.training.setup import (
-  CHECKPOINTS,
   abstract_state,
-  all_devices,
-  create_gathering,
   create_optimizer,
+  create_sharding,
   create_update,
-  get_state,
   initial_state,
   open_checkpoints,
-  own_devices,
-  put_state,
-  to_host,
 )
+from mixer.training.sharding import all_devices, local_devices, to_host
 from mixer.training.skipped import SkippedUpdates
 from mixer.training.start_up import StartUp
 from mixer.training.step import TrainState
@@ -74,14 +70,14 @@ class Run:
     self.schedule, self.optimizer = create_optimizer(plan)
     self.checkpoints = open_checkpoints(plan, folder)
     self.evaluations = Evaluations(
-      plan, folder / "eval", own_devices(), hosts, self.stop_vote.ask
+      plan, folder / "eval", local_devices(), hosts, self.stop_vote.ask
     )
     self.start_up = start_up
     with start_up.phase("state"):
       self.start, state = self.resume_or_begin()
-      self.state = put_state(plan, state, self.devices)
+      self.sharding = create_sharding(plan)
+      self.state = self.sharding.put(state, self.devices)
     self.update = create_update(plan, self.optimizer, self.devices)
-    self.gather = create_gathering(plan, self.devices)
     batches = train_batches(
       plan.source,
       image_ops.parse(config.data.ops),
@@ -95,7 +91,7 @@ class Run:
     )
     self.batches = to_devices(
       index_examples(batches, config.batch),
-      own_devices(),
+      local_devices(),
       config.data.prefetch,
     )
     skipped = SkippedUpdates(
@@ -162,7 +158,9 @@ class Run:
         print(f"Stopped and saved at step {step:,}. The same command goes on.")
       return START_AGAIN
     # Waited for by all hosts, for whose devices it may be a collective.
-    params = jax.block_until_ready(self.gather(self.state.eval_params))
+    params = jax.block_until_ready(
+      self.sharding.gather(self.state.eval_params, self.devices)
+    )
     if self.hosts.is_first:
       self.conclude(to_host(params))
     return DONE
@@ -172,7 +170,7 @@ class Run:
     if self.start < self.plan.total_steps:
       # Of a run that was shorter, and went on.
       (self.folder / weights.RUN_FILE).unlink(missing_ok=True)
-    run_folder.describe_run(self.folder, self.plan.config, from_step=self.start)
+    run_dir.write_start(self.folder, self.plan.config, from_step=self.start)
     names = "".join(f"{name}\n" for name in self.plan.source.class_names)
     with atomic_write(self.folder / weights.CLASSES) as aside:
       aside.write_text(names)
@@ -238,7 +236,7 @@ class Run:
       return {}
     jax.block_until_ready(self.state)  # the updates up to here are no pause
     with self.clock.pause(), contextlib.suppress(interruption.Interrupted):
-      params = self.gather(self.state.eval_params)
+      params = self.sharding.gather(self.state.eval_params, self.devices)
       results = self.evaluations.run(due, params)
       self.log.write(step, results)
       self.progress.message(
@@ -280,7 +278,9 @@ class Run:
       self.log.flush()
       self.checkpoints.save(
         step,
-        get_state(self.plan, self.state, self.devices),
+        self.sharding.fetch(
+          self.state, abstract_state(self.plan, self.optimizer), self.devices
+        ),
         metric=results.get(config.checkpoint.best),
       )
 

@@ -16,12 +16,13 @@ from mixer.hosts import ONE_HOST, Cluster, join
 from mixer.plan import make_plan
 from mixer.plan.data import check_classes
 from mixer.plan.text import describe
-from mixer.training import interruption, run_folder
+from mixer.training import interruption, run_dir
 from mixer.training.agreement import check_same_plan, meet
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.loop import Run
-from mixer.training.setup import CHECKPOINTS, choose_operations
+from mixer.training.run_dir import CHECKPOINTS
 from mixer.training.start_up import StartUp
+from mixer.xla import prepare_xla
 
 
 def train(
@@ -46,7 +47,7 @@ def train(
     UserError: something for the user to change; nothing was lost.
   """
   start_up = StartUp()
-  choose_operations(config)
+  prepare_xla(deterministic=config.get("deterministic_operations"))
   keep_programs()
   with contextlib.ExitStack() as stack:
     stack.enter_context(sigterm_as_ctrl_c())
@@ -58,18 +59,16 @@ def train(
       if hosts.is_first:
         # Of a host that was lost, the lock may be left for a while.
         wait = cluster.wait if cluster.hosts > 1 else 0.0
-        stack.enter_context(run_folder.locked(folder, wait=wait))
+        stack.enter_context(run_dir.locked(folder, wait=wait))
       interrupted = stack.enter_context(interruption.guard())
     begins = not Checkpoints(folder / CHECKPOINTS).steps
     [begins, *_] = hosts.gather(begins)
     with start_up.phase("plan"), hosts.together():
       if not begins:
-        run_folder.take_over(folder, config)
+        run_dir.inherit_gelu(folder, config)
       plan = make_plan(config, begins=begins)
       plan.raise_complaints()
-      run_folder.check_config(
-        folder, plan.config, accept_changes=accept_changes
-      )
+      run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
       if trained := weights.trained_classes(folder):
         check_classes(plan.source, trained, str(folder / weights.CLASSES))
     with hosts.together():
@@ -98,6 +97,6 @@ def dry_run(config: ConfigDict, workdir: str | None = None) -> int:
   print(describe(plan))
   plan.raise_complaints()
   if workdir:
-    run_folder.check_config(Path(workdir), plan.config, accept_changes=False)
+    run_dir.check_config(Path(workdir), plan.config, accept_changes=False)
   print("Nothing is missing: without --dry_run this trains.")
   return DONE

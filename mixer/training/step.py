@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a run, and one update of it.
+"""The training state and one update of it: mixup, loss, gradients, optimizer.
 
-`train_step` is pure and knows one device's part of the batch; jax.pmap binds
-it to the devices over the axis "batch". Imports with jax, flax and optax alone.
+`train_step` is a pure function of the state and one device's part of the batch;
+`sharding.pmap_step` runs it on all devices, over the axis "batch". Imports jax,
+flax and optax only.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +15,23 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from mixer.training.losses import LOSSES
-from mixer.training.mixing import AXIS, add_partners, draw_mixing, to_examples
-from mixer.training.sharding import REPLICATED, Replicated, Sharded
+from mixer.training.losses import LOSSES, soft_labels
+from mixer.training.sharding import AXIS, REPLICATED, Replicated
 
 
 @struct.dataclass
 class TrainState:
-  """All that a run is at step n, which means after n updates.
+  """The whole state of a run at step n, that is after n updates.
 
-  On the devices, each one's share of params, opt_state and average, if the run
-  shards its state.
+  In a run that shards its state, each device holds its share of params,
+  opt_state and ema_params.
 
   step: int32 [].
   params: nested dict of float32 arrays under the published names.
-  opt_state: the optimizer's.
-  skipped: int32 [], updates without effect, because loss or gradients were not
-    finite; skipped_in_a_row: int32 [], those at the end.
-  average: exponential moving average of params, or None.
+  opt_state: the optimizer's state.
+  skipped: int32 [], updates without effect because loss or gradients were not
+    finite; skipped_in_a_row: int32 [], how many of them were the latest ones.
+  average: exponential moving average (EMA) of params, or None.
   """
 
   step: jax.Array
@@ -44,23 +43,23 @@ class TrainState:
 
   @property
   def eval_params(self) -> dict:
-    """The parameters to evaluate and to publish."""
+    """The parameters to evaluate and to publish: the EMA, if there is one."""
     return self.params if self.average is None else self.average
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-  """What a step minimises, and how.
+class LossConfig:
+  """The training objective and its regularisers.
 
   loss: "softmax" or "sigmoid".
   num_classes: width of the labels.
   label_smoothing: share of the uniform distribution in the labels.
-  mixup: p of Beta(p, p), from which a step's mixing weight is drawn; 0 is off.
+  mixup: p of Beta(p, p), from which a step's mixup weight is drawn; 0 is off.
   cutmix: p of Beta(p, p), from which a step's box is drawn; 0 is off.
-  cutmix_share: of the steps that take CutMix, where mixup is on as well.
+  cutmix_share: share of the steps that take CutMix, where mixup is on as well.
   accumulation: micro-batches that a device's part of the batch is cut into.
-  average_decay: of the moving average of parameters; 0 is off.
-  seed: of mixing weights and drop masks.
+  average_decay: decay of the EMA of parameters; 0 is off.
+  seed: of mixup weights and drop masks.
   """
 
   loss: str
@@ -77,6 +76,7 @@ class Objective:
 def create_state(
   params: dict, optimizer: optax.GradientTransformation, *, average: bool
 ) -> TrainState:
+  """Returns the state at step 0; `average` says whether to keep an EMA."""
   zero = jnp.zeros((), jnp.int32)
   return TrainState(
     step=zero,
@@ -94,17 +94,17 @@ def train_step(
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
-  objective: Objective,
-  sharding: Replicated | Sharded = REPLICATED,
+  objective: LossConfig,
+  sharding: Replicated = REPLICATED,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Applies one update; runs inside an axis named "batch".
 
-  Everything random is drawn from (seed, step) or (seed, step, index of the
-  example in the global batch), so that neither the number of devices nor
-  accumulation changes what is computed, beyond the order of sums.
+  All randomness is drawn from (seed, step) or (seed, step, index of the example
+  in the global batch), so that neither the number of devices nor accumulation
+  changes the result, beyond the order of sums.
 
   An update whose loss or gradients are not finite has no effect: parameters,
-  moments and average stay as they are, and the step counts all the same.
+  moments and EMA stay as they are, and the step counts all the same.
 
   Args:
     state: the same on every device, but for shares.
@@ -113,29 +113,29 @@ def train_step(
     model: its `apply` returns (logits, intermediates).
     optimizer: from `mixer.training.optimizer.make_optimizer`.
     objective: the loss and its regularisers.
-    sharding: what of the state this device has.
+    sharding: `Replicated`, or `Sharded` where a device holds a share.
 
   Returns:
     The next state, and float32 scalars: loss (mean over the global batch),
     gradient_norm (before clipping), update_norm (0 where it was skipped),
-    parameter_norm (after it); int32 skipped and skipped_in_a_row, as in the
-    state.
+    parameter_norm (after the update); int32 skipped and skipped_in_a_row, as in
+    the state.
   """
-  mixing_key, drop_key = step_keys(objective.seed, state.step)
-  mixing = draw_mixing(
-    mixing_key,
+  mixup_key, drop_key = step_keys(objective.seed, state.step)
+  mixup = sample_mixup(
+    mixup_key,
     batch["image"].shape[1:3],
     mixup=objective.mixup,
     cutmix=objective.cutmix,
     cutmix_share=objective.cutmix_share,
   )
-  if mixing is not None:
+  if mixup is not None:
     batch = add_partners(batch)
 
   def mean_loss(params, part):
-    images, labels = to_examples(
+    images, labels = apply_mixup(
       part,
-      mixing,
+      mixup,
       num_classes=objective.num_classes,
       label_smoothing=objective.label_smoothing,
     )
@@ -148,11 +148,11 @@ def train_step(
 
   loss, gradients = accumulate(
     jax.value_and_grad(mean_loss),
-    sharding.whole(state.params),
+    sharding.gather_params(state.params),
     batch,
     objective.accumulation,
   )
-  loss, gradients = jax.lax.pmean(loss, AXIS), sharding.mean(gradients)
+  loss, gradients = jax.lax.pmean(loss, AXIS), sharding.mean_grads(gradients)
   return apply_gradients(
     state,
     loss,
@@ -170,29 +170,29 @@ def apply_gradients(
   *,
   optimizer: optax.GradientTransformation,
   average_decay: float,
-  sharding: Replicated | Sharded,
+  sharding: Replicated,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Makes the next state of the devices' averaged loss and gradients.
+  """Returns the next state, from loss and gradients averaged over devices.
 
   Args:
     state: as `train_step` takes it.
     loss: float32 [].
-    gradients: as `sharding` gives them.
+    gradients: as `sharding.mean_grads` returns them.
     optimizer: as `train_step` takes it.
-    average_decay: of the moving average of parameters.
+    average_decay: decay of the EMA of parameters.
     sharding: as `train_step` takes it.
 
   Returns:
     As `train_step`.
   """
   gradient_norm = sharding.norm(gradients)
-  # Of what is read anyway: to look at the new parameters first would take one
-  # more pass over all of them.
+  # Loss and gradients are read anyway; a look at the new parameters would take
+  # one more pass over all of them.
   skip = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
 
   def keep_if_skipped(old, new):
     def keep(old, new):
-      # Where the schedule stands is the step, whatever comes of it.
+      # The schedule's count follows the step, skipped or not.
       return new if is_schedule(new) else jnp.where(skip, old, new)
 
     return jax.tree.map(keep, old, new, is_leaf=is_schedule)
@@ -200,7 +200,7 @@ def apply_gradients(
   updates, opt_state = optimizer.update(
     gradients, state.opt_state, state.params, norm=sharding.norm
   )
-  updates = sharding.clear_padding(updates)
+  updates = sharding.mask_padding(updates)
   params, opt_state = keep_if_skipped(
     (state.params, state.opt_state),
     (optax.apply_updates(state.params, updates), opt_state),
@@ -209,14 +209,14 @@ def apply_gradients(
   metrics = {
     "loss": loss,
     "gradient_norm": gradient_norm,
-    # Not of `updates`, which the compiler would then write to memory.
+    # The norm of `updates` would make the compiler write them to memory.
     "update_norm": sharding.norm(change),
     "parameter_norm": sharding.norm(params),
   }
   average = state.average
   if average is not None:
-    followed = optax.incremental_update(params, average, 1 - average_decay)
-    average = keep_if_skipped(average, followed)
+    moved = optax.incremental_update(params, average, 1 - average_decay)
+    average = keep_if_skipped(average, moved)
   counts = {
     "skipped": state.skipped + skip,
     "skipped_in_a_row": jnp.where(skip, state.skipped_in_a_row + 1, 0),
@@ -228,38 +228,20 @@ def apply_gradients(
 
 
 def is_schedule(state: object) -> bool:
+  """Returns whether a part of an optimizer's state is a schedule's count."""
   return isinstance(state, optax.ScaleByScheduleState)
 
 
 def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-  """The randomness of a step's mixing, and that of its drop masks."""
-  # Threefry, because the same on every kind of device.
+  """Returns a step's PRNG keys for mixup and for drop masks."""
+  # Threefry, because it draws the same on every kind of device.
   key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
-  mixing_key, drop_key = jax.random.split(key)
-  return mixing_key, drop_key
-
-
-def bind_to_devices(step, devices: Sequence[jax.Device], state_axes=None):
-  """Runs a step on every device, on its own part; the state is donated.
-
-  Args:
-    step: of a state and one device's part of a batch.
-    devices: of all hosts.
-    state_axes: 0 where each device has a row of an array of the state, None
-      where all have the whole; of all arrays, or a tree of it.
-  """
-  return jax.pmap(
-    step,
-    axis_name=AXIS,
-    in_axes=(state_axes, 0),
-    out_axes=(state_axes, None),
-    devices=devices,
-    donate_argnums=0,
-  )
+  mixup_key, drop_key = jax.random.split(key)
+  return mixup_key, drop_key
 
 
 def accumulate(value_and_grad, params, batch, parts: int):
-  """Averages values and gradients over equal parts of the batch, in turn."""
+  """Averages values and gradients over equal micro-batches, in turn."""
   if parts == 1:
     return value_and_grad(params, batch)
   batch = jax.tree.map(
@@ -275,3 +257,132 @@ def accumulate(value_and_grad, params, batch, parts: int):
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   total, _ = jax.lax.scan(add, zeros, batch)
   return jax.tree.map(lambda x: x / parts, total)
+
+
+# Mixup and CutMix.
+
+
+@struct.dataclass
+class MixupWeights:
+  """An example's own share in its mixture, one for the whole global batch.
+
+  pixels: float32 [] or [h, w, 1], the share of each pixel.
+  label: float32 [], the share of the label.
+  """
+
+  pixels: jax.Array
+  label: jax.Array
+
+
+def sample_mixup(
+  key: jax.Array,
+  size: tuple[int, int],
+  *,
+  mixup: float,
+  cutmix: float,
+  cutmix_share: float,
+) -> MixupWeights | None:
+  """Draws a step's mixup weights; None where both are off.
+
+  Args:
+    key: of this step.
+    size: height and width of the images.
+    mixup: p of Beta(p, p) of mixup; 0 is off.
+    cutmix: p of Beta(p, p) of CutMix; 0 is off.
+    cutmix_share: share of the steps that take CutMix, where both are on.
+  """
+  if not mixup and not cutmix:
+    return None
+  if not cutmix:
+    return _mixup(key, mixup)
+  box_key, choice_key = jax.random.split(jax.random.fold_in(key, 1))
+  cut = _cutmix(box_key, size, cutmix)
+  if not mixup:
+    return cut
+  is_cut = jax.random.uniform(choice_key) < cutmix_share
+  return jax.tree.map(
+    lambda a, b: jnp.where(is_cut, a, b), cut, _mixup(key, mixup)
+  )
+
+
+def _mixup(key: jax.Array, p: float) -> MixupWeights:
+  """Mixup (arXiv 1710.09412): one share for all, the larger of the two."""
+  share = jax.random.beta(key, p, p)
+  share = jnp.maximum(share, 1 - share)
+  return MixupWeights(pixels=share, label=share)
+
+
+def _cutmix(key: jax.Array, size: tuple[int, int], p: float) -> MixupWeights:
+  """CutMix (arXiv 1905.04899): all but a box; the label follows its true area.
+
+  The box has the image's aspect, a share 1 - Beta(p, p) of its area and its
+  centre anywhere; it is cropped at the image's border.
+  """
+  share_key, centre_key = jax.random.split(key)
+  side = jnp.sqrt(1 - jax.random.beta(share_key, p, p))
+  outside = []
+  for n, centre in zip(size, jax.random.split(centre_key), strict=True):
+    half = jnp.floor(n * side).astype(jnp.int32) // 2
+    distance = jnp.arange(n) - jax.random.randint(centre, (), 0, n)
+    outside.append((distance < -half) | (distance >= half))
+  rows, columns = outside
+  pixels = (rows[:, None, None] | columns[None, :, None]).astype(jnp.float32)
+  return MixupWeights(pixels=pixels, label=pixels.mean())
+
+
+def add_partners(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Adds each example's mixup partner, the one before it in the batch."""
+  return batch | {
+    "partner_image": roll_by_one(batch["image"]),
+    "partner_label": roll_by_one(batch["label"]),
+  }
+
+
+def roll_by_one(x: jax.Array) -> jax.Array:
+  """Computes numpy.roll(x, 1, axis=0) of the global batch, across devices.
+
+  The authors roll inside each device's part, which makes the result depend on
+  the number of devices.
+  """
+  devices = jax.lax.axis_size(AXIS)
+  ring = [(i, (i + 1) % devices) for i in range(devices)]
+  first = jax.lax.ppermute(x[-1:], AXIS, ring)
+  return jnp.concatenate([first, x[:-1]])
+
+
+def apply_mixup(
+  batch: dict[str, jax.Array],
+  mixup: MixupWeights | None,
+  *,
+  num_classes: int,
+  label_smoothing: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Turns uint8 images and int labels into the model's and the loss's inputs.
+
+  Args:
+    batch: "image" uint8 [n, h, w, 3] and "label" int32 [n]; with mixup,
+      "partner_image" and "partner_label" as well.
+    mixup: from `sample_mixup`.
+    num_classes: width of the labels.
+    label_smoothing: share of the uniform distribution in the labels.
+
+  Returns:
+    float32 [n, h, w, 3] in [-1, 1] and float32 [n, num_classes].
+  """
+
+  def labels(x):
+    return soft_labels(x, num_classes, label_smoothing)
+
+  images, targets = normalise(batch["image"]), labels(batch["label"])
+  if mixup is None:
+    return images, targets
+  partners = normalise(batch["partner_image"])
+  return (
+    mixup.pixels * images + (1 - mixup.pixels) * partners,
+    mixup.label * targets + (1 - mixup.label) * labels(batch["partner_label"]),
+  )
+
+
+def normalise(images: jax.Array) -> jax.Array:
+  """Scales uint8 0..255 to float32 -1..1, the authors' value range."""
+  return images.astype(jnp.float32) / 127.5 - 1

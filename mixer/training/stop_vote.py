@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mixer.hosts import Hosts
-from mixer.training.mixing import AXIS
+from mixer.training.sharding import AXIS, pmap_step
 
 
 class StopVote:
@@ -34,9 +34,7 @@ class StopVote:
     self._interrupted = interrupted
     self._hosts = hosts
     self._is_carried = False
-    self._any = jax.pmap(
-      lambda wish: jax.lax.pmax(wish, AXIS), axis_name=AXIS, devices=devices
-    )
+    self._any = pmap_step(lambda wish: jax.lax.pmax(wish, AXIS), devices)
     self._votes = collections.deque()
 
   @property

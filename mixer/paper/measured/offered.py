@@ -14,16 +14,16 @@ from mixer.errors import UserError
 from mixer.paper.measured.device_days import device_days
 from mixer.paper.measured.records import EVALUATION, RUN, SWEEP, SWEEPS
 from mixer.sweep.report import JSON
-from mixer.training.recorded import (
-  check_config,
+from mixer.training.run_dir import EVALUATION as EVALUATION_FILE
+from mixer.training.run_dir import (
   check_start,
-  damaged,
   read_config,
   read_json,
   read_log,
   read_starts,
+  validate_config,
+  wrap_read_errors,
 )
-from mixer.training.run_folder import EVALUATION as EVALUATION_FILE
 from mixer.weights import RUN_FILE
 
 # No number without these of the start that it came from.
@@ -85,12 +85,12 @@ def read(workdir: str | os.PathLike) -> Offered:
     )
   if (folder / JSON).is_file():
     found = read_json(folder / JSON)
-    with damaged(folder / JSON):
+    with wrap_read_errors(folder / JSON):
       return _several(folder, found) if "data_sets" in found else _sweep(folder)
   if (folder / "config.json").is_file():
     return _run(folder)
   if (folder / EVALUATION_FILE).is_file():
-    with damaged(folder / EVALUATION_FILE):
+    with wrap_read_errors(folder / EVALUATION_FILE):
       return _evaluation(folder)
   if any(folder.glob("*/config.json")) or any(folder.glob(f"*/{JSON}")):
     raise UserError(
@@ -108,7 +108,7 @@ def _run(folder: Path) -> Offered:
   rows = read_log(folder)
   step = rows[-1]["step"] if rows else 0
   options = ConfigDict(config)
-  with damaged(folder / "config.json"):
+  with wrap_read_errors(folder / "config.json"):
     total = schema.steps(
       options, "total", batch=options.batch, examples=options.data.examples
     )
@@ -117,7 +117,7 @@ def _run(folder: Path) -> Offered:
       f"The run in {folder} has come to step {step:,} of {total or 0:,}: let "
       "it finish, the same command goes on."
     )
-  with damaged(folder / "metrics.jsonl"):
+  with wrap_read_errors(folder / "metrics.jsonl"):
     means = _of_one(rows[-1])
   starts = read_starts(folder / "provenance.json", _ORIGIN)
   if not starts:
@@ -139,7 +139,7 @@ def _evaluation(folder: Path) -> Offered:
   file = folder / EVALUATION_FILE
   found = read_json(file)
   # Of a folder with checkpoints it may not have been what config.init names.
-  config = check_config(found["config"] | {"init": found["evaluated"]}, file)
+  config = validate_config(found["config"] | {"init": found["evaluated"]}, file)
   part = Part(config, _of_one(found["results"]))
   check_start(found, _ORIGIN)
   origin, sha256 = _origin([found]), found.get("sha256")
@@ -184,7 +184,7 @@ def _sweep(folder: Path) -> Offered:
 def _several(folder: Path, found: dict) -> Offered:
   parts, starts = {}, []
   for name in found["data_sets"]:
-    with damaged(folder / name / JSON):
+    with wrap_read_errors(folder / name / JSON):
       parts[name], own = _read_sweep(folder / name)
     starts += own
   without = (*found["left_out"], *found["failures"])
@@ -204,7 +204,7 @@ def _read_sweep(folder: Path) -> tuple[Part, list[dict]]:
     check_start(found["provenance"], _ORIGIN)
     starts = [found["provenance"]]
   part = Part(
-    check_config(found["config"], folder / JSON),
+    validate_config(found["config"], folder / JSON),
     found["means"],
     {run["seed"]: run["results"] for run in found["final"]},
     found["learning_rate"],

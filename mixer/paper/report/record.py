@@ -17,7 +17,12 @@ from mixer.sweep.report import JSON as SWEEP_FILE
 from mixer.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.curve import collect
 from mixer.training.log import Number
-from mixer.training.recorded import damaged, read_config, read_log, read_starts
+from mixer.training.run_dir import (
+  read_config,
+  read_log,
+  read_starts,
+  wrap_read_errors,
+)
 from mixer.weights import RUN_FILE
 
 Series = tuple[list[int], list[float]]  # steps and values
@@ -107,7 +112,7 @@ def read(workdir: str | os.PathLike) -> Record:
   if not file.is_file():
     raise UserError(_other_folder(folder))
   config = read_config(file)
-  with damaged(file):
+  with wrap_read_errors(file):
     total_steps = _total_steps(ConfigDict(config))
   return Record(
     folder=folder,
@@ -156,7 +161,7 @@ def _total_steps(options: ConfigDict) -> int | None:
 def _skipped(file: Path) -> list[dict]:
   if not file.is_file():
     return []
-  with damaged(file):
+  with wrap_read_errors(file):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows:
       if not isinstance(row.get("examples", []), list):
@@ -168,6 +173,6 @@ def _parameters(file: Path) -> int | None:
   """The total at the end of parameters.txt."""
   if not file.is_file():
     return None
-  with damaged(file):
+  with wrap_read_errors(file):
     total = re.search(r"^Total: ([\d,]+)", file.read_text(), re.MULTILINE)
     return int(total[1].replace(",", "")) if total else None

@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's folder: made, locked, and its files written and read.
+
+config.json holds the resolved config, provenance.json every start's commit,
+versions and devices, metrics.jsonl the log, checkpoints/ the state, weights.npz
+and classes.txt the result. Files of older versions may lack keys; those that
+somebody has damaged end in one message that names the file.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from mixer.atomic_write import atomic_write
+from mixer.config import EVALUATORS, default, evaluator
+from mixer.config_check import check_values, complete, differences, to_dict
+from mixer.errors import UserError
+from mixer.training.log import Number, read_rows
+from mixer.weights import RUN_FILE
+
+CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation.json"  # the latest result of eval.py
+# Config keys of older runs.
+RENAMED = {"shard_optimizer_state": "shard_state", "token_mixing": "kernels"}
+_LOCK_SECONDS = 1.0  # between two tries
+
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "tensorflow-datasets",
+  "ml_collections",
+  "clu",
+  "numpy",
+  "opencv-python-headless",
+)
+
+
+def make_folder(workdir: str | None) -> Path:
+  """Makes the run's folder and checks that it can be written to.
+
+  Raises:
+    UserError: none is given, or it cannot be written to.
+  """
+  if not workdir:
+    raise UserError("Name the run's folder: --workdir=DIR.")
+  if "://" in workdir:
+    raise UserError(
+      f"--workdir={workdir} is not a folder of this machine: mount the bucket, "
+      "or name a folder."
+    )
+  path = Path(workdir).expanduser().absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    # A unique name, because other hosts may do the same at the same time.
+    with tempfile.NamedTemporaryFile(dir=path, prefix=".writable_"):
+      pass
+  except OSError as error:
+    raise UserError(
+      f"Cannot write to --workdir={workdir} ({error.strerror}): choose another "
+      "folder, or change its permissions."
+    ) from error
+  return path
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
+  """Keeps other processes from training in the folder; a kill unlocks it.
+
+  Args:
+    path: the run's folder.
+    wait: seconds to try; a file server may take minutes to notice that the host
+      that held the lock has died.
+
+  Raises:
+    UserError: another process holds the lock.
+  """
+  deadline = time.monotonic() + wait
+  problem = (
+    f"Another process trains in {path}: wait for it to end, or choose another "
+    "--workdir."
+  )
+  with (path / ".lock").open("w") as file:
+    is_reported = False
+    while not _lock(file, path):
+      if time.monotonic() >= deadline:
+        raise UserError(problem)
+      if not is_reported:
+        logging.warning("%s Trying for %g s.", problem, wait)
+        is_reported = True
+      time.sleep(_LOCK_SECONDS)
+    yield
+
+
+def _lock(file: IO, path: Path) -> bool:
+  """Returns whether the file could be locked."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+      raise UserError(
+        f"The file system of {path} has no locks ({error.strerror}): mount "
+        "it with them, or choose another --workdir."
+      ) from error
+    return False
+  return True
+
+
+# The config of the run that a folder holds.
+
+
+def inherit_gelu(path: Path, config: ConfigDict):
+  """Takes over the form of GELU that the run's initial weights decided."""
+  file = path / "config.json"
+  if config.model.get("gelu") is None and file.exists():
+    config.model.gelu = _config_of(file)["model"].get("gelu")
+
+
+def warn_other_split(path: Path, config: ConfigDict) -> str:
+  """Returns a warning if the run was trained on another split of the data."""
+  file = path / "config.json"
+  if not file.is_file():
+    return ""
+  data = _config_of(file).get("data", {})
+  name, split = data.get("name"), data.get("split")
+  if name != config.data.name or split == config.data.split:
+    return ""
+  return (
+    f"{path} was trained on {split!r} of {name}, and not on "
+    f"{config.data.split!r} as in this config: evaluators may judge it by "
+    "images that it has learned from."
+  )
+
+
+def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
+  """Compares a config with the one that the folder's run was started with.
+
+  Raises:
+    UserError: a key that changes the result has another value.
+  """
+  file = path / "config.json"
+  if not file.exists() or accept_changes:
+    return
+  before = with_defaults(_config_of(file), to_dict(default()))
+  changes = list(differences(before, to_dict(config)))
+  if changes:
+    listed = "\n  ".join(changes)
+    raise UserError(
+      f"{path} holds a run with another config: choose another --workdir, go "
+      f"back to its values, or go on with these (--accept_changes).\n  {listed}"
+    )
+
+
+def _config_of(file: Path) -> dict:
+  try:
+    config = dict(json.loads(file.read_text()))
+    return config | {"model": dict(config["model"])}
+  except (KeyError, ValueError, TypeError) as error:
+    raise UserError(
+      f"{file} is damaged: move it away if you know that the run's config is "
+      "the one you give."
+    ) from error
+
+
+def with_defaults(config: dict, defaults: dict) -> dict:
+  """Adds the keys that were not in the schema when the config was written."""
+  return defaults | {
+    RENAMED.get(key, key): with_defaults(value, defaults[key])
+    if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    else value
+    for key, value in config.items()
+  }
+
+
+# Writing.
+
+
+def write_start(path: Path, config: ConfigDict, *, from_step: int):
+  """Writes config.json and adds this start to provenance.json."""
+  _write_json(path / "config.json", to_dict(config))
+  file = path / "provenance.json"
+  try:
+    starts = list(json.loads(file.read_text())["starts"])
+  except (OSError, ValueError, KeyError, TypeError):
+    starts = []  # the first start, or a file that somebody has edited
+  starts.append(provenance() | {"from_step": from_step})
+  _write_json(file, {"starts": starts})
+
+
+def write_evaluation(
+  path: Path, config: ConfigDict, origin: str, results: dict[str, float]
+):
+  """Writes evaluation.json, the results of eval.py.
+
+  Args:
+    path: the folder; made if missing.
+    config: resolved.
+    origin: the step or the weights that were evaluated; a file's sha256 is
+      recorded as well.
+    results: of all evaluators.
+  """
+  path.mkdir(parents=True, exist_ok=True)
+  sha256, weights = None, Path(origin).expanduser()
+  if weights.is_file():
+    with weights.open("rb") as file:
+      sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+  content = {"evaluated": origin, "sha256": sha256, "results": results}
+  content |= provenance()
+  _write_json(path / EVALUATION, content | {"config": to_dict(config)})
+
+
+def provenance() -> dict:
+  """Returns git commit, package versions and devices of this process."""
+  devices = jax.devices()
+  return {
+    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "command": sys.argv,
+    "git_commit": _git("rev-parse", "HEAD"),
+    "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    "python": platform.python_version(),
+    "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    "platform": devices[0].platform,
+    "device_kind": devices[0].device_kind,
+    "devices": len(devices),
+    "hosts": jax.process_count(),
+  }
+
+
+def _git(*arguments: str) -> str | None:
+  """Returns git's output in this code's folder; None outside a repository."""
+  try:
+    done = subprocess.run(
+      ("git", *arguments),
+      cwd=Path(__file__).parent,
+      capture_output=True,
+      text=True,
+    )
+  except FileNotFoundError:
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _write_json(file: Path, content: dict):
+  with atomic_write(file) as aside:
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+
+
+# Reading.
+
+
+@contextlib.contextmanager
+def wrap_read_errors(file: Path) -> Iterator[None]:
+  """Turns the errors of reading a damaged file into one UserError."""
+  try:
+    yield
+  except UserError:
+    raise
+  except FileNotFoundError as error:
+    raise UserError(f"{file} is missing: bring it back.") from error
+  except (AttributeError, LookupError, TypeError, ValueError) as error:
+    reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    raise UserError(
+      f"{file} is damaged ({reason}): bring it back from where it is whole."
+    ) from error
+
+
+def read_json(file: Path) -> dict:
+  """Reads a JSON object.
+
+  Raises:
+    UserError: the file holds none.
+  """
+  with wrap_read_errors(file):
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict):
+      raise ValueError("it is not a JSON object")
+    return content
+
+
+def read_config(file: Path) -> dict:
+  """Reads config.json; see `validate_config`."""
+  return validate_config(read_json(file), file)
+
+
+def validate_config(config: dict, file: Path) -> dict:
+  """Returns a config from a file, with the schema's other keys added.
+
+  Raises:
+    UserError: it lacks a key that every config has, or has a value out of its
+      range.
+  """
+  with wrap_read_errors(file):
+    if lacking := [key for key in _REQUIRED if key not in config]:
+      raise ValueError(f"its config lacks {', '.join(lacking)}")
+    for part in _REQUIRED[1:]:
+      if not isinstance(config[part], dict):
+        raise ValueError(f"{part} = {config[part]!r}")
+    schema = to_dict(default())
+    filled = with_defaults(config, schema)
+    known = _filter_keys(filled, schema) | {"evals": _filter_evals(config)}
+    try:
+      problems = list(check_values(complete(ConfigDict(known))))
+    except UserError as error:
+      problems = str(error).splitlines()
+    if problems:
+      raise ValueError(problems[0].removesuffix("."))
+    return filled
+
+
+# Without these keys nobody can tell which model was trained on which data.
+_REQUIRED = "batch", "model", "data", "evals"
+
+
+def _filter_keys(config: dict, schema: dict) -> dict:
+  """Drops the keys that the schema does not have."""
+  return {
+    key: _filter_keys(value, schema[key])
+    if isinstance(value, dict) and isinstance(schema[key], dict)
+    else value
+    for key, value in config.items()
+    if key in schema
+  }
+
+
+def _filter_evals(config: dict) -> dict:
+  """Drops evaluators of unknown types, and their unknown keys."""
+  evals = {}
+  for name, options in config["evals"].items():
+    if not isinstance(options, dict):
+      raise ValueError(f"evals.{name} = {options!r}")
+    kind = options.get("type", EVALUATORS[0])
+    if kind in EVALUATORS:
+      evals[name] = _filter_keys(options, to_dict(evaluator(kind)))
+  return evals
+
+
+def read_starts(file: Path, required: Sequence[str] = ()) -> list[dict]:
+  """Reads the starts in provenance.json, the first one first.
+
+  Args:
+    file: without it there are none.
+    required: keys that each must have.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  if not file.is_file():
+    return []
+  starts = read_json(file).get("starts")
+  with wrap_read_errors(file):
+    if not isinstance(starts, list):
+      raise ValueError("its starts are no list")
+    for start in starts:
+      check_start(start, required)
+  return starts
+
+
+def check_start(start: dict, required: Sequence[str] = ()):
+  """Raises ValueError or KeyError if a provenance entry is malformed."""
+  if not isinstance(start, dict):
+    raise ValueError(f"a start is {start!r}")
+  for key, kind in _START_TYPES.items():
+    if key not in start and key not in required:
+      continue
+    value, least = start[key], _START_MINIMA.get(key)
+    is_wrong = not isinstance(value, kind) or value == ""
+    if is_wrong or (least is not None and value < least):
+      raise ValueError(f"{key} = {value!r}")
+
+
+_START_TYPES = {
+  "date": str,
+  "command": list,
+  "git_commit": str | None,
+  "git_changes": bool,
+  "python": str,
+  "packages": dict,
+  "device_kind": str,
+  "devices": int,
+  "hosts": int,
+  "from_step": int,
+}
+_START_MINIMA = {"devices": 1, "hosts": 1, "from_step": 0}
+
+
+def read_log(folder: Path) -> list[dict[str, Number]]:
+  """Reads the rows of metrics.jsonl.
+
+  Raises:
+    UserError: it is damaged, or missing although the run is done.
+  """
+  rows = read_rows(folder)
+  if not rows and (folder / RUN_FILE).is_file():
+    raise UserError(f"{folder / 'metrics.jsonl'} is missing: bring it back.")
+  return rows
