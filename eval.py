@@ -9,7 +9,7 @@ the results to DIR/evaluation.json as well.
 from absl import flags
 from ml_collections import config_flags
 
-from mixer import front_door
+from mixer import cli
 from mixer.errors import UserError
 from mixer.hosts.flags import cluster
 
@@ -42,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  front_door.run(main)
+  cli.run(main)

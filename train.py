@@ -8,7 +8,7 @@ On several hosts each is given the same command: docs/pods.md.
 from absl import flags
 from ml_collections import config_flags
 
-from mixer import front_door
+from mixer import cli
 from mixer.hosts.flags import cluster
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -38,4 +38,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  front_door.run(main)
+  cli.run(main)

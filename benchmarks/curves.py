@@ -21,11 +21,11 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from mixer.atomic_write import atomic_write
+from mixer.cli import EX_TEMPFAIL
 from mixer.config import default
 from mixer.config_check import to_dict
 from mixer.data.__main__ import prepare
-from mixer.errors import TryAgainError, UserError
-from mixer.front_door import START_AGAIN
+from mixer.errors import RetryableError, UserError
 from mixer.paper.measured.protocols import Recipe
 from mixer.plan import make_plan
 from mixer.training import run_dir, start
@@ -98,7 +98,7 @@ def train(
 
   Raises:
     UserError: fewer than two seeds, or something of a config.
-    TryAgainError: a stop was asked for; all is saved.
+    RetryableError: a stop was asked for; all is saved.
   """
   if len(seeds) < 2:
     raise UserError("Two seeds at least: one cannot say what is chance.")
@@ -136,8 +136,8 @@ def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
   rows = read_rows(folder)
   if not rows or rows[-1]["step"] != plan.total_steps:
     print(f"\n{folder}", flush=True)
-    if start.train(config, str(folder)) == START_AGAIN:
-      raise TryAgainError("Stopped, all is saved. The same command goes on.")
+    if start.train(config, str(folder)) == EX_TEMPFAIL:
+      raise RetryableError("Stopped, all is saved. The same command goes on.")
     jax.clear_caches()  # the next run compiles its own programs
     rows = read_rows(folder)
   evaluated = [row for row in rows if results[0] in row]

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from benchmarks.throughput.cells import IMAGE_SIZE, choose
 from mixer import models
+from mixer.cli import run_cli
 from mixer.errors import UserError
-from mixer.front_door import answer
 from mixer.models.mixer import MixerBlock
 from mixer.table import render
 
@@ -47,7 +47,7 @@ def main() -> int:
   parser.add_argument(
     "--models", default="*", help="names, with * for any part; default: *"
   )
-  return answer(run, patterns=parser.parse_args().models.split(","))
+  return run_cli(run, patterns=parser.parse_args().models.split(","))
 
 
 def run(patterns: list[str]) -> str:

@@ -32,7 +32,7 @@ def get_config(arg=None):
   # Shifts, and changes of size and shape by up to a quarter.
   config.data.ops = "pad(1) | inception_crop(8, area_min=60)"
   config.mixup = 0.2
-  config.average_decay = 0.99
+  config.ema_decay = 0.99
 
   config.optimizer.learning_rate = 3e-3
   config.optimizer.weight_decay = 1e-3  # decoupled, x schedule: AdamW's 1/3

@@ -75,9 +75,9 @@ import os
 from mixer import models
 from mixer.config import (
   default,
+  default_microbatch,
   did_you_mean,
   evaluator,
-  images_at_once,
   parse_arg,
 )
 from mixer.data.sources import folder_layout, image_folder
@@ -203,7 +203,7 @@ def get_config(arg=None):
   config.model.num_classes = classes
   config.init_head = "zeros"
   grow(config, arg.model, arg.res)
-  config.max_per_device = images_at_once(arg.model, arg.res) // 2
+  config.max_per_device = default_microbatch(arg.model, arg.res) // 2
   config.loss = "softmax"
 
   config.data.name = arg.dataset

@@ -39,7 +39,7 @@ Published and not published:
 """
 
 from mixer import models
-from mixer.config import default, evaluator, images_at_once, parse_arg
+from mixer.config import default, default_microbatch, evaluator, parse_arg
 
 
 def get_config(arg=None):
@@ -49,7 +49,7 @@ def get_config(arg=None):
 
   config = default()
   config.batch = 4096
-  config.max_per_device = images_at_once(name)
+  config.max_per_device = default_microbatch(name)
 
   config.model.name = name
   config.model.num_classes = 1_000

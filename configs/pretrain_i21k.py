@@ -38,7 +38,7 @@ Published and not published:
   epochs with crops and flips alone.
 """
 
-from mixer.config import default, evaluator, images_at_once, parse_arg
+from mixer.config import default, default_microbatch, evaluator, parse_arg
 
 # By what a name begins with: RandAugment's magnitude, mixup's p.
 SETTINGS = {
@@ -60,7 +60,7 @@ def get_config(arg=None):
 
   config = default()
   config.batch = 4096
-  config.max_per_device = images_at_once(name)
+  config.max_per_device = default_microbatch(name)
 
   config.model.name = name
   config.model.num_classes = 21_843

@@ -44,9 +44,9 @@ Published and not published:
 from mixer import models
 from mixer.config import (
   default,
+  default_microbatch,
   did_you_mean,
   evaluator,
-  images_at_once,
   parse_arg,
 )
 from mixer.errors import UserError
@@ -183,7 +183,7 @@ def get_config(arg=None):
   config = default()
   config.total_steps = arg.steps
   config.batch = 512
-  config.max_per_device = images_at_once(arg.model, res) // 2
+  config.max_per_device = default_microbatch(arg.model, res) // 2
 
   config.model.name = arg.model
   config.model.num_classes = classes

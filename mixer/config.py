@@ -40,7 +40,7 @@ def default() -> ConfigDict:
   # paper for a Mixer, and how the ViT paper treats position embeddings. BiT
   # takes images of any size as it is.
   config.init_growth = "none"
-  add_duration(config, "total")  # length of the run
+  define_duration(config, "total")  # length of the run
   # Examples in one update, over all hosts and devices.
   config.batch = 4096
   # Largest number of examples that a device takes at once. Its part of the
@@ -66,7 +66,7 @@ def default() -> ConfigDict:
   config.cutmix_share = 0.5  # of the steps, where mixup is on as well
   # Exponential moving average of the parameters, evaluated and published in
   # their place; 0 is off.
-  config.average_decay = 0.0
+  config.ema_decay = 0.0
 
   config.model = model = ConfigDict()
   model.name = "Mixer-B/16"  # a name that mixer.models.create takes
@@ -156,16 +156,16 @@ def default() -> ConfigDict:
 
   config.schedule = schedule = ConfigDict()
   schedule.kind = "cosine"  # after the warm-up; or "linear", "constant"
-  add_duration(schedule, "warmup")  # linear from 0; none set: no warm-up
+  define_duration(schedule, "warmup")  # linear from 0; none set: no warm-up
   schedule.end = 0.0  # factor that a linear schedule ends at
 
   # Name -> `evaluator(...)`. Its results are called eval/NAME/accuracy etc.
   config.evals = ConfigDict()
 
   config.checkpoint = checkpoint = ConfigDict()
-  add_duration(checkpoint, "every")  # none set: at the end alone
+  define_duration(checkpoint, "every")  # none set: at the end alone
   checkpoint.keep = 3  # newest ones
-  add_duration(checkpoint, "milestone")  # kept for ever, this far apart
+  define_duration(checkpoint, "milestone")  # kept for ever, this far apart
   # Result whose best checkpoint is kept and written whenever it improves, such
   # as "eval/val/accuracy" (highest) or "eval/val/loss" (lowest); "": none.
   checkpoint.best = ""
@@ -203,7 +203,7 @@ def evaluator(type: str = "classification", **given) -> ConfigDict:
   config.label = "label"  # as data.label
   config.ops = placeholder(str)
   config.batch = placeholder(int)  # over all devices; None: as in training
-  add_duration(config, "every")  # none set: at the end alone
+  define_duration(config, "every")  # none set: at the end alone
   for key, value in (_keys_of(type) | given).items():
     config[key] = value
   return config
@@ -239,13 +239,13 @@ def _keys_of(type: str) -> dict:
   return keys.get(type, {})
 
 
-def add_duration(config: ConfigDict, prefix: str):
+def define_duration(config: ConfigDict, prefix: str):
   config[f"{prefix}_steps"] = placeholder(int)
   config[f"{prefix}_epochs"] = placeholder(float)
   config[f"{prefix}_examples"] = placeholder(int)
 
 
-def steps(
+def resolve_steps(
   config: ConfigDict, prefix: str, *, batch: int, examples: int | None
 ) -> int | None:
   """Reads a duration in updates.
@@ -338,7 +338,7 @@ _AT_ONCE = {
 }
 
 
-def images_at_once(model: str, res: int = 224) -> int:
+def default_microbatch(model: str, res: int = 224) -> int:
   """What a recipe that pre-trains has as max_per_device; others take half.
 
   Args:

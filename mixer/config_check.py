@@ -11,7 +11,7 @@ from mixer.config import EVALUATORS, default, did_you_mean, evaluator
 from mixer.errors import UserError
 
 # Keys that a resumed run may change, because they do not change its result.
-WITHOUT_EFFECT = (
+RESUME_SAFE_KEYS = (
   "accumulation",
   "checkpoint",
   "data.data_dir",
@@ -31,7 +31,7 @@ WITHOUT_EFFECT = (
 )
 
 
-def complete(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict) -> ConfigDict:
   """Compares a config with the schema and fills in what it leaves out.
 
   A locked ConfigDict does not see `config.optimizer = {"learning_rat": 3}`.
@@ -42,7 +42,7 @@ def complete(config: ConfigDict) -> ConfigDict:
   """
   schema = default()
   problems = []
-  result = _complete(config, schema, "", problems)
+  result = _resolve(config, schema, "", problems)
   for name, part in config.get("evals", {}).items():
     kind = part.get("type") if isinstance(part, ConfigDict) else None
     kind = kind or "classification"
@@ -53,13 +53,13 @@ def complete(config: ConfigDict) -> ConfigDict:
       )
       continue
     schema = evaluator(kind)
-    result.evals[name] = _complete(part, schema, f"evals.{name}.", problems)
+    result.evals[name] = _resolve(part, schema, f"evals.{name}.", problems)
   if problems:
     raise UserError("\n".join(problems))
   return result
 
 
-def _complete(config, schema, path, problems):
+def _resolve(config, schema, path, problems):
   result = schema.copy_and_resolve_references()
   if not isinstance(config, ConfigDict):
     problems.append(f"config.{path[:-1]} = {config!r} is not a dict of keys.")
@@ -73,7 +73,7 @@ def _complete(config, schema, path, problems):
     elif where == "evals":
       result.evals = ConfigDict()
     elif isinstance(schema[key], ConfigDict):
-      result[key] = _complete(value, schema[key], f"{where}.", problems)
+      result[key] = _resolve(value, schema[key], f"{where}.", problems)
     else:
       try:
         result[key] = value
@@ -100,7 +100,7 @@ def _listed(value):
 
 
 # Keys that the hosts of a run may have different values of.
-OF_EACH_HOST = (
+PER_HOST_KEYS = (
   "data.data_dir",
   "data.prefetch",
   "data.worker_kind",
@@ -108,11 +108,11 @@ OF_EACH_HOST = (
 )
 
 
-def differences(
+def diff_configs(
   old: dict,
   new: dict,
   path: str = "",
-  ignored: Sequence[str] = WITHOUT_EFFECT,
+  ignored: Sequence[str] = RESUME_SAFE_KEYS,
 ) -> Iterator[str]:
   """Yields "key: old -> new" for what changes the result of a run.
 
@@ -127,12 +127,12 @@ def differences(
       continue
     before, after = old.get(key), new.get(key)
     if isinstance(before, dict) and isinstance(after, dict):
-      yield from differences(before, after, f"{where}.", ignored)
+      yield from diff_configs(before, after, f"{where}.", ignored)
     elif before != after:
       yield f"{where}: {before!r} -> {after!r}"
 
 
-def check_values(config: ConfigDict) -> Iterator[str]:
+def validate(config: ConfigDict) -> Iterator[str]:
   """Yields a sentence for every value out of its range."""
   for key, allowed in _CHOICES.items():
     value = _get(config, key)
@@ -215,7 +215,7 @@ _WHOLE_NUMBERS = {
 _INFINITY = float("inf")
 _RANGES = {
   "accumulation": (1, _INFINITY),
-  "average_decay": (0, 0.999999),
+  "ema_decay": (0, 0.999999),
   "batch": (1, _INFINITY),
   "checkpoint.keep": (1, _INFINITY),
   "cutmix": (0, _INFINITY),

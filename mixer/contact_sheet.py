@@ -6,7 +6,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 
-from mixer import front_door
+from mixer import cli
 from mixer.data import ops as image_ops
 from mixer.data.loader import train_batches
 from mixer.errors import UserError
@@ -32,9 +32,9 @@ def main() -> None:
   def show() -> int:
     drawn = draw(config.value, out.value, step=step.value, images=images.value)
     print(f"Drew {drawn} images of step {step.value:,} in {out.value}.")
-    return front_door.DONE
+    return cli.EX_OK
 
-  front_door.run(show)
+  cli.run(show)
 
 
 def draw(

@@ -12,7 +12,7 @@ class UserError(ValueError):
   """
 
 
-class TryAgainError(UserError):
+class RetryableError(UserError):
   """What may pass by itself: the front doors exit with 75, start me again."""
 
 
@@ -25,7 +25,7 @@ def nearest(
   return [by_lower[each] for each in near]
 
 
-def some(names: Sequence[str], shown: int = 10) -> str:
+def format_list(names: Sequence[str], shown: int = 10) -> str:
   """Lists the first names for a message, and counts the others."""
   more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
   return ", ".join(names[:shown]) + more

@@ -25,7 +25,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 
-from mixer import front_door, weights
+from mixer import cli, weights
 from mixer.atomic_write import atomic_write, check_writable
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
@@ -45,7 +45,7 @@ TRIED = (1, 3)  # numbers of images; the program knows of neither
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  return front_door.answer(run, **vars(_parser().parse_args(arguments)))
+  return cli.run_cli(run, **vars(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mixer import front_door
+from mixer import cli
 from mixer.atomic_write import atomic_write, check_writable
 from mixer.cache import keep_programs
 from mixer.classifier import Classifier, Prediction, open_classifier, predict
@@ -35,7 +35,7 @@ COLUMNS = ("image", "rank", "class", "label", "probability")
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  return front_door.answer(run, **vars(_parser().parse_args(arguments)))
+  return cli.run_cli(run, **vars(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

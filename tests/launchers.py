@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mixer import front_door
+from mixer import cli
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
-AGAIN = [front_door.START_AGAIN, 128 + signal.SIGABRT, 128 + signal.SIGKILL]
+AGAIN = [cli.EX_TEMPFAIL, 128 + signal.SIGABRT, 128 + signal.SIGKILL]
 FLAGS = [
   "--config=configs/pretrain_i21k.py:B/16",
   "--workdir=/runs/b16",

@@ -8,7 +8,7 @@ import numpy as np
 import recipes
 
 from mixer import weights
-from mixer.config_check import complete, to_dict
+from mixer.config_check import resolve, to_dict
 from mixer.models import create
 
 STEPS = 200
@@ -42,7 +42,7 @@ def config(**changes):
   recipe.update_from_flattened_dict(
     {key.replace("__", "."): value for key, value in changes.items()}
   )
-  return to_dict(complete(recipe))
+  return to_dict(resolve(recipe))
 
 
 def write(folder, *, config, rows, done=True, skipped=()):

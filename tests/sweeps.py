@@ -19,7 +19,7 @@ SMALL = {
   "model.tokens_mlp": 8,
   "model.channels_mlp": 32,
   "mixup": 0.0,
-  "average_decay": 0.0,
+  "ema_decay": 0.0,
   "schedule.warmup_epochs": 0.0,
   "schedule.warmup_steps": 2,
   "checkpoint.every_epochs": 0.0,

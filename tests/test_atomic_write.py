@@ -5,7 +5,7 @@ import errno
 
 import pytest
 
-from mixer import front_door
+from mixer import cli
 from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 
@@ -30,9 +30,9 @@ def test_a_file_that_cannot_be_written_is_named(
 ):
   (tmp_path / "folder").mkdir()
 
-  code = front_door.answer(write, path=tmp_path / place, raises=raises)
+  code = cli.run_cli(write, path=tmp_path / place, raises=raises)
 
-  assert code == front_door.CHANGE_SOMETHING
+  assert code == cli.EX_USAGE
   said = capsys.readouterr().err
   assert said.startswith(f"error: Cannot write {tmp_path}/{words}")
   assert said.count("\n") == 1
@@ -53,9 +53,9 @@ def test_the_old_file_stays_and_other_errors_are_not_of_the_file(tmp_path):
 def test_a_refusal_of_the_system_is_a_sentence(tmp_path, capsys):
   (tmp_path / "file").write_text("")
 
-  code = front_door.answer((tmp_path / "file" / "tables").mkdir)
+  code = cli.run_cli((tmp_path / "file" / "tables").mkdir)
 
-  assert code == front_door.CHANGE_SOMETHING
+  assert code == cli.EX_USAGE
   assert capsys.readouterr().err == (
     f"error: Cannot read or write {tmp_path}/file/tables: Not a directory. "
     "Name another place, or change its permissions.\n"

@@ -3,8 +3,8 @@ import pytest
 import recipes
 from ml_collections import ConfigDict
 
-from mixer.config import default, evaluator, parse_arg, steps
-from mixer.config_check import check_values, complete, differences, to_dict
+from mixer.config import default, evaluator, parse_arg, resolve_steps
+from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
 from mixer.plan import make_plan
 
@@ -25,7 +25,7 @@ def test_keys_that_the_schema_lacks_are_all_named_with_the_nearest():
   config.evals.val = {"splt": "test"}
 
   with pytest.raises(UserError) as error:
-    complete(config)
+    resolve(config)
 
   lines = str(error.value).splitlines()
   assert len(lines) == 3
@@ -40,8 +40,8 @@ def test_what_a_replaced_part_leaves_out_has_its_default():
   config = default()
   config.optimizer = {"learning_rate": 3.0}
 
-  assert complete(config).optimizer.learning_rate == 3.0
-  assert complete(config).optimizer.b2 == 0.999
+  assert resolve(config).optimizer.learning_rate == 3.0
+  assert resolve(config).optimizer.b2 == 0.999
 
 
 def test_values_of_another_type_are_named():
@@ -49,7 +49,7 @@ def test_values_of_another_type_are_named():
   config.optimizer = {"learning_rate": "fast"}
 
   with pytest.raises(UserError, match="'fast' is of type str, not float"):
-    complete(config)
+    resolve(config)
 
 
 def test_values_out_of_range_are_all_named():
@@ -58,7 +58,7 @@ def test_values_out_of_range_are_all_named():
   config.label_smoothing = 2.0
   config.optimizer.multipliers = (("(", 1.0), "head")
 
-  problems = list(check_values(config))
+  problems = list(validate(config))
 
   assert len(problems) == 4
   assert "'softmax', 'sigmoid'" in problems[0]
@@ -72,7 +72,7 @@ def test_durations_come_in_three_units(unit, value, expected):
   config = default()
   config[f"total_{unit}"] = value
 
-  assert steps(config, "total", batch=10, examples=1000) == expected
+  assert resolve_steps(config, "total", batch=10, examples=1000) == expected
 
 
 @pytest.mark.parametrize("batch", [49, 98, 103])
@@ -80,7 +80,7 @@ def test_whole_batches_are_whole_steps(batch):
   config = default()
   for k in (1, 2, 3, 57):
     config.total_examples = k * batch
-    assert steps(config, "total", batch=batch, examples=None) == k
+    assert resolve_steps(config, "total", batch=batch, examples=None) == k
 
 
 def test_two_units_at_once_are_refused():
@@ -88,7 +88,7 @@ def test_two_units_at_once_are_refused():
   config.total_steps, config.total_epochs = 3, 4.0
 
   with pytest.raises(UserError, match="total_steps = 3 and total_epochs = 4.0"):
-    steps(config, "total", batch=10, examples=1000)
+    resolve_steps(config, "total", batch=10, examples=1000)
 
 
 def test_a_recipes_argument_may_begin_without_its_key():
@@ -107,10 +107,10 @@ def test_only_changes_of_the_result_count_as_differences():
   new.data.workers = 7
   new.evals.test.per_class = True
 
-  assert not list(differences(to_dict(old), to_dict(new)))
+  assert not list(diff_configs(to_dict(old), to_dict(new)))
 
   new.optimizer.learning_rate = 0.5
-  assert list(differences(to_dict(old), to_dict(new))) == [
+  assert list(diff_configs(to_dict(old), to_dict(new))) == [
     "optimizer.learning_rate: 0.003 -> 0.5"
   ]
 

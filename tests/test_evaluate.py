@@ -10,9 +10,9 @@ import pytest
 import recipes
 
 from mixer import weights
+from mixer.cli import EX_OK
 from mixer.config import default, evaluator
 from mixer.errors import UserError
-from mixer.front_door import DONE
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.training import evaluate, start
@@ -66,7 +66,7 @@ def test_weights_are_evaluated_without_a_training_run(
 ):
   config = config_of(digits_dir, init, test=TEST, few=FEW)
 
-  assert evaluate.evaluate(config, str(tmp_path)) == DONE
+  assert evaluate.evaluate(config, str(tmp_path)) == EX_OK
 
   printed = capsys.readouterr().out
   assert f"Evaluates {init}." in printed
@@ -139,7 +139,7 @@ def test_evaluators_without_data_can_be_left_out(
   code = evaluate.evaluate(config, str(tmp_path), skip_missing=True)
 
   printed = capsys.readouterr().out
-  assert code == DONE
+  assert code == EX_OK
   assert "Leaves out real:" in printed and MISSING in printed
   assert "eval/test/accuracy" in printed and "eval/real" not in printed
 
@@ -192,9 +192,9 @@ def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
     type="fewshot", split="test", ops="central_crop(8)", every_steps=2
   )
 
-  assert start.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == EX_OK
   capsys.readouterr()
-  assert evaluate.evaluate(config, str(tmp_path)) == DONE
+  assert evaluate.evaluate(config, str(tmp_path)) == EX_OK
 
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   rows = {row["step"]: row for row in map(json.loads, lines)}

@@ -18,7 +18,7 @@ from mixer.data.loader import eval_batches, read_labels
 from mixer.data.ops import parse
 from mixer.data.sources import open_source
 from mixer.errors import UserError
-from mixer.evaluators.fewshot import Fewshot, draw_examples, ridge_probe
+from mixer.evaluators.fewshot import Fewshot, linear_probe, sample_shots
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.training.sharding import replicate
@@ -56,7 +56,7 @@ def test_predictions_are_scikit_learns(n, d, l2):
   x, y = separable(rng, n, d, classes)
   x_test, y_test = separable(rng, 5000, d, classes)
 
-  predictions = ridge_probe(x, y, x_test, l2=l2)
+  predictions = linear_probe(x, y, x_test, l2=l2)
 
   mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + 1e-5
   ridge = Ridge(alpha=l2, fit_intercept=False)
@@ -75,7 +75,7 @@ def test_a_constant_feature_and_a_class_without_examples_do_no_harm():
   x, y = separable(rng, 40, 10, 4)
   x[:, 3] = 7.0
 
-  predictions = ridge_probe(x, y, x, num_classes=9)
+  predictions = linear_probe(x, y, x, num_classes=9)
 
   assert predictions.max() < 4
   assert np.mean(predictions == y) > 0.5
@@ -84,27 +84,27 @@ def test_a_constant_feature_and_a_class_without_examples_do_no_harm():
 def test_fewer_shots_of_a_seed_are_the_first_of_more():
   labels = np.random.RandomState(0).randint(6, size=200)
 
-  ten = draw_examples(labels, 6, 10, seed=1)
-  five = draw_examples(labels, 6, 5, seed=1)
+  ten = sample_shots(labels, 6, 10, seed=1)
+  five = sample_shots(labels, 6, 5, seed=1)
 
   np.testing.assert_array_equal(ten[:, :5], five)
   assert (labels[ten] == np.arange(6)[:, None]).all()
   assert all(len(set(row)) == 10 for row in ten.tolist())
-  assert not np.array_equal(ten, draw_examples(labels, 6, 10, seed=2))
+  assert not np.array_equal(ten, sample_shots(labels, 6, 10, seed=2))
 
 
 def test_the_draws_are_those_of_the_authors_code():
   """Fails if NumPy ever draws otherwise."""
   labels = np.arange(40) % 4
 
-  assert draw_examples(labels, 4, 3, seed=0).tolist() == DRAWN
+  assert sample_shots(labels, 4, 3, seed=0).tolist() == DRAWN
 
 
 def test_a_class_with_too_few_examples_is_named():
   labels = np.array([0] * 5 + [1] * 4 + [3] * 5)
 
   with pytest.raises(UserError, match=r"2 of 4 .* than 5 .*: 1 \(4\), 2 \(0\)"):
-    draw_examples(labels, 4, 5, seed=0)
+    sample_shots(labels, 4, 5, seed=0)
 
 
 def image(i):
@@ -170,7 +170,7 @@ def truth(cifar):
   result = {}
   for shots in (1, 5):
     for seed in range(3):
-      rows = draw_examples(labels, 10, shots, seed).ravel()
+      rows = sample_shots(labels, 10, shots, seed).ravel()
       x, y = pool[rows].astype(np.float64), labels[rows]
       mean, std = x.mean(0), x.std(0) + 1e-5
       ridge = Ridge(alpha=1024.0, fit_intercept=False)
@@ -210,9 +210,7 @@ def test_only_what_is_drawn_is_decoded(cifar):
 
   assert list(result) == ["2shot", "2shot_std"]
   of_pool = [place for place in batches.seen if "train" in place]
-  drawn = {
-    i for seed in (0, 1) for i in draw_examples(LABELS, 10, 2, seed).flat
-  }
+  drawn = {i for seed in (0, 1) for i in sample_shots(LABELS, 10, 2, seed).flat}
   assert len(of_pool) == len(drawn) < 40
   assert len(batches.seen) == len(drawn) + 70
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.errors import UserError
-from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
 from mixer.hosts import Cluster, join
 
 CRASH = 1
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 # A host of a run: joins, does what a test says, and ends as programs here do.
 PROGRAM = """
 import os, signal, sys, time
-from mixer import front_door
+from mixer import cli
 from mixer.errors import UserError
 from mixer.hosts import Cluster, join, rendezvous
 
@@ -38,7 +38,7 @@ def main():
 
 if __name__ == "__main__":
   rendezvous.SAY_EVERY = {say_every}
-  sys.exit(front_door.answer(main))
+  sys.exit(cli.run_cli(main))
 """
 
 
@@ -155,7 +155,7 @@ def test_values_of_all_hosts_come_in_their_order(run):
 
   codes, outputs, errors = run.end()
 
-  assert codes == [DONE] * 4, errors
+  assert codes == [EX_OK] * 4, errors
   said = "[0, 1, 2, 3] {100000}\n[True, False, False, False]\n"
   assert outputs == (said,) * 4
 
@@ -166,7 +166,7 @@ def test_hosts_end_in_peace_whichever_is_first(slow, run):
 
   codes, _, errors = run.end()
 
-  assert (codes, errors) == ([DONE] * 3, ("", "", ""))
+  assert (codes, errors) == ([EX_OK] * 3, ("", "", ""))
 
 
 def test_a_host_that_never_comes_ends_the_others(run):
@@ -175,7 +175,7 @@ def test_a_host_that_never_comes_ends_the_others(run):
 
   codes, _, errors = run.end()
 
-  assert codes == [START_AGAIN] * 2
+  assert codes == [EX_TEMPFAIL] * 2
   for error in errors:
     *waiting, last = error.splitlines()
     assert last == (
@@ -194,7 +194,7 @@ def test_hosts_that_do_not_find_the_first_say_so(run):
 
   [code], _, [error] = run.end()
 
-  assert code == START_AGAIN
+  assert code == EX_TEMPFAIL
   assert f"No answer from localhost:{run.port} within 1 s" in error
   assert "Connection refused" in error
 
@@ -224,7 +224,7 @@ def test_a_host_that_ends_while_it_waits_may_come_again(run):
 
   codes, outputs, errors = run.end()
 
-  assert codes == [DONE, -signal.SIGKILL, DONE, DONE], errors
+  assert codes == [EX_OK, -signal.SIGKILL, EX_OK, EX_OK], errors
   assert outputs[0] == "[1, 2, 3]\n"
 
 
@@ -244,7 +244,7 @@ def test_hosts_that_cannot_be_one_run_all_say_why(others, message, run):
 
   codes, _, errors = run.end()
 
-  assert codes == [CHANGE_SOMETHING] * len(codes)
+  assert codes == [EX_USAGE] * len(codes)
   assert all(message in error for error in errors), errors
 
 
@@ -258,7 +258,7 @@ def test_another_version_on_a_host_is_seen(run, tmp_path):
 
   codes, _, errors = run.end()
 
-  assert codes == [CHANGE_SOMETHING] * 2
+  assert codes == [EX_USAGE] * 2
   for error in errors:
     assert "has another code in mixer/" in error
     assert "install the same on all hosts" in error
@@ -284,7 +284,7 @@ def test_strangers_are_not_let_in(run):
 
   codes, outputs, errors = run.end()
 
-  assert codes == [DONE, DONE], errors
+  assert codes == [EX_OK, EX_OK], errors
   assert outputs[0] == "[1, 2]\n"
   assert errors[0].count("is no host of a run: not let in") == 8
 
@@ -301,7 +301,7 @@ def test_a_port_that_another_program_has_is_named(run):
     codes, _, [first, other] = run.end()
     server.shutdown()
 
-  assert codes == [CHANGE_SOMETHING] * 2
+  assert codes == [EX_USAGE] * 2
   # Or at the next, which it needs as well, if something has that by chance.
   taken = f"{port}|{port + 1}"
   assert re.search(f"Host 0 cannot listen at port ({taken}) ", first)
@@ -314,7 +314,7 @@ def test_a_program_that_says_nothing_is_not_waited_for(run):
 
     [code], _, [error] = run.end()
 
-  assert code == START_AGAIN
+  assert code == EX_TEMPFAIL
   assert "(connected, but no word)" in error
 
 
@@ -332,7 +332,7 @@ def test_an_error_of_the_devices_may_be_a_host_that_is_lost(run):
 
   codes, _, [error, _] = run.end()
 
-  assert codes == [START_AGAIN, START_AGAIN]
+  assert codes == [EX_TEMPFAIL, EX_TEMPFAIL]
   assert "Host 1 stopped: JaxRuntimeError: UNAVAILABLE" in error
 
 
@@ -344,7 +344,7 @@ def test_strangers_that_say_nothing_hold_up_hosts_and_no_more(run):
 
   codes, [said, _], _ = run.end()
 
-  assert (codes, said) == ([DONE] * 2, "[0, 1]\n")
+  assert (codes, said) == ([EX_OK] * 2, "[0, 1]\n")
   for stranger in strangers:
     stranger.close()
 
@@ -375,7 +375,7 @@ def test_a_second_port_that_is_closed_is_seen_by_all(run):
 
   codes, _, errors = run.end()
 
-  assert codes == [CHANGE_SOMETHING] * 3
+  assert codes == [EX_USAGE] * 3
   for error in errors:
     assert "Host 2 reaches localhost" in error
     assert "open both ports" in error
@@ -393,7 +393,7 @@ def test_a_killed_host_ends_the_others(lost, run):
     f"Host {lost} was lost: its process ended. Start the same command again on "
     "all hosts: the run goes on from its newest checkpoint.\n"
   )
-  expected = [(START_AGAIN, said)] * 3
+  expected = [(EX_TEMPFAIL, said)] * 3
   expected[lost] = (-signal.SIGKILL, "")
   assert list(zip(codes, errors, strict=True)) == expected
 
@@ -407,7 +407,7 @@ def test_a_killed_host_ends_those_that_wait_for_its_value(run):
 
   codes, *_ = run.end()
 
-  assert codes == [START_AGAIN, START_AGAIN, -signal.SIGKILL]
+  assert codes == [EX_TEMPFAIL, EX_TEMPFAIL, -signal.SIGKILL]
 
 
 def test_a_host_that_shows_no_sign_of_life_ends_the_others(run):
@@ -419,7 +419,7 @@ def test_a_host_that_shows_no_sign_of_life_ends_the_others(run):
 
   codes, _, errors = run.end()
 
-  assert codes == [START_AGAIN, -signal.SIGKILL]
+  assert codes == [EX_TEMPFAIL, -signal.SIGKILL]
   assert "Host 1 was lost: no sign of life for 2 s." in errors[0]
 
 
@@ -428,7 +428,7 @@ def test_quiet_hosts_are_not_lost(run):
 
   codes, _, errors = run.end()
 
-  assert (codes, errors) == ([DONE] * 2, ("", ""))
+  assert (codes, errors) == ([EX_OK] * 2, ("", ""))
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
@@ -443,7 +443,7 @@ def test_an_error_on_one_host_ends_all_with_it(wrong, run):
 
   codes, _, errors = run.end()
 
-  assert codes == [CHANGE_SOMETHING] * 3
+  assert codes == [EX_USAGE] * 3
   for host, error in enumerate(errors):
     said = "error:" if host == wrong else f"Host {wrong} stopped:"
     assert error == f"{said} Mend it.\n"
@@ -484,7 +484,7 @@ def test_what_all_complain_of_is_said_once_and_the_rest_with_its_host(run):
 
   codes, outputs, errors = run.end()
 
-  assert codes == [CHANGE_SOMETHING] * 4
+  assert codes == [EX_USAGE] * 4
   assert outputs == ("Mend it.\n",) * 4
   assert set(errors) == {
     "error: host 1: No data.\n  See there.\nhost 1: No room.\n"
@@ -528,7 +528,7 @@ def test_the_devices_of_all_hosts_compute_together(run):
 
   codes, outputs, errors = run.end()
 
-  assert codes == [DONE] * 2, errors
+  assert codes == [EX_OK] * 2, errors
   for output in outputs:
     assert f"{[0 + 1 + 10 + 11] * 2} 4\n['SIGTERM']\n" in output
 
@@ -559,7 +559,7 @@ def test_a_first_host_killed_amid_a_collective_ends_the_other(run):
 
   codes, _, [_, error] = run.end()
 
-  assert codes == [-signal.SIGKILL, START_AGAIN], error
+  assert codes == [-signal.SIGKILL, EX_TEMPFAIL], error
   assert "Host 0 was lost" in error
   assert "Traceback" not in error
 
@@ -571,6 +571,6 @@ def test_an_error_amid_collectives_ends_all(wrong, run):
 
   codes, _, errors = run.end()
 
-  assert codes == [CHANGE_SOMETHING] * 2, errors
+  assert codes == [EX_USAGE] * 2, errors
   assert "error: Mend it." in errors[wrong]
   assert f"Host {wrong} stopped: Mend it." in errors[1 - wrong]

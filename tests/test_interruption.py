@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mixer.front_door import answer
+from mixer.cli import run_cli
 from mixer.training import interruption
 
 
@@ -35,7 +35,7 @@ def test_a_later_one_acts_at_once(monkeypatch):
 def test_sigterm_ends_a_small_program_as_ctrl_c_does(capsys):
   before = signal.getsignal(signal.SIGTERM)
 
-  code = answer(lambda: signal.raise_signal(signal.SIGTERM))
+  code = run_cli(lambda: signal.raise_signal(signal.SIGTERM))
 
   assert code == 130
   assert capsys.readouterr().err == "Stopped. Give the same command again.\n"

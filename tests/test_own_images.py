@@ -9,10 +9,10 @@ import pytest
 import recipes
 from layouts import write_tfds
 
+from mixer.cli import EX_OK
 from mixer.config import evaluator
 from mixer.data.__main__ import main
 from mixer.errors import UserError
-from mixer.front_door import DONE
 from mixer.plan import make_plan
 from mixer.training import evaluate, start
 
@@ -61,7 +61,7 @@ def last_row(workdir):
 def test_a_run_learns_the_classes_of_folders(config, tmp_path):
   config.total_steps = 60
 
-  assert start.train(config, str(tmp_path / "run")) == DONE
+  assert start.train(config, str(tmp_path / "run")) == EX_OK
 
   classes = (tmp_path / "run" / "classes.txt").read_text().split()
   assert classes == list(CLASSES)
@@ -81,7 +81,7 @@ def test_broken_images_are_replaced_left_out_and_told(
 
   # A run that met the error may go on this way.
   config.data.on_bad_image = "replace"
-  assert start.train(config, str(tmp_path / "run")) == DONE
+  assert start.train(config, str(tmp_path / "run")) == EX_OK
 
   out = capsys.readouterr().out
   assert f"1 image of folder:{images}, split train, could not be decoded" in out
@@ -104,7 +104,7 @@ def test_an_evaluator_without_one_sound_image_is_an_error(
 def test_folders_with_other_classes_are_not_evaluated_on(config, tmp_path):
   write_images(tmp_path / "others", ("dark", "grey", "pale"), 2)
   workdir = str(tmp_path / "run")
-  assert start.train(config, workdir) == DONE
+  assert start.train(config, workdir) == EX_OK
   config.evals.val.name = f"folder:{tmp_path / 'others'}"
   config.evals.val.split = "train"
 
@@ -123,19 +123,19 @@ def test_images_of_some_classes_are_evaluated_with_the_run_s_own_classes(
   write_images(tmp_path / "some", ("dark", "light"), 3)
   workdir = tmp_path / "run"
   config.total_steps = 60
-  assert start.train(config, str(workdir)) == DONE
+  assert start.train(config, str(workdir)) == EX_OK
   config.evals.val.name = f"folder:{tmp_path / 'some'}"
   config.evals.val.split = "train"
   config.data.classes = str(workdir / "classes.txt")
 
-  assert evaluate.evaluate(config, str(workdir)) == DONE
+  assert evaluate.evaluate(config, str(workdir)) == EX_OK
 
 
 def test_a_head_of_other_classes_is_not_taken_for_the_own_one(
   config, images, tmp_path
 ):
   workdir = tmp_path / "run"
-  assert start.train(config, str(workdir)) == DONE
+  assert start.train(config, str(workdir)) == EX_OK
   (workdir / "classes.txt").write_text("light\ngrey\ndark\n")
   config.init = str(workdir)
 

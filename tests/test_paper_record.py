@@ -13,9 +13,9 @@ import pytest
 from paper_runs import ROW, protocol
 from sweeps import read_found, read_rows
 
+from mixer.cli import EX_OK, EX_USAGE
 from mixer.data.__main__ import prepare
 from mixer.errors import UserError
-from mixer.front_door import CHANGE_SOMETHING, DONE
 from mixer.paper.__main__ import main
 from mixer.paper.measured import records
 from mixer.paper.measured.protocols import Recipe
@@ -173,7 +173,7 @@ def evaluated(pretrained, recipe, tmp_path_factory):
   folder = tmp_path_factory.mktemp("evaluated") / "weights"
   config = Recipe(str(recipe), "extra=True").config()
   config.init = str(pretrained)
-  assert evaluate(config, str(folder)) == DONE
+  assert evaluate(config, str(folder)) == EX_OK
   file = folder / "evaluation.json"
   assert json.loads(file.read_text())["evaluated"] == config.init
   file.write_text(
@@ -229,7 +229,7 @@ def test_an_evaluation_tells_what_is_in_the_file(pretrained, recipe, tmp_path):
   config = Recipe(str(recipe), "extra=True").config()
   config.init = str(pretrained / "weights.npz")
 
-  assert evaluate(config, str(tmp_path)) == DONE
+  assert evaluate(config, str(tmp_path)) == EX_OK
 
   found = json.loads((tmp_path / "evaluation.json").read_text())
   data = (pretrained / "weights.npz").read_bytes()
@@ -548,13 +548,13 @@ def test_on_the_command_line_a_refusal_is_a_message_and_exit_2(
     ["record", row, f"--workdir={pretrained}", f"--results={tmp_path}"]
   )
 
-  assert code == CHANGE_SOMETHING
+  assert code == EX_USAGE
   assert words in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
 
 
 def test_without_a_row_all_are_listed(capsys):
-  assert main(["record"]) == DONE
+  assert main(["record"]) == EX_OK
 
   said = capsys.readouterr().out
   assert re.search("i21k/Mixer-L_16-448 +from imagenet21k/Mixer-L_16 or", said)
@@ -562,6 +562,6 @@ def test_without_a_row_all_are_listed(capsys):
 
 
 def test_a_row_without_a_folder_asks_for_one(capsys):
-  assert main(["record", "i21k/Mixer-B_16"]) == CHANGE_SOMETHING
+  assert main(["record", "i21k/Mixer-B_16"]) == EX_USAGE
 
   assert "i21k/Mixer-B_16 --workdir=RUN" in capsys.readouterr().err

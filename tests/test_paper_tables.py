@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import recipes
 
-from mixer.config_check import complete, to_dict
-from mixer.front_door import CHANGE_SOMETHING, DONE
+from mixer.cli import EX_OK, EX_USAGE
+from mixer.config_check import resolve, to_dict
 from mixer.paper.__main__ import FIGURES, main
 from mixer.paper.measured import matching, offered, record, records
 from mixer.paper.measured.offered import Offered, Part
@@ -45,7 +45,7 @@ def results(tmp_path):
 def show(capsys, number, results, *flags):
   """What the command prints."""
   code = main(["table", str(number), f"--results={results}", *flags])
-  assert code == DONE
+  assert code == EX_OK
   return capsys.readouterr().out
 
 
@@ -144,7 +144,7 @@ def sweep_of(name, source=None):
   """What a sweep of a row's recipe would offer."""
   how = protocol(find(name))
   recipe = how.finetune.more("dataset=imagenet2012,extra=True")
-  config = to_dict(complete(recipe.config()))
+  config = to_dict(resolve(recipe.config()))
   config["init"] = source or how.published
   mean = {"mean": 0.81234, "deviation": 0.0012, "runs": 3}
   means = {"eval/test/accuracy": mean, "eval/real/accuracy": mean}
@@ -192,7 +192,7 @@ def test_the_recipe_of_evaluation_judges_as_table_3_does(name):
   config = recipes.load("evaluate", how.published)
   mean = {"mean": 0.7644, "deviation": None, "runs": 1}
   means = {"eval/val/accuracy": mean, "eval/real/accuracy": mean}
-  part = Part(to_dict(complete(config)), means)
+  part = Part(to_dict(resolve(config)), means)
   found = Offered(Path("weights"), offered.EVALUATION, {"": part}, {})
 
   [new] = record.collect(find(name), how, found)
@@ -359,7 +359,7 @@ def test_a_damaged_file_is_one_message(folder, file, results, capsys):
   path.parent.mkdir(parents=True)
   path.write_text('{"row": "i1k/Mixer-B_16"')
 
-  assert main(["table", "3", f"--results={results}"]) == CHANGE_SOMETHING
+  assert main(["table", "3", f"--results={results}"]) == EX_USAGE
 
   said = capsys.readouterr().err
   assert said.startswith(f"error: {path} is damaged") and said.count("\n") == 1
@@ -484,7 +484,7 @@ def test_marks_go_on_after_z_and_are_the_same_for_the_same_words():
   ],
 )
 def test_bad_input_is_one_message_and_exit_2(arguments, words, capsys):
-  assert main(arguments) == CHANGE_SOMETHING
+  assert main(arguments) == EX_USAGE
 
   said = capsys.readouterr().err
   assert words in said and said.count("\n") == 1
@@ -501,7 +501,7 @@ def test_a_figure_is_given_its_own_flags(monkeypatch, tmp_path, capsys):
   monkeypatch.syspath_prepend(str(tmp_path))
   monkeypatch.setitem(FIGURES, "5", "figure_of_its_own")
 
-  assert main(["figure", "5", "--init=imagenet1k/Mixer-B_16"]) == DONE
+  assert main(["figure", "5", "--init=imagenet1k/Mixer-B_16"]) == EX_OK
 
   given = "{'out': 'own.svg', 'init': 'imagenet1k/Mixer-B_16'}"
   assert capsys.readouterr().out.strip() == given
@@ -520,5 +520,5 @@ def test_tables_of_numbers_need_no_jax(number):
     [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
   )
 
-  assert (done.returncode, done.stderr) == (DONE, "")
+  assert (done.returncode, done.stderr) == (EX_OK, "")
   assert done.stdout.startswith(f"Table {number}")

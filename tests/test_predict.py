@@ -44,7 +44,7 @@ def trained(digits_dir, tmp_path_factory):
   config.evals.test.every_epochs = 0.0
   config.checkpoint.every_epochs = 0.0
   config.model.hidden, config.model.blocks = 32, 1
-  config.mixup = config.average_decay = 0.0
+  config.mixup = config.ema_decay = 0.0
   folder = tmp_path_factory.mktemp("runs") / "digits"
   assert start.train(config, str(folder)) == 0
   return folder

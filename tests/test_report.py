@@ -12,9 +12,9 @@ import pytest
 import recipes
 import reports
 
-from mixer import front_door
+from mixer import cli
 from mixer.config import default, evaluator
-from mixer.config_check import complete, to_dict
+from mixer.config_check import resolve, to_dict
 from mixer.errors import UserError
 from mixer.paper import report
 
@@ -250,7 +250,7 @@ def test_a_run_of_a_row_of_the_paper_has_its_number_beside_it(
   recipe.mixup = mixup  # 0.5 in table 4
   rows = [{"step": 92_897, "train/loss": 0.5, "eval/val/accuracy": 0.7544}]
   folder = reports.write(
-    tmp_path / "run", config=to_dict(complete(recipe)), rows=rows, done=False
+    tmp_path / "run", config=to_dict(resolve(recipe)), rows=rows, done=False
   )
 
   page, _ = read(folder)
@@ -274,7 +274,7 @@ def test_whatever_a_config_says_is_text(tmp_path):
 
 def test_folders_that_are_no_runs_are_explained_in_a_message(tmp_path, capsys):
   def complaint(folder, out=None):
-    assert front_door.answer(report.write, workdir=folder, out=out) == 2
+    assert cli.run_cli(report.write, workdir=folder, out=out) == 2
     return capsys.readouterr().err
 
   assert "There is no folder" in complaint(tmp_path / "nothing")

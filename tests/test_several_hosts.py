@@ -21,7 +21,7 @@ from runs import (
 )
 
 from mixer import weights
-from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
+from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 
 TIMEOUT = 240
 # Its checkpoints and evaluations take a word between all devices, its updates
@@ -96,7 +96,7 @@ def by_two_hosts(digits_dir, environment, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("by_two_hosts")
   arguments = command(digits_dir, workdir, **SHARDED)
   ended = end(start_hosts(arguments, environment))
-  assert [code for code, *_ in ended] == [DONE, DONE], ended
+  assert [code for code, *_ in ended] == [EX_OK, EX_OK], ended
   return workdir, ended
 
 
@@ -105,7 +105,7 @@ def by_one_host(digits_dir, environment, tmp_path_factory):
   """The same with all four devices on one host."""
   workdir = tmp_path_factory.mktemp("by_one_host")
   done = run(command(digits_dir, workdir), with_devices(environment, 4))
-  assert done.returncode == DONE, done.stderr
+  assert done.returncode == EX_OK, done.stderr
   return workdir, done.stdout
 
 
@@ -129,7 +129,7 @@ def test_two_hosts_with_whole_states_train_as_one(
 
   ended = end(start_hosts(command(digits_dir, tmp_path), environment))
 
-  assert [code for code, *_ in ended] == [DONE, DONE], ended
+  assert [code for code, *_ in ended] == [EX_OK, EX_OK], ended
   ours, theirs = results(read_rows(tmp_path)), results(read_rows(by_one))
   assert len(ours) == len(theirs) == STEPS
   for key, value in ours[-1].items():
@@ -155,7 +155,7 @@ def test_two_hosts_evaluate_as_one(by_two_hosts, digits_dir, environment):
   )
   alone = run(arguments, environment)
 
-  assert (code, other_code, alone.returncode) == (DONE, DONE, DONE), shown
+  assert (code, other_code, alone.returncode) == (EX_OK, EX_OK, EX_OK), shown
   assert "eval/test/accuracy" in said
   assert re.findall(r"0\.\d{3}", said) == re.findall(r"0\.\d{3}", alone.stdout)
   assert other_said == ""
@@ -172,7 +172,7 @@ def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
   wait_for_step(tmp_path, 15, processes)
   processes[1].send_signal(signal.SIGTERM)
   ended = end(processes)
-  assert [code for code, *_ in ended] == [START_AGAIN, START_AGAIN], ended
+  assert [code for code, *_ in ended] == [EX_TEMPFAIL, EX_TEMPFAIL], ended
   [step] = re.findall(r"Stopped and saved at step (\d+)", ended[0][1])
   assert 15 <= int(step) < STEPS
   assert (tmp_path / "checkpoints" / step).is_dir()
@@ -182,12 +182,12 @@ def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
   wait_for_step(tmp_path, int(step) + 15, processes)
   processes[0].kill()
   code, _, shown = end(processes)[1]
-  assert code == START_AGAIN, shown
+  assert code == EX_TEMPFAIL, shown
   assert "Host 0 was lost" in shown
   assert "Traceback" not in shown
 
   again = end(start_hosts(arguments, environment))
-  assert [code for code, *_ in again] == [DONE, DONE], again
+  assert [code for code, *_ in again] == [EX_OK, EX_OK], again
   assert "Goes on from the checkpoint of step" in again[0][1]
   assert_same_weights(workdir, tmp_path)
   assert results(read_rows(workdir)) == results(read_rows(tmp_path))
@@ -209,7 +209,7 @@ def test_sigterm_before_the_others_are_there_is_a_stop_too(
 
   [(code, _, shown)] = end([waiting])
 
-  assert code == START_AGAIN
+  assert code == EX_TEMPFAIL
   assert "Traceback" not in shown
 
 
@@ -225,7 +225,7 @@ def test_hosts_with_different_configs_do_not_begin(
   ]
 
   for code, _, shown in end(start_hosts((one, other), environment)):
-    assert code == CHANGE_SOMETHING
+    assert code == EX_USAGE
     assert "Host 1 has another config than host 0" in shown
     assert "optimizer.learning_rate: 0.003 -> 0.1" in shown
     assert "evals.test.every_steps: 40 -> 7" in shown
@@ -240,7 +240,7 @@ def test_hosts_without_a_common_folder_do_not_begin(
   pair = tuple(command(digits_dir, tmp_path / x) for x in "ab")
 
   for code, _, shown in end(start_hosts(pair, environment)):
-    assert code == CHANGE_SOMETHING
+    assert code == EX_USAGE
     assert shown.count("is not the same folder on all hosts") == 1
   assert not list(tmp_path.glob("*/*"))
 
@@ -257,7 +257,7 @@ def test_hosts_with_other_weights_in_a_file_of_the_same_name_do_not_begin(
   arguments = command(digits_dir, tmp_path / "run", init="~/init.npz")
 
   for code, _, shown in end(start_hosts(arguments, environment, homes)):
-    assert code == CHANGE_SOMETHING
+    assert code == EX_USAGE
     assert "Host 1 has other data or weights than host 0" in shown
     assert "weights: " in shown
   assert not (tmp_path / "run" / "config.json").exists()
@@ -271,7 +271,7 @@ def test_what_is_wrong_on_one_host_is_said_on_all(
   other = [*one, f"--config.data.data_dir={tmp_path}"]
 
   for code, _, shown in end(start_hosts((one, other), environment)):
-    assert code == CHANGE_SOMETHING
+    assert code == EX_USAGE
     assert "host 1: digits is not prepared" in shown
   assert not (tmp_path / "config.json").exists()
 
@@ -283,7 +283,7 @@ def test_a_host_that_fails_ends_the_others(digits_dir, environment, tmp_path):
 
   [first, second] = end(start_hosts((limited, one), environment))
 
-  assert (first[0], second[0]) == (CHANGE_SOMETHING, CHANGE_SOMETHING), second
+  assert (first[0], second[0]) == (EX_USAGE, EX_USAGE), second
   assert "Could not save step 10" in first[2]
   assert "Host 0 stopped: Could not save step 10" in second[2]
 
@@ -301,7 +301,7 @@ def test_sweeps_take_one_host(digits_dir, environment, tmp_path):
 
   done = run(arguments, environment | slurm)
 
-  assert done.returncode == CHANGE_SOMETHING
+  assert done.returncode == EX_USAGE
   assert "A sweep takes one host" in done.stderr
 
 
@@ -319,11 +319,11 @@ def test_a_run_begun_on_eight_devices_goes_on_on_two(
   )
   wait_for_step(tmp_path, 20, [begun])
   begun.send_signal(signal.SIGTERM)
-  assert end([begun])[0][0] == START_AGAIN
+  assert end([begun])[0][0] == EX_TEMPFAIL
 
   done = run(command(digits_dir, tmp_path), with_devices(environment, 2))
 
-  assert done.returncode == DONE, done.stderr
+  assert done.returncode == EX_OK, done.stderr
   for one, other in zip(
     results(read_rows(whole)), results(read_rows(tmp_path)), strict=True
   ):

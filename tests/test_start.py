@@ -12,8 +12,7 @@ from mixer import weights
 from mixer.data.__main__ import prepare
 from mixer.errors import UserError
 from mixer.models import create
-from mixer.plan import make_plan
-from mixer.plan.text import describe
+from mixer.plan import make_plan, plan_summary
 from mixer.training import evaluate, start
 
 TINY = dict(patch=2, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
@@ -85,7 +84,7 @@ def test_a_run_begins_with_weights_grown_to_its_images(
   expected = weights.grow(weights.load(pretrained), **grown)
   assert_equal(without_head(plan.initial_params), without_head(expected))
   assert not np.any(plan.initial_params["head"]["kernel"])
-  assert words in describe(plan)
+  assert words in plan_summary(plan)
 
 
 def test_growth_by_a_part_is_refused_where_tiles_are_asked_for(

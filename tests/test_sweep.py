@@ -25,9 +25,9 @@ from sweeps import (
 )
 
 from mixer import weights
+from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.config import evaluator
 from mixer.errors import UserError
-from mixer.front_door import DONE, START_AGAIN
 from mixer.models import create
 from mixer.sweep import protocol, stops
 from mixer.sweep.plan import choose, plan_sweep
@@ -43,7 +43,7 @@ def swept(digits_dir, tmp_path_factory):
   """The folder of a sweep over two sound learning rates and a bad one."""
   folder = tmp_path_factory.mktemp("swept")
   config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
-  assert protocol.sweep(config, str(folder)) == DONE
+  assert protocol.sweep(config, str(folder)) == EX_OK
   return folder
 
 
@@ -128,7 +128,7 @@ def test_finished_and_failed_runs_are_not_run_again(
   config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
   monkeypatch.setattr(start, "train", never)
 
-  assert protocol.sweep(config, str(swept)) == DONE
+  assert protocol.sweep(config, str(swept)) == EX_OK
 
   assert results(read_found(swept)) == before
   assert "lr_0.001: finished" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_a_longer_grid_adds_runs_and_keeps_those_there_are(
 
   real = start.train
   monkeypatch.setattr(start, "train", train)
-  assert protocol.sweep(config, str(folder)) == DONE
+  assert protocol.sweep(config, str(folder)) == EX_OK
 
   found, before = read_found(folder), read_found(swept)
   assert found["grid"][:2] == before["grid"][:2]
@@ -185,12 +185,12 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_results(
     kill_at(tmp_path / name, 4)
     with stops.heard() as stop_asked:
       code = protocol.sweep(config, str(tmp_path), stop_asked=stop_asked)
-    assert code == START_AGAIN
+    assert code == EX_TEMPFAIL
     assert not (tmp_path / "sweep.json").exists()
     assert not (tmp_path / name / "weights.npz").exists()
     assert re.search(r"saved at step \d+", capsys.readouterr().out)
 
-  assert protocol.sweep(config, str(tmp_path)) == DONE
+  assert protocol.sweep(config, str(tmp_path)) == EX_OK
 
   assert "Goes on from the checkpoint of step" in capsys.readouterr().out
   assert results(read_found(tmp_path)) == results(read_found(swept))
@@ -210,7 +210,7 @@ def test_a_stop_that_comes_after_a_runs_last_step_ends_the_sweep(
     config = small(digits_dir)
     code = protocol.sweep(config, str(tmp_path), stop_asked=stop_asked)
 
-  assert code == START_AGAIN
+  assert code == EX_TEMPFAIL
   assert "Stopped between two runs" in capsys.readouterr().out
   assert (tmp_path / "lr_0.001" / "weights.npz").exists()
   assert not (tmp_path / "lr_0.01").exists()
@@ -327,7 +327,7 @@ def test_all_that_is_wrong_is_said_together(digits_dir, tmp_path):
 def test_a_dry_run_counts_runs_steps_and_images(digits_dir, tmp_path, capsys):
   config = small(digits_dir, sweep__learning_rates=(0.1, 0.2, 0.3))
 
-  assert protocol.dry_run(config, str(tmp_path)) == DONE
+  assert protocol.dry_run(config, str(tmp_path)) == EX_OK
 
   out = capsys.readouterr().out
   assert "grid          3 runs, learning rates 0.1, 0.2, 0.3;" in out

@@ -13,9 +13,9 @@ from absl import flags
 from ml_collections import config_flags
 from sweeps import REPORT, never, read_found
 
+from mixer.cli import EX_OK, EX_USAGE
 from mixer.data.__main__ import prepare
 from mixer.errors import UserError
-from mixer.front_door import CHANGE_SOMETHING, DONE
 from mixer.sweep import data_sets
 from mixer.training import start
 
@@ -60,7 +60,7 @@ def several_swept(recipe, tmp_path_factory):
   """The folder of sweeps on the two data sets that are there."""
   folder = tmp_path_factory.mktemp("several")
   several = chosen(recipe, folder, ["all"], seeds=1)
-  assert data_sets.sweep(several, **QUIETLY | {"skip_missing": True}) == DONE
+  assert data_sets.sweep(several, **QUIETLY | {"skip_missing": True}) == EX_OK
   return folder
 
 
@@ -107,7 +107,7 @@ def test_the_mean_over_all_data_sets_has_the_papers_name(
   file.write_text(recipe.read_text().replace("cifar10", "digits/5to9"))
 
   assert (
-    data_sets.sweep(chosen(file, folder, ["all"], seeds=1), **QUIETLY) == DONE
+    data_sets.sweep(chosen(file, folder, ["all"], seeds=1), **QUIETLY) == EX_OK
   )
 
   assert read_found(folder)["means"]["Avg 3"] == pytest.approx(np.mean(means))
@@ -213,7 +213,7 @@ def test_what_the_user_must_change_is_one_message_and_exit_2(
 ):
   ended = command(recipe, tmp_path / "new", "--dry_run", flag)
 
-  assert ended.returncode == CHANGE_SOMETHING
+  assert ended.returncode == EX_USAGE
   assert words in ended.stderr
   assert "Traceback" not in ended.stderr
   assert not (tmp_path / "new").exists()

@@ -28,12 +28,13 @@ from runs import (
 
 from benchmarks.faults.not_finite import poison
 from mixer import weights
+from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.config_check import to_dict
 from mixer.data.loader import eval_batches
 from mixer.data.order import GlobalOrder
 from mixer.errors import UserError
-from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
-from mixer.training import evaluate, evaluations, run_dir, setup, start
+from mixer.evaluators import runner
+from mixer.training import evaluate, run_dir, setup, start
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def undisturbed(digits_dir, environment, tmp_path_factory):
   """The folder of a run that nothing happened to, in a process of its own."""
   workdir = tmp_path_factory.mktemp("undisturbed")
   done = run(command(digits_dir, workdir), environment)
-  assert done.returncode == DONE, done.stderr
+  assert done.returncode == EX_OK, done.stderr
   return workdir
 
 
@@ -98,7 +99,7 @@ def test_five_kills_at_random_moments_change_nothing(
 
   done = run(command(digits_dir, tmp_path), environment)
 
-  assert done.returncode == DONE, done.stderr
+  assert done.returncode == EX_OK, done.stderr
   assert_same_weights(tmp_path, undisturbed)
   assert results(read_rows(tmp_path)) == results(read_rows(undisturbed))
   assert event_steps(tmp_path) == event_steps(undisturbed)
@@ -170,7 +171,7 @@ def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
   os.killpg(process.pid, number)
   out, error = process.communicate(timeout=120)
 
-  assert process.returncode == START_AGAIN, error
+  assert process.returncode == EX_TEMPFAIL, error
   assert "Traceback" not in error
   saved = int(re.search(r"saved at step (\d+)", out)[1])
   assert (tmp_path / "checkpoints" / str(saved)).is_dir()
@@ -178,7 +179,7 @@ def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
   # How often it saves and who loads may change on the way.
   done = run(command(digits_dir, tmp_path), environment)
 
-  assert done.returncode == DONE, done.stderr
+  assert done.returncode == EX_OK, done.stderr
   assert f"Goes on from the checkpoint of step {saved}" in done.stdout
   assert_same_weights(tmp_path, undisturbed)
 
@@ -189,7 +190,7 @@ def test_devices_and_accumulation_do_not_change_the_losses(
   """Invariant 2: eight devices, of 4 images each, 2 at once."""
   config = small(digits_dir, max_per_device=2)
 
-  assert start.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == EX_OK
 
   for one, other in zip(
     read_rows(undisturbed), read_rows(tmp_path), strict=True
@@ -206,7 +207,7 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(
 
   again = run(command(digits_dir, undisturbed), environment)
 
-  assert again.returncode == DONE, again.stderr
+  assert again.returncode == EX_OK, again.stderr
   assert f"Goes on from the checkpoint of step {STEPS}" in again.stdout
   assert read_rows(undisturbed) == before
 
@@ -219,7 +220,7 @@ def test_eval_gives_what_the_run_gave_last(
 
   done = run(arguments, environment)
 
-  assert done.returncode == DONE, done.stderr
+  assert done.returncode == EX_OK, done.stderr
   last = read_rows(undisturbed)[-1]
   for name in ("loss", "accuracy", "accuracy_top5"):
     [printed] = re.findall(rf"eval/test/{name} +([\d.]+)", done.stdout)
@@ -233,7 +234,7 @@ def test_eval_finds_the_best_checkpoint_and_a_given_step(
   best = max(rows, key=lambda row: (row["eval/test/accuracy"], row["step"]))
   config = small(digits_dir)
 
-  assert evaluate.evaluate(config, undisturbed, best=True) == DONE
+  assert evaluate.evaluate(config, undisturbed, best=True) == EX_OK
 
   assert f"step {best['step']} of" in capsys.readouterr().out
   with pytest.raises(UserError, match="no sound checkpoint of step 7|step 7"):
@@ -245,14 +246,14 @@ def test_weights_can_be_evaluated_and_trained_on(
 ):
   config = small(digits_dir, init=str(undisturbed))
 
-  assert evaluate.evaluate(config, str(tmp_path)) == DONE
+  assert evaluate.evaluate(config, str(tmp_path)) == EX_OK
   printed = capsys.readouterr().out
   last = read_rows(undisturbed)[-1]
   assert f"{last['eval/test/accuracy']:.5f}" in printed
 
   config.total_steps = 2
   config.schedule.warmup_steps = 0
-  assert start.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == EX_OK
   first = read_rows(tmp_path)[0]
   assert first["train/loss"] < read_rows(undisturbed)[0]["train/loss"]
 
@@ -262,11 +263,11 @@ def test_a_linear_probe_trains_the_head_alone(
 ):
   config = small(digits_dir, init=str(undisturbed), init_head="zeros")
   config.total_steps = 3
-  config.average_decay = 0.0
+  config.ema_decay = 0.0
   config.schedule.warmup_steps = 0
   config.optimizer.multipliers = (("head/.*", 1.0), (".*", 0.0))
 
-  assert start.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == EX_OK
 
   old, new = weights.load(undisturbed), weights.load(tmp_path)
   assert new["head"]["kernel"].any()
@@ -346,7 +347,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_written_down(
   poison([7, 8, 20])
   config = small(digits_dir, total_steps=30)
 
-  assert start.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == EX_OK
 
   lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
   skipped = [json.loads(line) for line in lines]
@@ -391,7 +392,7 @@ def test_a_disk_that_takes_nothing_is_said_at_the_start(
     ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *arguments], environment
   )
 
-  assert done.returncode == CHANGE_SOMETHING, done.stderr
+  assert done.returncode == EX_USAGE, done.stderr
   assert f"Cannot write to {tmp_path / 'config.json'}: File too" in done.stderr
   assert "Traceback" not in done.stderr
 
@@ -446,12 +447,12 @@ def test_what_a_stop_left_unevaluated_is_evaluated_when_the_run_goes_on(
   config.schedule.warmup_steps = 1
 
   with monkeypatch.context() as patch:
-    patch.setattr(evaluations, "eval_batches", signal_first)
-    assert start.train(config, str(tmp_path)) == START_AGAIN
+    patch.setattr(runner, "eval_batches", signal_first)
+    assert start.train(config, str(tmp_path)) == EX_TEMPFAIL
   assert (tmp_path / "checkpoints" / "4").is_dir()
   assert "eval/test/loss" not in read_rows(tmp_path)[-1]
 
-  assert start.train(config, str(tmp_path)) == DONE
+  assert start.train(config, str(tmp_path)) == EX_OK
   assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3, 4]
   assert "eval/test/loss" in read_rows(tmp_path)[-1]
 
@@ -469,12 +470,12 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
   limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", *arguments]
 
   full = run(limited, environment)
-  assert full.returncode == CHANGE_SOMETHING, full.stderr
+  assert full.returncode == EX_USAGE, full.stderr
   assert "Traceback" not in full.stderr
   assert "start the same command again" in full.stderr
 
   done = run(arguments, environment)
-  assert done.returncode == DONE, done.stderr
+  assert done.returncode == EX_OK, done.stderr
   assert_same_weights(tmp_path, undisturbed)
 
 
@@ -535,6 +536,6 @@ def test_what_the_user_must_change_is_one_message_and_exit_2(
 
   ended = run([sys.executable, "train.py", *flags], environment)
 
-  assert ended.returncode == CHANGE_SOMETHING
+  assert ended.returncode == EX_USAGE
   assert words in ended.stderr
   assert "Traceback" not in ended.stderr

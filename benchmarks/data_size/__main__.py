@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import curves
 from benchmarks.curves import Curve
 from benchmarks.data_size.findings import RESULTS, findings, report
-from mixer.front_door import answer
+from mixer.cli import run_cli
 
 MODELS = ("mixer-small", "mixer-large", "vit", "resnet")
 SHARES = (3, 10, 30, 100)  # per cent
@@ -27,7 +27,7 @@ CURVES = [
 
 def main() -> int:
   parser = curves.command_line("data_size", __doc__)
-  return answer(measure, **vars(parser.parse_args()))
+  return run_cli(measure, **vars(parser.parse_args()))
 
 
 def measure(

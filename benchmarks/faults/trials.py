@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.faults.runs import RECIPE, STEPS, Run, differences
-from mixer.front_door import CHANGE_SOMETHING, DONE, START_AGAIN
+from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.training.log import read_rows
 
 # Of the signals, so many come while a run starts: it imports and compiles. The
@@ -30,7 +30,7 @@ class Trials:
     self.rng = random.Random(seed)
     self.folder = folder
     self.undisturbed = Run(folder / "undisturbed")
-    expect(self.undisturbed.go_on(), DONE, self.undisturbed)
+    expect(self.undisturbed.go_on(), EX_OK, self.undisturbed)
 
   def killed(self, times: int = 20) -> tuple:
     """SIGKILL at random moments; some come while a checkpoint is written."""
@@ -44,7 +44,7 @@ class Trials:
     """SIGTERM, as a preemption announces itself."""
     run = Run(self.folder / "stopped")
     for _ in range(times):
-      expect(self.send(run, signal.SIGTERM, at_start=0), START_AGAIN, run)
+      expect(self.send(run, signal.SIGTERM, at_start=0), EX_TEMPFAIL, run)
     return self.finish(run, "SIGTERM, each left with 75", times)
 
   def damaged(self) -> tuple:
@@ -74,11 +74,11 @@ class Trials:
       *RECIPE,
     )
     whole = Run(self.folder / "not_finite", command)
-    expect(whole.go_on(), DONE, whole)
+    expect(whole.go_on(), EX_OK, whole)
     run = Run(self.folder / "not_finite_killed", command)
     for _ in range(3):
       expect(self.send(run, signal.SIGKILL), -signal.SIGKILL, run)
-    expect(run.go_on(), DONE, run)
+    expect(run.go_on(), EX_OK, run)
     written = (run.folder / "skipped.jsonl").read_text().splitlines()
     if len(written) != times:
       raise RuntimeError(f"{len(written)} of {times} updates in skipped.jsonl")
@@ -94,7 +94,7 @@ class Trials:
     """A disk of 6 MB, where three checkpoints do not fit."""
     with small_disk(megabytes=6) as disk:
       run = Run(disk / "run")
-      expect(run.go_on(), CHANGE_SOMETHING, run)
+      expect(run.go_on(), EX_USAGE, run)
       if "No space left on device" not in run.said:
         raise RuntimeError(run.said)
       moved = Run(self.folder / "full_disk")
@@ -104,15 +104,15 @@ class Trials:
   def one_of_two_hosts(self, times: int = 4) -> tuple:
     """SIGKILL to one of two hosts with two devices each."""
     whole = TwoHosts(self.folder / "two_hosts", environment=TWO_DEVICES)
-    expect(whole.go_on(), [DONE, DONE], whole)
+    expect(whole.go_on(), [EX_OK, EX_OK], whole)
     run = TwoHosts(self.folder / "two_hosts_killed", environment=TWO_DEVICES)
     for i in range(times):
       processes = run.start()
       self.wait_in_training(run, processes[0])
       processes[i % 2].kill()
       codes = [process.wait() for process in processes]
-      expect(codes[1 - i % 2], START_AGAIN, run)
-    expect(run.go_on(), [DONE, DONE], run)
+      expect(codes[1 - i % 2], EX_TEMPFAIL, run)
+    expect(run.go_on(), [EX_OK, EX_OK], run)
     return (
       "one of two hosts killed; the other left with 75",
       times,
@@ -142,7 +142,7 @@ class Trials:
     expect(killed, -signal.SIGKILL, run)
 
   def finish(self, run: Run, what: str, times: int) -> tuple:
-    expect(run.go_on(), DONE, run)
+    expect(run.go_on(), EX_OK, run)
     return what, times, said(differences(run, self.undisturbed))
 
 

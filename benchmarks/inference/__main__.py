@@ -40,7 +40,7 @@ from benchmarks.throughput.cells import (
 from benchmarks.throughput.children import describe_device
 from benchmarks.throughput.command_line import command_line
 from mixer import models as families
-from mixer.front_door import answer
+from mixer.cli import run_cli
 
 # Batches and dtypes.
 DEFAULTS = {"cpu": ("1,16", "float32")}
@@ -62,7 +62,7 @@ def main() -> int:
   parser.add_argument(
     "--calls", type=int, default=20, help="timed, a round; default: 20"
   )
-  return answer(fill, **vars(parser.parse_args()))
+  return run_cli(fill, **vars(parser.parse_args()))
 
 
 def fill(

@@ -15,7 +15,7 @@ from benchmarks import curves
 from benchmarks.curves import Curve
 from benchmarks.permutations import equivalence
 from benchmarks.permutations.findings import RESULT, findings, report
-from mixer.front_door import answer
+from mixer.cli import run_cli
 
 INPUTS = ("original", "patches", "pixels")
 CURVES = [
@@ -31,7 +31,7 @@ EQUAL_STEPS = 100
 
 def main() -> int:
   parser = curves.command_line("permutations", __doc__)
-  return answer(measure, **vars(parser.parse_args()))
+  return run_cli(measure, **vars(parser.parse_args()))
 
 
 def measure(

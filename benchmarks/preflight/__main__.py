@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.preflight.rows import table
 from mixer.atomic_write import atomic_write
+from mixer.cli import EX_OK, EX_USAGE, run_cli
 from mixer.errors import UserError
-from mixer.front_door import CHANGE_SOMETHING, DONE, answer
 from mixer.models.mixer import VARIANTS
 from mixer.preflight.compiler import check_installed
 from mixer.preflight.topology import parse
@@ -42,7 +42,7 @@ def main() -> int:
   parser.add_argument("--topologies", default=SLICES)
   parser.add_argument("--results", type=Path, default=RESULTS)
   given = parser.parse_args()
-  return answer(
+  return run_cli(
     fill,
     names=given.models.split(","),
     slices=given.topologies.split(","),
@@ -83,7 +83,7 @@ def preflight(name: str, topology: str, *flags: str) -> dict:
       *flags,
     ]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode not in (DONE, CHANGE_SOMETHING) or not file.exists():
+    if done.returncode not in (EX_OK, EX_USAGE) or not file.exists():
       raise UserError(f"{' '.join(command)}\n{done.stderr.strip()}")
     return json.loads(file.read_text())
 

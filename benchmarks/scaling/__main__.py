@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.preflight.__main__ import preflight
 from benchmarks.scaling.model import StepModel
 from mixer.atomic_write import atomic_write
-from mixer.front_door import answer
+from mixer.cli import run_cli
 from mixer.preflight.compiler import check_libtpu
 from mixer.preflight.topology import Topology, parse
 from mixer.table import render
@@ -56,7 +56,7 @@ def main() -> int:
   parser.add_argument("--models", default=MODELS)
   parser.add_argument("--results", type=Path, default=Path("results"))
   given = parser.parse_args()
-  return answer(
+  return run_cli(
     scale, models=given.models.split(","), file=given.results / "scaling.json"
   )
 

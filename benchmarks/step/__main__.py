@@ -51,8 +51,8 @@ from benchmarks.throughput.children import describe_device
 from benchmarks.throughput.command_line import command_line
 from benchmarks.throughput.machine import environment
 from mixer import models as families
+from mixer.cli import run_cli
 from mixer.errors import UserError
-from mixer.front_door import answer
 
 # Batches, dtypes and sides of the square matrices.
 DEFAULTS = {"cpu": ("1,16", "float32", "1024,2048,4096")}
@@ -87,7 +87,7 @@ def main() -> int:
   given = vars(parser.parse_args())
   # This process only counts; the device is for those that are measured.
   jax.config.update("jax_platforms", "cpu")
-  return answer(fill, **given)
+  return run_cli(fill, **given)
 
 
 def fill(

@@ -29,7 +29,7 @@ from benchmarks.throughput.children import describe_device, measure
 from benchmarks.throughput.command_line import command_line
 from benchmarks.throughput.results import Results
 from benchmarks.throughput.tables import page
-from mixer.front_door import answer
+from mixer.cli import run_cli
 
 # A CPU is as busy with a few images as with many, and bfloat16 is no gain.
 DEFAULTS = {"cpu": ("1,4", "float32")}
@@ -49,7 +49,7 @@ def main() -> int:
   parser.add_argument(
     "--seconds", type=float, default=0.5, help="of a timing, at least"
   )
-  return answer(fill, **vars(parser.parse_args()))
+  return run_cli(fill, **vars(parser.parse_args()))
 
 
 def fill(

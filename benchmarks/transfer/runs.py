@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from mixer.evaluators.runner import EvalRunner
 from mixer.plan import make_plan
-from mixer.training.evaluations import Evaluations
 from mixer.training.setup import create_optimizer, initial_state
 from mixer.training.sharding import replicate
 
@@ -41,7 +41,7 @@ def probe_at_start(arg: str, init: Path | None) -> dict[str, float]:
   _, optimizer = create_optimizer(plan)
   devices = jax.local_devices()
   params = replicate(initial_state(plan, optimizer).params, devices)
-  return Evaluations(plan, Path(), devices).run(["others"], params)
+  return EvalRunner(plan, Path(), devices).run(["others"], params)
 
 
 def swept(folder: Path) -> dict:

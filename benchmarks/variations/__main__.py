@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import curves
 from benchmarks.curves import Curve, difference, last_values, percent
-from mixer.front_door import answer
+from mixer.cli import run_cli
 from mixer.models import flops
 from mixer.plan import make_plan
 from mixer.table import render
@@ -49,7 +49,7 @@ def main() -> int:
     default=30.0,
     help="above the 5 of the warm-up; default: 30",
   )
-  return answer(measure, **vars(parser.parse_args()))
+  return run_cli(measure, **vars(parser.parse_args()))
 
 
 def measure(workdir: Path, epochs: float, seeds: int, results: Path) -> str:

@@ -14,7 +14,7 @@ import sys
 
 from etils import epath
 
-from mixer import front_door
+from mixer import cli
 from mixer.data import duplicates
 from mixer.data.sources import (
   NotPrepared,
@@ -31,7 +31,7 @@ _NOT_THERE = ("AssertionError", "FileNotFoundError", "NotFoundError")
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
   given = vars(_parser().parse_args(arguments))
-  return front_door.answer(given.pop("run"), **given)
+  return cli.run_cli(given.pop("run"), **given)
 
 
 def _parser() -> argparse.ArgumentParser:

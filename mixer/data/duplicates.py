@@ -23,7 +23,7 @@ import numpy as np
 
 from mixer.data import decoding
 from mixer.data.sources.base import Source
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 
 DISTANCE = 10
 
@@ -102,7 +102,8 @@ def load(files: Sequence[str | os.PathLike]) -> Hashes:
       names.append(" ".join(name))
   if files and not codes:
     raise UserError(
-      f"There are no hashes in {some([os.fspath(file) for file in files])}:"
+      "There are no hashes in "
+      f"{format_list([os.fspath(file) for file in files])}:"
       " write them with python -m mixer.data hash."
     )
   return Hashes(np.array(codes, np.uint64).reshape(-1, 2).T.copy(), names)

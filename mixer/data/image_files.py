@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from mixer.data.sources.folder_layout import SUFFIXES, is_hidden
 from mixer.data.sources.record_files import is_remote
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 
 
 def find_images(given: Sequence[str]) -> list[str]:
@@ -77,5 +77,5 @@ def _none_there(given: str, path: str, matches: Sequence[str]) -> str:
     return f"There is no {given}, nor a folder {parent}."
   names = sorted(os.listdir(parent))
   near = difflib.get_close_matches(os.path.basename(path), names)
-  there = some(near or names) or "nothing"
+  there = format_list(near or names) or "nothing"
   return f"There is no {given}. In {parent} there is {there}."

@@ -3,7 +3,7 @@
 
 from mixer.evaluators.classification import Classification
 from mixer.evaluators.fewshot import Fewshot
-from mixer.evaluators.real import Real
+from mixer.evaluators.imagenet_real import Real
 
 TYPES = {"classification": Classification, "real": Real, "fewshot": Fewshot}
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer.errors import UserError
-from mixer.evaluators.passes import Batch, bind_to_devices, gather, run_pass
+from mixer.evaluators.common import Batch, gather, pmap_eval_step, run_pass
 from mixer.training.losses import LOSSES, soft_labels
 from mixer.training.step import normalise
 
@@ -76,7 +76,7 @@ class Classification:
     self._class_names = class_names
     self._per_class = per_class
     self._confusion = confusion
-    self._step = bind_to_devices(eval_step, model, tuple(devices), loss=loss)
+    self._step = pmap_eval_step(eval_step, model, tuple(devices), loss=loss)
 
   @staticmethod
   def results(options: ConfigDict) -> list[str]:

@@ -15,8 +15,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer.data.sources import Source, Subset
-from mixer.errors import UserError, some
-from mixer.evaluators.passes import Batch, bind_to_devices, gather, run_pass
+from mixer.errors import UserError, format_list
+from mixer.evaluators.common import Batch, gather, pmap_eval_step, run_pass
 from mixer.training.step import normalise
 
 # A feature that never changes stands for the bias. So large, that its penalty
@@ -26,7 +26,7 @@ BIAS = 100.0
 _ROWS = 4096  # that are predicted at once
 
 
-def ridge_probe(
+def linear_probe(
   train_features: np.ndarray,
   train_labels: np.ndarray,
   test_features: np.ndarray,
@@ -75,7 +75,7 @@ def _solve(gram: np.ndarray, targets: np.ndarray, l2: float) -> np.ndarray:
   return scipy.linalg.solve(gram, targets, assume_a="pos", overwrite_a=True)
 
 
-def draw_examples(
+def sample_shots(
   labels: np.ndarray, num_classes: int, shots: int, seed: int
 ) -> np.ndarray:
   """Draws the numbers of `shots` examples of each class, int [classes, shots].
@@ -92,7 +92,7 @@ def draw_examples(
     few = [f"{k} ({counts[k]})" for k in np.flatnonzero(counts < shots)]
     raise UserError(
       f"{len(few)} of {num_classes} classes have fewer than {shots} examples: "
-      f"{some(few)}."
+      f"{format_list(few)}."
     )
   rng = np.random.default_rng(seed)
   return np.stack(
@@ -141,7 +141,7 @@ class Fewshot:
       devices: that share the work.
       shots: numbers of examples of each class.
       draws: how many times; by the seeds 0, 1, ...
-      l2: see `ridge_probe`.
+      l2: see `linear_probe`.
 
     Raises:
       UserError: a class has too few examples in the pool.
@@ -150,10 +150,10 @@ class Fewshot:
     self._pool, self._test = pool, test
     self._shots, self._l2 = sorted(shots), l2
     self._devices = devices
-    self._step = bind_to_devices(feature_step, model, tuple(devices))
+    self._step = pmap_eval_step(feature_step, model, tuple(devices))
     try:
       self._draws = [
-        draw_examples(pool_labels, pool.num_classes, max(shots), seed)
+        sample_shots(pool_labels, pool.num_classes, max(shots), seed)
         for seed in range(draws)
       ]
     except UserError as error:
@@ -186,7 +186,7 @@ class Fewshot:
       for draw in self._draws:
         places = np.searchsorted(drawn, draw[:, :shots].ravel())
         rows = row_of[places[is_there[places]]]
-        predictions = ridge_probe(
+        predictions = linear_probe(
           train[rows],
           labels[rows],
           test,

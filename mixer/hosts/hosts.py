@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-from mixer import front_door
-from mixer.errors import UserError, some
+from mixer import cli
+from mixer.errors import UserError, format_list
 from mixer.hosts.cluster import Cluster
 from mixer.hosts.leaving import leave
 from mixer.hosts.rendezvous import meet
@@ -35,7 +35,7 @@ def join(cluster: Cluster, *, silence: float = 60.0) -> Iterator["Hosts"]:
 
   A host whose block ends with an error ends all: the others print what it was
   and leave with the same exit code, whatever they are doing. When a host is
-  lost, all others leave with START_AGAIN.
+  lost, all others leave with EX_TEMPFAIL.
 
   Args:
     cluster: with one host, nothing is opened.
@@ -219,7 +219,7 @@ class Hosts:
       self._end(
         f"Host {peer} was lost: {why}. Start the same command again on all "
         "hosts: the run goes on from its newest checkpoint.",
-        front_door.START_AGAIN,
+        cli.EX_TEMPFAIL,
       )
     wire.close()
 
@@ -244,11 +244,11 @@ class Hosts:
 def _last_words(error: BaseException) -> tuple[str, int]:
   """What the other hosts say of an error, and their exit code."""
   if isinstance(error, UserError):
-    return str(error), front_door.exit_code(error)
+    return str(error), cli.exit_code(error)
   if isinstance(error, KeyboardInterrupt):
-    return "interrupted.", front_door.START_AGAIN
+    return "interrupted.", cli.EX_TEMPFAIL
   text = f"{type(error).__name__}: {error} (its own log says where)."
-  return text, front_door.START_AGAIN if _may_be_a_peer(error) else CRASH
+  return text, cli.EX_TEMPFAIL if _may_be_a_peer(error) else CRASH
 
 
 def _may_be_a_peer(error: BaseException) -> bool:
@@ -281,7 +281,7 @@ def _who_says_what(texts: list[str | None]) -> str:
 
 
 def _name(hosts: list[str]) -> str:
-  return f"host{'s' if len(hosts) > 1 else ''} {some(hosts)}"
+  return f"host{'s' if len(hosts) > 1 else ''} {format_list(hosts)}"
 
 
 def _keep_from_proxies(host: str) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from mixer.errors import TryAgainError, UserError, some
+from mixer.errors import RetryableError, UserError, format_list
 from mixer.hosts.cluster import Cluster
 from mixer.hosts.wire import Garbled, Message, Wire
 
@@ -81,7 +81,7 @@ class _Reception:
         self._wait()
       except BaseException as error:
         if isinstance(error, UserError):
-          again = isinstance(error, TryAgainError)
+          again = isinstance(error, RetryableError)
           self._send_all(refused=str(error), again=again)
         for guest in self._guests.values():
           guest.close()
@@ -94,7 +94,7 @@ class _Reception:
     while missing := self._missing():
       now = time.monotonic()
       if now >= self._deadline:
-        raise TryAgainError(self._absent(missing))
+        raise RetryableError(self._absent(missing))
       if now >= say:
         say = now + SAY_EVERY
         _say(self._waiting(missing))
@@ -110,14 +110,14 @@ class _Reception:
     ]
 
   def _waiting(self, missing: list[int]) -> str:
-    which = some([str(i) for i in missing])
+    which = format_list([str(i) for i in missing])
     return (
       f"waiting for {len(missing)} of {self._cluster.hosts} hosts ({which}) at "
       f"{self._cluster.coordinator}"
     )
 
   def _absent(self, missing: list[int]) -> str:
-    which = some([str(i) for i in missing])
+    which = format_list([str(i) for i in missing])
     one = len(missing) == 1
     return (
       f"Host{'' if one else 's'} {which} of {self._cluster.hosts} did not "
@@ -206,7 +206,7 @@ class _Arrival:
         return wire
       now = time.monotonic()
       if now >= self._deadline:
-        raise TryAgainError(
+        raise RetryableError(
           f"No answer from {self._cluster.coordinator} within "
           f"{self._timeout:g} s ({self._why}): is host 0 running there, and "
           "are this port and the next open to the other hosts?"
@@ -252,7 +252,7 @@ class _Arrival:
     try:
       while not welcome and (answer := wire.receive()) is not None:
         if refused := answer.get("refused"):
-          kind = TryAgainError if answer.get("again") else UserError
+          kind = RetryableError if answer.get("again") else UserError
           raise kind(refused)
         if waiting := answer.get("waiting"):
           _say(waiting)

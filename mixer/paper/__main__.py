@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mixer import front_door
+from mixer import cli
 from mixer.config import did_you_mean
 from mixer.errors import UserError
 from mixer.paper.measured import RESULTS
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
   given = vars(_parser().parse_args(arguments))
   said = sys.argv[1:] if arguments is None else arguments
-  return front_door.answer(_run, said=said, **given)
+  return cli.run_cli(_run, said=said, **given)
 
 
 def _run(said: list[str], run: Callable[..., str], **given) -> str:

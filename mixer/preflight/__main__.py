@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mixer import front_door
+from mixer import cli
 from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
 
@@ -54,8 +54,8 @@ def main() -> int:
   if JSON.value:
     with atomic_write(Path(JSON.value)) as aside:
       aside.write_text(json.dumps(to_json(report), indent=2) + "\n")
-  return front_door.DONE if report.fits else front_door.CHANGE_SOMETHING
+  return cli.EX_OK if report.fits else cli.EX_USAGE
 
 
 if __name__ == "__main__":
-  front_door.run(main)
+  cli.run(main)

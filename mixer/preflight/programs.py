@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mixer.errors import UserError
 from mixer.evaluators.classification import eval_step
-from mixer.evaluators.passes import bind_to_devices
+from mixer.evaluators.common import pmap_eval_step
 from mixer.plan import Plan, make_plan
 from mixer.preflight.compiler import Program, compile_program
 from mixer.training.setup import (
@@ -65,7 +65,7 @@ def compile_evaluation(plan: Plan, devices: Sequence[jax.Device]) -> Program:
   """
   n = len(devices)
   rows = n, max(each.batch for each in plan.evals.values()) // n
-  step = bind_to_devices(
+  step = pmap_eval_step(
     eval_step, plan.model, tuple(devices), loss=plan.config.loss
   )
   image = (*plan.image_size, plan.model.image_channels)

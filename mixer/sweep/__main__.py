@@ -12,7 +12,7 @@ what is finished there is not run again. With --dry_run checks and reports.
 from absl import flags
 from ml_collections import config_flags
 
-from mixer import front_door
+from mixer import cli
 from mixer.errors import UserError
 from mixer.hosts import find_cluster
 
@@ -65,4 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  front_door.run(main)
+  cli.run(main)

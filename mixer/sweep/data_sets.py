@@ -17,9 +17,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mixer.cli import EX_OK
 from mixer.config import did_you_mean
 from mixer.errors import UserError
-from mixer.front_door import DONE
 from mixer.sweep import protocol, report
 from mixer.sweep.plan import describe, plan_sweep
 from mixer.table import render
@@ -109,7 +109,7 @@ def dry_run(
   """Prints what the sweeps come to; raises UserError with what is missing."""
   _check(several, skip_missing=skip_missing, accept_changes=accept_changes)
   print("Nothing else is missing: without --dry_run this trains.")
-  return DONE
+  return EX_OK
 
 
 def sweep(
@@ -142,12 +142,12 @@ def sweep(
         failures[name] = str(error)
         print(error, flush=True)
       else:
-        if code != DONE:
+        if code != EX_OK:
           return code
     print(_report(several, there, failures))
   if failures:
     raise UserError("\n".join(failures.values()))
-  return DONE
+  return EX_OK
 
 
 def _check(

@@ -9,11 +9,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mixer.config import did_you_mean
-from mixer.config_check import check_values, complete
-from mixer.errors import UserError, some
-from mixer.plan import Plan, make_plan
-from mixer.plan.evals import known_results
-from mixer.plan.text import describe as write_start
+from mixer.config_check import resolve, validate
+from mixer.errors import UserError, format_list
+from mixer.plan import Plan, known_results, make_plan
+from mixer.plan import plan_summary as write_start
 from mixer.sweep.runs import (
   Outcome,
   SweepRun,
@@ -79,8 +78,8 @@ def plan_sweep(
     UserError: keys that the schema does not have, or values out of their
       range; nothing else can be said about such a config.
   """
-  sweep = SweepPlan(complete(config), folder)
-  if problems := list(check_values(sweep.config)):
+  sweep = SweepPlan(resolve(config), folder)
+  if problems := list(validate(sweep.config)):
     raise UserError("\n".join(problems))
   if (folder / "config.json").exists() or (folder / CHECKPOINTS).exists():
     sweep.problems.append(
@@ -229,7 +228,7 @@ def _other_configs(plan: Plan, runs: list[SweepRun]) -> Iterator[str]:
       message = str(error).replace(str(run.folder), "{}")
       folders[message].append(str(run.folder))
   for message, (first, *others) in folders.items():
-    also = f"\n  The same holds for {some(others, 3)}." if others else ""
+    also = f"\n  The same holds for {format_list(others, 3)}." if others else ""
     yield message.replace("{}", first) + also
 
 

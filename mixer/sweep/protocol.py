@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.errors import UserError
-from mixer.front_door import DONE, START_AGAIN
 from mixer.sweep import report
 from mixer.sweep.plan import SweepPlan, choose, describe, plan_sweep
 from mixer.sweep.runs import Outcome, SweepRun, carry_out, read_outcome
@@ -35,7 +35,7 @@ def sweep(
     stop_asked: whether the next run is not to begin.
 
   Returns:
-    The process's exit code: DONE, or START_AGAIN after saving.
+    The process's exit code: EX_OK, or EX_TEMPFAIL after saving.
 
   Raises:
     UserError: something for the user to change; nothing was lost.
@@ -49,15 +49,15 @@ def sweep(
     how = {"accept_changes": accept_changes, "stop_asked": stop_asked}
     grid = _carry_out_all(plan.grid, plan.part.total_steps, **how)
     if grid is None:
-      return START_AGAIN
+      return EX_TEMPFAIL
     best = _choose(plan, grid)
     finals = plan.finals(best.run.learning_rate)
     finals = _carry_out_all(finals, plan.whole.total_steps, **how)
     if finals is None:
-      return START_AGAIN
+      return EX_TEMPFAIL
     _raise_if_failed(finals, plan.config.sweep.report)
     print(report.write(plan, grid, best, finals))
-  return DONE
+  return EX_OK
 
 
 def dry_run(
@@ -71,7 +71,7 @@ def dry_run(
   print(describe(plan))
   plan.raise_complaints()
   print("Nothing is missing: without --dry_run this trains.")
-  return DONE
+  return EX_OK
 
 
 def _carry_out_all(

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from mixer import weights
 from mixer.atomic_write import atomic_write
+from mixer.cli import EX_TEMPFAIL
 from mixer.errors import UserError
-from mixer.front_door import START_AGAIN
 from mixer.training import start
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.in_flight import Diverged
@@ -142,7 +142,7 @@ def carry_out(
     with atomic_write(run.folder / FAILED) as aside:
       aside.write_text(f"{error}\n")
   else:
-    if code == START_AGAIN:
+    if code == EX_TEMPFAIL:
       return None
   finally:
     # The next run compiles its own programs; those of many would add up.

@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 
-from mixer.front_door import sigterm_as_ctrl_c
+from mixer.cli import sigterm_to_keyboard_interrupt
 from mixer.training.interruption import SIGNALS
 
 
@@ -32,7 +32,7 @@ def heard() -> Iterator[Callable[[], bool]]:
 
   told_before = signal.set_wakeup_fd(teller.fileno(), warn_on_full_buffer=False)
   try:
-    with sigterm_as_ctrl_c():
+    with sigterm_to_keyboard_interrupt():
       yield asked
   finally:
     signal.set_wakeup_fd(told_before)

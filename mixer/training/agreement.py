@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mixer.config_check import OF_EACH_HOST, complete, differences, to_dict
-from mixer.errors import UserError, some
+from mixer.config_check import PER_HOST_KEYS, diff_configs, resolve, to_dict
+from mixer.errors import UserError, format_list
 from mixer.hosts import Hosts
 from mixer.plan import Plan
 from mixer.training.run_dir import make_folder
@@ -45,10 +45,10 @@ def meet(hosts: Hosts, config: ConfigDict, workdir: str | None) -> Path:
 def check_same_config(hosts: Hosts, config: ConfigDict):
   """Raises UserError, on all hosts, if one was given another config."""
   with hosts.together():
-    own = to_dict(complete(config))
+    own = to_dict(resolve(config))
   first, *others = hosts.gather(own)
   for host, other in enumerate(others, start=1):
-    if changes := list(differences(first, other, ignored=OF_EACH_HOST)):
+    if changes := list(diff_configs(first, other, ignored=PER_HOST_KEYS)):
       listed = "\n  ".join(changes)
       raise UserError(
         f"Host {host} has another config than host 0: start all hosts with the "
@@ -81,7 +81,7 @@ def check_shared(hosts: Hosts, folder: Path):
   if hosts.is_first:
     token.unlink()
   if not all(sees):
-    strangers = some([str(host) for host, x in enumerate(sees) if not x])
+    strangers = format_list([str(host) for host, x in enumerate(sees) if not x])
     raise UserError(
       f"--workdir={where} is not the same folder on all hosts: what host 0 "
       f"writes there does not appear on host {strangers}. Name one that they "
@@ -130,7 +130,7 @@ def check_same_plan(hosts: Hosts, plan: Plan):
     return
   first, *others = hosts.gather(_summary(plan))
   for host, other in enumerate(others, start=1):
-    if changes := list(differences(first, other, ignored=())):
+    if changes := list(diff_configs(first, other, ignored=())):
       listed = "\n  ".join(changes)
       raise UserError(
         f"Host {host} has other data or weights than host 0: give all hosts "

@@ -7,11 +7,11 @@ import optax
 from ml_collections import ConfigDict
 
 from mixer.cache import keep_programs
+from mixer.cli import EX_OK
 from mixer.errors import UserError
-from mixer.front_door import DONE
+from mixer.evaluators.runner import EvalRunner
 from mixer.hosts import ONE_HOST, Cluster, Hosts, join
-from mixer.plan import Plan, make_plan
-from mixer.plan.data import check_classes
+from mixer.plan import Plan, check_classes, make_plan
 from mixer.training import run_dir
 from mixer.training.agreement import (
   check_same_config,
@@ -20,7 +20,6 @@ from mixer.training.agreement import (
   checksum,
 )
 from mixer.training.checkpoint import Checkpoints
-from mixer.training.evaluations import Evaluations
 from mixer.training.optimizer import make_optimizer
 from mixer.training.run_dir import CHECKPOINTS
 from mixer.training.setup import abstract_state, open_checkpoints
@@ -87,7 +86,7 @@ def evaluate(
       if warning := run_dir.warn_other_split(judged, plan.config):
         print(warning, flush=True)
     devices = local_devices()
-    evaluations = Evaluations(plan, (folder or Path()) / "eval", devices, hosts)
+    evaluations = EvalRunner(plan, (folder or Path()) / "eval", devices, hosts)
     params = replicate(params, devices)
     found = {}
     for name in plan.evals:
@@ -99,7 +98,7 @@ def evaluate(
       _write(folder, plan.config, origin, found)
     if plan.bad_images and (report := plan.bad_images.report()):
       print(report)
-  return DONE
+  return EX_OK
 
 
 def _check_same_origin(hosts: Hosts, own: str, params: dict):

@@ -11,20 +11,19 @@ from clu import parameter_overview
 
 from mixer import weights
 from mixer.atomic_write import atomic_write
+from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.data import ops as image_ops
 from mixer.data.device_feed import to_devices
 from mixer.data.loader import train_batches
 from mixer.data.order import GlobalOrder
 from mixer.errors import UserError
-from mixer.front_door import DONE, START_AGAIN
+from mixer.evaluators.runner import EvalRunner
 from mixer.hosts import Hosts
-from mixer.plan import Plan
-from mixer.plan.text import describe
+from mixer.plan import Plan, plan_summary
 from mixer.training import interruption, run_dir
 from mixer.training.agreement import appears
 from mixer.training.clock import Clock
 from mixer.training.curve import draw_learning_curve
-from mixer.training.evaluations import Evaluations
 from mixer.training.hardware import model_flops_utilisation
 from mixer.training.in_flight import InFlight
 from mixer.training.log import RunLog, read_rows
@@ -69,7 +68,7 @@ class Run:
     self.stop_vote = StopVote(interrupted, hosts, self.devices)
     self.schedule, self.optimizer = create_optimizer(plan)
     self.checkpoints = open_checkpoints(plan, folder)
-    self.evaluations = Evaluations(
+    self.evaluations = EvalRunner(
       plan, folder / "eval", local_devices(), hosts, self.stop_vote.ask
     )
     self.start_up = start_up
@@ -156,14 +155,14 @@ class Run:
     if self.stop_vote.is_carried:
       if self.hosts.is_first:
         print(f"Stopped and saved at step {step:,}. The same command goes on.")
-      return START_AGAIN
+      return EX_TEMPFAIL
     # Waited for by all hosts, for whose devices it may be a collective.
     params = jax.block_until_ready(
       self.sharding.gather(self.state.eval_params, self.devices)
     )
     if self.hosts.is_first:
       self.conclude(to_host(params))
-    return DONE
+    return EX_OK
 
   def introduce(self):
     """Says on paper and on the terminal what this run is."""
@@ -178,7 +177,7 @@ class Run:
       self.plan.abstract_params, include_stats=False
     )
     (self.folder / "parameters.txt").write_text(f"{overview}\n")
-    print(describe(self.plan), flush=True)
+    print(plan_summary(self.plan), flush=True)
     if self.start:
       print(f"Goes on from the checkpoint of step {self.start:,}.", flush=True)
 

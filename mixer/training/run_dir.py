@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from mixer.atomic_write import atomic_write
 from mixer.config import EVALUATORS, default, evaluator
-from mixer.config_check import check_values, complete, differences, to_dict
+from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
 from mixer.training.log import Number, read_rows
 from mixer.weights import RUN_FILE
@@ -37,7 +37,11 @@ from mixer.weights import RUN_FILE
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"  # the latest result of eval.py
 # Config keys of older runs.
-RENAMED = {"shard_optimizer_state": "shard_state", "token_mixing": "kernels"}
+RENAMED = {
+  "average_decay": "ema_decay",
+  "shard_optimizer_state": "shard_state",
+  "token_mixing": "kernels",
+}
 _LOCK_SECONDS = 1.0  # between two tries
 
 PACKAGES = (
@@ -161,7 +165,7 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
   if not file.exists() or accept_changes:
     return
   before = with_defaults(_config_of(file), to_dict(default()))
-  changes = list(differences(before, to_dict(config)))
+  changes = list(diff_configs(before, to_dict(config)))
   if changes:
     listed = "\n  ".join(changes)
     raise UserError(
@@ -318,7 +322,7 @@ def validate_config(config: dict, file: Path) -> dict:
     filled = with_defaults(config, schema)
     known = _filter_keys(filled, schema) | {"evals": _filter_evals(config)}
     try:
-      problems = list(check_values(complete(ConfigDict(known))))
+      problems = list(validate(resolve(ConfigDict(known))))
     except UserError as error:
       problems = str(error).splitlines()
     if problems:

@@ -60,7 +60,7 @@ def create_update(
     cutmix=config.cutmix,
     cutmix_share=config.cutmix_share,
     accumulation=plan.accumulation,
-    average_decay=config.average_decay,
+    average_decay=config.ema_decay,
     seed=config.seed,
   )
   sharding = create_sharding(plan)
@@ -111,7 +111,7 @@ def abstract_state(
 
 def _create(plan: Plan, optimizer: optax.GradientTransformation) -> Callable:
   return functools.partial(
-    create_state, optimizer=optimizer, average=plan.config.average_decay > 0
+    create_state, optimizer=optimizer, average=plan.config.ema_decay > 0
   )
 
 

@@ -10,12 +10,10 @@ from ml_collections import ConfigDict
 from mixer import weights
 from mixer.atomic_write import DISK_ERRORS
 from mixer.cache import keep_programs
+from mixer.cli import EX_OK, sigterm_to_keyboard_interrupt
 from mixer.errors import UserError
-from mixer.front_door import DONE, sigterm_as_ctrl_c
 from mixer.hosts import ONE_HOST, Cluster, join
-from mixer.plan import make_plan
-from mixer.plan.data import check_classes
-from mixer.plan.text import describe
+from mixer.plan import check_classes, make_plan, plan_summary
 from mixer.training import interruption, run_dir
 from mixer.training.agreement import check_same_plan, meet
 from mixer.training.checkpoint import Checkpoints
@@ -41,7 +39,7 @@ def train(
     cluster: the hosts, of which each calls this.
 
   Returns:
-    The process's exit code: DONE, or START_AGAIN after saving.
+    The process's exit code: EX_OK, or EX_TEMPFAIL after saving.
 
   Raises:
     UserError: something for the user to change; nothing was lost.
@@ -50,7 +48,7 @@ def train(
   prepare_xla(deterministic=config.get("deterministic_operations"))
   keep_programs()
   with contextlib.ExitStack() as stack:
-    stack.enter_context(sigterm_as_ctrl_c())
+    stack.enter_context(sigterm_to_keyboard_interrupt())
     with start_up.phase("hosts and devices"):
       hosts = stack.enter_context(join(cluster))
       stack.enter_context(disk_errors(workdir))
@@ -94,9 +92,9 @@ def dry_run(config: ConfigDict, workdir: str | None = None) -> int:
   """Prints what the config comes to; raises UserError with what is missing."""
   plan = make_plan(config)
   print(plan.config)
-  print(describe(plan))
+  print(plan_summary(plan))
   plan.raise_complaints()
   if workdir:
     run_dir.check_config(Path(workdir), plan.config, accept_changes=False)
   print("Nothing is missing: without --dry_run this trains.")
-  return DONE
+  return EX_OK

@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 
-from mixer import front_door
+from mixer import cli
 from mixer.weights import fetching, files
 from mixer.weights.checkpoint import Checkpoint, read
 from mixer.weights.grow import grow, token_grid
@@ -25,7 +25,7 @@ _WIDTH = 100
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
   given = vars(_parser().parse_args(arguments))
-  return front_door.answer(given.pop("run"), **given)
+  return cli.run_cli(given.pop("run"), **given)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 
 Arrays = dict[str, np.ndarray]
 
@@ -171,5 +171,5 @@ def _refuse(strange: list[str], such_as: str) -> None:
   if strange:
     raise UserError(
       f"Only a Mixer's parameters, {such_as} for one, have both Google's names"
-      f" and timm's; these have not: {some(strange, 3)}."
+      f" and timm's; these have not: {format_list(strange, 3)}."
     )

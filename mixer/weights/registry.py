@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import re
 
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 from mixer.weights.published import Published
 from mixer.weights.published_baselines import BITS, VITS
 from mixer.weights.published_mixers import MIXERS
@@ -97,5 +97,5 @@ def find(name: str) -> Published:
   raise UserError(
     f"There are no weights at {name}: give a file, the folder of a run that is "
     "done, or a published name (python -m mixer.weights list)."
-    f"{f' Nearest: {some(near)}.' if near else ''}"
+    f"{f' Nearest: {format_list(near)}.' if near else ''}"
   )

@@ -14,7 +14,7 @@ from etils import epath
 
 from mixer.data.sources.base import NotPrepared
 from mixer.data.sources.record_files import is_remote
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 
 SUFFIXES = frozenset(
   {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -78,7 +78,7 @@ class FolderSplit:
       if found.folders:
         raise UserError(
           f"The images of a class must lie directly in its folder, but {folder}"
-          f" holds folders as well: {some(found.folders)}. {_expected()}"
+          f" holds folders as well: {format_list(found.folders)}. {_expected()}"
         )
     return entries
 
@@ -112,9 +112,9 @@ class FolderSplit:
     if empty:
       raise UserError(
         f"{len(empty)} of {len(self.classes)} class folders in {self.folder}"
-        f" hold no image that can be read: {some(empty)}. Images are files"
-        f" with the suffixes {' '.join(sorted(SUFFIXES))}. Fill these folders"
-        " or remove them."
+        f" hold no image that can be read: {format_list(empty)}. Images are"
+        f" files with the suffixes {' '.join(sorted(SUFFIXES))}. Fill these"
+        " folders or remove them."
       )
 
   def _has_image(self, name: str, entries: Entries) -> bool:
@@ -134,7 +134,7 @@ def find_splits(root: str) -> dict[str, FolderSplit]:
   top = scan(root)
   if top.images:
     raise UserError(
-      f"Images lie loose in {root}: {some(top.images)}. {_expected()}"
+      f"Images lie loose in {root}: {format_list(top.images)}. {_expected()}"
     )
   inside = _scan_all([f"{root}/{name}" for name in top.folders])
   inside = dict(zip(top.folders, inside, strict=True))
@@ -142,9 +142,9 @@ def find_splits(root: str) -> dict[str, FolderSplit]:
   flat = [name for name, entries in inside.items() if entries.images]
   if nested and flat:
     raise UserError(
-      f"{root} mixes images with class folders: {some(flat)} hold images,"
-      f" {some(nested)} hold folders. {_expected()} Move what does not belong"
-      " there out of it."
+      f"{root} mixes images with class folders: {format_list(flat)} hold"
+      f" images, {format_list(nested)} hold folders. {_expected()} Move what"
+      " does not belong there out of it."
     )
   if nested:
     return {
@@ -156,7 +156,7 @@ def find_splits(root: str) -> dict[str, FolderSplit]:
     # It is all listed already.
     split.__dict__["entries"] = list(inside.values())
     return {"train": split}
-  found = some([*(f"{name}/" for name in top.folders), *top.others])
+  found = format_list([*(f"{name}/" for name in top.folders), *top.others])
   raise UserError(
     f"There are no class folders with images in {root}, but"
     f" {found or 'nothing at all'}. {_expected()}"
@@ -183,7 +183,8 @@ def scan(folder: str) -> Entries:
     ) from error
   if dangling := sorted(_dangling(folder)):
     raise UserError(
-      f"Links in {folder} lead nowhere: {some(dangling)}. Mend or remove them."
+      f"Links in {folder} lead nowhere: {format_list(dangling)}. Mend or"
+      " remove them."
     )
   return Entries(sorted(folders), sorted(images), sorted(others))
 
@@ -232,7 +233,9 @@ def _no_such_folder(root: str) -> str:
   siblings = scan(str(parent)).folders
   near = difflib.get_close_matches(epath.Path(root).name, siblings)
   shown = near or siblings
-  return f"{said}. In {parent} there is {some(shown) or 'no folder at all'}."
+  return (
+    f"{said}. In {parent} there is {format_list(shown) or 'no folder at all'}."
+  )
 
 
 def _expected() -> str:

@@ -16,7 +16,7 @@ from mixer.data.sources import folder_layout
 from mixer.data.sources.base import Source, no_such_split
 from mixer.data.sources.folder_layout import FolderSplit
 from mixer.data.sources.record_files import is_remote
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 
 PREFIX = "folder:"
 
@@ -134,8 +134,8 @@ def _class_names(
   twice = [name for name, n in collections.Counter(names).items() if n > 1]
   if twice:
     raise UserError(
-      f"{file} names classes more than once: {some(twice)}. Leave one line for"
-      " each."
+      f"{file} names classes more than once: {format_list(twice)}. Leave one"
+      " line for each."
     )
   return names
 
@@ -151,7 +151,7 @@ def _check_known(
       hint = f" (nearest to the first: {', '.join(near)})" if near else ""
       raise UserError(
         f"Class folders of {part.folder} are not in {file or 'train'}:"
-        f" {some(strange)}{hint}. Add them there, or remove the folders."
+        f" {format_list(strange)}{hint}. Add them there, or remove the folders."
       )
 
 

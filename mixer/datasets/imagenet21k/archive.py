@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer.datasets.imagenet21k import pool, progress
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 
 GZIP = b"\x1f\x8b"
 BLOCK = 512
@@ -53,7 +53,7 @@ def inner_tars(archive: Path) -> Tars:
     else:
       others.append(name)
   if others:
-    print(f"Left out, because they are no tars: {some(others)}.")
+    print(f"Left out, because they are no tars: {format_list(others)}.")
   if not found:
     raise UserError(
       f"{archive} holds no tar archives; the official one holds one for each"

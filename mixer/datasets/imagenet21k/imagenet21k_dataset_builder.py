@@ -38,7 +38,7 @@ from mixer.data import duplicates
 from mixer.data.processes import usable_cores
 from mixer.data.sources import NotPrepared
 from mixer.datasets.imagenet21k import archive, shards, unfinished
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 
 MAX_SHARDS = 2048
 
@@ -167,7 +167,7 @@ class Builder(dataset_builder.FileReaderBuilder):
     if unknown:
       raise UserError(
         f"{path} has classes that are not of this release:"
-        f" {some(unknown)}. Is it the archive of another release?"
+        f" {format_list(unknown)}. Is it the archive of another release?"
       )
 
   def _write_index(self, tars: archive.Tars, index: Path) -> None:
@@ -225,7 +225,7 @@ class Builder(dataset_builder.FileReaderBuilder):
     if empty:
       print(
         f"{len(empty):,} of {len(names):,} classes have no images:"
-        f" {some(empty)}."
+        f" {format_list(empty)}."
       )
     print(
       f"{sum(shard.written for shard in contents):,} images written; left out:"

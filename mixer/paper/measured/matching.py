@@ -12,9 +12,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mixer.config_check import (
-  WITHOUT_EFFECT,
-  complete,
-  differences,
+  RESUME_SAFE_KEYS,
+  diff_configs,
+  resolve,
   to_dict,
 )
 from mixer.errors import UserError
@@ -26,7 +26,7 @@ from mixer.weights.registry import REGISTRY
 # Keys that may differ. TPUs round factors to bfloat16, as the authors' runs
 # were: dtype is the user's.
 _FREE = (
-  *WITHOUT_EFFECT,
+  *RESUME_SAFE_KEYS,
   "deterministic_operations",
   "init",
   "model.dtype",
@@ -39,7 +39,7 @@ _PROTOCOL = "metric", "report", "full_split", "learning_rates"
 
 def pretraining(recipe: Recipe, part: Part) -> list[str]:
   """Lists what keeps a run from being the recipe's pre-training."""
-  wanted, found = to_dict(complete(recipe.config())), _completed(part)
+  wanted, found = to_dict(resolve(recipe.config())), _completed(part)
   ignored = tuple(key for key in _FREE if key != "init")
   return list(_differences(wanted, found, ignored))
 
@@ -52,9 +52,9 @@ def finetuning(recipe: Recipe, part: Part, *, is_sweep: bool) -> list[str]:
     part: of the sweep on that data set, or of a run on all training images.
     is_sweep: else one run.
   """
-  chosen_from = complete(recipe.config())
+  chosen_from = resolve(recipe.config())
   wanted = (
-    chosen_from if is_sweep else complete(recipe.more("full=True").config())
+    chosen_from if is_sweep else resolve(recipe.more("full=True").config())
   )
   wanted, found = to_dict(wanted), _completed(part)
   ignored = (*_FREE, "optimizer.learning_rate")
@@ -114,7 +114,7 @@ def _as_recorded(init: str, name: str) -> dict:
 
 def evaluator(recipe: Recipe, part: Part, name: str) -> list[str]:
   """Lists how an evaluator differs from the recipe's of that name."""
-  wanted, found = to_dict(complete(recipe.config())), _completed(part)
+  wanted, found = to_dict(resolve(recipe.config())), _completed(part)
   old, new = _evaluator(wanted, name), _evaluator(found, name)
   return [
     f"evals.{name}.{key}: {old[key]!r} -> {new[key]!r}"
@@ -182,7 +182,7 @@ def _lost(init: str, name: str | None) -> str:
 
 def _completed(part: Part) -> dict:
   """The config with the keys that the schema has got since."""
-  return to_dict(complete(ConfigDict(part.config)))
+  return to_dict(resolve(ConfigDict(part.config)))
 
 
 def _differences(
@@ -190,4 +190,4 @@ def _differences(
 ) -> Iterator[str]:
   if wanted["data"]["examples"] is None:
     ignored = (*ignored, "data.examples")  # as many as there are
-  yield from differences(wanted, found, ignored=ignored)
+  yield from diff_configs(wanted, found, ignored=ignored)

@@ -109,7 +109,7 @@ def _run(folder: Path) -> Offered:
   step = rows[-1]["step"] if rows else 0
   options = ConfigDict(config)
   with wrap_read_errors(folder / "config.json"):
-    total = schema.steps(
+    total = schema.resolve_steps(
       options, "total", batch=options.batch, examples=options.data.examples
     )
   if step != total or not (folder / RUN_FILE).is_file():

@@ -22,7 +22,7 @@ Traps:
 
 import dataclasses
 
-from mixer.errors import UserError, nearest, some
+from mixer.errors import UserError, format_list, nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ def find(name: str) -> Row:
     return ROWS[name]
   near = nearest(name, ROWS, most=4, cutoff=0.3)
   raise UserError(
-    f"The paper's tables have no row {name!r}. Nearest: {some(near)}."
+    f"The paper's tables have no row {name!r}. Nearest: {format_list(near)}."
     if near
     else f"The paper's tables have no row {name!r}: python -m mixer.paper "
     "record, without a name, lists them."

@@ -11,7 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mixer import config as schema
-from mixer.errors import UserError, some
+from mixer.errors import UserError, format_list
 from mixer.paper.measured.device_days import update_seconds
 from mixer.sweep.report import JSON as SWEEP_FILE
 from mixer.sweep.report import MARKDOWN as SWEEP_TABLE
@@ -139,8 +139,8 @@ def _other_folder(folder: Path) -> str:
     )
   if runs:
     return (
-      f"{folder} holds no run itself, but in the folders {some(runs, 5)}: name "
-      f"one, such as {folder / runs[0]}."
+      f"{folder} holds no run itself, but in the folders "
+      f"{format_list(runs, 5)}: name one, such as {folder / runs[0]}."
     )
   return (
     f"{folder} is no run's folder, since it has no config.json: name one that "
@@ -151,7 +151,7 @@ def _other_folder(folder: Path) -> str:
 def _total_steps(options: ConfigDict) -> int | None:
   """Length of the run in updates."""
   try:
-    return schema.steps(
+    return schema.resolve_steps(
       options, "total", batch=options.batch, examples=options.data.examples
     )
   except UserError:  # in epochs of a data set whose size is not recorded

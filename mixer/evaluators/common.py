@@ -17,7 +17,7 @@ Batch = dict[str, np.ndarray]
 
 
 @functools.cache
-def bind_to_devices(
+def pmap_eval_step(
   step: Callable,
   model: nn.Module,
   devices: tuple[jax.Device, ...],
@@ -49,7 +49,7 @@ def run_pass(
   each is given the whole ones.
 
   Args:
-    step: from `bind_to_devices`.
+    step: from `pmap_eval_step`.
     params: a copy on every device.
     batches: "image", "label" and "mask" (bool, False where an example is
       padding), of a size that the devices divide.

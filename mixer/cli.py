@@ -16,9 +16,9 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from mixer.errors import TryAgainError, UserError
+from mixer.errors import RetryableError, UserError
 
-DONE, CHANGE_SOMETHING, START_AGAIN = 0, 2, 75
+EX_OK, EX_USAGE, EX_TEMPFAIL = 0, 2, 75
 
 
 def run(main: Callable[[], int]):
@@ -26,14 +26,14 @@ def run(main: Callable[[], int]):
   app.run(lambda _: _without_traceback(main), flags_parser=_parse)
 
 
-def answer(work: Callable[..., str | None], **given) -> int:
+def run_cli(work: Callable[..., str | None], **given) -> int:
   """Calls a small program's work and prints what it returns.
 
   Returns:
     The process's exit code; 130 after Ctrl-C or SIGTERM.
   """
   try:
-    with sigterm_as_ctrl_c():
+    with sigterm_to_keyboard_interrupt():
       if (text := work(**given)) is not None:
         print(text, flush=True)
   except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -44,11 +44,11 @@ def answer(work: Callable[..., str | None], **given) -> int:
   except KeyboardInterrupt:
     print("Stopped. Give the same command again.", file=sys.stderr)
     return 130
-  return DONE
+  return EX_OK
 
 
 @contextlib.contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
+def sigterm_to_keyboard_interrupt() -> Iterator[None]:
   """Makes SIGTERM what Ctrl-C is, where there is nothing to save."""
   before = signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
@@ -69,9 +69,9 @@ def _refusal(error: Exception) -> str:
 
 def exit_code(error: Exception) -> int:
   """Of what the user can change, or what passes by itself."""
-  if isinstance(error, TryAgainError):
-    return START_AGAIN
-  return CHANGE_SOMETHING
+  if isinstance(error, RetryableError):
+    return EX_TEMPFAIL
+  return EX_USAGE
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -102,10 +102,10 @@ def _without_traceback(main: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     # At once: what compiles in other threads does not survive a slower end.
-    os._exit(START_AGAIN)
+    os._exit(EX_TEMPFAIL)
 
 
-def _stop(message: object, code: int = CHANGE_SOMETHING):
+def _stop(message: object, code: int = EX_USAGE):
   for line in str(message).splitlines():
     # Indented lines go on with the one before them.
     print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)

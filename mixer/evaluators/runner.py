@@ -10,13 +10,13 @@ from mixer.data import ops as image_ops
 from mixer.data.loader import eval_batches, read_labels
 from mixer.data.sources import Source
 from mixer.evaluators import Classification, Fewshot, Real, result_name
-from mixer.evaluators.passes import Batch
+from mixer.evaluators.common import Batch
 from mixer.hosts import Hosts
 from mixer.plan import EvalPlan, Plan
 from mixer.training.interruption import Interrupted
 
 
-class Evaluations:
+class EvalRunner:
   """All evaluators, made once, compiled when first used."""
 
   def __init__(

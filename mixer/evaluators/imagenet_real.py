@@ -10,7 +10,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer.errors import UserError
-from mixer.evaluators.passes import Batch, bind_to_devices, run_pass
+from mixer.evaluators.common import Batch, pmap_eval_step, run_pass
 from mixer.training.step import normalise
 
 
@@ -47,7 +47,7 @@ class Real:
     """
     self._batches = batches
     self._devices = devices
-    self._step = bind_to_devices(predict_step, model, tuple(devices))
+    self._step = pmap_eval_step(predict_step, model, tuple(devices))
 
   @staticmethod
   def results(options: ConfigDict) -> list[str]:
