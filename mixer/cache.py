@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where this project keeps what it can make or fetch again."""
+"""The user's cache, for files that can be made or downloaded again."""
 
 import os
 from pathlib import Path
-
-# Of compiled programs; those that were not used for longest go.
-PROGRAM_BYTES = 8 * 2**30
 
 
 def cache_folder(subject: str) -> Path:
@@ -18,17 +15,3 @@ def cache_folder(subject: str) -> Path:
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache = os.path.join(user, "mixer")
   return Path(os.path.expanduser(cache)) / subject
-
-
-def keep_programs():
-  """Keeps what takes a second or more to compile for later starts.
-
-  In the cache, unless jax is told of another folder (JAX_COMPILATION_CACHE_DIR)
-  or to keep nothing (JAX_ENABLE_COMPILATION_CACHE=0).
-  """
-  import jax
-
-  if jax.config.jax_compilation_cache_dir is None:
-    folder = str(cache_folder("programs"))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_compilation_cache_max_size", PROGRAM_BYTES)

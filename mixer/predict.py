@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 
 from mixer import cli
 from mixer.atomic_write import atomic_write, check_writable
-from mixer.cache import keep_programs
 from mixer.classifier import Classifier, Prediction, open_classifier, predict
 from mixer.data.image_files import find_images
 from mixer.errors import UserError
-from mixer.xla import prepare_xla
+from mixer.jax_setup import configure_xla, enable_compilation_cache
 
 FEW = 10  # images: for so many, every guess is printed
 DRAWN = 64  # images on the picture
@@ -68,8 +67,8 @@ def run(
     if number < 1:
       raise UserError(f"--{flag}={number} must be 1 or more.")
   _check_files(out, grid)
-  prepare_xla()
-  keep_programs()
+  configure_xla()
+  enable_compilation_cache()
   paths = find_images(images)
   classifier = open_classifier(init, ops=ops, classes=classes)
   print(describe(classifier), file=sys.stderr)

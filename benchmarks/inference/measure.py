@@ -22,7 +22,7 @@ from benchmarks.throughput.children import EndedError, lines
 from benchmarks.throughput.measure import first_line, go_first, say
 from benchmarks.throughput.programs import draw_batch
 from benchmarks.throughput.timing import time_calls
-from mixer.xla import prepare_xla
+from mixer.jax_setup import configure_xla
 
 
 def main():
@@ -34,7 +34,7 @@ def main():
   parser.add_argument("--calls", type=int, default=20)
   given = parser.parse_args()
   go_first()
-  prepare_xla()  # as train.py, eval.py and predict do
+  configure_xla()  # as train.py, eval.py and predict do
   # What was compiled for another run must not make this start look fast.
   jax.config.update("jax_enable_compilation_cache", False)
   cell = Cell(given.model, INFERENCE, given.dtype, given.batch)

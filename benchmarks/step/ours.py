@@ -17,8 +17,8 @@ from benchmarks.throughput.programs import (
   infer,
   train,
 )
+from mixer.jax_setup import configure_xla
 from mixer.models import create
-from mixer.xla import prepare_xla
 
 
 class Ours(OnJax):
@@ -27,7 +27,7 @@ class Ours(OnJax):
   errors = (DoesNotFitError, jax.errors.JaxRuntimeError)
 
   def __init__(self):
-    prepare_xla()  # as train.py does
+    configure_xla()  # as train.py does
     super().__init__()
 
   def make(self, cell):

@@ -29,9 +29,9 @@ from benchmarks.throughput.programs import (
   train,
 )
 from benchmarks.throughput.timing import time_calls
-from mixer.freed_memory import give_back_freed_memory
+from mixer.jax_setup import configure_xla
+from mixer.malloc import trim_malloc
 from mixer.models import create
-from mixer.xla import prepare_xla
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=0.5)
   given = parser.parse_args()
   go_first()
-  prepare_xla()  # as train.py, eval.py and predict do
+  configure_xla()  # as train.py, eval.py and predict do
   say(describe())
   if given.model:
     part = cells.Part(
@@ -105,7 +105,7 @@ def measure(part: cells.Part, repeats: int, seconds: float) -> Iterator[dict]:
     }
     del program  # and its arrays, before the next are made
     # What is kept of a CPU's memory does not count as free.
-    give_back_freed_memory()
+    trim_malloc()
 
 
 def first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from mixer.data.processes import (
   usable_cores,
 )
 from mixer.errors import UserError
-from mixer.freed_memory import keep_freed_memory
+from mixer.malloc import tune_malloc
 
 Kind = Literal["thread", "process"]
 
@@ -46,7 +46,7 @@ class Workers:
         cloudpickle where workers are processes.
       per_batch: elements in a batch.
     """
-    keep_freed_memory()
+    tune_malloc()
     number = usable_cores() if self.number is None else self.number
     ahead = max(self.ahead * per_batch, number)
     if not number:
@@ -87,7 +87,7 @@ def _in_processes(elements: grain.DatasetIterator) -> Iterator:
 
 def _begin_worker(worker: int, workers: int) -> None:
   """Makes a worker process live exactly as long as the one that started it."""
-  keep_freed_memory()
+  tune_malloc()
   # The parent decides when to stop: after it has saved.
   for number in STOPS:
     signal.signal(number, signal.SIG_IGN)

@@ -11,13 +11,13 @@ import time
 from collections.abc import Sequence
 
 from mixer.errors import UserError
-from mixer.freed_memory import give_back_freed_memory
+from mixer.jax_setup import LIBRARY_PRODUCTS, set_flags
+from mixer.malloc import trim_malloc
 from mixer.preflight import gpu_compiler
 from mixer.preflight.collectives import Collective, read_collectives
 from mixer.preflight.program_text import parse_program
 from mixer.preflight.topology import Topology
 from mixer.preflight.traffic import Traffic, read_traffic
-from mixer.xla import LIBRARY_PRODUCTS, set_flags
 
 LIBTPU = "libtpu==0.0.42.1"
 # libtpu asks a TPU's host for these, and waits long for answers; a second
@@ -153,7 +153,7 @@ def give_back_memory():
 
   jax.clear_caches()
   gc.collect()
-  give_back_freed_memory()
+  trim_malloc()
 
 
 def read_program(compiled, devices: int, elapsed: float) -> Program:

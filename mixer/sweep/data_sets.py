@@ -20,11 +20,11 @@ from ml_collections import ConfigDict, config_flags
 from mixer.cli import EX_OK
 from mixer.config import did_you_mean
 from mixer.errors import UserError
+from mixer.jax_setup import configure_xla
 from mixer.sweep import protocol, report
 from mixer.sweep.plan import describe, plan_sweep
 from mixer.table import render
 from mixer.training import run_dir
-from mixer.xla import prepare_xla
 
 
 @dataclasses.dataclass
@@ -160,7 +160,7 @@ def _check(
   """
   there, missing, problems = [], {}, []
   for name, config in several.configs.items():
-    prepare_xla(deterministic=config.get("deterministic_operations"))
+    configure_xla(deterministic=config.get("deterministic_operations"))
     plan = plan_sweep(
       config, several.folder / name, accept_changes=accept_changes
     )

@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.errors import UserError
+from mixer.jax_setup import configure_xla
 from mixer.sweep import report
 from mixer.sweep.plan import SweepPlan, choose, describe, plan_sweep
 from mixer.sweep.runs import Outcome, SweepRun, carry_out, read_outcome
 from mixer.training import run_dir
-from mixer.xla import prepare_xla
 
 
 class AllFailedError(UserError):
@@ -40,7 +40,7 @@ def sweep(
   Raises:
     UserError: something for the user to change; nothing was lost.
   """
-  prepare_xla(deterministic=config.get("deterministic_operations"))
+  configure_xla(deterministic=config.get("deterministic_operations"))
   folder = run_dir.make_folder(workdir)
   with run_dir.locked(folder):
     plan = plan_sweep(config, folder, accept_changes=accept_changes)

@@ -6,11 +6,11 @@ from pathlib import Path
 import optax
 from ml_collections import ConfigDict
 
-from mixer.cache import keep_programs
 from mixer.cli import EX_OK
 from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.hosts import ONE_HOST, Cluster, Hosts, join
+from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, check_classes, make_plan
 from mixer.training import run_dir
 from mixer.training.agreement import (
@@ -25,7 +25,6 @@ from mixer.training.run_dir import CHECKPOINTS
 from mixer.training.setup import abstract_state, open_checkpoints
 from mixer.training.sharding import local_devices, replicate
 from mixer.weights import CLASSES, trained_classes
-from mixer.xla import prepare_xla
 
 
 def evaluate(
@@ -55,8 +54,8 @@ def evaluate(
     UserError: there is nothing to evaluate, or nothing to evaluate it on.
   """
   folder = Path(workdir).expanduser() if workdir else None
-  prepare_xla()
-  keep_programs()
+  configure_xla()
+  enable_compilation_cache()
   with join(cluster) as hosts:
     with hosts.together():
       check_same_config(hosts, config)

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from mixer import weights
 from mixer.atomic_write import DISK_ERRORS
-from mixer.cache import keep_programs
 from mixer.cli import EX_OK, sigterm_to_keyboard_interrupt
 from mixer.errors import UserError
 from mixer.hosts import ONE_HOST, Cluster, join
+from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import check_classes, make_plan, plan_summary
 from mixer.training import interruption, run_dir
 from mixer.training.agreement import check_same_plan, meet
@@ -20,7 +20,6 @@ from mixer.training.checkpoint import Checkpoints
 from mixer.training.loop import Run
 from mixer.training.run_dir import CHECKPOINTS
 from mixer.training.start_up import StartUp
-from mixer.xla import prepare_xla
 
 
 def train(
@@ -45,8 +44,8 @@ def train(
     UserError: something for the user to change; nothing was lost.
   """
   start_up = StartUp()
-  prepare_xla(deterministic=config.get("deterministic_operations"))
-  keep_programs()
+  configure_xla(deterministic=config.get("deterministic_operations"))
+  enable_compilation_cache()
   with contextlib.ExitStack() as stack:
     stack.enter_context(sigterm_to_keyboard_interrupt())
     with start_up.phase("hosts and devices"):

@@ -9,11 +9,11 @@ import sys
 import jax
 import pytest
 
-from mixer.xla import (
+from mixer.jax_setup import (
   ASYNC_DISPATCH,
   DETERMINISTIC,
   LIBRARY_PRODUCTS,
-  prepare_xla,
+  configure_xla,
   set_flags,
 )
 
@@ -55,7 +55,7 @@ def test_training_takes_the_librarys_products(
   monkeypatch, deterministic, flags
 ):
   monkeypatch.setenv("XLA_FLAGS", "")
-  prepare_xla(deterministic=deterministic)
+  configure_xla(deterministic=deterministic)
   assert set(os.environ["XLA_FLAGS"].split()) == flags
 
 
@@ -71,10 +71,10 @@ def dispatch():
 def test_a_users_dispatch_stays(monkeypatch):
   jax.config.update(ASYNC_DISPATCH, True)
   monkeypatch.setenv("JAX_CPU_ENABLE_ASYNC_DISPATCH", "1")
-  prepare_xla()
+  configure_xla()
   assert jax.config.read(ASYNC_DISPATCH)
   monkeypatch.delenv("JAX_CPU_ENABLE_ASYNC_DISPATCH")
-  prepare_xla()
+  configure_xla()
   assert not jax.config.read(ASYNC_DISPATCH)
 
 
@@ -82,9 +82,9 @@ STEPS = """
 import resource
 import jax
 import jax.numpy as jnp
-from mixer.xla import prepare_xla
+from mixer.jax_setup import configure_xla
 
-prepare_xla()
+configure_xla()
 x = jnp.ones(4096)
 step = jax.jit(lambda x: jnp.cumsum(jnp.outer(x, x), axis=0)[::7].sum())
 step = step.lower(x).compile()
