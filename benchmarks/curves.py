@@ -29,7 +29,7 @@ from mixer.errors import RetryableError, UserError
 from mixer.paper.measured.protocols import Recipe
 from mixer.plan import make_plan
 from mixer.training import run_dir, start
-from mixer.training.log import read_rows
+from mixer.training.metrics import read_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -223,3 +223,9 @@ def find_chip(device_kind: str) -> Chip | None:
     or (not chip.is_tpu and re.match(rf"{name}[ -](?!{_OTHER_CARD})", kind))
   }
   return fitting[max(fitting, key=len)] if fitting else None
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Returns the peak FLOP/s of one jax device; None if it is unknown."""
+  chip = find_chip(device_kind)
+  return chip and chip.flops / chip.devices

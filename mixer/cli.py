@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from absl import app, flags, logging
 from mixer.errors import RetryableError, UserError
 
 EX_OK, EX_USAGE, EX_TEMPFAIL = 0, 2, 75
+PROCESS_START = time.monotonic()  # before the imports that take seconds
 
 
 def run(main: Callable[[], int]):

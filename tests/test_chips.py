@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of chips, and what a run makes of them."""
+"""Table of accelerators."""
 
-from types import SimpleNamespace
-
-import jax
 import pytest
 
-from mixer.chips import CHIPS, GIB, find_chip
-from mixer.training.hardware import model_flops_utilisation
+from mixer.chips import CHIPS, GIB, find_chip, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -30,10 +26,8 @@ from mixer.training.hardware import model_flops_utilisation
     ("NVIDIA GeForce RTX 4090", 165.2),
   ],
 )
-def test_half_of_a_known_devices_peak_is_half_of_it(kind, tera):
-  device = SimpleNamespace(device_kind=kind)
-
-  assert model_flops_utilisation(tera * 1e12 / 2, device) == 0.5
+def test_the_peak_of_a_known_device_is_found(kind, tera):
+  assert peak_flops(kind) == tera * 1e12
 
 
 @pytest.mark.parametrize(
@@ -50,14 +44,8 @@ def test_half_of_a_known_devices_peak_is_half_of_it(kind, tera):
   ],
 )
 def test_the_peak_of_other_devices_is_not_guessed(kind):
-  device = SimpleNamespace(device_kind=kind)
-
   assert find_chip(kind) is None
-  assert model_flops_utilisation(1e12, device) is None
-
-
-def test_the_devices_of_this_process_can_be_asked():
-  assert model_flops_utilisation(1e12, jax.devices("cpu")[0]) is None
+  assert peak_flops(kind) is None
 
 
 def test_every_chip_is_found_by_each_of_its_kinds_and_by_no_other():

@@ -135,16 +135,14 @@ def is_saving(workdir):
 
 
 def event_steps(workdir):
-  """Steps of every loss in TensorBoard's files, in order."""
-  from tensorboard.backend.event_processing import event_file_loader
+  """Steps of every loss that TensorBoard shows, in order."""
+  from tensorboard.backend.event_processing import plugin_event_accumulator
 
-  return sorted(
-    event.step
-    for path in workdir.glob("events.out.tfevents.*")
-    for event in event_file_loader.EventFileLoader(str(path)).Load()
-    for value in event.summary.value
-    if value.tag == "train/loss"
+  accumulator = plugin_event_accumulator.EventAccumulator(
+    str(workdir), size_guidance={plugin_event_accumulator.TENSORS: 0}
   )
+  accumulator.Reload()
+  return [event.step for event in accumulator.Tensors("train/loss")]
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])

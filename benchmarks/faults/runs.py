@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mixer import weights
-from mixer.training.log import read_rows
+from mixer.training.metrics import read_rows
 
 STEPS = 2_245  # as many as the recipe has
 RECIPE = (

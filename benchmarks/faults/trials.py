@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.faults.runs import RECIPE, STEPS, Run, differences
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
-from mixer.training.log import read_rows
+from mixer.training.metrics import read_rows
 
 # Of the signals, so many come while a run starts: it imports and compiles. The
 # rest come when it has been training for up to SECONDS, of some ninety.

@@ -19,7 +19,7 @@ from mixer import weights
 from mixer.data.permutations import patch_order, within_patch_order
 from mixer.plan import make_plan
 from mixer.training import start
-from mixer.training.log import read_rows
+from mixer.training.metrics import read_rows
 from mixer.training.setup import create_optimizer, initial_state
 
 LOSS = "train/loss"

@@ -15,7 +15,7 @@ from mixer.errors import UserError
 from mixer.training import start
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.in_flight import Diverged
-from mixer.training.log import read_rows
+from mixer.training.metrics import read_rows
 from mixer.training.run_dir import CHECKPOINTS
 
 FAILED = "failed.txt"  # in a run's folder: why it came to nothing

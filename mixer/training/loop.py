@@ -2,6 +2,7 @@
 """A run from its config to its weights; goes on where its folder left off."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from clu import parameter_overview
 
 from mixer import weights
 from mixer.atomic_write import atomic_write
-from mixer.cli import EX_OK, EX_TEMPFAIL
+from mixer.cli import EX_OK, EX_TEMPFAIL, PROCESS_START
 from mixer.data import ops as image_ops
 from mixer.data.device_feed import to_devices
 from mixer.data.loader import train_batches
@@ -22,13 +23,9 @@ from mixer.hosts import Hosts
 from mixer.plan import Plan, plan_summary
 from mixer.training import interruption, run_dir
 from mixer.training.agreement import appears
-from mixer.training.clock import Clock
-from mixer.training.curve import draw_learning_curve
-from mixer.training.hardware import model_flops_utilisation
 from mixer.training.in_flight import InFlight
-from mixer.training.log import RunLog, read_rows
-from mixer.training.profile import Profile
-from mixer.training.progress import Progress
+from mixer.training.metrics import MetricWriter, read_rows
+from mixer.training.plots import draw_learning_curve
 from mixer.training.run_dir import CHECKPOINTS
 from mixer.training.setup import (
   abstract_state,
@@ -40,7 +37,6 @@ from mixer.training.setup import (
 )
 from mixer.training.sharding import all_devices, local_devices, to_host
 from mixer.training.skipped import SkippedUpdates
-from mixer.training.start_up import StartUp
 from mixer.training.step import TrainState
 from mixer.training.stop_vote import StopVote
 
@@ -58,7 +54,6 @@ class Run:
     folder: Path,
     interrupted: Callable[[], bool],
     hosts: Hosts,
-    start_up: StartUp,
   ):
     config = plan.config
     self.plan = plan
@@ -71,11 +66,9 @@ class Run:
     self.evaluations = EvalRunner(
       plan, folder / "eval", local_devices(), hosts, self.stop_vote.ask
     )
-    self.start_up = start_up
-    with start_up.phase("state"):
-      self.start, state = self.resume_or_begin()
-      self.sharding = create_sharding(plan)
-      self.state = self.sharding.put(state, self.devices)
+    self.start, state = self.resume_or_begin()
+    self.sharding = create_sharding(plan)
+    self.state = self.sharding.put(state, self.devices)
     self.update = create_update(plan, self.optimizer, self.devices)
     batches = train_batches(
       plan.source,
@@ -102,13 +95,6 @@ class Run:
     )
     self.in_flight = InFlight(
       self.stop_vote, skipped, self.checkpoints, max_skipped=config.max_skipped
-    )
-    self.progress = Progress(plan.total_steps, enabled=hosts.is_first)
-    self.clock = Clock(
-      step=self.start,
-      total_steps=plan.total_steps,
-      batch=config.batch,
-      devices=plan.devices,
     )
 
   def resume_or_begin(self) -> tuple[int, TrainState]:
@@ -139,15 +125,19 @@ class Run:
     if self.hosts.is_first:
       self.introduce()
     with (
-      contextlib.closing(self.progress),
       contextlib.closing(self.batches),
       contextlib.closing(self.checkpoints),
-      RunLog(
+      MetricWriter(
         self.folder,
         from_step=self.start,
+        total_steps=self.plan.total_steps,
+        batch=self.plan.config.batch,
+        devices=self.plan.devices,
+        # The backward pass needs twice the arithmetic of the forward pass.
+        flops_per_image=6 * self.plan.multiply_accumulates,
+        profile_steps=self.plan.config.log.profile_steps,
         enabled=self.hosts.is_first,
-        on_values=self.show,
-      ) as self.log,
+      ) as self.metrics,
     ):
       step = self.loop()
     if self.plan.bad_images and (report := self.plan.bad_images.report()):
@@ -188,11 +178,6 @@ class Run:
       How many are applied and saved.
     """
     config, total = self.plan.config, self.plan.total_steps
-    profile = Profile(
-      self.folder / "profile",
-      self.start + 10,
-      config.log.profile_steps if self.hosts.is_first else 0,
-    )
     for step in range(self.start, total + 1):
       # Here `step` updates are applied to the state.
       results = self.evaluate(step)
@@ -202,26 +187,26 @@ class Run:
       if stop:
         break
 
-      profile.before_update(step)
+      self.metrics.profile(step)
       if step == self.start:
         metrics = self.first_update()
       else:
-        with self.clock.waiting_for_data():
+        with self.metrics.timer.wait_for_data():
           batch = next(self.batches)
         self.state, metrics = self.update(self.state, batch)
       self.in_flight.add(step + 1, metrics)
       if (step + 1) % config.log.every_steps == 0 or step + 1 in (1, total):
         self.log_update(step + 1, metrics)
-    profile.close()
     return step
 
   def first_update(self) -> dict[str, jax.Array]:
     """Compiles the update and applies it; says how long all of it took."""
-    with self.start_up.phase("first batch"), self.clock.waiting_for_data():
+    with self.metrics.timer.wait_for_data():
       batch = next(self.batches)
-    with self.start_up.phase("compilation"), self.clock.pause():
+    with self.metrics.timer.pause():
       self.state, metrics = self.update(self.state, batch)
-    self.progress.message(str(self.start_up))
+    seconds = time.monotonic() - PROCESS_START
+    self.metrics.message(f"first update after {seconds:.1f} s")
     return metrics
 
   def evaluate(self, step: int) -> dict[str, float]:
@@ -234,11 +219,14 @@ class Run:
     if not due or (step == self.start and self.is_start_evaluated()):
       return {}
     jax.block_until_ready(self.state)  # the updates up to here are no pause
-    with self.clock.pause(), contextlib.suppress(interruption.Interrupted):
+    with (
+      self.metrics.timer.pause(),
+      contextlib.suppress(interruption.Interrupted),
+    ):
       params = self.sharding.gather(self.state.eval_params, self.devices)
       results = self.evaluations.run(due, params)
-      self.log.write(step, results)
-      self.progress.message(
+      self.metrics.write(step, results)
+      self.metrics.message(
         f"step {step:,}: "
         + ", ".join(f"{name} {x:.4f}" for name, x in results.items())
       )
@@ -273,8 +261,8 @@ class Run:
     config = self.plan.config
     if not (self.hosts.is_first or config.shard_state):
       return  # the first has the whole state, and writes it
-    with self.clock.pause():
-      self.log.flush()
+    with self.metrics.timer.pause():
+      self.metrics.flush()
       self.checkpoints.save(
         step,
         self.sharding.fetch(
@@ -285,32 +273,15 @@ class Run:
 
   def log_update(self, step: int, metrics: dict[str, jax.Array]):
     """Logs update number `step`, without waiting for it."""
-    rates = self.clock.measure(step)
-    per_device = rates.get("images_per_second_per_device")
-    if per_device:
-      utilisation = model_flops_utilisation(
-        6 * self.plan.multiply_accumulates * per_device, jax.local_devices()[0]
-      )
-      if utilisation is not None:
-        rates["mfu"] = utilisation
+    rates = self.metrics.timer.rates(step)
     # The first update has the schedule's value at 0.
     lr = self.plan.config.optimizer.learning_rate * self.schedule(step - 1)
-    found = {
+    values = {
       f"train/{name}": value
       for name, value in metrics.items()
       if name != "skipped_in_a_row"
     }
-    self.log.write(step, found | {"train/learning_rate": lr} | rates)
-
-  def show(self, step: int, values: dict[str, float]):
-    """Refreshes the progress line, when values have arrived."""
-    if "train/loss" in values:
-      self.progress.show(
-        step,
-        loss=values["train/loss"],
-        images_per_second=values.get("images_per_second"),
-        remaining=self.clock.remaining(step),
-      )
+    self.metrics.write(step, values | {"train/learning_rate": lr} | rates)
 
   def conclude(self, params: dict):
     """Writes the weights and the picture, and says where everything is."""

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run stands, for the person who watches the terminal."""
+"""Progress line of a run: time, step, loss, rate and estimated time left."""
 
 import shutil
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 ERASE_LINE = "\r\x1b[K"
+# Redrawing a live line more often only costs time.
+LIVE_SECONDS, PLAIN_SECONDS = 0.1, 10.0
 
 
-class Progress:
+class ProgressLine:
   """One live line on a terminal; elsewhere a plain line now and then.
 
   Safe to call from several threads.
@@ -20,100 +21,78 @@ class Progress:
   def __init__(
     self,
     total_steps: int,
-    *,
-    stream: TextIO | None = None,
-    enabled: bool = True,
-    every_seconds: float = 10.0,
+    stream: TextIO,
     now: Callable[[], float] = time.monotonic,
   ):
     """Shows nothing yet.
 
     Args:
-      total_steps: at which the run ends.
-      stream: standard error if None.
-      enabled: False in all processes but one; then nothing is shown.
-      every_seconds: between two plain lines, at least.
+      total_steps: number of updates at the end of the run.
+      stream: a terminal or a file.
       now: time in seconds, from any origin.
     """
     self._total_steps = total_steps
-    self._stream = stream or sys.stderr
-    self._is_live = self._stream.isatty()
-    self._enabled = enabled
-    # Redrawing a live line more often only costs time.
-    self._every_seconds = 0.1 if self._is_live else every_seconds
+    self._stream = stream
+    self._is_live = stream.isatty()
     self._now = now
     self._start = now()
-    self._shown_at = None
+    self._first_shown = None
+    self._drawn_at = float("-inf")
     self._line = ""
-    self._is_line_shown = True
+    self._is_drawn = True
     self._lock = threading.Lock()
 
-  def show(
-    self,
-    step: int,
-    *,
-    loss: float | None = None,
-    images_per_second: float | None = None,
-    remaining: float | None = None,
-  ) -> None:
-    """Shows how far the run is; too soon after the last time, later.
+  def show(self, step: int, values: Mapping[str, float]) -> None:
+    """Updates the line; draws it unless it was drawn a moment ago.
 
     Args:
       step: number of updates applied.
-      loss: a number that is already there: to fetch it would stop the run.
-      images_per_second: of all devices.
-      remaining: estimated seconds to the end.
+      values: the row of that step.
     """
-    if not self._enabled:
-      return
     now = self._now()
     parts = [
       format_seconds(now - self._start),
       f"step {step}/{self._total_steps} ({step / self._total_steps:.0%})",
     ]
-    if loss is not None:
-      parts.append(f"loss {loss:.4g}")
-    if images_per_second is not None:
-      parts.append(f"{images_per_second:,.0f} images/s")
-    if remaining is not None:
+    if "train/loss" in values:
+      parts.append(f"loss {values['train/loss']:.4g}")
+    if "images_per_second" in values:
+      parts.append(f"{values['images_per_second']:,.0f} images/s")
+    # Up to the first call the time holds compilation, which does not recur.
+    self._first_shown = self._first_shown or (now, step)
+    since, first_step = self._first_shown
+    if step > first_step:
+      pace = (now - since) / (step - first_step)
+      remaining = pace * (self._total_steps - step)
       parts.append(f"{format_seconds(remaining)} left")
     with self._lock:
       self._line = " · ".join(parts)
-      self._is_line_shown = False
-      is_due = (
-        self._shown_at is None or now - self._shown_at >= self._every_seconds
-      )
-      if is_due:
-        self._shown_at = now
+      self._is_drawn = False
+      every = LIVE_SECONDS if self._is_live else PLAIN_SECONDS
+      if now - self._drawn_at >= every:
+        self._drawn_at = now
         self._draw()
 
   def message(self, text: str) -> None:
     """Prints `text` on lines of its own, above the live line."""
-    if not self._enabled:
-      return
     with self._lock:
       if self._is_live and self._line:
         self._stream.write(ERASE_LINE)
       self._stream.write(text + "\n")
-      if self._is_live:
+      if self._is_live and self._line:
         self._draw()
       self._stream.flush()
 
   def close(self) -> None:
     """Leaves the last line standing."""
     with self._lock:
-      if not self._enabled or not self._line:
-        return
-      if not self._is_line_shown:
+      if not self._is_drawn:
         self._draw()
-      if self._is_live:
+      if self._is_live and self._line:
         self._stream.write("\n")
       self._stream.flush()
-      self._enabled = False
 
   def _draw(self) -> None:
-    if not self._line:
-      return
     if self._is_live:
       # A line that wraps could not be erased.
       width = shutil.get_terminal_size().columns - 1
@@ -121,13 +100,12 @@ class Progress:
     else:
       self._stream.write(self._line + "\n")
     self._stream.flush()
-    self._is_line_shown = True
+    self._is_drawn = True
 
 
 def format_seconds(seconds: float) -> str:
-  """12:34, 1:02:03 or 3d 04:05."""
-  seconds = max(0, round(seconds))
-  minutes, seconds = divmod(seconds, 60)
+  """Returns a text such as 12:34, 1:02:03 or 3d 04:05."""
+  minutes, seconds = divmod(max(0, round(seconds)), 60)
   hours, minutes = divmod(minutes, 60)
   days, hours = divmod(hours, 24)
   if days:

@@ -31,7 +31,7 @@ from mixer.atomic_write import atomic_write
 from mixer.config import EVALUATORS, default, evaluator
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
-from mixer.training.log import Number, read_rows
+from mixer.training.metrics import Number, read_rows
 from mixer.weights import RUN_FILE
 
 CHECKPOINTS = "checkpoints"

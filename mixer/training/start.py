@@ -19,7 +19,6 @@ from mixer.training.agreement import check_same_plan, meet
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.loop import Run
 from mixer.training.run_dir import CHECKPOINTS
-from mixer.training.start_up import StartUp
 
 
 def train(
@@ -43,15 +42,13 @@ def train(
   Raises:
     UserError: something for the user to change; nothing was lost.
   """
-  start_up = StartUp()
   configure_xla(deterministic=config.get("deterministic_operations"))
   enable_compilation_cache()
   with contextlib.ExitStack() as stack:
     stack.enter_context(sigterm_to_keyboard_interrupt())
-    with start_up.phase("hosts and devices"):
-      hosts = stack.enter_context(join(cluster))
-      stack.enter_context(disk_errors(workdir))
-      folder = meet(hosts, config, workdir)
+    hosts = stack.enter_context(join(cluster))
+    stack.enter_context(disk_errors(workdir))
+    folder = meet(hosts, config, workdir)
     with hosts.together():
       if hosts.is_first:
         # Of a host that was lost, the lock may be left for a while.
@@ -60,7 +57,7 @@ def train(
       interrupted = stack.enter_context(interruption.guard())
     begins = not Checkpoints(folder / CHECKPOINTS).steps
     [begins, *_] = hosts.gather(begins)
-    with start_up.phase("plan"), hosts.together():
+    with hosts.together():
       if not begins:
         run_dir.inherit_gelu(folder, config)
       plan = make_plan(config, begins=begins)
@@ -70,7 +67,7 @@ def train(
         check_classes(plan.source, trained, str(folder / weights.CLASSES))
     with hosts.together():
       check_same_plan(hosts, plan)
-    return Run(plan, folder, interrupted, hosts, start_up).go()
+    return Run(plan, folder, interrupted, hosts).go()
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from mixer.errors import UserError, format_list
 from mixer.paper.measured.device_days import update_seconds
 from mixer.sweep.report import JSON as SWEEP_FILE
 from mixer.sweep.report import MARKDOWN as SWEEP_TABLE
-from mixer.training.curve import collect
-from mixer.training.log import Number
+from mixer.training.metrics import Number
+from mixer.training.plots import collect
 from mixer.training.run_dir import (
   read_config,
   read_log,

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from mixer.errors import UserError
-from mixer.training.log import Number, read_rows
+from mixer.training.metrics import Number, read_rows
 
 # Okabe and Ito's colours, told apart by colour-blind readers; grey is for
 # training. Markers differ as well, for prints in grey.

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of a run: metrics.jsonl, event files, rates and the progress line.
+
+metrics.jsonl is the truth: one JSON object per logged step. TensorBoard's event
+files hold the same values. Both are on disk before a checkpoint is.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TextIO
+
+import jax
+import numpy as np
+
+from mixer.atomic_write import atomic_write
+from mixer.chips import peak_flops
+from mixer.errors import UserError
+from mixer.training.progress import ProgressLine
+
+Number = float | int
+Scalar = Number | np.generic | jax.Array
+
+FLUSH_SECONDS = 10.0  # TensorBoard lags behind metrics.jsonl by at most this
+PROFILE_AFTER = 10  # updates; the first ones hold compilation and warm-up
+
+
+def read_rows(workdir: str | os.PathLike) -> list[dict[str, Number]]:
+  """Returns the rows of WORKDIR/metrics.jsonl; none if there is no such file.
+
+  A line torn by a kill, which can only be the last, is ignored. A loss that is
+  not finite reads as `nan` or `inf`: Python's json writes and reads these,
+  stricter readers may not.
+
+  Raises:
+    UserError: a line is not a row of numbers, or not of a later step than the
+      one before.
+  """
+  path = Path(workdir) / "metrics.jsonl"
+  if not path.exists():
+    return []
+  complete = path.read_bytes().rpartition(b"\n")[0]
+  rows = []
+  for number, line in enumerate(complete.splitlines(), start=1):
+    try:
+      row = json.loads(line)
+      defect = _defect(row, last_step=rows[-1]["step"] if rows else -1)
+    except (ValueError, KeyError, TypeError, AttributeError):
+      defect = "it is not a JSON object with a step"
+    if defect:
+      raise UserError(
+        f"Line {number} of {path} is not a row ({defect}): mend it or move "
+        "the file away."
+      )
+    rows.append(row)
+  return rows
+
+
+def _defect(row: dict, *, last_step: int) -> str:
+  """Describes a value that no run writes; "" if there is none."""
+  for name, value in row.items():
+    if not isinstance(value, Number):
+      return f"{name} = {json.dumps(value)} is not a number"
+  if not isinstance(row["step"], int) or row["step"] <= last_step:
+    return f"step = {row['step']} is not a step after {last_step}"
+  if row.get("images_per_second", 1) <= 0:
+    return f"images_per_second = {row['images_per_second']} is not above 0"
+  return ""
+
+
+class MetricWriter:
+  """Writes scalars to metrics.jsonl and event files, and shows progress.
+
+  A background thread waits for the values and writes them, so no call but
+  `flush` and `close` waits for a device. Writes for one step make one row. A
+  name that the row has already keeps its first value, also when a resumed run
+  evaluates its first step again.
+
+  A failure of the thread is raised by the next call: UserError if a file
+  cannot be written.
+
+  Attributes:
+    timer: measures rates.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    *,
+    from_step: int,
+    total_steps: int,
+    batch: int,
+    devices: int,
+    flops_per_image: float = 0.0,
+    profile_steps: int = 0,
+    enabled: bool = True,
+    stream: TextIO | None = None,
+  ):
+    """Drops the rows after `from_step` and hides them from TensorBoard.
+
+    Args:
+      workdir: the run's folder; made if missing.
+      from_step: number of updates applied so far; 0 drops all rows.
+      total_steps: number of updates at the end of the run.
+      batch: images per step, over all devices of all hosts.
+      devices: number of devices of all hosts.
+      flops_per_image: of a training step, 2 for a multiply-add, recomputation
+        not counted; for `mfu`.
+      profile_steps: number of updates to trace; see `profile`.
+      enabled: False on all hosts but the first: nothing is written or shown.
+      stream: for progress; standard error if None.
+    """
+    self.timer = Timer(
+      step=from_step,
+      batch=batch,
+      devices=devices,
+      flops_per_image=flops_per_image,
+    )
+    self._enabled = enabled
+    if not enabled:
+      return
+    self._folder = Path(workdir)
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._path = self._folder / "metrics.jsonl"
+    self._progress = ProgressLine(total_steps, stream or sys.stderr)
+    first = from_step + PROFILE_AFTER
+    self._profiled = range(first, first + profile_steps)
+    self._is_profiling = False
+    self._newest_step = from_step
+    rows = [row for row in read_rows(workdir) if 0 < from_step >= row["step"]]
+    self._lines = [_encode(row) for row in rows]
+    self._row = rows[-1] if rows else {"step": -1}
+    self._write_lines()
+
+    self._jobs = queue.Queue()
+    self._failure = None
+    # A daemon, because it may wait for an array that never comes when another
+    # host dies: the process must still be able to exit.
+    self._thread = threading.Thread(
+      target=self._run_jobs, name="metrics", daemon=True
+    )
+    self._thread.start()
+    self._submit(self._open_events, from_step)
+
+  def write(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+    """Adds values to the row of `step`, without waiting for any of them.
+
+    Args:
+      step: not below the step of an earlier write.
+      scalars: names and values; arrays must hold one number each, and must
+        not be donated to a later step. "train/loss" updates the progress line.
+    """
+    if not self._enabled:
+      return
+    assert step >= self._newest_step, (step, self._newest_step)
+    self._newest_step = step
+    self._submit(self._add, step, dict(scalars))
+
+  def message(self, text: str) -> None:
+    """Prints `text` on lines of its own, above the progress line."""
+    if self._enabled:
+      self._progress.message(text)
+
+  def profile(self, step: int) -> None:
+    """Starts or stops the trace in WORKDIR/profile; call before each update.
+
+    Args:
+      step: number of updates dispatched.
+    """
+    if not self._enabled or (step in self._profiled) == self._is_profiling:
+      return
+    if self._is_profiling:
+      jax.profiler.stop_trace()
+    else:
+      jax.profiler.start_trace(self._folder / "profile")
+    self._is_profiling = not self._is_profiling
+
+  def flush(self) -> None:
+    """Returns when all that was written would survive a crash."""
+    if self._enabled:
+      self._submit(self._sync)
+      self._jobs.join()
+      self._raise_failure()
+
+  def close(self) -> None:
+    """Flushes, ends the thread and leaves the last progress line standing."""
+    if not self._enabled or not self._thread.is_alive():
+      return
+    self.profile(self._profiled.stop)
+    self._jobs.put(self._sync)
+    self._jobs.put(None)
+    self._thread.join()
+    self._progress.close()
+    self._raise_failure()
+
+  def __enter__(self) -> "MetricWriter":
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    try:
+      self.close()
+    except Exception:
+      if error is None:
+        raise
+
+  def _submit(self, job: Callable, *arguments: object) -> None:
+    self._raise_failure()
+    self._jobs.put(functools.partial(job, *arguments))
+
+  def _run_jobs(self) -> None:
+    while (job := self._jobs.get()) is not None:
+      try:
+        # After a failure the rest is dropped.
+        if self._failure is None:
+          job()
+      except Exception as error:
+        self._failure = error
+      finally:
+        self._jobs.task_done()
+
+  def _raise_failure(self) -> None:
+    if isinstance(self._failure, OSError):
+      raise UserError(
+        f"Cannot write metrics in {self._folder}: {self._failure.strerror}. "
+        "Make room there or choose another --workdir, then start the same "
+        "command again: it goes on from the last checkpoint."
+      ) from self._failure
+    if self._failure is not None:
+      raise self._failure
+
+  def _add(self, step: int, scalars: dict[str, Scalar]) -> None:
+    values = {k: _to_number(v) for k, v in jax.device_get(scalars).items()}
+    if "train/loss" in values:
+      self._progress.show(step, values)
+    if step == self._row["step"]:
+      values = {k: v for k, v in values.items() if k not in self._row}
+      self._row |= values
+      self._lines[-1] = _encode(self._row)
+      self._write_lines()
+    else:
+      self._row = {"step": step} | values
+      self._lines.append(_encode(self._row))
+      self._append_line()
+    self._write_event(step, values)
+
+  # Every access to a file is below.
+
+  def _write_lines(self) -> None:
+    with atomic_write(self._path) as aside:
+      aside.write_bytes(b"".join(self._lines))
+
+  def _append_line(self) -> None:
+    with self._path.open("ab") as file:
+      file.write(self._lines[-1])
+
+  def _sync(self) -> None:
+    with self._path.open("ab") as file:
+      os.fsync(file.fileno())
+    self._flush_events()
+
+  def _open_events(self, from_step: int) -> None:
+    # Here, because the import takes half a second. Not SummaryWriter: its flush
+    # leaves events in its queue, and its thread does not report a full disk.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    suffix = f".{os.getpid()}.{from_step}"
+    self._events = EventsWriter(str(self._folder / "events"), suffix)
+    # TensorBoard hides the events of earlier files from this step on.
+    start = SessionLog(status=SessionLog.START)
+    self._put_event(from_step, session_log=start)
+    self._flush_events()
+    if self._row["step"] == from_step:
+      values = {k: v for k, v in self._row.items() if k != "step"}
+      self._write_event(from_step, values)
+
+  def _write_event(self, step: int, values: dict[str, Number]) -> None:
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    scalars = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+    self._put_event(step, summary=Summary(value=scalars))
+    if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+      self._flush_events()
+
+  def _put_event(self, step: int, **content: object) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    event = Event(step=step, wall_time=time.time(), **content)
+    self._events.write_event(event)
+
+  def _flush_events(self) -> None:
+    self._events.flush()
+    self._flushed_at = time.monotonic()
+
+
+def _to_number(value: Scalar) -> Number:
+  number = np.asarray(value).item()
+  # float() raises for text.
+  return number if isinstance(number, int) else float(number)
+
+
+def _encode(row: dict[str, Number]) -> bytes:
+  """Returns a line of metrics.jsonl; floats read back as they were."""
+  return json.dumps(row).encode() + b"\n"
+
+
+class Timer:
+  """Rates between two logged steps, measured without waiting for a device.
+
+  Steps are dispatched ahead of the devices, so the rates are right only if the
+  loop bounds by how many: wait for the metrics of a step two back before
+  dispatching the next.
+  """
+
+  def __init__(
+    self,
+    *,
+    step: int,
+    batch: int,
+    devices: int,
+    flops_per_image: float = 0.0,
+    now: Callable[[], float] = time.perf_counter,
+  ):
+    """Starts at `step`; MetricWriter explains the other arguments."""
+    self._step = step
+    self._batch = batch
+    self._devices = devices
+    self._flops_per_image = flops_per_image
+    self._now = now
+    self._is_paused = False
+    self._interval_start = now()
+    self._pauses = self._waits = 0.0
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """Excludes evaluation, saving or compilation from the rates."""
+    if self._is_paused:
+      yield
+      return
+    self._is_paused, start = True, self._now()
+    try:
+      yield
+    finally:
+      self._pauses += self._now() - start
+      self._is_paused = False
+
+  @contextlib.contextmanager
+  def wait_for_data(self) -> Iterator[None]:
+    """Counts as `data_wait`, unless the timer is paused."""
+    start = self._now()
+    try:
+      yield
+    finally:
+      if not self._is_paused:
+        self._waits += self._now() - start
+
+  def rates(self, step: int) -> dict[str, float]:
+    """Returns the rates since the last call, or since the start.
+
+    Returns:
+      images_per_second (global), images_per_second_per_device, mfu, the share
+      (0 to 1) of the devices' peak that the model's own arithmetic needs, and
+      data_wait, the share of the time spent waiting for a batch. No mfu where
+      the peak is unknown. Empty if no step or no time has passed.
+    """
+    now = self._now()
+    seconds = now - self._interval_start - self._pauses
+    steps, waits = step - self._step, self._waits
+    self._interval_start, self._step = now, step
+    self._pauses = self._waits = 0.0
+    if steps <= 0 or seconds <= 0:
+      return {}
+    rate = steps * self._batch / seconds
+    rates = {
+      "images_per_second": rate,
+      "images_per_second_per_device": rate / self._devices,
+      "data_wait": min(1.0, waits / seconds),
+    }
+    peak = peak_flops(jax.local_devices()[0].device_kind)
+    if peak and self._flops_per_image:
+      rates["mfu"] = self._flops_per_image * rate / self._devices / peak
+    return rates
