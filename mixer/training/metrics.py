@@ -271,8 +271,10 @@ class MetricWriter:
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import SessionLog
 
-    suffix = f".{os.getpid()}.{from_step}"
-    self._events = EventsWriter(str(self._folder / "events"), suffix)
+    # TensorBoard reads files in the order of their names, which begin with the
+    # second; the suffix orders two starts within one.
+    path = str(self._folder / "events")
+    self._events = EventsWriter(path, f".{time.time_ns()}")
     # TensorBoard hides the events of earlier files from this step on.
     start = SessionLog(status=SessionLog.START)
     self._put_event(from_step, session_log=start)
