@@ -31,8 +31,9 @@ of ImageNet-21k's records is random. Not measured by this project.
 """
 
 from configs import permutations, pretrain_i21k
-from mixer.config import evaluator, parse_arg
+from mixer.config import evaluator
 from mixer.errors import UserError
+from mixer.recipe import parse_arg
 
 GOLDEN = (5**0.5 - 1) / 2
 MODELS = {

@@ -25,7 +25,8 @@ bicubic resizing) and the GSAM paper. Not measured by this project. Losses are
 of a softmax, whatever the weights were trained with.
 """
 
-from mixer.config import default, evaluator, parse_arg
+from mixer.config import default, evaluator
+from mixer.recipe import parse_arg
 from mixer.weights import registry
 
 # ReaL and V2, in percent.

@@ -73,15 +73,10 @@ Published and not published:
 import os
 
 from mixer import models
-from mixer.config import (
-  default,
-  default_microbatch,
-  did_you_mean,
-  evaluator,
-  parse_arg,
-)
+from mixer.config import default, evaluator
 from mixer.data.sources import folder_layout, image_folder
-from mixer.errors import UserError
+from mixer.errors import UserError, did_you_mean
+from mixer.recipe import default_microbatch, parse_arg
 
 # classes, steps, warm-up steps, test split and its examples, and of the whole
 # training split, its part that is trained on, and the held-out rest: split and

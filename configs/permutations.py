@@ -36,8 +36,9 @@ the 150 TPUv3 core-days of that recipe.
 """
 
 from configs import pretrain_i21k
-from mixer.config import default, evaluator, parse_arg
+from mixer.config import default, evaluator
 from mixer.errors import UserError
+from mixer.recipe import parse_arg
 
 # The permuting op at the end of all ops, with a patch's side and the seed.
 INPUTS = {

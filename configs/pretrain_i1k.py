@@ -39,7 +39,8 @@ Published and not published:
 """
 
 from mixer import models
-from mixer.config import default, default_microbatch, evaluator, parse_arg
+from mixer.config import default, evaluator
+from mixer.recipe import default_microbatch, parse_arg
 
 
 def get_config(arg=None):

@@ -38,7 +38,8 @@ Published and not published:
   epochs with crops and flips alone.
 """
 
-from mixer.config import default, default_microbatch, evaluator, parse_arg
+from mixer.config import default, evaluator
+from mixer.recipe import default_microbatch, parse_arg
 
 # By what a name begins with: RandAugment's magnitude, mixup's p.
 SETTINGS = {

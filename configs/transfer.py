@@ -24,8 +24,9 @@ official test images and the other training images, which pre-training has not
 seen either.
 """
 
-from mixer.config import default, evaluator, parse_arg
+from mixer.config import default, evaluator
 from mixer.errors import UserError
+from mixer.recipe import parse_arg
 
 # Learning rates to choose from.
 RATES = (0.03, 0.1, 0.3, 0.6)

@@ -15,8 +15,8 @@ images of 8 x 8 px says little about those.
 """
 
 from configs import digits
-from mixer.config import did_you_mean, parse_arg
-from mixer.errors import UserError
+from mixer.errors import UserError, did_you_mean
+from mixer.recipe import parse_arg
 
 VARIATIONS = {
   "plain": {},

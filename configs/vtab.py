@@ -42,14 +42,9 @@ Published and not published:
 """
 
 from mixer import models
-from mixer.config import (
-  default,
-  default_microbatch,
-  did_you_mean,
-  evaluator,
-  parse_arg,
-)
-from mixer.errors import UserError
+from mixer.config import default, evaluator
+from mixer.errors import UserError, did_you_mean
+from mixer.recipe import default_microbatch, parse_arg
 
 # name of TFDS, label, classes, whether images are small, the 200 held-out
 # images, split and examples of the test. Training is always on train[:800].

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a program starts and ends: flags, messages and exit codes.
+"""Command-line entry points: flags, error messages and exit codes.
 
-0 done; 2 the user must change something; 75 start me again; anything else is a
-crash, with a traceback.
+Exit codes: 0 done; 2 the user must change something; 75 start the same command
+again; anything else is a crash, with a traceback.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from mixer.config import RENAMED
 from mixer.errors import RetryableError, UserError
 
 EX_OK, EX_USAGE, EX_TEMPFAIL = 0, 2, 75
@@ -24,12 +25,14 @@ PROCESS_START = time.monotonic()  # before the imports that take seconds
 
 
 def run(main: Callable[[], int]):
-  """Parses the flags, runs `main`, leaves with its exit code."""
-  app.run(lambda _: _without_traceback(main), flags_parser=_parse)
+  """Parses the flags, runs `main` and exits with its exit code."""
+  # In place, because config_flags reads sys.argv itself.
+  sys.argv[1:] = [_FORMER_KEY.sub(_rename_key, arg) for arg in sys.argv[1:]]
+  app.run(lambda _: _call(main), flags_parser=_parse)
 
 
 def run_cli(work: Callable[..., str | None], **given) -> int:
-  """Calls a small program's work and prints what it returns.
+  """Calls `work` and prints its text; errors become messages.
 
   Returns:
     The process's exit code; 130 after Ctrl-C or SIGTERM.
@@ -38,10 +41,10 @@ def run_cli(work: Callable[..., str | None], **given) -> int:
     with sigterm_to_keyboard_interrupt():
       if (text := work(**given)) is not None:
         print(text, flush=True)
-  except BrokenPipeError:  # the reader, such as head, has seen enough
+  except BrokenPipeError:  # the reader, such as head, has exited
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except (UserError, OSError) as error:
-    print(f"error: {_refusal(error)}", file=sys.stderr)
+    print(f"error: {_format_error(error)}", file=sys.stderr)
     return exit_code(error)
   except KeyboardInterrupt:
     print("Stopped. Give the same command again.", file=sys.stderr)
@@ -51,7 +54,7 @@ def run_cli(work: Callable[..., str | None], **given) -> int:
 
 @contextlib.contextmanager
 def sigterm_to_keyboard_interrupt() -> Iterator[None]:
-  """Makes SIGTERM what Ctrl-C is, where there is nothing to save."""
+  """Raises KeyboardInterrupt on SIGTERM; for work with nothing to save."""
   before = signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     yield
@@ -59,8 +62,8 @@ def sigterm_to_keyboard_interrupt() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def _refusal(error: Exception) -> str:
-  """What the user is told, of the system's refusals as well."""
+def _format_error(error: Exception) -> str:
+  """Returns the message for the user, also for errors of the system."""
   if isinstance(error, UserError) or not getattr(error, "filename", None):
     return str(error)
   return (
@@ -70,14 +73,14 @@ def _refusal(error: Exception) -> str:
 
 
 def exit_code(error: Exception) -> int:
-  """Of what the user can change, or what passes by itself."""
+  """Returns 75 for transient errors, 2 for errors of the user."""
   if isinstance(error, RetryableError):
     return EX_TEMPFAIL
   return EX_USAGE
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; what config_flags raises on the way becomes a message."""
+  """Parses flags; errors of absl and config_flags become messages."""
   try:
     rest = flags.FLAGS(argv)
     if flags.FLAGS["verbosity"].using_default_value:
@@ -90,60 +93,62 @@ def _parse(argv: list[str]) -> list[str]:
       )
     return rest
   except Exception as error:
-    # A recipe is code of the user's: whatever it raises is theirs to mend.
-    _stop(_explain(error))
+    # A recipe is the user's code, so any exception is theirs to correct.
+    _exit(_explain_parse_error(error))
 
 
-def _without_traceback(main: Callable[[], int]) -> int:
+def _call(main: Callable[[], int]) -> int:
   try:
     return main()
   except UserError as error:
-    _stop(error, exit_code(error))
+    _exit(error, exit_code(error))
   except KeyboardInterrupt:
     print("Interrupted. The same command starts again.", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    # At once: what compiles in other threads does not survive a slower end.
+    # At once: threads that compile would crash in a slower shutdown.
     os._exit(EX_TEMPFAIL)
 
 
-def _stop(message: object, code: int = EX_USAGE):
+def _exit(message: object, code: int = EX_USAGE):
   for line in str(message).splitlines():
-    # Indented lines go on with the one before them.
+    # Indented lines continue the one before them.
     print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
   sys.exit(code)
 
 
-def _explain(error: Exception) -> str:
-  """Says what is wrong, and where in the recipe it was raised."""
+def _explain_parse_error(error: Exception) -> str:
+  """Returns a message, with the line of the recipe that raised the error."""
   message = str(error)
   if "Traceback (most recent call last)" in message:
-    # config_flags puts what a recipe raises into its own, traceback and all.
+    # config_flags wraps errors of a recipe in its own, with their traceback.
     return message.strip().splitlines()[-1].removeprefix(_USER_ERROR)
   if nearest := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', message):
     return f"The config has no key {nearest[2]}; did you mean {nearest[1]}?"
   if "must have a value other than None" in message:
     return "Name a recipe, such as --config=configs/digits.py."
   for complaint, kind in _KINDS.items():
-    given, found, _ = message.partition(f": {complaint}")
-    if found and given.startswith("flag --"):
-      return f"{given.removeprefix('flag ')}: write {kind}."
+    flag, is_match, _ = message.partition(f": {complaint}")
+    if is_match and flag.startswith("flag --"):
+      return f"{flag.removeprefix('flag ')}: write {kind}."
   if isinstance(error, (UserError, flags.Error)):
     return message
   if isinstance(error, OSError):
-    given = [arg for arg in sys.argv if re.match("--?config(=|$)", arg)]
+    recipes = [arg for arg in sys.argv if re.match("--?config(=|$)", arg)]
     folder = Path(__file__).parent.parent / "configs"
-    return f"There is no recipe to read at {given[0]}. Recipes are in {folder}."
-  if isinstance(error, AttributeError) and not _places(error):
+    return (
+      f"There is no recipe to read at {recipes[0]}. Recipes are in {folder}."
+    )
+  if isinstance(error, AttributeError) and not _user_frames(error):
     return f"The config has no key {message.strip(_QUOTES)}."
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."
-  place = (*_places(error), "--config")[0]
+  place = (*_user_frames(error), "--config")[0]
   return f"{place}: {type(error).__name__}: {message}"
 
 
-def _places(error: Exception) -> list[str]:
-  """Where in code of the user's own it was raised, innermost first."""
+def _user_frames(error: Exception) -> list[str]:
+  """Lists the lines of the user's code in a traceback, innermost first."""
   return [
     f"{frame.filename}, line {frame.lineno}"
     for frame in reversed(traceback.extract_tb(error.__traceback__))
@@ -151,7 +156,13 @@ def _places(error: Exception) -> list[str]:
   ]
 
 
-# What absl's parsers complain with, and what they ask for.
+def _rename_key(match: re.Match) -> str:
+  return match[1] + RENAMED[match[2]]
+
+
+# A flag that sets a key by its former name.
+_FORMER_KEY = re.compile(rf"^(--?config\.(?:\w+\.)?)({'|'.join(RENAMED)})(?==)")
+# Messages of absl's parsers, and the kind of value they expect.
 _KINDS = {
   "invalid literal for int": "a whole number",
   "could not convert string to float": "a number",

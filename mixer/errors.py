@@ -1,31 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user can put right, as opposed to what is wrong with the code."""
+"""Errors that the user can correct, and helpers for their messages."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-  """One or two sentences: what is wrong, and what to do about it.
+  """One or two sentences: what is wrong, and how to correct it.
 
-  The front doors print the message without a traceback and exit with 2.
+  The CLI prints the message without a traceback and exits with code 2.
   """
 
 
 class RetryableError(UserError):
-  """What may pass by itself: the front doors exit with 75, start me again."""
+  """A transient failure; the CLI exits with code 75 so that launchers retry."""
 
 
 def nearest(
   word: str, words: Iterable[str], *, most: int = 1, cutoff: float = 0.5
 ) -> list[str]:
-  """The words that one may have meant, the nearest first, in any case."""
+  """Returns the most similar words, the nearest first, ignoring case."""
   by_lower = {each.lower(): each for each in words}
   near = difflib.get_close_matches(word.lower(), by_lower, most, cutoff)
   return [by_lower[each] for each in near]
 
 
+def did_you_mean(word: str, words: Iterable[str], path: str = "") -> str:
+  """Ends a sentence about an unknown word with the nearest known, or with all.
+
+  Args:
+    word: the unknown one.
+    words: the known ones.
+    path: prefix of the known ones in the message.
+  """
+  words = list(words)
+  if near := nearest(word, words):
+    return f"; did you mean {path}{near[0]}?"
+  return f"; there are {', '.join(words)}."
+
+
 def format_list(names: Sequence[str], shown: int = 10) -> str:
-  """Lists the first names for a message, and counts the others."""
+  """Joins the first names for a message, and counts the others."""
   more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
   return ", ".join(names[:shown]) + more

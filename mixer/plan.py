@@ -17,7 +17,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer import weights
-from mixer.config import default, did_you_mean, resolve_steps
+from mixer.config import default, resolve_steps
 from mixer.config_check import resolve, validate
 from mixer.data import ops as image_ops
 from mixer.data.bad_images import BadImages
@@ -25,7 +25,7 @@ from mixer.data.decoding import decode
 from mixer.data.ops import output_size
 from mixer.data.sources import NotPrepared, Source, image_folder, open_source
 from mixer.data.workers import Workers
-from mixer.errors import UserError, format_list
+from mixer.errors import UserError, did_you_mean, format_list
 from mixer.evaluators import TYPES, result_name
 from mixer.models import FAMILIES, create, family_of, fields_of, flops
 from mixer.training.optimizer import lr_multiplier_tree

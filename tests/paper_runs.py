@@ -13,7 +13,8 @@ RECIPE = """
 import sys
 sys.path.append({tests!r})
 import sweeps
-from mixer.config import evaluator, parse_arg
+from mixer.config import evaluator
+from mixer.recipe import parse_arg
 
 DATA_SETS = {data_sets!r}
 AVERAGE = "Avg 2"

@@ -3,10 +3,11 @@ import pytest
 import recipes
 from ml_collections import ConfigDict
 
-from mixer.config import default, evaluator, parse_arg, resolve_steps
+from mixer.config import default, evaluator, resolve_steps
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
 from mixer.plan import make_plan
+from mixer.recipe import parse_arg
 
 
 def plan_digits(digits_dir, **changes):
@@ -183,3 +184,10 @@ def test_an_evaluators_type_is_checked(digits_dir):
     make_plan(config)
 
   assert len(str(error.value).splitlines()) == 1  # and no word of its keys
+
+
+def test_a_recipe_may_use_the_former_name_of_a_key():
+  config = default()
+  config.average_decay = 0.9
+
+  assert resolve(config).ema_decay == 0.9

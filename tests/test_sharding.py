@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 BATCH = 16
 CASES = {
   "adam": dict(
-    average_decay=0.9,
+    ema_decay=0.9,
     # A small eps would blow up the rounding of gradients that should be 0.
     optimizer=dict(weight_decay=1e-2, clip_norm=0.1, eps=1e-3),
   ),

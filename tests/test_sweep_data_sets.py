@@ -27,7 +27,7 @@ RECIPE = """
 import sys
 sys.path.append({tests!r})
 import sweeps
-from mixer.config import parse_arg
+from mixer.recipe import parse_arg
 
 DATA_SETS = {{"low": "digits/0to4", "high": "digits/5to9", "none": "cifar10"}}
 AVERAGE = "Avg 3"

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mixer import cli
-from mixer.config import did_you_mean
-from mixer.errors import UserError
+from mixer.errors import UserError, did_you_mean
 from mixer.paper.measured import RESULTS
 
 # Modules with `add_arguments(parser)` and `draw(**given) -> str`.

@@ -18,8 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mixer.cli import EX_OK
-from mixer.config import did_you_mean
-from mixer.errors import UserError
+from mixer.errors import UserError, did_you_mean
 from mixer.jax_setup import configure_xla
 from mixer.sweep import protocol, report
 from mixer.sweep.plan import describe, plan_sweep

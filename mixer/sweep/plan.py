@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mixer.config import did_you_mean
 from mixer.config_check import resolve, validate
-from mixer.errors import UserError, format_list
+from mixer.errors import UserError, did_you_mean, format_list
 from mixer.plan import Plan, known_results, make_plan
 from mixer.plan import plan_summary as write_start
 from mixer.sweep.runs import (

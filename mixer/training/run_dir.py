@@ -28,7 +28,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mixer.atomic_write import atomic_write
-from mixer.config import EVALUATORS, default, evaluator
+from mixer.config import EVALUATORS, RENAMED, default, evaluator
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
 from mixer.training.metrics import Number, read_rows
@@ -36,12 +36,6 @@ from mixer.weights import RUN_FILE
 
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"  # the latest result of eval.py
-# Config keys of older runs.
-RENAMED = {
-  "average_decay": "ema_decay",
-  "shard_optimizer_state": "shard_state",
-  "token_mixing": "kernels",
-}
 _LOCK_SECONDS = 1.0  # between two tries
 
 PACKAGES = (
@@ -351,7 +345,7 @@ def _filter_evals(config: dict) -> dict:
   for name, options in config["evals"].items():
     if not isinstance(options, dict):
       raise ValueError(f"evals.{name} = {options!r}")
-    kind = options.get("type", EVALUATORS[0])
+    kind = options.get("type", "classification")
     if kind in EVALUATORS:
       evals[name] = _filter_keys(options, to_dict(evaluator(kind)))
   return evals

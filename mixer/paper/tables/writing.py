@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mixer.atomic_write import atomic_write
-from mixer.config import did_you_mean
-from mixer.errors import UserError
+from mixer.errors import UserError, did_you_mean
 from mixer.paper.tables import html_page
 from mixer.paper.tables.page import Block, Cell, Note, Page, Table, groups
 from mixer.table import render
