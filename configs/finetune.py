@@ -74,7 +74,7 @@ import os
 
 from mixer import models
 from mixer.config import default, evaluator
-from mixer.data.sources import folder_layout, image_folder
+from mixer.data.sources import image_folder
 from mixer.errors import UserError, did_you_mean
 from mixer.recipe import default_microbatch, parse_arg
 
@@ -129,9 +129,9 @@ def folder_data_set(name):
   """What DATA_SETS has of others; numbers of examples are those there are."""
   root = os.path.expanduser(name.removeprefix(image_folder.PREFIX))
   try:
-    splits = folder_layout.find_splits(root.rstrip("/") or "/")
+    splits = image_folder.find_splits(root.rstrip("/") or "/")
   except UserError as error:
-    raise UserError(str(error)) from None  # also where it is NotPrepared
+    raise UserError(str(error)) from None  # or its subclass
   if "train" not in splits:
     raise UserError(
       f"{root} has no split train, but {', '.join(splits)}: rename the folder "

@@ -17,11 +17,11 @@ import numpy as np
 from flax import linen as nn
 
 from mixer import weights
-from mixer.data import ops as image_ops
-from mixer.data.decoding import decode
-from mixer.data.device_feed import to_devices
-from mixer.data.order import augmentation_rng
-from mixer.data.workers import ONE_A_CORE
+from mixer.data import preprocess
+from mixer.data.decode import decode
+from mixer.data.prefetch import prefetch_to_device
+from mixer.data.shuffle import augmentation_rng
+from mixer.data.workers import DEFAULT_WORKERS
 from mixer.datasets import class_names
 from mixer.errors import UserError
 from mixer.training.sharding import pmap_step, replicate
@@ -101,7 +101,7 @@ def open_classifier(
     )
   config = _run_config(init)
   spec, of_ops = _choose_ops(checkpoint, config, ops)
-  size = image_ops.output_size(spec)
+  size = preprocess.output_size(spec)
   check_shape(model, checkpoint.params, (*size, 3), f"The ops {spec!r}")
   names, of_names = _choose_names(checkpoint, model.num_classes, classes)
   return Classifier(
@@ -228,8 +228,8 @@ def bind_to_devices(
   """Compiles `judge` and puts the parameters on the devices.
 
   Returns:
-    The function from batches of `to_devices` to classes and probabilities, with
-    [devices, n / devices] in the place of `judge`'s [n].
+    The function from batches of `prefetch_to_device` to classes and
+    probabilities, with [devices, n / devices] in the place of `judge`'s [n].
   """
   step = pmap_step(
     functools.partial(judge, model=model, loss=loss, topk=topk),
@@ -288,7 +288,7 @@ def predict(
       )
 
   ahead = collections.deque()  # dispatched, not yet fetched
-  for images in to_devices(feed(), devices):
+  for images in prefetch_to_device(feed(), devices):
     ahead.append(step(images))
     if len(ahead) > 1:
       yield from fetch(ahead.popleft())
@@ -300,7 +300,7 @@ def _prepared(
   classifier: Classifier, paths: Sequence[str], batch: int
 ) -> Iterator[Prediction]:
   """Yields images as the model sees them, decoded by threads."""
-  ops = image_ops.parse(classifier.ops)
+  ops = preprocess.parse(classifier.ops)
 
   def prepare(i: int) -> Prediction:
     try:
@@ -315,4 +315,6 @@ def _prepared(
       return Prediction(paths[i], f"{classifier.ops!r} makes {image.shape}.")
     return Prediction(paths[i], "", image)
 
-  return ONE_A_CORE.run(grain.MapDataset.range(len(paths)).map(prepare), batch)
+  return DEFAULT_WORKERS.run(
+    grain.MapDataset.range(len(paths)).map(prepare), batch
+  )

@@ -19,11 +19,16 @@ from ml_collections import ConfigDict
 from mixer import weights
 from mixer.config import default, resolve_steps
 from mixer.config_check import resolve, validate
-from mixer.data import ops as image_ops
-from mixer.data.bad_images import BadImages
-from mixer.data.decoding import decode
-from mixer.data.ops import output_size
-from mixer.data.sources import NotPrepared, Source, image_folder, open_source
+from mixer.data import preprocess
+from mixer.data.decode import decode
+from mixer.data.input_pipeline import BadImages
+from mixer.data.preprocess import output_size
+from mixer.data.sources import (
+  DatasetNotFoundError,
+  Source,
+  image_folder,
+  open_source,
+)
 from mixer.data.workers import Workers
 from mixer.errors import UserError, did_you_mean, format_list
 from mixer.evaluators import TYPES, result_name
@@ -83,7 +88,7 @@ class Plan:
     """Turns what is raised inside into a complaint."""
     try:
       yield
-    except NotPrepared as error:
+    except DatasetNotFoundError as error:
       if str(error) not in self.missing:
         self.missing.append(str(error))
     except ValueError as error:
@@ -264,7 +269,7 @@ def open_split(
     has_several: whether an example's label is a row of any number of classes.
 
   Raises:
-    NotPrepared: there is no such data set on disk.
+    DatasetNotFoundError: there is no such data set on disk.
     UserError: it is not what the config says, or the ops fail on its images.
   """
   if not options.split:
@@ -300,7 +305,7 @@ def open_split(
 def _try_examples(source: Source, ops: str | None):
   """Prepares the first and the last example: what fails there, fails soon."""
   try:
-    transform = image_ops.parse(ops or "")
+    transform = preprocess.parse(ops or "")
   except UserError:
     return  # is complained of with the image size
   for i in {0, len(source) - 1}:

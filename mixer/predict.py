@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from mixer import cli
 from mixer.atomic_write import atomic_write, check_writable
 from mixer.classifier import Classifier, Prediction, open_classifier, predict
-from mixer.data.image_files import find_images
+from mixer.data.find_images import find_images
 from mixer.errors import UserError
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mixer.data.sources.tfds_builders import builder_class
+from mixer.data.sources.tfds import builder_class
 
 
 def write_tfds(

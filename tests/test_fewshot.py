@@ -13,9 +13,9 @@ from sklearn.linear_model import Ridge
 
 from mixer import weights
 from mixer.config import default, evaluator
-from mixer.data.decoding import decode
-from mixer.data.loader import eval_batches, read_labels
-from mixer.data.ops import parse
+from mixer.data.decode import decode
+from mixer.data.input_pipeline import eval_batches, read_labels
+from mixer.data.preprocess import parse
 from mixer.data.sources import open_source
 from mixer.errors import UserError
 from mixer.evaluators.fewshot import Fewshot, linear_probe, sample_shots

@@ -77,7 +77,7 @@ def test_without_a_test_split_the_held_out_part_is_what_is_reported(images):
 def test_steps_follow_the_number_of_images_in_a_folder(
   examples, settings, images, monkeypatch
 ):
-  from mixer.data.sources.folder_layout import FolderSplit
+  from mixer.data.sources.image_folder import FolderSplit
 
   monkeypatch.setattr(FolderSplit, "num_examples", examples)
   config = finetune(f"dataset=folder:{images}")

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from photographs import encoded
 
-from mixer.data.decoding import decode
+from mixer.data.decode import decode
 from mixer.data.sources import (
-  NotPrepared,
-  folder_layout,
+  DatasetNotFoundError,
   image_folder,
   open_source,
 )
@@ -228,10 +227,10 @@ def test_the_home_folder_may_be_short(tree, monkeypatch):
 
 def test_a_missing_folder_shows_its_neighbours(tree):
   with pytest.raises(
-    NotPrepared, match="no folder .*pest. In .* there is pets"
+    DatasetNotFoundError, match="no folder .*pest. In .* there is pets"
   ):
     open_folder(tree.parent / "pest")
-  with pytest.raises(NotPrepared, match="nor /nowhere"):
+  with pytest.raises(DatasetNotFoundError, match="nor /nowhere"):
     open_folder("/nowhere/all")
   with pytest.raises(UserError, match="names no folder"):
     open_folder("")
@@ -327,7 +326,6 @@ def test_a_bucket_is_read_the_same_way(tree, monkeypatch):
   examples = expected.read(range(30))
 
   # Through epath, which for a path like gs:// goes to the bucket.
-  monkeypatch.setattr(folder_layout, "is_remote", lambda path: True)
   monkeypatch.setattr(image_folder, "is_remote", lambda path: True)
   source = open_folder(tree, "train[:30]")
 

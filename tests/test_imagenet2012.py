@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mixer.data import decoding
+from mixer.data import decode
 from mixer.data.__main__ import main
 from mixer.data.sources import open_source
 
@@ -124,7 +124,7 @@ def test_the_cmyk_and_the_png_image_become_rgb_jpegs(data_dirs, which):
     data, label = found[name]
     with PIL.Image.open(io.BytesIO(data)) as image:
       assert (image.format, image.mode) == ("JPEG", "RGB")
-    difference = decoding.decode(data).astype(int) - picture(seeds[name])
+    difference = decode.decode(data).astype(int) - picture(seeds[name])
     assert label == splits["train"][name][1]
     assert np.abs(difference).mean() < 4
 

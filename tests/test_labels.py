@@ -7,8 +7,8 @@ import tensorflow_datasets as tfds
 from layouts import write_tfds
 
 from mixer.data import labels
-from mixer.data.loader import eval_batches, read_labels, train_batches
-from mixer.data.ops import parse
+from mixer.data.input_pipeline import eval_batches, read_labels, train_batches
+from mixer.data.preprocess import parse
 from mixer.data.sources import Subset, open_source
 from mixer.errors import UserError
 

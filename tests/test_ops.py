@@ -7,8 +7,8 @@ import tensorflow as tf
 from photographs import PHOTOGRAPHS, encoded
 from scipy import stats
 
-from mixer.data import ops
-from mixer.data.decoding import decode
+from mixer.data import preprocess
+from mixer.data.decode import decode
 from mixer.errors import UserError
 
 
@@ -35,7 +35,7 @@ def test_resize_hands_its_arguments_on(method, antialias):
   photograph = PHOTOGRAPHS["rocket"]
   spec = f"resize((99, 55), {method!r}, antialias={antialias})"
 
-  resized = ops.parse(spec)(photograph, rng())
+  resized = preprocess.parse(spec)(photograph, rng())
 
   expected = as_tensorflow_resizes(photograph, 99, 55, method, antialias)
   np.testing.assert_array_equal(resized, expected)
@@ -52,7 +52,7 @@ def test_resize_small_rounds_sides_as_tensorflow_does(height, width):
     for side in (height, width)
   ]
 
-  resized = ops.parse("resize_small(100)")(image, rng())
+  resized = preprocess.parse("resize_small(100)")(image, rng())
 
   assert list(resized.shape[:2]) == expected
   np.testing.assert_array_equal(
@@ -63,14 +63,16 @@ def test_resize_small_rounds_sides_as_tensorflow_does(height, width):
 def test_resize_small_takes_other_methods():
   photograph = PHOTOGRAPHS["coffee"]
 
-  resized = ops.parse("resize_small(150, 'bicubic', True)")(photograph, rng())
+  resized = preprocess.parse("resize_small(150, 'bicubic', True)")(
+    photograph, rng()
+  )
 
   expected = as_tensorflow_resizes(photograph, 150, 200, "bicubic", True)
   np.testing.assert_array_equal(resized, expected)
 
 
 def test_resize_small_rounds_halves_to_even():
-  resized = ops.parse("resize_small(2)")(numbered(4, 5), rng())
+  resized = preprocess.parse("resize_small(2)")(numbered(4, 5), rng())
 
   assert resized.shape == (2, 2, 3)
 
@@ -85,7 +87,7 @@ def test_the_usual_evaluation_has_tensorflows_pixels(name):
     for side in image.shape[:2]
   )
 
-  evaluated = ops.parse("resize_small(256) | central_crop(224)")(
+  evaluated = preprocess.parse("resize_small(256) | central_crop(224)")(
     decode(jpeg), rng()
   )
 
@@ -95,14 +97,18 @@ def test_the_usual_evaluation_has_tensorflows_pixels(name):
 
 
 def test_central_crop_rounds_its_corner_down():
-  cropped = ops.parse("central_crop((4, 2))")(numbered(7, 5), rng())
+  cropped = preprocess.parse("central_crop((4, 2))")(numbered(7, 5), rng())
 
   assert cropped.shape == (4, 2, 3)
   assert cropped[0, 0].tolist() == [1, 1, 0]
 
 
 def test_random_crop_reaches_every_place_equally():
-  crop, image, generator = ops.parse("random_crop(8)"), numbered(10, 9), rng()
+  crop, image, generator = (
+    preprocess.parse("random_crop(8)"),
+    numbered(10, 9),
+    rng(),
+  )
 
   corners = [crop(image, generator)[0, 0] for _ in range(3000)]
 
@@ -112,7 +118,7 @@ def test_random_crop_reaches_every_place_equally():
 
 
 def test_flip_mirrors_every_second_image():
-  flip, image, generator = ops.parse("flip"), numbered(2, 3), rng()
+  flip, image, generator = preprocess.parse("flip"), numbered(2, 3), rng()
 
   images = np.array([flip(image, generator) for _ in range(1000)])
 
@@ -123,7 +129,7 @@ def test_flip_mirrors_every_second_image():
 
 
 def test_pad_adds_a_border_of_one_value():
-  padded = ops.parse("pad(2, value=7)")(numbered(3, 4), rng())
+  padded = preprocess.parse("pad(2, value=7)")(numbered(3, 4), rng())
 
   assert padded.shape == (7, 8, 3)
   np.testing.assert_array_equal(padded[2:-2, 2:-2], numbered(3, 4))
@@ -137,7 +143,7 @@ def test_inception_crops_are_distributed_as_tensorflow_draws_them(
   height, width, area_min
 ):
   draws = 3000
-  crop = ops.InceptionCrop(224, area_min=area_min)
+  crop = preprocess.InceptionCrop(224, area_min=area_min)
   generator = rng(1)
 
   @tf.function
@@ -172,7 +178,9 @@ def test_inception_crops_are_distributed_as_tensorflow_draws_them(
 
 
 def test_inception_crop_takes_the_whole_image_where_no_box_fits():
-  crop = ops.InceptionCrop(8, area_min=99, ratio_min=0.75, ratio_max=0.76)
+  crop = preprocess.InceptionCrop(
+    8, area_min=99, ratio_min=0.75, ratio_max=0.76
+  )
 
   assert crop.sample(100, 400, rng()) == (0, 0, 100, 400)
 
@@ -181,7 +189,7 @@ def test_inception_crop_takes_the_whole_image_where_no_box_fits():
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_inception_crops_look_as_the_authors_cut_them(name, antialias):
   jpeg = encoded(PHOTOGRAPHS[name], "JPEG", quality=90)
-  crop = ops.parse(f"inception_crop(64, antialias={antialias})")
+  crop = preprocess.parse(f"inception_crop(64, antialias={antialias})")
   image = decode(jpeg)
 
   for seed in range(5):
@@ -211,7 +219,7 @@ def erased(image, before):
 
 def test_random_erasing_covers_a_box_of_a_quarter_of_the_images():
   image, generator = np.full((60, 80, 3), 9, np.uint8), rng()
-  erase = ops.parse("random_erasing(fill=77)")
+  erase = preprocess.parse("random_erasing(fill=77)")
 
   results = [erase(image, generator) for _ in range(2000)]
 
@@ -229,7 +237,7 @@ def test_random_erasing_covers_a_box_of_a_quarter_of_the_images():
 
 def test_random_erasing_is_distributed_as_algorithm_1_draws():
   erase, generator, numpys = (
-    ops.RandomErasing(),
+    preprocess.RandomErasing(),
     rng(1),
     np.random.RandomState(2),
   )
@@ -261,7 +269,7 @@ def test_random_erasing_is_distributed_as_algorithm_1_draws():
 
 def test_random_erasing_fills_with_every_level_alike():
   image = np.zeros((200, 200, 3), np.uint8)
-  erase = ops.parse("random_erasing(1, area_min=30, ratio_min=1)")
+  erase = preprocess.parse("random_erasing(1, area_min=30, ratio_min=1)")
 
   result = erase(image, rng())
 
@@ -274,13 +282,13 @@ def test_random_erasing_fills_with_every_level_alike():
 def test_random_erasing_leaves_an_image_where_no_box_fits():
   image = numbered(1, 200)
 
-  result = ops.parse("random_erasing(1, ratio_min=1)")(image, rng())
+  result = preprocess.parse("random_erasing(1, ratio_min=1)")(image, rng())
 
   np.testing.assert_array_equal(result, image)
 
 
 def test_the_same_randomness_erases_the_same_pixels():
-  erase, image = ops.parse("random_erasing(1)"), numbered(40, 50)
+  erase, image = preprocess.parse("random_erasing(1)"), numbered(40, 50)
 
   np.testing.assert_array_equal(erase(image, rng(5)), erase(image, rng(5)))
   assert (erase(image, rng(5)) != erase(image, rng(6))).any()
@@ -296,12 +304,12 @@ def test_the_same_randomness_erases_the_same_pixels():
 )
 def test_enormous_images_are_refused_before_they_fill_the_memory(spec, size):
   with pytest.raises(UserError, match=f"make an image of {size} pixels"):
-    ops.parse(spec)(numbered(3, 4), rng())
+    preprocess.parse(spec)(numbered(3, 4), rng())
 
 
 def test_randaug_is_one_of_the_ops():
   image = rng().integers(256, size=(32, 32, 3), dtype=np.uint8)
-  distort = ops.parse("flip | randaug(2, 15, contrast='fixed')")
+  distort = preprocess.parse("flip | randaug(2, 15, contrast='fixed')")
 
   distorted = distort(image, rng(1))
 
@@ -351,12 +359,12 @@ def test_randaug_is_one_of_the_ops():
 )
 def test_an_unreadable_spec_says_where_and_what_would_do(spec, said):
   with pytest.raises(UserError, match=said):
-    ops.parse(spec)
+    preprocess.parse(spec)
 
 
 def test_bars_and_commas_inside_quotes_do_not_split():
   with pytest.raises(UserError, match=r"'resize\(8, \"a\|b\"\)'|a\|b"):
-    ops.parse('flip | resize(8, "a|b") | flip')
+    preprocess.parse('flip | resize(8, "a|b") | flip')
 
 
 def test_a_crop_larger_than_the_image_names_both_sizes():
@@ -364,10 +372,10 @@ def test_a_crop_larger_than_the_image_names_both_sizes():
     with pytest.raises(
       UserError, match="8 x 9 pixels out of an image of 7 x 9"
     ):
-      ops.parse(f"{name}((8, 9))")(numbered(7, 9), rng())
+      preprocess.parse(f"{name}((8, 9))")(numbered(7, 9), rng())
 
 
 def test_an_argument_is_given_once_and_by_its_name():
   for spec in "resize(size=8, size=9)", "resize(**{'size': 8})":
     with pytest.raises(UserError, match="character 1 .*once, as name=value"):
-      ops.parse(spec)
+      preprocess.parse(spec)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.permutations.equivalence import permute_params
-from mixer.data import ops
+from mixer.data import preprocess
 from mixer.models import create, flops
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.sharding import pmap_update, replicate, to_host
@@ -62,7 +62,7 @@ def params():
 
 
 def permuted(batch, spec=PERMUTE):
-  transform = ops.parse(spec)
+  transform = preprocess.parse(spec)
   return np.stack([transform(each, np.random.default_rng()) for each in batch])
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mixer import classifier, predict, weights
-from mixer.data import ops
-from mixer.data.image_files import find_images
+from mixer.data import preprocess
+from mixer.data.find_images import find_images
 from mixer.datasets import class_names
 from mixer.models import create
 from mixer.training import start
@@ -151,7 +151,7 @@ def test_weights_alone_get_the_papers_preprocessing(photo, capsys):
   code = run(f"--init={TINY}", photo, "--topk=7")
 
   out, err = capsys.readouterr()
-  pixels = ops.parse("resize_small(37) | central_crop(32)")(
+  pixels = preprocess.parse("resize_small(37) | central_crop(32)")(
     PHOTOGRAPHS["chelsea"], np.random.default_rng(0)
   )
   model = create("Mixer", **TINY_SIZES, num_classes=7)

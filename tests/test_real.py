@@ -118,7 +118,7 @@ def test_eval_py_counts_the_images_that_have_labels(tmp_path, capsys):
 
 def test_images_of_imagenet_v2_have_imagenets_labels(tmp_path):
   """Its folders are named by number, and listed as 0, 1, 10, 100, ..."""
-  from mixer.data.sources.tfds_builders import builder_class
+  from mixer.data.sources.tfds import builder_class
 
   classes = (0, 1, 2, 10, 99, 100, 999)
   for label in classes:

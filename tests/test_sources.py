@@ -11,8 +11,8 @@ from layouts import write_tfds
 from sklearn.datasets import load_digits
 
 from mixer.data.__main__ import main
-from mixer.data.decoding import decode
-from mixer.data.sources import NotPrepared, open_source, tfds_folder
+from mixer.data.decode import decode
+from mixer.data.sources import DatasetNotFoundError, open_source, tfds
 from mixer.errors import UserError
 
 
@@ -59,11 +59,12 @@ def test_digits_are_those_of_scikit_learn_bit_for_bit(digits_dir):
 def test_reading_a_batch_does_not_import_tensorflow(digits_dir):
   code = f"""
 import sys
-from mixer.data import device_feed, loader, ops
+from mixer.data import prefetch, input_pipeline, preprocess
 from mixer.data.sources import open_source
 assert "tensorflow_datasets" not in sys.modules
 source = open_source("digits", "train", {digits_dir!r})
-steps = loader.train_batches(source, ops.parse("flip"), batch=4, seed=0)
+ops = preprocess.parse("flip")
+steps = input_pipeline.train_batches(source, ops, batch=4, seed=0)
 assert next(steps)["image"].shape == (4, 8, 8, 3)
 assert "tensorflow" not in sys.modules
 """
@@ -123,7 +124,7 @@ def test_the_folder_of_data_sets_comes_from_the_environment(
 
 
 def test_an_unprepared_data_set_says_where_and_how(tmp_path):
-  with pytest.raises(NotPrepared) as caught:
+  with pytest.raises(DatasetNotFoundError) as caught:
     open_source("cifar10", "train", str(tmp_path))
 
   assert str(tmp_path / "cifar10") in str(caught.value)
@@ -132,7 +133,7 @@ def test_an_unprepared_data_set_says_where_and_how(tmp_path):
 
 
 def test_imagenet_says_which_files_go_where(tmp_path):
-  with pytest.raises(NotPrepared) as caught:
+  with pytest.raises(DatasetNotFoundError) as caught:
     open_source("imagenet2012", "train", str(tmp_path))
 
   message = str(caught.value)
@@ -143,7 +144,7 @@ def test_imagenet_says_which_files_go_where(tmp_path):
 
 
 def test_an_unprepared_imagenet21k_is_never_just_an_unknown_name(tmp_path):
-  with pytest.raises(NotPrepared, match="imagenet21k"):
+  with pytest.raises(DatasetNotFoundError, match="imagenet21k"):
     open_source("imagenet21k", "full", str(tmp_path))
 
 
@@ -218,12 +219,12 @@ def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
     (tmp_path / "cats" / version).mkdir(parents=True)
     (tmp_path / "cats" / version / "dataset_info.json").write_text("{}")
 
-  newest = tfds_folder.find_prepared("cats", str(tmp_path))
-  named = tfds_folder.find_prepared("cats:2.1.0", str(tmp_path))
+  newest = tfds.find_prepared("cats", str(tmp_path))
+  named = tfds.find_prepared("cats:2.1.0", str(tmp_path))
 
   assert newest.name == "3.0.10"
   assert named.name == "2.1.0"
-  assert tfds_folder.find_prepared("cats:1.0.0", str(tmp_path)) is None
+  assert tfds.find_prepared("cats:1.0.0", str(tmp_path)) is None
 
 
 def test_damaged_record_files_are_said_with_the_way_out(tmp_path):
@@ -234,7 +235,7 @@ def test_damaged_record_files_are_said_with_the_way_out(tmp_path):
   with pytest.raises(UserError, match=f"{file}, record 2 .*missing or damaged"):
     open_source("cifar10", "train", str(tmp_path)).read([2])
   file.unlink()
-  with pytest.raises(NotPrepared, match=f"the first is {file}"):
+  with pytest.raises(DatasetNotFoundError, match=f"the first is {file}"):
     open_source("cifar10", "train", str(tmp_path))
 
 
@@ -250,5 +251,5 @@ def test_what_tfds_has_not_finished_is_not_opened(tfrecord_dir):
   [folder] = Path(tfrecord_dir).glob("cifar10/*/")
   folder.rename(folder.with_name("incomplete.ABC_3.0.2"))
 
-  with pytest.raises(NotPrepared, match="cifar10 is not prepared"):
+  with pytest.raises(DatasetNotFoundError, match="cifar10 is not prepared"):
     open_source("cifar10", "train", tfrecord_dir)

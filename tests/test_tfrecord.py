@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
@@ -19,12 +20,10 @@ import tensorflow_datasets as tfds
 from layouts import write_tfds
 
 from mixer.data.sources import (
-  NotPrepared,
-  array_record,
+  DatasetNotFoundError,
+  file_io,
   open_source,
-  record_files,
-  tfds_folder,
-  tfrecord,
+  records,
   tfrecord_index,
 )
 from mixer.errors import UserError
@@ -101,8 +100,8 @@ def test_both_formats_give_the_same_examples(prepared, split):
   ours = open_train(prepared["tfrecord"], split)
   theirs = open_train(prepared["array_record"], split)
 
-  assert isinstance(ours.records, tfrecord.TFRecords)
-  assert isinstance(theirs.records, array_record.ArrayRecords)
+  assert isinstance(ours.records, records.TFRecords)
+  assert isinstance(theirs.records, records.ArrayRecords)
   assert len(ours) == len(theirs)
   everything = range(len(ours))
   assert ours.read(everything) == theirs.read(everything)
@@ -123,7 +122,7 @@ def test_records_of_many_files_are_found(sharded):
 
 def test_array_record_is_taken_where_there_is_both(copied, prepared):
   folder, file = copied
-  [other] = tfds_folder.epath.Path(prepared["array_record"]).glob("*/*/*train*")
+  [other] = Path(prepared["array_record"]).glob("*/*/*train*")
   shutil.copy(other, file.parent)
   info = file.parent / "dataset_info.json"
   content = json.loads(info.read_text())
@@ -132,7 +131,7 @@ def test_array_record_is_taken_where_there_is_both(copied, prepared):
 
   source = open_train(folder)
 
-  assert isinstance(source.records, array_record.ArrayRecords)
+  assert isinstance(source.records, records.ArrayRecords)
   assert source.read([5]) == open_train(prepared["tfrecord"]).read([5])
 
 
@@ -189,9 +188,9 @@ def test_many_threads_share_few_open_files(
   prepared, tmp_path, monkeypatch, file_format
 ):
   folder, _ = write_shards(prepared, tmp_path / "sharded", file_format, 16)
-  module = {"tfrecord": tfrecord, "array_record": array_record}[file_format]
-  tiny = functools.lru_cache(2)(module._open.__wrapped__)
-  monkeypatch.setattr(module, "_open", tiny)
+  opener = f"_open_{file_format}"
+  tiny = functools.lru_cache(2)(getattr(records, opener).__wrapped__)
+  monkeypatch.setattr(records, opener, tiny)
   source = open_train(folder, "train+test+train")
   expected = source.read(range(len(source)))
   before = len(os.listdir("/proc/self/fd"))
@@ -433,7 +432,9 @@ def test_missing_files_are_named_at_opening(prepared, tmp_path, file_format):
   [file] = (tmp_path / "copied").glob("cifar10/*/*train*")
   file.unlink()
 
-  with pytest.raises(NotPrepared, match=f"1 of 1 .*the first is {file}"):
+  with pytest.raises(
+    DatasetNotFoundError, match=f"1 of 1 .*the first is {file}"
+  ):
     open_train(str(tmp_path / "copied"))
   assert len(open_train(str(tmp_path / "copied"), "test")) == 7
 
@@ -479,9 +480,9 @@ def test_files_are_read_the_same_way_from_a_bucket(copied, monkeypatch):
   expected = open_train(folder).read(range(40))
 
   # Through epath, which for a path like gs:// goes to the bucket.
-  monkeypatch.setattr(tfrecord, "open_file", record_files.RemoteFile)
-  monkeypatch.setattr(tfrecord_index, "open_file", record_files.RemoteFile)
-  monkeypatch.setattr(record_files, "is_remote", lambda path: True)
+  monkeypatch.setattr(records, "open_file", file_io.RemoteFile)
+  monkeypatch.setattr(tfrecord_index, "open_file", file_io.RemoteFile)
+  monkeypatch.setattr(file_io, "is_remote", lambda path: True)
   monkeypatch.setattr(tfrecord_index, "is_remote", lambda path: True)
   monkeypatch.setenv("MIXER_CACHE_DIR", str(file.parent / "cache"))
   source = open_train(folder)
@@ -490,12 +491,12 @@ def test_files_are_read_the_same_way_from_a_bucket(copied, monkeypatch):
 
   assert found == expected
   file.unlink()
-  with pytest.raises(NotPrepared, match=f"the first is {file}"):
+  with pytest.raises(DatasetNotFoundError, match=f"the first is {file}"):
     open_train(folder)
 
 
 def test_array_record_in_a_bucket_says_what_to_do(prepared, monkeypatch):
-  monkeypatch.setattr(array_record, "is_remote", lambda path: True)
+  monkeypatch.setattr(records, "is_remote", lambda path: True)
 
   with pytest.raises(UserError, match="gcsfuse.*TFRecord"):
     open_train(prepared["array_record"])
@@ -508,7 +509,7 @@ def test_another_format_says_what_is_needed(copied):
   content["fileFormat"] = "riegeli"
   info.write_text(json.dumps(content))
 
-  with pytest.raises(NotPrepared, match="as riegeli.*prepare cifar10"):
+  with pytest.raises(DatasetNotFoundError, match="as riegeli.*prepare cifar10"):
     open_train(folder)
 
 

@@ -30,8 +30,8 @@ from benchmarks.faults.not_finite import poison
 from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.config_check import to_dict
-from mixer.data.loader import eval_batches
-from mixer.data.order import GlobalOrder
+from mixer.data.input_pipeline import eval_batches
+from mixer.data.shuffle import IndexShuffler
 from mixer.errors import UserError
 from mixer.evaluators import runner
 from mixer.training import evaluate, run_dir, setup, start
@@ -351,7 +351,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_written_down(
   skipped = [json.loads(line) for line in lines]
   assert [row["step"] for row in skipped] == [7, 8, 20]
   assert skipped[0]["positions"] == [6 * 32, 7 * 32 - 1]
-  order = GlobalOrder(1_437, config.seed)
+  order = IndexShuffler(1_437, config.seed)
   expected = order(np.arange(6 * 32, 7 * 32))
   np.testing.assert_array_equal(skipped[0]["examples"], expected)
   assert np.isnan(skipped[0]["loss"])

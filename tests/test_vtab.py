@@ -10,9 +10,9 @@ import recipes
 from layouts import write_tfds
 from photographs import encoded
 
-from mixer.data.decoding import decode
-from mixer.data.loader import train_batches
-from mixer.data.ops import parse
+from mixer.data.decode import decode
+from mixer.data.input_pipeline import train_batches
+from mixer.data.preprocess import parse
 from mixer.errors import UserError
 from mixer.plan import make_plan
 

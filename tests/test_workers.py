@@ -16,23 +16,22 @@ import numpy as np
 import psutil
 import pytest
 
-from mixer.data import ops
-from mixer.data.loader import train_batches
-from mixer.data.processes import usable_cores
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
-from mixer.data.workers import Workers
+from mixer.data.workers import Workers, usable_cores
 
 LOADS_FOR_EVER = """
 import sys, time
-from mixer.data import ops
-from mixer.data.loader import train_batches
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
 from mixer.data.workers import Workers
 
 if __name__ == "__main__":
   source = open_source("digits", "train", sys.argv[1])
   batches = train_batches(
-    source, ops.parse("resize(8)"), batch=64, seed=0,
+    source, preprocess.parse("resize(8)"), batch=64, seed=0,
     workers=Workers(2, "process"),
   )
   for _ in range(8):
@@ -131,7 +130,7 @@ def test_closing_ends_worker_processes(digits_dir):
   source = open_source("digits", "train", digits_dir)
   batches = train_batches(
     source,
-    ops.parse("resize(8)"),
+    preprocess.parse("resize(8)"),
     batch=64,
     seed=0,
     workers=Workers(2, "process"),
@@ -160,7 +159,7 @@ def test_a_recipe_s_own_op_works_in_worker_processes(digits_dir, tmp_path):
   recipe = tmp_path / "recipe.py"
   recipe.write_text(
     "from __future__ import annotations\n"
-    "from mixer.data.ops import op\n"
+    "from mixer.data.preprocess import op\n"
     '@op("brighten")\n'
     "class Brighten:\n"
     "  by: int\n"
@@ -177,7 +176,7 @@ def test_a_recipe_s_own_op_works_in_worker_processes(digits_dir, tmp_path):
     next(
       train_batches(
         source,
-        ops.parse(spec),
+        preprocess.parse(spec),
         batch=16,
         seed=0,
         workers=Workers(1, "process"),
@@ -188,4 +187,4 @@ def test_a_recipe_s_own_op_works_in_worker_processes(digits_dir, tmp_path):
 
   assert np.array_equal(images[0] + 3, images[1])
 
-  ops.OPS.pop("brighten")
+  preprocess.OPS.pop("brighten")

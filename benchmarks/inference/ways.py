@@ -17,7 +17,7 @@ from jax import export as jax_export
 from benchmarks.throughput.programs import CLASSES, draw_params
 from mixer import weights
 from mixer.classifier import bind_to_devices
-from mixer.data.device_feed import to_devices
+from mixer.data.prefetch import prefetch_to_device
 from mixer.export import write_program
 from mixer.models import create, flops
 from mixer.training.step import normalise
@@ -53,7 +53,7 @@ def predict(file: Path, dtype: str) -> Call:
   judge = bind_to_devices(model, params, devices, loss="softmax", topk=TOPK)
 
   def call(pixels: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    [batch] = to_devices(iter([{"image": pixels}]), devices)
+    [batch] = prefetch_to_device(iter([{"image": pixels}]), devices)
     return judge(batch)
 
   return call

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.input import photos
-from mixer.data import ops
-from mixer.data.loader import train_batches
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
 from mixer.data.workers import Workers
 from mixer.table import render
@@ -48,7 +48,7 @@ class Way:
       loaders = [
         train_batches(
           source,
-          ops.parse(SPEC),
+          preprocess.parse(SPEC),
           batch=BATCH,
           seed=0,
           start_step=begin,

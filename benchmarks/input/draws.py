@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 from scipy import stats
 
-from mixer.data import ops, randaug
+from mixer.data import preprocess, randaugment
 from mixer.table import render
 
 DRAWS = 10_000
@@ -43,7 +43,7 @@ def _row(name: str, against: str, test) -> tuple[str, ...]:
 
 def _inception_crops() -> Iterator[tuple[str, ...]]:
   for height, width in SIZES:
-    crop, rng = ops.InceptionCrop(224), np.random.default_rng(0)
+    crop, rng = preprocess.InceptionCrop(224), np.random.default_rng(0)
     ours = np.array([crop.sample(height, width, rng) for _ in range(DRAWS)])
     theirs = _tensorflow_boxes(height, width)
     for name, measure in MEASURES.items():
@@ -78,7 +78,7 @@ def _randaug() -> Iterator[tuple[str, ...]]:
   """Runs randaug(2, 15) and watches what it calls."""
   image = np.zeros((32, 32, 3), np.uint8)
   called, signs = [], collections.defaultdict(list)
-  either_sign = randaug.either_sign
+  either_sign = randaugment.either_sign
 
   def watched(name, operation):
     def call(image, level, rng):
@@ -92,16 +92,18 @@ def _randaug() -> Iterator[tuple[str, ...]]:
     signs[called[-1]].append(signed == value)
     return signed
 
-  operations = {k: watched(k, v) for k, v in randaug.OPERATIONS.items()}
-  augment, rng = ops.parse("randaug(2, 15)"), np.random.default_rng(0)
+  operations = {k: watched(k, v) for k, v in randaugment.OPERATIONS.items()}
+  augment, rng = preprocess.parse("randaug(2, 15)"), np.random.default_rng(0)
   with (
-    mock.patch.dict(randaug.OPERATIONS, operations),
-    mock.patch.object(randaug, "either_sign", watched_sign),
+    mock.patch.dict(randaugment.OPERATIONS, operations),
+    mock.patch.object(randaugment, "either_sign", watched_sign),
   ):
     for _ in range(DRAWS):
       augment(image, rng)
-  yield _row("RandAugment: operation", "1 in 16", _equal(called, randaug.NAMES))
-  pairs = [f"{a} {b}" for a in randaug.NAMES for b in randaug.NAMES]
+  yield _row(
+    "RandAugment: operation", "1 in 16", _equal(called, randaugment.NAMES)
+  )
+  pairs = [f"{a} {b}" for a in randaugment.NAMES for b in randaugment.NAMES]
   drawn = [f"{a} {b}" for a, b in zip(called[::2], called[1::2], strict=True)]
   yield _row("RandAugment: pair", "1 in 256", _equal(drawn, pairs))
   for name, drawn in sorted(signs.items()):
@@ -114,7 +116,7 @@ def _cutout() -> tuple[str, ...]:
   fields = []
   for _ in range(DRAWS):
     # Of half a side of 1: the last pixel is the centre that was drawn.
-    result = randaug.apply("Cutout", image, rng, magnitude=0.25)
+    result = randaugment.apply("Cutout", image, rng, magnitude=0.25)
     last = result.size // 3 - 1 - np.argmax(result[..., 0].ravel()[::-1])
     fields.append((last // 224 // 16, last % 224 // 16))
   places = [(y, x) for y in range(14) for x in range(14)]
@@ -124,7 +126,7 @@ def _cutout() -> tuple[str, ...]:
 def _flip() -> tuple[str, ...]:
   image = np.zeros((1, 2, 3), np.uint8)
   image[0, 1] = 1
-  flip, rng = ops.parse("flip"), np.random.default_rng(0)
+  flip, rng = preprocess.parse("flip"), np.random.default_rng(0)
   flipped = [flip(image, rng)[0, 0, 0] == 1 for _ in range(DRAWS)]
   return _row("flip", "1 in 2", _equal(flipped, (False, True)))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.input import photos
-from mixer.data import ops
-from mixer.data.loader import train_batches
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
 from mixer.table import render
 
@@ -23,7 +23,7 @@ def table(folder: Path) -> str:
   data_dir = photos.write(folder, EXAMPLES, "array_record")
   source = open_source(photos.NAME, "train", data_dir)
   batches = train_batches(
-    source, ops.parse("inception_crop(224) | flip"), batch=BATCH, seed=0
+    source, preprocess.parse("inception_crop(224) | flip"), batch=BATCH, seed=0
   )
   process = psutil.Process()
   rows = []

@@ -117,8 +117,8 @@ def _measure(data_dir: str) -> dict[str, float]:
   import cloudpickle
   from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
 
-  from mixer.data import ops
-  from mixer.data.loader import train_batches
+  from mixer.data import preprocess
+  from mixer.data.input_pipeline import train_batches
   from mixer.data.sources import open_source
 
   resident = psutil.Process().memory_info().rss
@@ -129,7 +129,9 @@ def _measure(data_dir: str) -> dict[str, float]:
   read_began = time.perf_counter()
   source.read(ids)
   read = time.perf_counter()
-  batches = train_batches(source, ops.parse("resize(8)"), batch=BATCH, seed=0)
+  batches = train_batches(
+    source, preprocess.parse("resize(8)"), batch=BATCH, seed=0
+  )
   next(batches)
   batch = time.perf_counter()
   added = psutil.Process().memory_info().rss - resident

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from benchmarks.input import photos
-from mixer.data import ops
-from mixer.data.decoding import decode
+from mixer.data import preprocess
+from mixer.data.decode import decode
 from mixer.table import render
 
 BOXES = 10  # of inception crops, in every photograph
@@ -64,7 +64,7 @@ def _operations() -> Iterator[tuple[str, str, Read, Read]]:
   yield "decode JPEG", "tf.io.decode_image", *_decoders()
   for size in 224, 448:
     for method, antialias in RESIZES:
-      ours = ops.parse(f"resize({size}, {method!r}, {antialias})")
+      ours = preprocess.parse(f"resize({size}, {method!r}, {antialias})")
       yield (
         f"resize({size}), {method}{', antialias' if antialias else ''}",
         "tf.image.resize",
@@ -77,7 +77,7 @@ def _operations() -> Iterator[tuple[str, str, Read, Read]]:
     "resize_small(256)": _resize_small,
     "resize_small(256) | central_crop(224)": _evaluate,
   }.items():
-    ours = ops.parse(spec)
+    ours = preprocess.parse(spec)
     yield (
       spec.replace(" |", ","),  # a bar would end a cell of the table
       "tf.image.resize, area",
@@ -139,7 +139,7 @@ def _evaluate(data: bytes) -> np.ndarray:
 
 
 def _inception_crops(data: bytes) -> np.ndarray:
-  crop, image = ops.InceptionCrop(224), decode(data)
+  crop, image = preprocess.InceptionCrop(224), decode(data)
   return np.stack(
     [crop(image, np.random.default_rng(seed)) for seed in range(BOXES)]
   )
@@ -147,7 +147,7 @@ def _inception_crops(data: bytes) -> np.ndarray:
 
 def _inception_crops_of_tensorflow(data: bytes, part) -> np.ndarray:
   """The same boxes, which are a function of the seed and the size."""
-  crop, (height, width) = ops.InceptionCrop(224), decode(data).shape[:2]
+  crop, (height, width) = preprocess.InceptionCrop(224), decode(data).shape[:2]
   crops = []
   for seed in range(BOXES):
     box = crop.sample(height, width, np.random.default_rng(seed))

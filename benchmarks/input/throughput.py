@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.input import photos
-from mixer.data import ops
-from mixer.data.loader import train_batches
-from mixer.data.processes import usable_cores
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
-from mixer.data.workers import Workers
+from mixer.data.workers import Workers, usable_cores
 from mixer.table import render
 
 EXAMPLES = 2_000
@@ -36,7 +35,7 @@ def ours(
   source = open_source(photos.NAME, "train", data_dir)
   workers = Workers(usable_cores(), kind)
   return train_batches(
-    source, ops.parse(spec), batch=BATCH, seed=0, workers=workers
+    source, preprocess.parse(spec), batch=BATCH, seed=0, workers=workers
   )
 
 
@@ -79,7 +78,7 @@ def tf_data(data_dir: str) -> Iterator:
 def pillow(data_dir: str) -> Iterator[dict[str, np.ndarray]]:
   """The same loader with RandAugment's sixteen operations by Pillow."""
   source = open_source(photos.NAME, "train", data_dir)
-  before = ops.parse(CROP)
+  before = preprocess.parse(CROP)
 
   def load(image, rng):
     return pillow_randaug(before(image, rng), rng)

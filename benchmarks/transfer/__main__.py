@@ -14,8 +14,8 @@ from absl import flags
 
 from benchmarks.transfer.runs import probe_at_start, probed, swept, trained
 from mixer import weights
-from mixer.data import ops
-from mixer.data.loader import eval_batches
+from mixer.data import preprocess
+from mixer.data.input_pipeline import eval_batches
 from mixer.data.sources import open_source
 from mixer.table import render
 from mixer.training.step import normalise
@@ -65,7 +65,9 @@ def grown_apart(pretrained: Path) -> float:
   """Largest difference of a feature between grown and small model."""
   small = weights.load(pretrained)
   source = open_source("digits/5to9", "test")
-  batches = eval_batches(source, ops.parse("resize(16)"), batch=len(source))
+  batches = eval_batches(
+    source, preprocess.parse("resize(16)"), batch=len(source)
+  )
   images = np.asarray(normalise(next(batches)["image"]))  # n 16 16 3
   tiles = images.reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5)
 

@@ -15,13 +15,12 @@ import sys
 from etils import epath
 
 from mixer import cli
-from mixer.data import duplicates
+from mixer.data import dedup
 from mixer.data.sources import (
-  NotPrepared,
+  DatasetNotFoundError,
   image_folder,
   open_source,
-  tfds_builders,
-  tfds_folder,
+  tfds,
 )
 from mixer.errors import UserError
 
@@ -85,7 +84,7 @@ def _prepare(name: str, data_dir: str | None, **options) -> str:
 
 def _hash(name: str, data_dir: str | None, split: str, out: str) -> str:
   source = open_source(name, split, data_dir)
-  images, plain, unreadable = duplicates.write(source, out)
+  images, plain, unreadable = dedup.write(source, out)
   return (
     f"{images:,} images of {name} {split} are in {out}; {plain:,} too plain for"
     f" a hash and {unreadable:,} that cannot be decoded."
@@ -111,10 +110,10 @@ def prepare(
       f"{name} needs no preparation: images are read as they are."
     )
   _check_options(name, options)
-  folder = tfds_folder.find_prepared(name, data_dir)
+  folder = tfds.find_prepared(name, data_dir)
   if folder is None:
     _generate(name, data_dir, options)
-    return tfds_folder.find_prepared(name, data_dir)
+    return tfds.find_prepared(name, data_dir)
   if "exclude" in options:
     raise UserError(
       f"{name} is in {folder} already, and nothing is left out of what is"
@@ -125,9 +124,7 @@ def prepare(
 
 
 def _check_options(name: str, options: dict[str, object]) -> None:
-  known = inspect.signature(
-    tfds_builders.builder_class(name).__init__
-  ).parameters
+  known = inspect.signature(tfds.builder_class(name).__init__).parameters
   for option in options:
     if option not in known:
       raise UserError(
@@ -138,7 +135,7 @@ def _check_options(name: str, options: dict[str, object]) -> None:
 
 def describe(name: str, folder: epath.Path) -> str:
   """Returns where a data set is, and the size of each split."""
-  splits = tfds_folder.read_builder(folder, name).info.splits
+  splits = tfds.read_builder(folder, name).info.splits
   sizes = [
     f"  {split}: {splits[split].num_examples} examples" for split in splits
   ]
@@ -148,15 +145,15 @@ def describe(name: str, folder: epath.Path) -> str:
 def _generate(
   name: str, data_dir: str | None, options: dict[str, object]
 ) -> None:
-  dataset, config, version = tfds_builders.split_name(name)
-  builder_class = tfds_builders.builder_class(name)
-  tfds_builders.check_config(name)
-  import tensorflow_datasets as tfds
+  dataset, config, version = tfds.split_name(name)
+  builder_class = tfds.builder_class(name)
+  tfds.check_config(name)
+  import tensorflow_datasets
 
-  root = tfds_folder.resolve_data_dir(data_dir)
-  manual = tfds_builders.manual_instructions(name)
+  root = tfds.resolve_data_dir(data_dir)
+  manual = tfds.manual_instructions(name)
   if manual and not any((root / "downloads" / "manual").glob("*")):
-    raise NotPrepared(
+    raise DatasetNotFoundError(
       f"{dataset} cannot be downloaded by a program. Put the files into"
       f" {root / 'downloads' / 'manual'} ({manual}), then run this again."
     )
@@ -167,7 +164,7 @@ def _generate(
   except (ValueError, AssertionError) as error:
     raise UserError(f"Cannot prepare {name}: {error}") from error
   if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
+    tensorflow_datasets.disable_progress_bar()
   try:
     builder.download_and_prepare(file_format="array_record")
   except Exception as error:
@@ -176,7 +173,7 @@ def _generate(
     # elsewhere.
     if not manual or type(error).__name__ not in _NOT_THERE:
       raise
-    raise NotPrepared(
+    raise DatasetNotFoundError(
       f"{dataset} needs files that are not in"
       f" {root / 'downloads' / 'manual'} ({manual}). {_first_line(error)}"
     ) from error
@@ -191,8 +188,8 @@ if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   logging.getLogger().setLevel(logging.ERROR)
   if sys.argv[1:2] == ["show"]:
-    from mixer import contact_sheet
+    from mixer import show_batch
 
     sys.argv[:2] = [f"{sys.argv[0]} show"]
-    contact_sheet.main()
+    show_batch.main()
   sys.exit(main())

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Threads or processes that work ahead of the loop, by Grain."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import itertools
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
 import signal
-from collections.abc import Iterator
-from typing import Literal
+import threading
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Literal
 
-import grain
 from absl import flags
 
-from mixer.data.processes import (
-  end_with_parent,
-  passed_by,
-  usable_cores,
-)
 from mixer.errors import UserError
 from mixer.malloc import tune_malloc
+
+if TYPE_CHECKING:
+  import grain
 
 Kind = Literal["thread", "process"]
 
@@ -46,6 +49,8 @@ class Workers:
         cloudpickle where workers are processes.
       per_batch: elements in a batch.
     """
+    import grain  # imports JAX, which a lean worker process can do without
+
     tune_malloc()
     number = usable_cores() if self.number is None else self.number
     ahead = max(self.ahead * per_batch, number)
@@ -60,7 +65,7 @@ class Workers:
     return _in_processes(iter(elements.mp_prefetch(options, _begin_worker)))
 
 
-ONE_A_CORE = Workers()
+DEFAULT_WORKERS = Workers()
 
 # A terminal sends the one, a scheduler the other, to every process of a job.
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -71,7 +76,7 @@ def _in_processes(elements: grain.DatasetIterator) -> Iterator:
   with contextlib.closing(elements):
     try:
       # Processes start with the first element.
-      with passed_by(STOPS):
+      with block_signals(STOPS):
         first = list(itertools.islice(elements, 1))
       yield from first
       yield from elements
@@ -91,4 +96,51 @@ def _begin_worker(worker: int, workers: int) -> None:
   # The parent decides when to stop: after it has saved.
   for number in STOPS:
     signal.signal(number, signal.SIG_IGN)
-  end_with_parent()
+  die_with_parent()
+
+
+@contextlib.contextmanager
+def block_signals(signals: Collection[signal.Signals]) -> Iterator[None]:
+  """Lets processes that begin inside not hear of these signals.
+
+  They inherit what is blocked, until they can look after themselves.
+  """
+  _start_tracker()
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+  """Starts Python's helper that removes what processes leave in memory.
+
+  It would start with the first process, and then unblock signals. What workers
+  had ready when they were stopped it removes with a warning, which says nothing
+  to a user.
+  """
+  said = os.environ.get("PYTHONWARNINGS")
+  quiet = "ignore:resource_tracker"
+  os.environ["PYTHONWARNINGS"] = f"{said},{quiet}" if said else quiet
+  try:
+    multiprocessing.resource_tracker.ensure_running()
+  finally:
+    del os.environ["PYTHONWARNINGS"]
+    if said is not None:
+      os.environ["PYTHONWARNINGS"] = said
+
+
+def die_with_parent() -> None:
+  """Makes a worker process end when its parent does, even by a kill."""
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def usable_cores() -> int:
+  """Cores that this process may use, which a container can limit."""
+  return len(os.sched_getaffinity(0))

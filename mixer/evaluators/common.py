@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
 
-from mixer.data.device_feed import to_devices
+from mixer.data.prefetch import prefetch_to_device
 from mixer.training.sharding import pmap_step
 
 Batch = dict[str, np.ndarray]
@@ -75,7 +75,7 @@ def run_pass(
     )
 
   ahead = collections.deque()  # dispatched, not yet fetched
-  for batch in to_devices(feed(), devices):
+  for batch in prefetch_to_device(feed(), devices):
     ahead.append(step(params, batch))
     if len(ahead) > 1:
       yield fetch(ahead.popleft())

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 
-from mixer.data import ops as image_ops
-from mixer.data.loader import eval_batches, read_labels
+from mixer.data import preprocess
+from mixer.data.input_pipeline import eval_batches, read_labels
 from mixer.data.sources import Source
 from mixer.evaluators import Classification, Fewshot, Real, result_name
 from mixer.evaluators.common import Batch
@@ -85,7 +85,7 @@ def _create(
   interrupted: Callable[[], bool],
 ) -> Classification | Real | Fewshot:
   options = evaluation.options
-  ops = image_ops.parse(options.ops)
+  ops = preprocess.parse(options.ops)
 
   def batches(source: Source = evaluation.source) -> Iterator[Batch]:
     for batch in eval_batches(

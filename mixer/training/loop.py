@@ -13,10 +13,10 @@ from clu import parameter_overview
 from mixer import weights
 from mixer.atomic_write import atomic_write
 from mixer.cli import EX_OK, EX_TEMPFAIL, PROCESS_START
-from mixer.data import ops as image_ops
-from mixer.data.device_feed import to_devices
-from mixer.data.loader import train_batches
-from mixer.data.order import GlobalOrder
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
+from mixer.data.prefetch import prefetch_to_device
+from mixer.data.shuffle import IndexShuffler
 from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.hosts import Hosts
@@ -72,7 +72,7 @@ class Run:
     self.update = create_update(plan, self.optimizer, self.devices)
     batches = train_batches(
       plan.source,
-      image_ops.parse(config.data.ops),
+      preprocess.parse(config.data.ops),
       batch=config.batch,
       seed=config.seed,
       start_step=self.start,
@@ -81,7 +81,7 @@ class Run:
       workers=plan.workers,
       bad_images=plan.bad_images,
     )
-    self.batches = to_devices(
+    self.batches = prefetch_to_device(
       index_examples(batches, config.batch),
       local_devices(),
       config.data.prefetch,
@@ -90,7 +90,7 @@ class Run:
       folder,
       from_step=self.start,
       batch=config.batch,
-      order=GlobalOrder(len(plan.source), config.seed),
+      order=IndexShuffler(len(plan.source), config.seed),
       enabled=hosts.is_first,
     )
     self.in_flight = InFlight(

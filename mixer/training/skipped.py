@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer.atomic_write import atomic_write
-from mixer.data.order import GlobalOrder
+from mixer.data.shuffle import IndexShuffler
 
 
 class SkippedUpdates:
@@ -25,7 +25,7 @@ class SkippedUpdates:
     *,
     from_step: int,
     batch: int,
-    order: GlobalOrder,
+    order: IndexShuffler,
     enabled: bool = True,
   ):
     """Cuts the file back to where the run goes on.

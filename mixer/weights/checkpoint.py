@@ -169,7 +169,7 @@ def _recorded(
   config: Path, gelu: str | None
 ) -> tuple[str | None, tuple[int, int] | None]:
   """The form of GELU and the image size of a run's config."""
-  from mixer.data import ops  # which loads more than other weights need
+  from mixer.data import preprocess  # which loads more than other weights need
 
   try:
     said = json.loads(config.read_text())
@@ -179,6 +179,6 @@ def _recorded(
       f"{config} is damaged: name the file of weights beside it."
     ) from error
   try:
-    return gelu, ops.output_size(spec)
+    return gelu, preprocess.output_size(spec)
   except UserError:  # with ops of a recipe's own
     return gelu, None

@@ -5,11 +5,11 @@ Everything is read from the folder alone, so a data set whose builder is unknown
 here works as well, and TensorFlow is never imported.
 """
 
-from mixer.data.sources import image_folder, tfds_folder
-from mixer.data.sources.base import NotPrepared, Source, Subset
+from mixer.data.sources import image_folder, tfds
+from mixer.data.sources.base import DatasetNotFoundError, Source, Subset
 from mixer.errors import UserError
 
-__all__ = ["NotPrepared", "Source", "Subset", "open_source"]
+__all__ = ["DatasetNotFoundError", "Source", "Subset", "open_source"]
 
 
 def open_source(
@@ -36,7 +36,7 @@ def open_source(
       labels, one a line; None means in sorted order.
 
   Raises:
-    NotPrepared: there is no such data set on disk.
+    DatasetNotFoundError: there is no such data set on disk.
     UserError: the name, the split or a key does not exist.
   """
   if name.startswith(image_folder.PREFIX):
@@ -46,6 +46,6 @@ def open_source(
       f"classes={classes} is for images in folders; {name} of TFDS brings its"
       " own."
     )
-  return tfds_folder.open_split(
+  return tfds.open_split(
     name, split, data_dir, image_key=image_key, label_key=label_key
   )

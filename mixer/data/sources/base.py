@@ -10,11 +10,11 @@ import numpy as np
 from mixer.errors import UserError
 
 
-class NotPrepared(UserError):
+class DatasetNotFoundError(UserError):
   """The data set is known, but not on disk in a form that can be read."""
 
 
-def no_such_split(name: str, split: str, sizes: Mapping[str, int]) -> UserError:
+def split_error(name: str, split: str, sizes: Mapping[str, int]) -> UserError:
   """Says which splits there are, and how a part of one is written."""
   there = ", ".join(f"{each} ({size})" for each, size in sizes.items())
   return UserError(

@@ -3,8 +3,11 @@
 
 import bisect
 import collections
+import concurrent.futures
 import dataclasses
 import difflib
+import functools
+import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -12,11 +15,239 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from mixer.data.sources import folder_layout
-from mixer.data.sources.base import Source, no_such_split
-from mixer.data.sources.folder_layout import FolderSplit
-from mixer.data.sources.record_files import is_remote
+from mixer.data.sources.base import DatasetNotFoundError, Source, split_error
+from mixer.data.sources.file_io import is_remote
 from mixer.errors import UserError, format_list
+
+SUFFIXES = frozenset(
+  {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+  | {".gif"}
+)
+
+# Formats as they begin; WebP has its length in between.
+_BEGINNINGS = (
+  b"\xff\xd8\xff",
+  b"\x89PNG\r\n\x1a\n",
+  b"BM",
+  b"II*\0",
+  b"MM\0*",
+  b"GIF8",
+)
+
+# Folders that systems leave among the user's own.
+_IGNORED = frozenset({"@eaDir", "__MACOSX", "lost+found"})
+
+_THREADS = 32
+
+
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder is none of the user's own."""
+  return name.startswith(".") or name in _IGNORED
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+  """What a folder holds: names of folders and of images, sorted."""
+
+  folders: list[str]
+  images: list[str]
+  others: list[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FolderSplit:
+  """The class folders in one folder; they are listed when first asked for.
+
+  TFDS's split syntax is resolved against `num_examples` and `shard_lengths`.
+  """
+
+  folder: str
+  classes: tuple[str, ...]
+
+  @property
+  def num_examples(self) -> int:
+    return sum(len(entries.images) for entries in self.entries)
+
+  @property
+  def shard_lengths(self) -> list[int]:
+    return [self.num_examples]
+
+  @functools.cached_property
+  def entries(self) -> list[Entries]:
+    """What each class folder holds."""
+    folders = [f"{self.folder}/{name}" for name in self.classes]
+    entries = _scan_all(folders)
+    for folder, found in zip(folders, entries, strict=True):
+      if found.folders:
+        raise UserError(
+          f"The images of a class must lie directly in its folder, but {folder}"
+          f" holds folders as well: {format_list(found.folders)}. {_expected()}"
+        )
+    return entries
+
+  def listing(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns file names, bytes [n], and the place of each one's class, int32.
+
+    They are in an order that depends on nothing but the names of class and
+    file, and is else as good as random: a part of it is a random sample.
+    """
+    images = [entries.images for entries in self.entries]
+    names = np.array([os.fsencode(name) for part in images for name in part])
+    places = np.repeat(
+      np.arange(len(images), dtype=np.int32), [*map(len, images)]
+    )
+    keys = (
+      hashlib.blake2b(os.fsencode(f"{kind}/{name}"), digest_size=8).digest()
+      for kind, part in zip(self.classes, images, strict=True)
+      for name in part
+    )
+    keys = np.frombuffer(b"".join(keys), ">u8")
+    order = np.argsort(keys, kind="stable")
+    return names[order], places[order]
+
+  def check(self) -> None:
+    """Raises UserError if a class has no image that begins like one."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      sound = pool.map(self._has_image, self.classes, self.entries)
+      empty = [
+        name for name, fine in zip(self.classes, sound, strict=True) if not fine
+      ]
+    if empty:
+      raise UserError(
+        f"{len(empty)} of {len(self.classes)} class folders in {self.folder}"
+        f" hold no image that can be read: {format_list(empty)}. Images are"
+        f" files with the suffixes {' '.join(sorted(SUFFIXES))}. Fill these"
+        " folders or remove them."
+      )
+
+  def _has_image(self, name: str, entries: Entries) -> bool:
+    paths = (f"{self.folder}/{name}/{image}" for image in entries.images)
+    return any(map(_begins_like_an_image, paths))
+
+
+def find_splits(root: str) -> dict[str, FolderSplit]:
+  """Returns the splits of a folder of images by name.
+
+  Raises:
+    DatasetNotFoundError: there is no such folder.
+    UserError: it is not laid out as DIR/SPLIT/CLASS/IMAGE or DIR/CLASS/IMAGE.
+  """
+  if not epath.Path(root).is_dir():
+    raise DatasetNotFoundError(_no_such_folder(root))
+  top = scan(root)
+  if top.images:
+    raise UserError(
+      f"Images lie loose in {root}: {format_list(top.images)}. {_expected()}"
+    )
+  inside = _scan_all([f"{root}/{name}" for name in top.folders])
+  inside = dict(zip(top.folders, inside, strict=True))
+  nested = [name for name, entries in inside.items() if entries.folders]
+  flat = [name for name, entries in inside.items() if entries.images]
+  if nested and flat:
+    raise UserError(
+      f"{root} mixes images with class folders: {format_list(flat)} hold"
+      f" images, {format_list(nested)} hold folders. {_expected()} Move what"
+      " does not belong there out of it."
+    )
+  if nested:
+    return {
+      name: FolderSplit(f"{root}/{name}", tuple(entries.folders))
+      for name, entries in inside.items()
+    }
+  if flat:
+    split = FolderSplit(root, tuple(inside))
+    # It is all listed already.
+    split.__dict__["entries"] = list(inside.values())
+    return {"train": split}
+  found = format_list([*(f"{name}/" for name in top.folders), *top.others])
+  raise UserError(
+    f"There are no class folders with images in {root}, but"
+    f" {found or 'nothing at all'}. {_expected()}"
+  )
+
+
+def scan(folder: str) -> Entries:
+  """Lists a folder, without what systems hide or leave in it."""
+  folders, images, others = [], [], []
+  try:
+    for entry in _entries(folder):
+      if is_hidden(entry.name):
+        continue
+      # By name first: asking a bucket what is a folder takes long.
+      if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+        images.append(entry.name)
+      elif entry.is_dir():
+        folders.append(entry.name)
+      else:
+        others.append(entry.name)
+  except OSError as error:
+    raise UserError(
+      f"Cannot list {folder}: {error.strerror or error}. Check its permissions."
+    ) from error
+  if dangling := sorted(_dangling(folder)):
+    raise UserError(
+      f"Links in {folder} lead nowhere: {format_list(dangling)}. Mend or"
+      " remove them."
+    )
+  return Entries(sorted(folders), sorted(images), sorted(others))
+
+
+def _dangling(folder: str) -> list[str]:
+  if is_remote(folder):
+    return []
+  with os.scandir(folder) as entries:
+    return [
+      entry.name
+      for entry in entries
+      if entry.is_symlink() and not os.path.exists(entry.path)
+    ]
+
+
+def _entries(folder: str):
+  if is_remote(folder):
+    return list(epath.Path(folder).iterdir())
+  with os.scandir(folder) as entries:
+    return list(entries)
+
+
+def _scan_all(folders: Sequence[str]) -> list[Entries]:
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(scan, folders))
+
+
+def _begins_like_an_image(path: str) -> bool:
+  try:
+    opened = (
+      epath.Path(path).open("rb") if is_remote(path) else open(path, "rb")
+    )
+    with opened as file:
+      head = file.read(12)
+  except OSError:
+    return False
+  webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+  return webp or head.startswith(_BEGINNINGS)
+
+
+def _no_such_folder(root: str) -> str:
+  parent = epath.Path(root).parent
+  said = f"There is no folder {root}"
+  if not parent.is_dir():
+    return f"{said}, nor {parent}."
+  siblings = scan(str(parent)).folders
+  near = difflib.get_close_matches(epath.Path(root).name, siblings)
+  shown = near or siblings
+  return (
+    f"{said}. In {parent} there is {format_list(shown) or 'no folder at all'}."
+  )
+
+
+def _expected() -> str:
+  return (
+    "What is expected is DIR/SPLIT/CLASS/IMAGE, such as train/cat/1.jpg and"
+    " test/cat/2.jpg, or DIR/CLASS/IMAGE, such as cat/1.jpg, which is one split"
+    " train."
+  )
+
 
 PREFIX = "folder:"
 
@@ -64,7 +295,7 @@ def open_split(
   root = os.path.expanduser(name.removeprefix(PREFIX)).rstrip("/")
   if not root:
     raise UserError(f"{name!r} names no folder: write {PREFIX}DIR.")
-  splits = folder_layout.find_splits(root)
+  splits = find_splits(root)
   windows = _windows(splits, name, split)
   used = {window.splitname: splits[window.splitname] for window in windows}
   class_names = _class_names(splits, classes)
@@ -102,7 +333,7 @@ def _windows(splits: Mapping[str, FolderSplit], name: str, split: str) -> list:
     raise
   except (AssertionError, NotImplementedError, ValueError) as error:
     sizes = {each: splits[each].num_examples for each in splits}
-    wrong = no_such_split(name, split, sizes)
+    wrong = split_error(name, split, sizes)
     raise UserError(
       f"{wrong} If these are classes, their images must lie directly in them,"
       " for a split train of all."

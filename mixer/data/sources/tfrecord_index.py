@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer.cache import cache_folder
-from mixer.data.sources.record_files import (
+from mixer.data.sources.file_io import (
   fingerprint,
   is_remote,
   open_file,

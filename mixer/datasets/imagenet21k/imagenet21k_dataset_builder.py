@@ -34,9 +34,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
-from mixer.data import duplicates
-from mixer.data.processes import usable_cores
-from mixer.data.sources import NotPrepared
+from mixer.data import dedup
+from mixer.data.sources import DatasetNotFoundError
+from mixer.data.workers import usable_cores
 from mixer.datasets.imagenet21k import archive, shards, unfinished
 from mixer.errors import UserError, format_list
 
@@ -122,7 +122,7 @@ class Builder(dataset_builder.FileReaderBuilder):
     release = self.builder_config.name
     path = archive.find(folder, release)
     if path is None:
-      raise NotPrepared(
+      raise DatasetNotFoundError(
         f"There is no {release}_whole.tar in {folder}. It comes from"
         " https://image-net.org/download-images, after registering: put it"
         " there, packed as it is, and run this again."
@@ -148,14 +148,14 @@ class Builder(dataset_builder.FileReaderBuilder):
   def _plan(self, path: Path) -> dict[str, object]:
     """Returns all that the shards depend on."""
     stat = path.stat()
-    duplicates.load(self._exclude)  # what is wrong with a list is said now
+    dedup.load(self._exclude)  # what is wrong with a list is said now
     digests = [
       hashlib.sha256(Path(file).read_bytes()).hexdigest()
       for file in self._exclude
     ]
     return {
       "archive": [path.name, stat.st_size, stat.st_mtime_ns],
-      "list of exclusions": [duplicates.DISTANCE, *digests],
+      "list of exclusions": [dedup.DISTANCE, *digests],
       "size of the shards": self.SHARD_BYTES,
     }
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from mixer.data.processes import end_with_parent, passed_by
+from mixer.data.workers import block_signals, die_with_parent
 from mixer.errors import UserError
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
@@ -25,7 +25,7 @@ def run(
   ) as pool:
     # The workers begin here: Ctrl-C, which reaches every process of a terminal,
     # must not find one half begun.
-    with passed_by({signal.SIGINT}):
+    with block_signals({signal.SIGINT}):
       futures = [pool.submit(function, task) for task in tasks]
     try:
       for future in concurrent.futures.as_completed(futures):
@@ -45,4 +45,4 @@ def _begin_worker() -> None:
   # Without a word: the parent speaks for all.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-  end_with_parent()
+  die_with_parent()

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-from mixer.data import decoding, duplicates
+from mixer.data import decode, dedup
 from mixer.datasets.imagenet21k import pool, progress
 from mixer.errors import UserError
 
@@ -124,7 +124,7 @@ def _write_shard(task: _Task) -> int:
   for row, data in zip(rows, _read(task.archive, rows), strict=True):
     name = row["name"].decode()
     try:
-      image = decoding.decode(data)
+      image = decode.decode(data)
     except ValueError as error:
       unreadable.append((name, str(error).partition("\n")[0]))
       continue
@@ -165,8 +165,8 @@ def _read(archive: Path, rows: np.ndarray) -> Iterator[bytes]:
 
 
 @functools.cache
-def _exclusions(files: tuple[str, ...]) -> duplicates.Hashes:
-  return duplicates.load(files)
+def _exclusions(files: tuple[str, ...]) -> dedup.Hashes:
+  return dedup.load(files)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from matplotlib.axes import Axes
 
-from mixer.data import ops
+from mixer.data import preprocess
 from mixer.paper.figures import charts
 
 FILE = "permutations.json"
@@ -93,7 +93,9 @@ def draw_example(axes: Axes, kind: str) -> None:
 
   said, color, _, op = INPUTS[kind]
   grey = cv2.cvtColor(load_sample_image("china.jpg"), cv2.COLOR_RGB2GRAY)
-  transform = ops.parse(f"central_crop(420) | resize({_EXAMPLE}, 'area'){op}")
+  transform = preprocess.parse(
+    f"central_crop(420) | resize({_EXAMPLE}, 'area'){op}"
+  )
   image = np.repeat(grey[..., None], 3, axis=-1)
   axes.imshow(
     transform(image, np.random.default_rng(0)), interpolation="nearest"

@@ -5,7 +5,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from mixer.data import ops
+from mixer.data import preprocess
 from mixer.paper.measured.protocols import Recipe
 from mixer.paper.numbers import SETTINGS, TABLE_4, Settings
 from mixer.paper.tables.page import Block, Cell, Note, Page, Table, cells
@@ -98,7 +98,7 @@ def _published(row: Settings, field: str) -> float | int | None:
 def resolve(config: ConfigDict) -> dict[str, float | int | str | None]:
   """What a recipe comes to, in the paper's terms."""
   randaugment = re.search(r"randaug\((\d+), *(\d+)\)", config.data.ops)
-  height, _ = ops.output_size(config.data.ops)
+  height, _ = preprocess.output_size(config.data.ops)
   optimizer = config.optimizer
   return {
     "epochs": config.total_epochs,

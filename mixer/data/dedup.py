@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mixer.data import decoding
+from mixer.data import decode
 from mixer.data.sources.base import Source
 from mixer.errors import UserError, format_list
 
@@ -154,7 +154,7 @@ def _hash_all(source: Source) -> Iterator[str]:
 def _hash_one(source: Source, i: int) -> str:
   [(data, _)] = source.read([i])
   try:
-    code = difference_hash(decoding.decode(data))
+    code = difference_hash(decode.decode(data))
   except ValueError:
     return "unreadable"
   return "plain" if code is None else "".join(f"{part:016x}" for part in code)

@@ -12,7 +12,7 @@ from mixer.errors import UserError
 from mixer.training.sharding import batch_sharding
 
 
-def to_devices(
+def prefetch_to_device(
   batches: Iterator[dict[str, np.ndarray]],
   devices: Sequence[jax.Device],
   depth: int = 2,

@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 from sklearn.datasets import load_sample_image
 
-from mixer.data import decoding, duplicates
+from mixer.data import decode, dedup
 from mixer.data.__main__ import main
 from mixer.data.sources import open_source
 from mixer.errors import UserError
@@ -37,9 +37,9 @@ def photographs():
 
 
 def hashes_of(images):
-  codes = [duplicates.difference_hash(image) for image in images]
+  codes = [dedup.difference_hash(image) for image in images]
   names = [str(i) for i in range(len(images))]
-  return duplicates.Hashes(np.array(codes, np.uint64).T, names)
+  return dedup.Hashes(np.array(codes, np.uint64).T, names)
 
 
 def recompress(image, quality):
@@ -99,7 +99,7 @@ def test_the_hash_is_the_signs_of_differences_of_mean_greys():
     int("".join(str(int(rise)) for rise in part.ravel()), 2) for part in rises
   ]
 
-  assert duplicates.difference_hash(image).tolist() == expected
+  assert dedup.difference_hash(image).tolist() == expected
 
 
 def plain_images():
@@ -115,24 +115,24 @@ def plain_images():
 def test_plain_images_are_nobodys_duplicates(name):
   image = plain_images()[name]
 
-  assert duplicates.difference_hash(image) is None
+  assert dedup.difference_hash(image) is None
   assert hashes_of([]).find(image) is None
 
 
 def test_of_several_the_nearest_is_named_and_far_ones_are_not(photographs):
-  code = duplicates.difference_hash(photographs[0])
+  code = dedup.difference_hash(photographs[0])
   codes = np.stack([code] * 3)
   codes[0, 0] ^= np.uint64(0b1111111)
   codes[1, 1] ^= np.uint64(1 << 63)
   codes[2] ^= np.uint64((1 << 10) - 1)
-  near = duplicates.Hashes(codes.T, ["by 7", "by 1", "by 20"])
+  near = dedup.Hashes(codes.T, ["by 7", "by 1", "by 20"])
   ten_and_eleven = codes[:2].copy()
   ten_and_eleven[0] = code ^ np.array([(1 << 10) - 1, 0], np.uint64)
   ten_and_eleven[1] = code ^ np.array([(1 << 10) - 1, 1], np.uint64)
 
   assert near.find(photographs[0]) == "by 1"
   for which, found in (0, "it"), (1, None):
-    one = duplicates.Hashes(ten_and_eleven[[which]].T, ["it"])
+    one = dedup.Hashes(ten_and_eleven[[which]].T, ["it"])
     assert one.find(photographs[0]) == found
 
 
@@ -159,11 +159,11 @@ def test_the_command_writes_a_line_for_each_image(
   ]
   assert [line[0] for line in lines].count("-") == 2
   source = open_source(name, "test")
-  loaded = duplicates.load([out, out])
+  loaded = dedup.load([out, out])
   assert len(loaded.names) == 6
   for image in images[:3]:
     [(data, _)] = source.read([int(loaded.find(image).split()[-1])])
-    np.testing.assert_array_equal(decoding.decode(data), image)
+    np.testing.assert_array_equal(decode.decode(data), image)
   assert loaded.find(images[3]) is None
 
 
@@ -177,15 +177,15 @@ def test_any_split_of_a_tfds_data_set_can_be_hashed(digits_dir, tmp_path):
 
   assert code == 0
   assert len(out.read_text().splitlines()) == 71
-  known = duplicates.load([out])
+  known = dedup.load([out])
   [(data, _)] = open_source("digits", "test", digits_dir).read([69])
-  assert known.find(decoding.decode(data)) == "digits test[:70] 69"
+  assert known.find(decode.decode(data)) == "digits test[:70] 69"
 
 
 @pytest.mark.parametrize("line", ["0123\ta\ttest\t0", "z" * 32 + "\ta\tb\t0"])
 def test_a_spoilt_list_says_which_line(tmp_path, line):
   file = tmp_path / "hashes.txt"
-  file.write_text(f"{duplicates.HEADER}\n{'0' * 32}\ta\ttest\t0\n{line}\n")
+  file.write_text(f"{dedup.HEADER}\n{'0' * 32}\ta\ttest\t0\n{line}\n")
 
   with pytest.raises(UserError, match="Line 3 of .*hashes.txt"):
-    duplicates.load([file])
+    dedup.load([file])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import recipes
 
-from mixer import contact_sheet
-from mixer.data import ops
-from mixer.data.loader import train_batches
+from mixer import show_batch
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
 from mixer.errors import UserError
 from mixer.plan import make_plan
@@ -25,7 +25,7 @@ def third_batch(config, digits_dir):
   source = open_source("digits", "train", digits_dir)
   batches = train_batches(
     source,
-    ops.parse(config.data.ops),
+    preprocess.parse(config.data.ops),
     batch=config.batch,
     seed=config.seed,
     start_step=3,
@@ -36,7 +36,7 @@ def third_batch(config, digits_dir):
 def test_without_mixing_it_has_the_images_of_the_loader(config, digits_dir):
   config.mixup = 0.0
 
-  pixels, labels = contact_sheet.fed_examples(make_plan(config), 3, images=20)
+  pixels, labels = show_batch.fed_examples(make_plan(config), 3, images=20)
 
   batch = third_batch(config, digits_dir)
   np.testing.assert_array_equal(pixels, batch["image"][:20])
@@ -46,7 +46,7 @@ def test_without_mixing_it_has_the_images_of_the_loader(config, digits_dir):
 def test_cutmix_shows_pixels_of_two_images_and_their_shares(config, digits_dir):
   config.mixup, config.cutmix = 0.0, 1.0
 
-  pixels, labels = contact_sheet.fed_examples(make_plan(config), 3, images=20)
+  pixels, labels = show_batch.fed_examples(make_plan(config), 3, images=20)
 
   batch = third_batch(config, digits_dir)
   own, other = batch["image"], np.roll(batch["image"], 1, axis=0)
@@ -65,15 +65,15 @@ def test_cutmix_shows_pixels_of_two_images_and_their_shares(config, digits_dir):
 def test_a_label_lists_its_classes_by_share():
   names = ["cat", "dog", "owl"]
 
-  assert contact_sheet.describe(np.array([0, 1, 0]), names) == "dog"
-  both = contact_sheet.describe(np.array([0.3, 0, 0.7]), names)
+  assert show_batch.describe(np.array([0, 1, 0]), names) == "dog"
+  both = show_batch.describe(np.array([0.3, 0, 0.7]), names)
   assert both == "0.70 owl\n0.30 cat"
 
 
 def test_the_sheet_is_a_picture_of_that_many_images(config, tmp_path):
   out = tmp_path / "sheet.png"
 
-  contact_sheet.draw(config, str(out), images=8)
+  show_batch.draw(config, str(out), images=8)
 
   sheet = cv2.imread(str(out))
   # Two rows: two of the eight images are in the second.
@@ -87,8 +87,8 @@ def test_missing_data_and_an_unknown_picture_format_are_explained(
   config, tmp_path
 ):
   with pytest.raises(UserError, match="Cannot write --out=.*sheet.xyz"):
-    contact_sheet.draw(config, str(tmp_path / "sheet.xyz"), images=1)
+    show_batch.draw(config, str(tmp_path / "sheet.xyz"), images=1)
 
   config.data.data_dir = str(tmp_path)
   with pytest.raises(UserError, match="digits is not prepared"):
-    contact_sheet.draw(config, str(tmp_path / "sheet.png"))
+    show_batch.draw(config, str(tmp_path / "sheet.png"))

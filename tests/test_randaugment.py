@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
-from mixer.data import randaug as module
-from mixer.data.randaug import NAMES, apply, luma, randaug
+from mixer.data import randaugment as module
+from mixer.data.randaugment import NAMES, apply, luma, randaug
 from mixer.errors import UserError
 
 # CRC-32 of the pixels that big_vision's autoaugment.py gives for picture(37,

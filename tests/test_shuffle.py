@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mixer.data.order import GlobalOrder, permute
+from mixer.data.shuffle import IndexShuffler, permute
 
 
 @pytest.mark.parametrize("examples", [1, 10, 1437])
 def test_each_epoch_is_another_permutation(examples):
-  epochs = GlobalOrder(examples, seed=3)(np.arange(4 * examples)).reshape(
+  epochs = IndexShuffler(examples, seed=3)(np.arange(4 * examples)).reshape(
     4, examples
   )
 
@@ -23,7 +23,7 @@ def test_each_epoch_is_another_permutation(examples):
 
 
 def test_every_example_comes_first_equally_often():
-  first = [GlobalOrder(8, seed)(np.arange(8 * 50))[::8] for seed in range(50)]
+  first = [IndexShuffler(8, seed)(np.arange(8 * 50))[::8] for seed in range(50)]
 
   counts = np.bincount(np.concatenate(first), minlength=8)
 
@@ -32,7 +32,7 @@ def test_every_example_comes_first_equally_often():
 
 
 def test_neighbouring_seeds_share_no_epoch():
-  orders = [GlobalOrder(100, seed)(np.arange(500)) for seed in range(4)]
+  orders = [IndexShuffler(100, seed)(np.arange(500)) for seed in range(4)]
 
   epochs = np.concatenate(orders).reshape(20, 100)
 
@@ -66,7 +66,7 @@ def test_orders_without_a_table_are_as_even_as_chance():
 
 
 def test_billions_of_examples_need_no_table():
-  billions = GlobalOrder(3_000_000_000, seed=0)
+  billions = IndexShuffler(3_000_000_000, seed=0)
   last = np.arange(3_000_000_000 - 4096, 3_000_000_000 + 4096)
 
   ids = billions(last)
@@ -80,7 +80,7 @@ def test_billions_of_examples_need_no_table():
 
 
 def test_the_order_of_a_seed_never_changes():
-  order = GlobalOrder(10, seed=0)(np.arange(20))
+  order = IndexShuffler(10, seed=0)(np.arange(20))
 
   assert order[:10].tolist() == [6, 1, 0, 5, 3, 8, 7, 9, 2, 4]
   assert order[10:].tolist() == [7, 3, 5, 0, 1, 4, 6, 8, 9, 2]

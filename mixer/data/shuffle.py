@@ -13,7 +13,7 @@ TABLE = 2**27
 _ROUNDS = 8  # four make a Feistel network as good as random; twice that
 
 
-class GlobalOrder:
+class IndexShuffler:
   """Says which example stands at a position of the endless shuffled order.
 
   Grain's own shuffle is not used here: it derives epoch 1 of seed 0 and epoch
@@ -29,7 +29,7 @@ class GlobalOrder:
     self._permutation = functools.lru_cache(maxsize=2)(self._permute)
 
   def __reduce__(self):  # a lock cannot be sent to another process
-    return GlobalOrder, (self.examples, self.seed)
+    return IndexShuffler, (self.examples, self.seed)
 
   def __call__(self, positions: np.ndarray) -> np.ndarray:
     """Maps int64 positions [n] to int64 example ids [n]."""

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from photographs import PHOTOGRAPHS
 
-from mixer.data.resizing import LARGEST_RESULT, resize
+from mixer.data.resize import LARGEST_RESULT, resize
 from mixer.errors import UserError
 
 SIZES = [(224, 224), (256, 341), (213, 320), (448, 448), (500, 700)]

@@ -7,6 +7,7 @@ agree with those of the TensorFlow operations of the paper's training code.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from typing import Literal
@@ -15,10 +16,88 @@ import cloudpickle
 import cv2
 import numpy as np
 
-from mixer.data import op_language, permutations, randaug
-from mixer.data.op_language import Size
-from mixer.data.resizing import Method, check_method, check_size, resize
+from mixer.data import pp_parser, randaugment
+from mixer.data.pp_parser import Size
+from mixer.data.resize import Method, check_method, check_size, resize
 from mixer.errors import UserError
+
+# What a seed's streams are for, as entropy beside the seed.
+_PATCHES, _WITHIN, _PIXELS = range(3)
+
+
+def permutation(n: int, seed: int, stream: int) -> np.ndarray:
+  """A random permutation of range(n), int64 [n]."""
+  # RandomState, because NumPy promises never to change what it draws.
+  bits = np.random.MT19937(np.random.SeedSequence([seed, stream]))
+  return np.random.RandomState(bits).permutation(n)
+
+
+def patch_order(patches: int, seed: int) -> np.ndarray:
+  """Which of an image's patches, counted row by row, comes to each place."""
+  return permutation(patches, seed, _PATCHES)
+
+
+def within_patch_order(patch: int, seed: int) -> np.ndarray:
+  """Which of a patch's pixels, counted row by row, comes to each place.
+
+  The same for all patches.
+
+  Args:
+    patch: side in pixels.
+    seed: of the permutation.
+  """
+  return permutation(patch**2, seed, _WITHIN)
+
+
+@functools.lru_cache(maxsize=16)
+def patches_index(height: int, width: int, patch: int, seed: int) -> np.ndarray:
+  """Permutes the patches of an image, and the pixels within each of them alike.
+
+  Args:
+    height, width: of the image in pixels.
+    patch: side of a patch in pixels; divides both.
+    seed: of both permutations.
+
+  Returns:
+    int64 [height * width], of pixels counted row by row.
+
+  Raises:
+    UserError: the patch does not divide the image.
+  """
+  if height % patch or width % patch:
+    near = [max(round(side / patch), 1) * patch for side in (height, width)]
+    raise UserError(
+      f"permute_patches cannot cut an image of {height} x {width} pixels into "
+      f"patches of {patch} x {patch}: crop or resize it to {near[0]} x "
+      f"{near[1]} first."
+    )
+  h, w = height // patch, width // patch
+  pixels = np.arange(height * width).reshape(h, patch, w, patch)
+  tokens = pixels.transpose(0, 2, 1, 3).reshape(h * w, patch**2)  # s p*p
+  tokens = tokens[patch_order(h * w, seed)]
+  tokens = tokens[:, within_patch_order(patch, seed)]
+  pixels = tokens.reshape(h, w, patch, patch).transpose(0, 2, 1, 3)
+  return _frozen(pixels.ravel())
+
+
+@functools.lru_cache(maxsize=16)
+def pixels_index(height: int, width: int, seed: int) -> np.ndarray:
+  """Permutes all pixels of an image, int64 [height * width]."""
+  return _frozen(permutation(height * width, seed, _PIXELS))
+
+
+def take(image: np.ndarray, index: np.ndarray) -> np.ndarray:
+  """Applies an index of pixels to an image [h, w, c]."""
+  h, w, c = image.shape
+  return image.reshape(h * w, c)[index].reshape(h, w, c)
+
+
+def _frozen(index: np.ndarray) -> np.ndarray:
+  """What all images share must not be written to."""
+  index = np.ascontiguousarray(index)
+  index.flags.writeable = False
+  return index
+
 
 OPS: dict[str, type] = {}
 
@@ -289,10 +368,10 @@ class RandAugment:
   contrast: Literal["paper", "fixed"] = "paper"
 
   def __post_init__(self) -> None:
-    randaug.check(self.layers, self.magnitude, self.contrast)
+    randaugment.check(self.layers, self.magnitude, self.contrast)
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return randaug.randaug(
+    return randaugment.randaug(
       np.ascontiguousarray(image),
       rng,
       layers=self.layers,
@@ -319,8 +398,8 @@ class PermutePatches:
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     h, w = image.shape[:2]
-    index = permutations.patches_index(h, w, self.patch, self.seed)
-    return permutations.take(image, index)
+    index = patches_index(h, w, self.patch, self.seed)
+    return take(image, index)
 
 
 @op("permute_pixels")
@@ -333,8 +412,8 @@ class PermutePixels:
     _check_seed(self.seed)
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    index = permutations.pixels_index(*image.shape[:2], self.seed)
-    return permutations.take(image, index)
+    index = pixels_index(*image.shape[:2], self.seed)
+    return take(image, index)
 
 
 def _check_seed(seed: int) -> None:
@@ -362,7 +441,7 @@ def parse(spec: str) -> Ops:
   Raises:
     UserError: a part cannot be read; says which, where, and what would do.
   """
-  return Ops(spec, tuple(op_language.parse(spec, OPS)))
+  return Ops(spec, tuple(pp_parser.parse(spec, OPS)))
 
 
 def output_size(ops: str) -> tuple[int, int]:

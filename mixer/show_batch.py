@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 
 from mixer import cli
-from mixer.data import ops as image_ops
-from mixer.data.loader import train_batches
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
 from mixer.errors import UserError
 from mixer.plan import Plan, make_plan
 from mixer.training.step import apply_mixup, sample_mixup, step_keys
@@ -88,7 +88,7 @@ def fed_examples(
   config = plan.config
   batches = train_batches(
     plan.source,
-    image_ops.parse(config.data.ops),
+    preprocess.parse(config.data.ops),
     batch=config.batch,
     seed=config.seed,
     start_step=step,

@@ -12,7 +12,7 @@ import tensorflow as tf
 from photographs import PHOTOGRAPHS, encoded
 from PIL import Image
 
-from mixer.data.decoding import decode
+from mixer.data.decode import decode
 
 PHOTO = PHOTOGRAPHS["astronaut"][:77, :101]
 PICTURE = Image.fromarray(PHOTO)

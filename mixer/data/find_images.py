@@ -7,8 +7,8 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
-from mixer.data.sources.folder_layout import SUFFIXES, is_hidden
-from mixer.data.sources.record_files import is_remote
+from mixer.data.sources.file_io import is_remote
+from mixer.data.sources.image_folder import SUFFIXES, is_hidden
 from mixer.errors import UserError, format_list
 
 

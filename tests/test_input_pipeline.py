@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from mixer.data import ops
-from mixer.data.bad_images import BadImages
-from mixer.data.device_feed import to_devices
-from mixer.data.loader import CHUNK, eval_batches, train_batches
-from mixer.data.order import GlobalOrder
+from mixer.data import preprocess
+from mixer.data.input_pipeline import (
+  CHUNK,
+  BadImages,
+  eval_batches,
+  train_batches,
+)
+from mixer.data.prefetch import prefetch_to_device
+from mixer.data.shuffle import IndexShuffler
 from mixer.data.sources import Source, open_source
 from mixer.data.workers import Workers
 from mixer.errors import UserError
 
-SHIFT = ops.parse("pad(1) | random_crop(8)")
-PLAIN = ops.parse("resize(8)")
+SHIFT = preprocess.parse("pad(1) | random_crop(8)")
+PLAIN = preprocess.parse("resize(8)")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,7 @@ def test_a_batch_holds_uint8_images_and_their_labels(train):
 def test_images_and_labels_are_those_of_the_order(train):
   digits = load_digits()
   ids = np.random.RandomState(0).permutation(1797)[:1437]
-  ids = ids[GlobalOrder(1437, seed=7)(np.arange(32, 64))]
+  ids = ids[IndexShuffler(1437, seed=7)(np.arange(32, 64))]
 
   batch = take(train_batches(train, PLAIN, batch=32, seed=7), 2)[1]
 
@@ -218,7 +222,7 @@ def test_a_broken_image_is_named(damaged, kind):
 def test_a_broken_image_is_replaced_by_the_next_of_the_order(
   few, damaged, workers
 ):
-  ids = GlobalOrder(10, seed=0)(np.arange(100))
+  ids = IndexShuffler(10, seed=0)(np.arange(100))
   bad_images = BadImages()
   batches = train_batches(
     damaged, PLAIN, batch=30, seed=0, workers=workers, bad_images=bad_images
@@ -297,7 +301,7 @@ def test_closing_and_forgetting_stop_the_threads(train):
 
   closed = train_batches(train, PLAIN, batch=32, seed=0, workers=Workers(3))
   next(closed)
-  forgotten = to_devices(
+  forgotten = prefetch_to_device(
     train_batches(train, PLAIN, batch=32, seed=0, workers=Workers(3)),
     jax.local_devices(),
   )
@@ -318,7 +322,8 @@ def test_devices_get_rows_in_the_order_of_the_batch(train):
   host = take(train_batches(train, SHIFT, batch=32, seed=2), 3)
 
   fed = take(
-    to_devices(train_batches(train, SHIFT, batch=32, seed=2), devices), 3
+    prefetch_to_device(train_batches(train, SHIFT, batch=32, seed=2), devices),
+    3,
   )
 
   for batch, other in zip(fed, host, strict=True):
@@ -332,7 +337,8 @@ def test_a_fed_batch_is_laid_out_as_pmap_wants_it(train):
   devices = jax.local_devices()[:4]
   step = jax.pmap(lambda image: image, axis_name="batch", devices=devices)
   [batch] = take(
-    to_devices(train_batches(train, SHIFT, batch=32, seed=2), devices), 1
+    prefetch_to_device(train_batches(train, SHIFT, batch=32, seed=2), devices),
+    1,
   )
 
   # A copy between devices would be an error here.
@@ -350,7 +356,7 @@ def test_batches_are_fed_ahead_and_a_short_end_is_not_lost():
       drawn.append(i)
       yield {"i": np.full(8, i)}
 
-  fed = to_devices(batches(), jax.local_devices(), depth=2)
+  fed = prefetch_to_device(batches(), jax.local_devices(), depth=2)
   first = next(fed)
 
   assert drawn == [0, 1, 2]
@@ -360,4 +366,4 @@ def test_batches_are_fed_ahead_and_a_short_end_is_not_lost():
 
 def test_a_batch_that_devices_cannot_share_is_refused():
   with pytest.raises(UserError, match="12 examples.*8 devices"):
-    next(to_devices(iter([{"i": np.zeros(12)}]), jax.local_devices()))
+    next(prefetch_to_device(iter([{"i": np.zeros(12)}]), jax.local_devices()))

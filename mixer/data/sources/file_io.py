@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from mixer.data.sources.base import NotPrepared
+from mixer.data.sources.base import DatasetNotFoundError
 
 # Of a thousand shards not all can stay open: many systems give a process 1,024
 # descriptors.
@@ -68,7 +68,7 @@ def stat_files(files: Sequence[str]) -> list[tuple[int, int]]:
   """Returns (size, time of change) of each file; the time is 0 in a bucket.
 
   Raises:
-    NotPrepared: files are missing; shows the first of them.
+    DatasetNotFoundError: files are missing; shows the first of them.
   """
   if any(map(is_remote, files)):
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
@@ -79,7 +79,7 @@ def stat_files(files: Sequence[str]) -> list[tuple[int, int]]:
     file for file, stat in zip(files, found, strict=True) if stat is None
   ]
   if missing:
-    raise NotPrepared(
+    raise DatasetNotFoundError(
       f"{len(missing)} of {len(files)} record files are missing, the first is"
       f" {missing[0]}. Copy what is missing again, or delete the folder and"
       " prepare the data set again."
