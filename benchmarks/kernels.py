@@ -20,6 +20,7 @@ from benchmarks.throughput.cells import IMAGE_SIZE, choose
 from mixer import models
 from mixer.cli import run_cli
 from mixer.errors import UserError
+from mixer.models.kernels.gpu import GpuMixerBlock
 from mixer.models.mixer import MixerBlock
 from mixer.table import render
 
@@ -101,9 +102,8 @@ def compare(
     examples: that are computed at once.
     dtype: of the products; None for float32.
   """
-  exact = MixerBlock(
-    tokens_mlp=sizes["tokens_mlp"], channels_mlp=sizes["channels_mlp"]
-  )
+  fields = {key: sizes[key] for key in ("tokens_mlp", "channels_mlp")}
+  exact = MixerBlock(**fields)
   *draws, of_params = jax.random.split(jax.random.key(0), 3)
   x, cotangent = (
     jax.random.normal(key, (examples, tokens, sizes["hidden"])) for key in draws
@@ -116,13 +116,12 @@ def compare(
   )
   with jax.default_matmul_precision("highest"):
     right = _compute(exact, params, x, cotangent)
-  blocks = {"layers": "plain", "kernels": "gpu"}
+  blocks = {"layers": MixerBlock, "kernels": GpuMixerBlock}
   return {
     by: _errors(
-      _compute(exact.clone(dtype=dtype, kernels=kernels), params, x, cotangent),
-      right,
+      _compute(block(**fields, dtype=dtype), params, x, cotangent), right
     )
-    for by, kernels in blocks.items()
+    for by, block in blocks.items()
   }
 
 

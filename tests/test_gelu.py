@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from mixer.models.gelu import FORMS, check_gelu, gelu
+from mixer.models.layers import GELU_FORMS, check_gelu, gelu
 
 X = np.concatenate([np.linspace(-12, 12, 481), [-100.0, 100.0]])
 
@@ -15,7 +15,7 @@ def tanh_form(x):
 
 
 def truth(form):
-  """Values and derivatives in float64."""
+  """Returns values and derivatives in float64."""
   if form == "exact":
     return X * norm.cdf(X), norm.cdf(X) + X * norm.pdf(X)
   x = np.clip(X, -12, 12)  # beyond, complex tanh overflows
@@ -23,8 +23,8 @@ def truth(form):
   return tanh_form(X), slope
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_values_and_derivatives_are_those_of_the_formula(form):
+@pytest.mark.parametrize("form", GELU_FORMS)
+def test_values_and_derivatives_follow_the_formula(form):
   expected, slope = truth(form)
   x = jnp.array(X, jnp.float32)
 
@@ -36,8 +36,8 @@ def test_values_and_derivatives_are_those_of_the_formula(form):
   np.testing.assert_array_equal(forward, backward)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_backward_pass_is_left_one_array_less_than_with_jaxs_own(form):
+@pytest.mark.parametrize("form", GELU_FORMS)
+def test_the_backward_pass_needs_one_array_less_than_with_jaxs_gelu(form):
   def temporaries(gelu):
     @jax.jit
     def gradients(x, kernels):
@@ -56,6 +56,6 @@ def test_the_backward_pass_is_left_one_array_less_than_with_jaxs_own(form):
   assert jaxs - own >= 512 * 1024 * 4
 
 
-def test_another_form_is_answered_with_those_that_there_are():
+def test_an_unknown_form_is_refused_with_the_known_ones():
   with pytest.raises(ValueError, match="'erf' is none of tanh, exact"):
     check_gelu("erf")

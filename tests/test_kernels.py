@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels do what the layers do."""
+"""Fused kernels compute the same as the layers."""
 
 import contextlib
 import functools
@@ -18,22 +18,16 @@ from benchmarks.kernels import Errors, agree, compare, run
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.models.flops import multiply_accumulates
-from mixer.models.kernels import (
-  gpu,
-  select_kernels,
-  target_device,
-  tpu,
-  weights_of,
-)
+from mixer.models.kernels import gpu, select_kernels, target_device, tpu
 from mixer.models.kernels.bias_gelu import bias_gelu
-from mixer.models.kernels.common import Weights
-from mixer.models.kernels.layer_norm import norm_and_skip
+from mixer.models.kernels.common import Weights, mixing_weights
+from mixer.models.kernels.layer_norm import layer_norm_residual
 from mixer.models.layers import patch_embedding
 from mixer.models.mixer import MixerBlock
 
 
 class Device(NamedTuple):
-  """What is asked of a device."""
+  """Attributes that decide about kernels."""
 
   platform: str
   device_kind: str
@@ -45,13 +39,13 @@ TINY = dict(patch=4, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=16)
 
 @pytest.fixture(autouse=True)
 def compiled_quickly(compiled_once):
-  """Interpreted kernels take long to optimise."""
+  """Interpreted kernels take long to optimize."""
 
 
 def block(tokens, channels, dtype=None, *, silent=True, **fields):
-  """A block, tokens, and a cotangent.
+  """Returns a block, its parameters, tokens and a cotangent.
 
-  Its channel mixing adds nothing if it is silent.
+  With `silent`, its channel mixing adds nothing.
   """
   fields = dict(tokens_mlp=7, channels_mlp=1, dtype=dtype) | fields
   model = MixerBlock(**fields)
@@ -70,7 +64,7 @@ def block(tokens, channels, dtype=None, *, silent=True, **fields):
 
 
 def value_and_gradients(function, *arguments, cotangent):
-  """What it leaves, and the gradients of all arguments."""
+  """Returns the output and the gradients of all arguments."""
 
   @jax.jit
   def both(arguments, cotangent):
@@ -81,7 +75,7 @@ def value_and_gradients(function, *arguments, cotangent):
 
 
 def assert_near(values, expected, tolerance):
-  """Each array within the tolerance, relative to its norm."""
+  """Asserts each array within the tolerance, relative to its norm."""
   values = dict(jax.tree.leaves_with_path(values))
   expected = dict(jax.tree.leaves_with_path(expected))
   assert values.keys() == expected.keys()
@@ -99,28 +93,28 @@ def assert_near(values, expected, tolerance):
     (9, 32, {"channels": 16}, jnp.bfloat16, 0.02),
   ],
 )
-def test_a_tpus_kernel_and_gradients_are_those_of_the_layers(
+def test_the_tpu_kernel_and_its_gradients_equal_those_of_the_layers(
   tokens, channels, options, dtype, tolerance
 ):
   model, params, x, cotangent = block(tokens, channels, dtype)
-  weights = weights_of(params, "token_mixing")
+  weights = mixing_weights(params, "token_mixing")
   cotangent = cotangent.astype(dtype)
-  how = {"dtype": jnp.dtype(dtype), "interpret": True} | options
+  options = {"dtype": jnp.dtype(dtype), "interpret": True} | options
 
-  def plain(weights, x, kept):
+  def plain(weights, x, mask):
     mixed = model.apply({"params": with_weights(params, weights)}, x)
     x = x.astype(jnp.float32)
-    return (x + kept[:, None, None] * (mixed - x)).astype(dtype)
+    return (x + mask[:, None, None] * (mixed - x)).astype(dtype)
 
-  # Tokens come to the first block in float32, and to the others in `dtype`.
-  of_first = x, jnp.ones(3)
-  of_others = x.astype(dtype), jnp.array([1.0, 0.0, 2.0])
-  for x, kept in of_first, of_others:
+  # The first block's input is float32, the others' in `dtype`.
+  first = x, jnp.ones(3)
+  others = x.astype(dtype), jnp.array([1.0, 0.0, 2.0])
+  for x, mask in first, others:
     expected, (d_weights, dx) = value_and_gradients(
-      functools.partial(plain, kept=kept), weights, x, cotangent=cotangent
+      functools.partial(plain, mask=mask), weights, x, cotangent=cotangent
     )
-    out = tpu.mix(x, weights, kept, **how)
-    gradients = tpu.gradient(x, weights, kept, cotangent, **how)
+    out = tpu.mix(x, weights, mask, **options)
+    gradients = tpu.gradient(x, weights, mask, cotangent, **options)
     assert out.dtype == dtype and gradients[0].dtype == x.dtype
     assert_near(out, expected, tolerance)
     assert_near(gradients, (dx, d_weights), tolerance)
@@ -128,7 +122,7 @@ def test_a_tpus_kernel_and_gradients_are_those_of_the_layers(
 
 @pytest.fixture
 def interpreted(monkeypatch):
-  """The GPU's kernels run on this machine."""
+  """Runs the GPU kernels on this machine."""
   for name in "mix_tokens", "mix_channels":
     run = functools.partial(getattr(gpu, name), interpret=True)
     monkeypatch.setattr(gpu, name, run)
@@ -139,25 +133,21 @@ def interpreted(monkeypatch):
   ("tokens", "channels", "hidden", "dtype", "tolerance"),
   [
     (9, 48, (7, 5), jnp.float32, 1e-5),
-    (16, 32, (8, 16), jnp.float32, 1e-5),  # no zeros are filled in
+    (16, 32, (8, 16), jnp.float32, 1e-5),  # no padding
     (49, 150, (7, 5), jnp.float32, 1e-5),
-    # More than a program works on at once.
+    # More than one tile.
     (17, 130, (33, 200), jnp.float32, 1e-5),
     (17, 130, (33, 200), jnp.bfloat16, 0.02),
   ],
 )
-def test_a_gpus_block_and_gradients_are_those_of_the_layers(
+def test_the_gpu_block_and_its_gradients_equal_those_of_the_layers(
   tokens, channels, hidden, dtype, tolerance
 ):
+  fields = {"tokens_mlp": hidden[0], "channels_mlp": hidden[1]}
   plain, params, x, cotangent = block(
-    tokens,
-    channels,
-    dtype,
-    tokens_mlp=hidden[0],
-    channels_mlp=hidden[1],
-    silent=False,
+    tokens, channels, dtype, **fields, silent=False
   )
-  fused = plain.clone(kernels="gpu")
+  fused = gpu.GpuMixerBlock(**fields, dtype=dtype)
 
   for tokens_in in x, x.astype(dtype):
     (out, gradients), (expected, right) = (
@@ -171,15 +161,15 @@ def test_a_gpus_block_and_gradients_are_those_of_the_layers(
     )
     assert out.dtype == dtype and gradients[1].dtype == tokens_in.dtype
     assert_near(out, expected, tolerance)
-    # It moves all channels alike, which the next layer norm takes away again:
-    # nothing but rounding is left of its gradient.
+    # It shifts all channels of a token, which the next layer norm removes: its
+    # gradient is rounding errors.
     for each in gradients, right:
       each[0]["token_mixing"]["Dense_1"].pop("bias", None)
     assert_near(gradients, right, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_gpus_gelu_is_the_form_tanh_far_from_zero_as_well(dtype):
+def test_the_gpu_gelu_is_the_tanh_form_also_far_from_zero(dtype):
   x = jnp.linspace(-40, 40, 1031).reshape(1, 1, -1)
   x = jnp.concatenate([x, jnp.sign(x) * 1e4], axis=1).astype(dtype)
   bias = jnp.linspace(-1, 1, x.shape[-1])
@@ -191,22 +181,22 @@ def test_a_gpus_gelu_is_the_form_tanh_far_from_zero_as_well(dtype):
     value_and_gradients(gelu, x, bias, cotangent=jnp.ones_like(x))
     for gelu in (functools.partial(bias_gelu, axis=2, interpret=True), expected)
   )
-  # jax's own leave 1e-5 of a tanh that is nearly 1.
+  # jax's own loses 1e-5 where the tanh is nearly 1.
   rtol = 1e-5 if dtype == jnp.float32 else 0.01
   for value, exact in (out, right), (dx, right_dx):
     value, exact = (np.asarray(x, np.float32) for x in (value, exact))
     np.testing.assert_allclose(value, exact, rtol=rtol, atol=2e-5)
 
 
-def test_a_layer_norm_kernel_fills_up_with_zeros():
+def test_the_layer_norm_kernel_pads_with_zeros():
   x = jax.random.normal(jax.random.key(0), (2, 5, 6))
-  _, y = norm_and_skip(x, jnp.ones(6), jnp.ones(6), 8, jnp.float32, True)
+  _, y = layer_norm_residual(x, jnp.ones(6), jnp.ones(6), 8, jnp.float32, True)
   assert y.shape == (2, 8, 6)
   assert not y[:, 5:].any() and y[:, :5].all()
 
 
 @pytest.mark.parametrize("grid", [(3, 2), (1, 1)])
-def test_patches_as_a_product_are_those_of_the_convolution(grid):
+def test_a_product_of_patches_equals_the_convolution(grid):
   images = jax.random.normal(
     jax.random.key(0), (2, grid[0] * 4, grid[1] * 4, 3)
   )
@@ -224,12 +214,12 @@ def test_patches_as_a_product_are_those_of_the_convolution(grid):
 
 
 def with_weights(params, weights: Weights):
-  """A block's parameters, with these for its token mixing."""
+  """Replaces the token mixing in a block's parameters."""
   return params | {
-    "LayerNorm_0": {"scale": weights.scale, "bias": weights.shift},
+    "LayerNorm_0": {"scale": weights.gamma, "bias": weights.beta},
     "token_mixing": {
-      "Dense_0": {"kernel": weights.kernel_in, "bias": weights.bias_in},
-      "Dense_1": {"kernel": weights.kernel_out, "bias": weights.bias_out},
+      "Dense_0": {"kernel": weights.w1, "bias": weights.b1},
+      "Dense_1": {"kernel": weights.w2, "bias": weights.b2},
     },
   }
 
@@ -245,7 +235,7 @@ def with_weights(params, weights: Weights):
   ],
 )
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_a_model_that_drops_paths_has_the_same_gradients(device, fields):
+def test_kernels_with_drop_path_have_the_same_gradients(device, fields):
   images = jax.random.normal(jax.random.key(0), (4, 12, 12, 3))
   keys = jax.random.split(jax.random.key(1), 4)
   plain = create(
@@ -283,24 +273,24 @@ def test_a_model_that_drops_paths_has_the_same_gradients(device, fields):
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_a_gpus_kernels_keep_what_the_layers_keep():
+def test_remat_saves_as_much_with_gpu_kernels_as_with_layers():
   model = create("Mixer", **TINY, num_classes=5, kernels="plain")
   images = jax.random.normal(jax.random.key(0), (4, 12, 12, 3))
   params = model.init(jax.random.key(2), images)["params"]
 
-  def left(remat, model):
+  def saved(remat, model):
     with target_device(A_GPU):
       return numbers_kept(model.clone(remat=remat), params, images)
 
   fused = model.clone(kernels="fused")
   for policy in "blocks", "token_mixing":
-    assert left(policy, fused) == left(policy, model)
-  # The library's products are kept, which have a derivative of their own.
-  products = left("products", fused)
-  assert left("token_mixing", fused) < products < left("none", fused)
+    assert saved(policy, fused) == saved(policy, model)
+  # Products of the library, which have their own derivative, are saved.
+  products = saved("products", fused)
+  assert saved("token_mixing", fused) < products < saved("none", fused)
 
 
-def test_an_image_costs_what_it_costs_in_plain_layers():
+def test_kernels_cost_as_many_multiply_accumulates_as_layers():
   model = create("Mixer", **TINY, num_classes=5, kernels="plain")
   fused = model.clone(kernels="fused")
   size = 12, 12
@@ -316,7 +306,7 @@ def test_an_image_costs_what_it_costs_in_plain_layers():
     ("MixerVariation", {}, "is for Mixer, and not for MixerVariation"),
   ],
 )
-def test_what_kernels_do_not_do_is_refused(name, fields, words):
+def test_options_that_kernels_do_not_support_are_refused(name, fields, words):
   model = create(name, **TINY, **({"kernels": "fused"} | fields))
   with pytest.raises(ValueError, match=words):
     model.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
@@ -333,7 +323,7 @@ def test_what_kernels_do_not_do_is_refused(name, fields, words):
     ("fused", Device("tpu", "TPU v4"), "tpu"),
   ],
 )
-def test_kernels_are_taken_where_they_are_known_to_be_faster(
+def test_kernels_are_the_default_where_they_are_known_to_be_faster(
   kind, device, chosen
 ):
   with target_device(device):
@@ -341,13 +331,13 @@ def test_kernels_are_taken_where_they_are_known_to_be_faster(
 
 
 @pytest.mark.parametrize("fields", [{"gelu": "exact"}, {"dropout": 0.1}])
-def test_layers_are_taken_for_what_kernels_do_not_do(fields):
+def test_layers_run_options_that_kernels_do_not_support(fields):
   with target_device(A_GPU):
     fields = {"gelu": "tanh", "dropout": 0.0} | fields
     assert select_kernels("auto", **fields) == "plain"
 
 
-def test_a_program_for_gpus_has_their_kernels_by_itself():
+def test_a_program_for_an_h200_has_kernels_by_default():
   images = jax.ShapeDtypeStruct((2, 12, 12, 3), jnp.float32)
   model = create("Mixer", **TINY)
   params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -359,14 +349,14 @@ def test_a_program_for_gpus_has_their_kernels_by_itself():
     traced = jax.jit(jax.grad(loss)).trace(params, images)
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
   kernels = [line for line in text.splitlines() if "triton" in line]
-  # Of each branch a layer norm and a GELU, and the gradient of each.
+  # Per branch: layer norm, GELU, and their gradients.
   assert len(kernels) == 8 * model.blocks
   assert "convolution" not in text
 
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-def test_the_comparison_on_a_gpu_finds_right_kernels_right(dtype):
+def test_the_gpu_comparison_accepts_right_kernels(dtype):
   sizes = {"hidden": 24, "tokens_mlp": 12, "channels_mlp": 40}
   found = compare(sizes, tokens=9, examples=2, dtype=dtype)
   assert agree(**found)
@@ -375,13 +365,13 @@ def test_the_comparison_on_a_gpu_finds_right_kernels_right(dtype):
 
 
 @pytest.mark.parametrize("wrong", [0.01, float("nan")])
-def test_the_comparison_on_a_gpu_finds_wrong_kernels_wrong(wrong):
+def test_the_gpu_comparison_rejects_wrong_kernels(wrong):
   layers = Errors(1e-3, 1e-3, 1e-3)
   assert agree(layers, Errors(2e-3, 1e-3, 1e-3))
   assert not agree(layers, Errors(1e-3, 1e-3, wrong))
 
 
-def test_the_comparison_wants_a_gpu():
+def test_the_gpu_comparison_requires_a_gpu():
   with pytest.raises(UserError, match="no GPU here"):
     run(["Mixer-S/16"])
   with pytest.raises(UserError, match="--models: 'S/16' is none of Mixer-"):
@@ -389,7 +379,7 @@ def test_the_comparison_wants_a_gpu():
 
 
 @pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs a GPU")
-def test_kernels_are_what_the_layers_are_on_this_machines_gpu(environment):
+def test_kernels_agree_with_layers_on_this_machines_gpu(environment):
   kept = {
     name: value
     for name, value in environment.items()

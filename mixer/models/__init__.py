@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models by name."""
+"""Models by name: the families, their published variants, and `create`."""
 
 import dataclasses
 import difflib
@@ -12,12 +12,13 @@ from mixer.models import bit, mixer, mixer_variations, vit
 
 
 class Family(NamedTuple):
-  """Models of one kind.
+  """A family of models.
 
-  module: their class.
-  variants: the published ones' sizes by name.
-  columns: which fields those sizes are.
-  mixes_tokens: whether their blocks begin with that, see `residual.REMAT`.
+  module: its class.
+  variants: sizes of the published models, by name.
+  columns: names of those sizes' fields.
+  mixes_tokens: whether its blocks begin with token mixing or self-attention,
+    which the remat policy "token_mixing" saves (`blocks.REMAT`).
   """
 
   module: type[nn.Module]
@@ -35,16 +36,16 @@ FAMILIES = {
 
 
 def names(family: str | None = None) -> list[str]:
-  """All names, or a family's, whose sizes are given by a table."""
+  """Returns the names of all published variants, or of one family's."""
   families = FAMILIES if family is None else {family: FAMILIES[family]}
   return [name for each in families.values() for name in each.variants]
 
 
 def family_of(name: str) -> str:
-  """The family of a name that `create` takes, such as "ViT" of "ViT-B/16".
+  """Returns the family of a model's name, such as "ViT" for "ViT-B/16".
 
   Raises:
-    ValueError: there is no such model; with the nearest names.
+    ValueError: unknown model; names the nearest ones.
   """
   family = name.partition("-")[0]
   if family not in FAMILIES or name not in (family, *FAMILIES[family].variants):
@@ -55,13 +56,13 @@ def family_of(name: str) -> str:
 
 
 def sizes(name: str) -> dict[str, object]:
-  """The fields that a table gives a name; none for a family's name."""
+  """Returns a variant's sizes as fields; none for a family's name."""
   family = FAMILIES[name.partition("-")[0]]
   return dict(zip(family.columns, family.variants.get(name, ()), strict=False))
 
 
 def fields_of(family: str) -> dict[str, dataclasses.Field]:
-  """What `create` takes for a family's models, beside num_classes."""
+  """Returns the fields that `create` takes for a family, except num_classes."""
   return {
     field.name: field
     for field in dataclasses.fields(FAMILIES[family].module)
@@ -76,11 +77,11 @@ def create(name: str, *, num_classes: int | None = None, **fields) -> nn.Module:
     name: a variant such as "Mixer-B/16", or a family such as "Mixer", whose
       sizes must then be given as fields.
     num_classes: width of the head; 0 or None for no head.
-    **fields: any field of the model, over the table's value.
+    **fields: any field of the model; overrides the variant's sizes.
 
   Raises:
-    ValueError: unknown name or field, a size is missing, or the family has no
-      such policy for `remat`; with what there is.
+    ValueError: unknown name or field, missing size, or a `remat` policy that
+      the family does not have; names the valid ones.
   """
   family = family_of(name)
   fields = sizes(name) | fields
@@ -88,24 +89,26 @@ def create(name: str, *, num_classes: int | None = None, **fields) -> nn.Module:
   return FAMILIES[family].module(num_classes=num_classes, **fields)
 
 
-def _check_fields(family: str, name: str, given: dict):
+def _check_fields(family: str, name: str, values: dict):
   fields = fields_of(family)
-  for field in given:
+  for field in values:
     if field not in fields:
       near = difflib.get_close_matches(field, fields, n=1, cutoff=0) or fields
       raise ValueError(
         f"{name} has no field {field!r}. Did you mean {next(iter(near))!r}? "
         f"Its fields: {', '.join(fields)}."
       )
-  if given.get("remat") == "token_mixing" and not FAMILIES[family].mixes_tokens:
+  if (
+    values.get("remat") == "token_mixing" and not FAMILIES[family].mixes_tokens
+  ):
     raise ValueError(
-      f"remat='token_mixing' is of Mixers and ViTs, and not of {name}: take "
+      f"remat='token_mixing' is for Mixers and ViTs, and not for {name}: take "
       "'products' or 'blocks'."
     )
   missing = [
     field.name
     for field in fields.values()
-    if field.default is dataclasses.MISSING and field.name not in given
+    if field.default is dataclasses.MISSING and field.name not in values
   ]
   if missing:
     variants = names(family)

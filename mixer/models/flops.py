@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many parameters a model has, and what one image costs."""
+"""Counts of parameters and of multiply-accumulates per image."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from mixer.models.kernels import plain_model
 
 
 def abstract_params(model: nn.Module, image_size: tuple[int, int]) -> dict:
-  """Shapes and dtypes of the parameters, without making them.
+  """Returns the parameters' shapes and dtypes, without computing them.
 
   Args:
     model: from `mixer.models.create`.
@@ -27,17 +27,21 @@ def abstract_params(model: nn.Module, image_size: tuple[int, int]) -> dict:
 
 
 def count_params(params: dict) -> int:
+  """Counts the numbers in a nested dict of arrays."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def multiply_accumulates(model: nn.Module, image_size: tuple[int, int]) -> int:
-  """Counts multiply-accumulates of one image's forward pass.
+  """Counts multiply-accumulates (MACs; 1 MAC is 2 FLOPs) of a forward pass.
 
-  Matrix products and convolutions count, element-wise work does not, as in the
-  tables that this field compares by (1 MAC is 2 FLOP). Counted in the traced
-  program, so that it holds for whatever the model computes.
+  Only matrix products and convolutions count, as in published tables. Counts
+  them in the traced program, so that it holds for any model.
+
+  Args:
+    model: from `mixer.models.create`.
+    image_size: height and width of the one image, in pixels.
   """
-  model = plain_model(model)  # some fill up what they multiply with zeros
+  model = plain_model(model)  # some kernels pad their factors
   params = abstract_params(model, image_size)
   images = jax.ShapeDtypeStruct(
     (1, *image_size, model.image_channels), jnp.float32

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variations of the token mixing that did not help (paper, appendix A).
+"""Variations of token mixing that did not help (paper, appendix A).
 
-untied: each channel has a token-mixing MLP of its own. No gain.
+untied: one token-mixing MLP per channel. No gain.
 group: the MLP takes G neighbouring channels at once, S * G numbers, and is
   shared over the C / G groups. Less than 1 to 2 % in 5-shot accuracy.
 views: before grouping, G learned linear functions of the channels make G views
   of C / G features of every token; the MLP sees the views of a feature. 3 to
   4 % for S/32, nothing for larger models.
 pyramid: the MLP of some blocks maps S tokens to fewer, S'. Much faster and
-  little worse on JFT-300M, worse on ImageNet and ImageNet-21k.
+  slightly worse on JFT-300M, worse on ImageNet and ImageNet-21k.
 
-The paper says no more than that. Decided here: the hidden units D_S stay as
-they are; with fewer tokens, the skip connection takes the mean of those
-neighbours on the grid that one token replaces.
+The paper gives no more detail. Decided here: D_S does not change; with fewer
+tokens, the skip connection averages the square of neighbours on the grid that
+one token replaces.
 
 Letters in shape comments: n examples, s tokens, c channels, g channels of a
 group.
@@ -22,17 +22,10 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from mixer.models.mixer import (
-  MixerBlock,
-  MlpBlock,
-  MlpMixer,
-  TokenMixing,
-  share_over,
-)
-from mixer.models.residual import cast_products
+from mixer.models.layers import dense, share_over
+from mixer.models.mixer import MixerBlock, MlpBlock, MlpMixer, TokenMixing
 
 UntiedTokenMixing = share_over(
   nn.vmap(
@@ -49,7 +42,8 @@ UntiedTokenMixing = share_over(
 class VariedBlock(MixerBlock):
   """A Mixer block with another token mixing.
 
-  divide: by how much the sides of the grid of tokens become shorter.
+  untied, group, views: as in the model.
+  divide: factor by which the sides of the grid of tokens shrink.
   """
 
   untied: bool = False
@@ -57,17 +51,10 @@ class VariedBlock(MixerBlock):
   views: bool = False
   divide: int = 1
 
-  def _mix_tokens(self, x, keys):
-    x = x.astype(jnp.float32)
-    y = nn.LayerNorm(dtype=self.dtype)(x)
+  def mix_tokens(self, x, keys):
+    x, y = self.norm(x, branch=0)
     if self.views:
-      y = nn.Dense(
-        x.shape[-1],
-        use_bias=False,
-        dtype=self.dtype,
-        promote_dtype=cast_products,
-        name="views",
-      )(y)
+      y = dense(x.shape[-1], self.dtype, use_bias=False, name="views")(y)
     y = join_neighbours(y, self.group)  # n (g s) c/g
     mixing = (UntiedTokenMixing if self.untied else TokenMixing)(
       self.tokens_mlp,
@@ -76,30 +63,27 @@ class VariedBlock(MixerBlock):
       out=y.shape[1] // self.divide**2,
       name="token_mixing",
     )
-    y = mixing(y, self._dropout(keys, 0, (self.tokens_mlp, y.shape[-1])))
-    y = part_neighbours(y, self.group)  # n s' c
-    return self._add(pool(x, self.divide), y, keys, 1)
+    mask = self.hidden_mask(keys, (self.tokens_mlp, y.shape[-1]), branch=0)
+    y = part_neighbours(mixing(y, mask), self.group)  # n s' c
+    return self.add(pool(x, self.divide), y, keys, branch=0)
 
 
 def join_neighbours(x: jax.Array, group: int) -> jax.Array:
-  """Puts columns of neighbouring channels under one another.
-
-  Maps n s c to n (g s) c/g.
-  """
+  """Stacks neighbouring channels along the token axis: n s c to n (g s) c/g."""
   n, s, c = x.shape
   x = x.reshape(n, s, c // group, group).transpose(0, 3, 1, 2)  # n g s c/g
   return x.reshape(n, group * s, c // group)
 
 
 def part_neighbours(x: jax.Array, group: int) -> jax.Array:
-  """Undoes `join_neighbours`: maps n (g s) c/g to n s c."""
+  """Inverts `join_neighbours`: n (g s) c/g to n s c."""
   n, rows, columns = x.shape
   x = x.reshape(n, group, rows // group, columns).transpose(0, 2, 3, 1)
   return x.reshape(n, rows // group, columns * group)
 
 
 def pool(x: jax.Array, divide: int) -> jax.Array:
-  """Means over squares of tokens, on a square grid: n s c to n s/divide^2 c."""
+  """Averages squares of a square grid of tokens: n s c to n s/divide^2 c."""
   n, s, c = x.shape
   side = math.isqrt(s) // divide
   x = x.reshape(n, side, divide, side, divide, c)  # n h dh w dw c
@@ -107,17 +91,17 @@ def pool(x: jax.Array, divide: int) -> jax.Array:
 
 
 class MixerVariation(MlpMixer):
-  """A Mixer whose token mixing is varied. Attributes beside the Mixer's:
+  """A Mixer with another token mixing. Options, besides those of `MlpMixer`:
 
-  untied: whether each channel, or group of them, has an MLP of its own.
+  untied: one MLP per channel, or per group of channels.
   group: channels that are mixed together, G.
-  views: whether G learned views of a token take the place of its G neighbours.
-  pyramid: for each block, by how much it divides the sides of the grid of
-    tokens, which must be square; (1, 1, 2, 1) leaves S / 4 tokens after the
+  views: mixes G learned views of a token instead of its G neighbours.
+  pyramid: for each block, the factor by which it divides the sides of the grid
+    of tokens, which must be square; (1, 1, 2, 1) leaves S / 4 tokens after the
     third block. Empty: all blocks keep their tokens.
 
-  Without any of these it is a Mixer, its parameters named VariedBlock_0 and so
-  on in place of MixerBlock_0, so that neither is taken for the other.
+  Without any of these it is a Mixer. Its parameters are named VariedBlock_0 and
+  so on, so that they cannot be confused with a Mixer's.
   """
 
   untied: bool = False
@@ -125,11 +109,15 @@ class MixerVariation(MlpMixer):
   views: bool = False
   pyramid: Sequence[int] = ()
 
-  def _block_kind(self):
+  block_name = "VariedBlock"
+
+  @nn.nowrap
+  def block_class(self):
     return VariedBlock
 
-  def _block(self, *, index, **fields):
-    return super()._block(
+  @nn.nowrap
+  def make_block(self, *, index, **fields):
+    return super().make_block(
       untied=self.untied,
       group=self.group,
       views=self.views,
@@ -138,14 +126,10 @@ class MixerVariation(MlpMixer):
       **fields,
     )
 
-  def _tokens_made_for(self, params):
-    kernel = params["VariedBlock_0"]["token_mixing"]["Dense_0"]["kernel"]
-    return kernel.shape[-2] // self.group
+  def trained_tokens(self, params):
+    return super().trained_tokens(params) // self.group
 
-  def _kernels(self):
-    return "plain"
-
-  def _check(self, images):
+  def check(self, images):
     if self.kernels == "fused":
       raise ValueError(
         "kernels='fused' is for Mixer, and not for MixerVariation: take "
@@ -155,7 +139,7 @@ class MixerVariation(MlpMixer):
       raise ValueError(
         f"group={self.group} does not divide the {self.hidden} channels."
       )
-    super()._check(images)
+    super().check(images)
     if not self.pyramid:
       return
     if self.scan:

@@ -1,34 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vision Transformer (arXiv 2010.11929), which the paper compares Mixer with.
+"""Vision Transformer (arXiv 2010.11929), a baseline of the paper.
 
 Names, shapes and initial values are those of the authors' code, so that
-published weights fit. Letters in shape comments: n examples, h w rows and
-columns of patches, s tokens (h * w, and the class token), c channels, k heads,
-d channels of a head.
+published weights fit. Letters in shape comments: n examples, s tokens (patches,
+and the class token), c channels, k heads, d channels of a head.
 """
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixer.models.gelu import check_gelu, gelu
-from mixer.models.inputs import (
-  check_images,
-  check_tokens,
-  keys_if_dropping,
-)
-from mixer.models.layers import classifier, patch_embedding
-from mixer.models.residual import (
-  Residual,
-  cast_products,
-  draw_kept,
-  hidden_product,
-  mixed_tokens,
-  rematerialise,
-  run_blocks,
-)
+from mixer.models.base import TokenModel
+from mixer.models.blocks import ResidualBlock, dropout_mask, remat_block
+from mixer.models.layers import HIDDEN, apply_mask, cast_products, dense, gelu
 
 # Table 1 of the ViT paper.
 COLUMNS = ("patch", "hidden", "blocks", "mlp", "heads")
@@ -42,35 +28,32 @@ VARIANTS = {
 }  # fmt: skip
 
 POOLS = ("token", "mean")
+_KERNEL_INIT = nn.initializers.xavier_uniform()
 
 
 class MlpBlock(nn.Module):
-  """Dense, GELU, Dense, on the channels of every token."""
+  """Dense, GELU, dense, on the channels of every token."""
 
   hidden: int
   dtype: jnp.dtype | None = None
   gelu: str = "tanh"
 
   @nn.compact
-  def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-    """Maps n s c to n s c; `scale` [n, s, hidden] is the dropout mask."""
-    layer = {
-      "dtype": self.dtype,
-      "promote_dtype": cast_products,
-      "kernel_init": nn.initializers.xavier_uniform(),
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Maps n s c to n s c, with a dropout mask [n, s, hidden]."""
+    init = {
+      "kernel_init": _KERNEL_INIT,
       "bias_init": nn.initializers.normal(1e-6),
     }
-    y = nn.Dense(self.hidden, dot_general=hidden_product, **layer)(x)
-    y = gelu(y, self.gelu)
-    if scale is not None:
-      y = y * scale
-    return nn.Dense(x.shape[-1], **layer)(y)
+    y = dense(self.hidden, self.dtype, saved_as=HIDDEN, **init)(x)
+    y = apply_mask(gelu(y, self.gelu), mask)
+    return dense(x.shape[-1], self.dtype, **init)(y)
 
 
 class SelfAttention(nn.Module):
-  """Every head lets each token gather what others have for it.
+  """Multi-head self-attention.
 
-  Flax's own attention adds biases in `dtype` (see `cast_products`).
+  Flax's own adds biases in `dtype` (see `cast_products`).
   """
 
   heads: int
@@ -79,51 +62,42 @@ class SelfAttention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps n s c to n s c."""
-    layer = {
+    options = {
       "dtype": self.dtype,
       "promote_dtype": cast_products,
-      "kernel_init": nn.initializers.xavier_uniform(),
+      "kernel_init": _KERNEL_INIT,
     }
-    each = self.heads, x.shape[-1] // self.heads
+    shape = self.heads, x.shape[-1] // self.heads
     query, key, value = (
-      nn.DenseGeneral(each, name=name, **layer)(x).astype(x.dtype)  # n s k d
+      nn.DenseGeneral(shape, name=name, **options)(x).astype(x.dtype)  # n s k d
       for name in ("query", "key", "value")
     )
     y = jax.nn.dot_product_attention(query, key, value)  # n s k d
-    return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out", **layer)(y)
+    return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out", **options)(y)
 
 
-class EncoderBlock(Residual, kw_only=True):
-  """Self-attention, then an MLP, each with a skip connection.
-
-  All but the products is computed in float32; what each leaves is kept in
-  `dtype`, as in a Mixer block.
-  """
+class EncoderBlock(ResidualBlock, kw_only=True):
+  """Self-attention, then an MLP, each with a skip connection."""
 
   mlp: int
   heads: int
 
   @nn.compact
   def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-    """Maps n s c to n s c; `keys` [n] turns dropping on."""
-    _, s, _ = x.shape
+    """Maps n s c to n s c; PRNG keys [n] turn dropping on."""
+    x, y = self.norm(x, branch=0)
+    name = "MultiHeadDotProductAttention_0"
+    y = SelfAttention(self.heads, self.dtype, name=name)(y)
+    x = self.add(x, y, keys, branch=0)
 
-    x = x.astype(jnp.float32)
-    y = nn.LayerNorm(dtype=self.dtype)(x)
-    attention = SelfAttention(
-      self.heads, self.dtype, name="MultiHeadDotProductAttention_0"
-    )
-    x = mixed_tokens(self._add(x, attention(y), keys, 1))
-
-    x = x.astype(jnp.float32)
-    y = nn.LayerNorm(dtype=self.dtype)(x)
-    mlp = MlpBlock(self.mlp, self.dtype, self.gelu, name="MlpBlock_0")
-    y = mlp(y, self._dropout(keys, 3, (s, self.mlp)))
-    return self._add(x, y, keys, 4)
+    x, y = self.norm(x, branch=1)
+    mask = self.hidden_mask(keys, (x.shape[1], self.mlp), branch=1)
+    y = MlpBlock(self.mlp, self.dtype, self.gelu, name="MlpBlock_0")(y, mask)
+    return self.add(x, y, keys, branch=1)
 
 
 class AddPositions(nn.Module):
-  """Adds to every token what was learned about its place."""
+  """Adds a learned position embedding to every token."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -134,153 +108,92 @@ class AddPositions(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Positions, blocks and a last LayerNorm; fields as VisionTransformer's."""
+  """Position embedding, blocks and last layer norm.
 
-  blocks: int
-  mlp: int
-  heads: int
-  dtype: jnp.dtype | None
-  gelu: str
-  dropout: float
-  stoch_depth: float
-  stoch_depth_rescale: bool
-  remat: str
-  scan: bool
+  A module only because the published names nest; the model runs its blocks.
+
+  run_blocks: the model's method.
+  position_mask: draws a dropout mask of a shape from PRNG keys.
+  """
+
+  run_blocks: Callable
+  position_mask: Callable
 
   @nn.compact
   def __call__(
     self, x: jax.Array, keys: jax.Array | None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Maps n s c to float32 n s c, and what each block leaves."""
+    """Maps n s c to float32 n s c, and a dict of the blocks' outputs."""
     x = AddPositions(name="posembed_input")(x)
-    if keys is not None and self.dropout:
-      kept = draw_kept(keys, 6 * self.blocks, 1 - self.dropout, x.shape[1:])
-      x = x * (kept / (1 - self.dropout))
-
-    block = functools.partial(
-      rematerialise(EncoderBlock, self.remat, looped=self.scan),
-      mlp=self.mlp,
-      heads=self.heads,
-      rescale=self.stoch_depth_rescale,
-      dropout=self.dropout,
-      dtype=self.dtype,
-      gelu=self.gelu,
-    )
-    x, out = run_blocks(self, x, keys, name="encoderblock", make=block)  # n s c
+    x = apply_mask(x, self.position_mask(keys, x.shape[1:]))
+    x, out = self.run_blocks(x, keys, name="encoderblock", parent=self)
     return nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")(x), out
 
 
-class VisionTransformer(nn.Module):
-  """The whole network. Attributes:
+class VisionTransformer(TokenModel, kw_only=True):
+  """The whole network. Options, besides those of `TokenModel`:
 
-  patch: side of a patch in pixels.
-  hidden: channels of a token.
-  blocks: number of encoder blocks.
   mlp: hidden units of a block's MLP.
-  heads: of self-attention, which divide `hidden`.
-  pool: what stands for the image at the end: "token", the class token, as
-    published, or "mean", the mean over the tokens, without a class token.
+  heads: number of attention heads, which divides `hidden`.
+  pool: "token", the class token, as published, or "mean", the mean over tokens,
+    without a class token.
   representation: units of a hidden layer with tanh under the head, as in the
-    ViT paper's files of ImageNet-21k; 0 or None for none. What it leaves is the
-    pre-logits then.
-  num_classes: width of the head; 0 or None for no head.
-  image_channels: 3 for RGB.
-  dtype: of matrix products in the blocks and the stem, and of the tokens that
-    each branch of a block leaves, as `MlpMixer.dtype`.
-  gelu: "tanh", the form that the authors' code computes, or "exact".
-  dropout: rate after the position embeddings, inside the MLPs and after both
-    branches of a block; the weights of attention have none, as published.
-  stoch_depth: rate at which the last block's two branches are dropped for an
-    example; block i of L has i / (L - 1) of it.
-  stoch_depth_rescale: divides the branches that stay by 1 - rate.
-  remat: what of a block is not kept for the backward pass, but computed again
-    (`residual.REMAT`).
-  scan: compiles one block and loops over it, as `MlpMixer.scan`.
-  head_bias: initial value of the head's bias (its kernel starts at 0).
+    ViT paper's files of ImageNet-21k; 0 or None for none. Its output is then
+    the pre-logits.
+
+  `dropout` also applies after the position embedding; attention weights have
+  none, as published.
   """
 
-  patch: int
-  hidden: int
-  blocks: int
   mlp: int
   heads: int
   pool: str = "token"
   representation: int | None = None
-  num_classes: int | None = None
-  image_channels: int = 3
-  dtype: jnp.dtype | None = None
-  gelu: str = "tanh"
-  dropout: float = 0.0
-  stoch_depth: float = 0.0
-  stoch_depth_rescale: bool = False
-  remat: str = "none"
-  scan: bool = False
-  head_bias: float = 0.0
 
   @nn.compact
-  def __call__(
-    self,
-    images: jax.Array,
-    *,
-    train: bool = False,
-    drop_keys: jax.Array | None = None,
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Classifies images.
+  def __call__(self, images, *, train=False, drop_keys=None):
+    """Classifies images; see `ImageModel`.
 
-    Args:
-      images: float32 [n, height, width, image_channels] in [-1, 1].
-      train: whether dropout and stochastic depth are on.
-      drop_keys: [n] PRNG keys, one an example; needed if anything is dropped.
-
-    Returns:
-      float32 logits [n, num_classes] (without a head the pre-logits), and a
-      dict of intermediates: "stem" [n, h * w, c], "block00" and so on [n, s, c]
-      in `dtype`, the class token first, "pre_logits" [n, c], "logits".
-
-    Raises:
-      ValueError: the fields do not fit one another, or the images the patch,
-        the channels or the resolution that the parameters were made for.
+    Outputs of blocks are n s c, the class token first; the stem has none.
     """
-    self._check(images)
-    drop_keys = keys_if_dropping(
-      drop_keys,
-      train=train,
-      dropping=bool(self.dropout or self.stoch_depth),
-    )
-
-    embed = patch_embedding(self.hidden, self.patch, self.dtype, "embedding")
-    x = embed(images)  # n h w c
-    x = stem = x.reshape(x.shape[0], -1, x.shape[-1])  # n s c
+    self.check(images)
+    keys = self.require_rng(train, drop_keys)
+    x = stem = self.embed_patches(images, "embedding")  # n s c
     if self.pool == "token":
       cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden))
       cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.hidden))  # n 1 c
       x = jnp.concatenate([cls, x], axis=1)  # n s c
 
-    x, out = Encoder(
-      self.blocks,
-      self.mlp,
-      self.heads,
-      self.dtype,
-      self.gelu,
-      self.dropout,
-      self.stoch_depth,
-      self.stoch_depth_rescale,
-      self.remat,
-      self.scan,
-      name="Transformer",
-    )(x, drop_keys)  # n s c
-
+    encoder = Encoder(self.run_blocks, self.position_mask, name="Transformer")
+    x, out = encoder(x, keys)  # n s c
     x = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)  # n c
     if self.representation:
       x = jnp.tanh(nn.Dense(self.representation, name="pre_logits")(x))
-    out = {"stem": stem, **out, "pre_logits": x}
-    if self.num_classes:
-      x = out["logits"] = classifier(self.num_classes, self.head_bias)(x)
-    return x, out
+    return self.classify(x, {"stem": stem, **out})
 
-  def _check(self, images):
-    """Raises ValueError with both numbers and the way out."""
-    check_gelu(self.gelu)
+  @nn.nowrap
+  def make_block(self, **fields) -> EncoderBlock:
+    block = remat_block(EncoderBlock, self.remat, scanned=self.scan)
+    sizes = {"mlp": self.mlp, "heads": self.heads}
+    return block(**sizes, **self.block_options(), **fields)
+
+  @nn.nowrap
+  def position_mask(self, keys, shape) -> jax.Array | None:
+    # Its number is the first one after the blocks'.
+    return dropout_mask(keys, self.dropout, 6 * self.blocks, shape)
+
+  def trained_tokens(self, params) -> int:
+    positions = params["Transformer"]["posembed_input"]["pos_embedding"]
+    has_token = "cls" in params
+    if has_token != (self.pool == "token"):
+      pool, article = ("token", "a") if has_token else ("mean", "no")
+      raise ValueError(
+        f"These parameters have {article} class token, and the model pools by "
+        f"{self.pool!r}: create it with pool={pool!r}."
+      )
+    return positions.shape[1] - has_token
+
+  def check(self, images):
     if self.pool not in POOLS:
       raise ValueError(f"pool={self.pool!r} is none of {', '.join(POOLS)}.")
     if self.hidden % self.heads:
@@ -288,22 +201,4 @@ class VisionTransformer(nn.Module):
         f"heads={self.heads} do not divide hidden={self.hidden} channels: take "
         "a divisor."
       )
-    check_images(images, self.image_channels, self.patch)
-    try:
-      params = self.variables["params"]
-      made_for = params["Transformer"]["posembed_input"]["pos_embedding"]
-    except KeyError:  # the parameters are being made
-      return
-    has_token = "cls" in params
-    if has_token != (self.pool == "token"):
-      pool, has = ("token", "a") if has_token else ("mean", "no")
-      raise ValueError(
-        f"These parameters have {has} class token, and the model pools by "
-        f"{self.pool!r}: create it with pool={pool!r}."
-      )
-    check_tokens(
-      images,
-      patch=self.patch,
-      made_for=made_for.shape[1] - has_token,
-      verb="know the places of",
-    )
+    super().check(images, verb="know the places of")

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Mixer block is computed by, in the place of its layers.
+"""Fused kernels for a Mixer block, and the choice between them and its layers.
 
-`gpu`: layer norm, and bias with GELU, are kernels of ours, and products the
-library's. On the GPUs in `FASTER_ON` that is faster than the layers as they are
-compiled (benchmarks/NOTES.md), and the default.
+`gpu`: layer norm, and bias with GELU, are Triton kernels; products are the
+library's. On the GPUs in `FASTER_ON` they are faster than the compiled layers
+(benchmarks/NOTES.md), and the default.
 
-`tpu`: all of token mixing is one kernel. Nothing of it has been measured on
-hardware, so that it is not the default. On a CPU it runs in Pallas' interpret
-mode, which is a check, and slow.
+`tpu`: experimental, never measured on hardware, and never the default. All of
+token mixing is one kernel. On a CPU it runs in Pallas' interpret mode, which is
+a check, and slow.
+
+The kernels are subclasses of `MixerBlock`, imported when they are selected.
 """
 
 import contextlib
@@ -16,62 +18,76 @@ from collections.abc import Iterator
 import jax
 from flax import linen as nn
 
-from mixer.models.kernels import gpu, tpu
-from mixer.models.kernels.common import weights_of
-
-__all__ = [
-  "KINDS",
-  "select_kernels",
-  "target_device",
-  "gpu",
-  "tpu",
-  "weights_of",
-  "plain_model",
-]
-
 KINDS = ("auto", "plain", "fused")
-# Beginnings of a device's kind. Measured on an H200; an H100 is the same chip
-# with slower memory, of which the kernels need less.
+# Prefixes of a device's kind. Measured on an H200; an H100 is the same chip
+# with slower memory, which the kernels use less of.
 FASTER_ON = ("NVIDIA H100", "NVIDIA H200")
 _GPUS = ("gpu", "cuda", "rocm")
 
-_elsewhere: list[jax.Device] = []
+_targets: list[jax.Device] = []
 
 
 @contextlib.contextmanager
 def target_device(device: jax.Device) -> Iterator[None]:
-  """What is traced inside is for such a device, which need not be here.
+  """Selects kernels for a device that may be absent from this machine.
 
-  What jax.jit has traced before it does not trace again: make the function
-  inside.
+  Make the function to compile inside this context: jax.jit does not trace again
+  what it has traced before.
   """
-  _elsewhere.append(device)
+  _targets.append(device)
   try:
     yield
   finally:
-    _elsewhere.pop()
+    _targets.pop()
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-  """The model by its layers, whatever the devices are."""
+  """Returns the model with layers in place of kernels."""
   if hasattr(model, "kernels"):
     return model.clone(kernels="plain")
   return model
 
 
-def select_kernels(kind: str, *, gelu: str, dropout: float) -> str:
-  """What a block's branches are computed by on this machine's devices.
+def select_block(model: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
+  """Returns the class of a Mixer's blocks on this machine's devices.
+
+  Parameters are always made by the plain class, so that their names and values
+  are the same everywhere.
 
   Args:
-    kind: of `KINDS`: "plain" for the layers, "fused" for kernels wherever they
-      run, "auto" for kernels on the GPUs of `FASTER_ON`.
-    gelu, dropout: of the model; kernels are for "tanh" and 0.
+    model: bound; its fields kernels, gelu and dropout decide.
+    plain: `MixerBlock`.
+
+  Raises:
+    ValueError: from `select_kernels`.
+  """
+  kind = select_kernels(model.kernels, gelu=model.gelu, dropout=model.dropout)
+  if kind == "plain" or model.is_initializing():
+    return plain
+  # The kernels subclass the block whose module calls this function.
+  if kind == "gpu":
+    from mixer.models.kernels.gpu import GpuMixerBlock
+
+    return GpuMixerBlock
+  from mixer.models.kernels.tpu import TpuMixerBlock
+
+  return TpuMixerBlock
+
+
+def select_kernels(kind: str, *, gelu: str, dropout: float) -> str:
+  """Resolves an option `kernels` for this machine's devices.
+
+  Args:
+    kind: one of `KINDS`: "plain" for layers, "fused" for kernels on any device,
+      "auto" for kernels on the GPUs in `FASTER_ON`.
+    gelu: of the model; kernels require "tanh".
+    dropout: of the model; kernels require 0.
 
   Returns:
     "plain", "gpu" or "tpu".
 
   Raises:
-    ValueError: there is no such kind, or not with the rest.
+    ValueError: unknown kind, or "fused" with another GELU or with dropout.
   """
   if kind not in KINDS:
     raise ValueError(f"kernels={kind!r} is none of {', '.join(KINDS)}.")
@@ -87,7 +103,7 @@ def select_kernels(kind: str, *, gelu: str, dropout: float) -> str:
     )
   if kind == "plain" or problems:
     return "plain"
-  device = _elsewhere[-1] if _elsewhere else jax.local_devices()[0]
+  device = _targets[-1] if _targets else jax.local_devices()[0]
   if kind == "fused":
     return "gpu" if device.platform in _GPUS else "tpu"
   return "gpu" if device.device_kind.startswith(FASTER_ON) else "plain"

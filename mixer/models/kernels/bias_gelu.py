@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mixer.models.gelu import argument_of_share, slope_of_share
+from mixer.models.layers import gelu_gate_logit, gelu_grad
 
 # By measurement on an H200 (benchmarks/NOTES.md).
 _TILES = {1: (16, 128), 2: (32, 128)}  # by the axis of hidden units
@@ -127,7 +127,7 @@ def _gradient_kernel(
   here, of_bias = _masks(x_ref.shape, axis, rows, columns)
   x = _biased(x_ref, bias_ref, here, of_bias, axis)
   cotangent = plgpu.load(cotangent_ref, mask=here, other=0.0)
-  d_x = cotangent.astype(jnp.float32) * slope_of_share(x, _share(x))
+  d_x = cotangent.astype(jnp.float32) * gelu_grad(x, _share(x))
   plgpu.store(d_x_ref, d_x.astype(d_x_ref.dtype), mask=here)
   plgpu.store(d_bias_ref, d_x.sum(axis=1 - axis), mask=of_bias)
 
@@ -153,6 +153,6 @@ def _biased(x_ref, bias_ref, here, of_bias, axis):
 
 def _share(x):
   """What to multiply x by for its GELU; 0 where the power is infinite."""
-  power = -math.log2(math.e) * argument_of_share(x)
+  power = -math.log2(math.e) * gelu_gate_logit(x)
   root = jax.lax.rsqrt(1 + jnp.exp2(power))
   return root * root  # a quotient takes more instructions

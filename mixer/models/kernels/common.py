@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels of all devices compute with.
+"""Parameters and layer-norm statistics for the kernels of all devices.
 
 Letters in shape comments: n examples, s tokens, c channels, d hidden units.
 """
@@ -10,27 +10,26 @@ import jax
 import jax.numpy as jnp
 
 _EPSILON = 1e-6  # of Flax's layer norm
-# By the name of the MLP; published names.
+# Published names, by the name of the MLP.
 _NORMS = {"token_mixing": "LayerNorm_0", "channel_mixing": "LayerNorm_1"}
 
 
 class Weights(NamedTuple):
-  """The parameters that a block's mixing has, or their gradients.
+  """Parameters of one branch of a block, or their gradients.
 
-  Of the token mixing f, the features that are mixed, are s, of the channel
-  mixing c.
+  f is the mixed axis: s in token mixing, c in channel mixing.
   """
 
-  scale: jax.Array  # c
-  shift: jax.Array  # c
-  kernel_in: jax.Array  # f d
-  bias_in: jax.Array  # d
-  kernel_out: jax.Array  # d f
-  bias_out: jax.Array  # f
+  gamma: jax.Array  # c
+  beta: jax.Array  # c
+  w1: jax.Array  # f d
+  b1: jax.Array  # d
+  w2: jax.Array  # d f
+  b2: jax.Array  # f
 
 
-def weights_of(params: dict, mixing: str) -> Weights:
-  """Picks them from a block's parameters.
+def mixing_weights(params: dict, mixing: str) -> Weights:
+  """Selects a branch's weights.
 
   Args:
     params: of the block.
@@ -51,11 +50,14 @@ def weights_of(params: dict, mixing: str) -> Weights:
 def statistics(
   x: jax.Array, channels: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Mean, and one over the deviation, of each token: ... s 1, as Flax has them.
+  """Returns each token's mean and reciprocal standard deviation, as Flax does.
 
   Args:
     x: ... s c.
-    channels: that there are, if zeros stand in the place of others.
+    channels: number of channels that are not padding (zeros); None for all.
+
+  Returns:
+    Two float32 arrays, ... s 1.
   """
   x = x.astype(jnp.float32)
   channels = channels or x.shape[-1]

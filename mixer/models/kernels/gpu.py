@@ -1,26 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Mixer block's branches as a GPU is fastest at them.
+"""Mixer block for GPUs: library products between fused Triton kernels.
 
-Their products are the GPU library's, which no kernel of ours came near on an
-H200; what is between them is one kernel each (`layer_norm`, `bias_gelu`). Token
-mixing's products are batched over examples, so that nothing is turned: as one
-product over all examples they would need tokens last, and for each a pass over
-memory. The library wants what is contracted in multiples of 8, which 196 tokens
-are not; the layer norm's kernel fills them up as it writes.
+On an H200 no kernel of ours came near the library's products; everything
+between them is one kernel each (`layer_norm_residual`, `bias_gelu`). Products
+of token mixing are batched over examples, so that nothing is transposed: one
+product over all examples needs tokens last, which costs each a pass over
+memory. The library needs the contracted axis in multiples of 8, which 196
+tokens are not; the layer-norm kernel writes the padding.
 
-Letters in shape comments: n examples, s tokens, S in whole multiples of 8, c
-channels, d hidden units.
+Letters in shape comments: n examples, s tokens, S tokens padded to a multiple
+of 8, c channels, d hidden units.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mixer.models.kernels.bias_gelu import bias_gelu
-from mixer.models.kernels.common import Weights
-from mixer.models.kernels.layer_norm import norm_and_skip
-from mixer.models.residual import hidden_channels, product
+from mixer.models.kernels.common import Weights, mixing_weights
+from mixer.models.kernels.layer_norm import layer_norm_residual
+from mixer.models.layers import HIDDEN, PRODUCT
+from mixer.models.mixer import MixerBlock
 
 _MULTIPLE = 8
+
+
+class GpuMixerBlock(MixerBlock, kw_only=True):
+  """A Mixer block by GPU kernels; for GELU's tanh form, without dropout."""
+
+  patches_as_product = True
+
+  def mix_tokens(self, x, keys):
+    weights = mixing_weights(self.variables["params"], "token_mixing")
+    x, y = mix_tokens(x, weights, self.dtype)
+    return self.add(x, y, keys, branch=0)
+
+  def mix_channels(self, x, keys):
+    weights = mixing_weights(self.variables["params"], "channel_mixing")
+    x, y = mix_channels(x, weights, self.dtype)
+    return self.add(x, y, keys, branch=1)
 
 
 def mix_tokens(
@@ -30,30 +48,30 @@ def mix_tokens(
   *,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-  """The token mixing of a block, without its skip connection.
+  """Computes the token-mixing branch, without its skip connection.
 
   Args:
     x: n s c.
     weights: of token mixing.
-    dtype: of the products, and of x and its cotangent between branches; None
-      for float32.
+    dtype: of the products' factors, and of x and its cotangent between
+      branches; None for float32.
     interpret: runs the kernels on a CPU.
 
   Returns:
-    x and what is to be added to it, both float32 [n, s, c].
+    x and the branch's output, both float32 [n, s, c].
   """
   dtype = dtype or jnp.float32
   s = x.shape[1]
-  more = -s % _MULTIPLE
-  x, y = norm_and_skip(
-    x.astype(dtype), weights.scale, weights.shift, s + more, dtype, interpret
+  padding = -s % _MULTIPLE
+  x, y = layer_norm_residual(
+    x.astype(dtype), weights.gamma, weights.beta, s + padding, dtype, interpret
   )
-  kernel_in = jnp.pad(weights.kernel_in, ((0, more), (0, 0))).astype(dtype)
-  kernel_out = jnp.pad(weights.kernel_out, ((0, 0), (0, more))).astype(dtype)
-  y = product(_multiply(y, kernel_in))
-  y = bias_gelu(y, weights.bias_in, 1, interpret)
-  y = product(_multiply(y, kernel_out))
-  y = y[:, :s] + weights.bias_out[:, None]
+  w1 = jnp.pad(weights.w1, ((0, padding), (0, 0))).astype(dtype)
+  w2 = jnp.pad(weights.w2, ((0, 0), (0, padding))).astype(dtype)
+  y = checkpoint_name(_multiply(y, w1), PRODUCT)
+  y = bias_gelu(y, weights.b1, 1, interpret)
+  y = checkpoint_name(_multiply(y, w2), PRODUCT)
+  y = y[:, :s] + weights.b2[:, None]
   return x.astype(jnp.float32), y
 
 
@@ -64,21 +82,21 @@ def mix_channels(
   *,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-  """The same for the channel mixing, see `mix_tokens`."""
+  """Computes the channel-mixing branch; see `mix_tokens`."""
   dtype = dtype or jnp.float32
-  x, y = norm_and_skip(
-    x.astype(dtype), weights.scale, weights.shift, x.shape[1], dtype, interpret
+  x, y = layer_norm_residual(
+    x.astype(dtype), weights.gamma, weights.beta, x.shape[1], dtype, interpret
   )
-  y = y.reshape(1, -1, y.shape[-1])  # one example of all tokens
-  y = hidden_channels(y @ weights.kernel_in.astype(dtype))
-  y = bias_gelu(y, weights.bias_in, 2, interpret)
-  y = y @ weights.kernel_out.astype(dtype) + weights.bias_out
+  y = y.reshape(1, -1, y.shape[-1])  # all tokens as one example
+  y = checkpoint_name(y @ weights.w1.astype(dtype), HIDDEN)
+  y = bias_gelu(y, weights.b1, 2, interpret)
+  y = y @ weights.w2.astype(dtype) + weights.b2
   return x.astype(jnp.float32), y.reshape(x.shape)
 
 
 @jax.custom_vjp
 def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Maps n s c to n d c by a kernel [s, d]."""
+  """Maps n s c to n d c, with a kernel [s, d]."""
   kernels = jnp.broadcast_to(kernel.T, (x.shape[0], *kernel.T.shape))
   return jax.lax.batch_matmul(kernels, x)
 
@@ -89,10 +107,10 @@ def _multiply_forward(x, kernel):
 
 def _multiply_backward(residuals, cotangent):
   x, kernel = residuals
-  of_examples = jnp.einsum(
+  per_example = jnp.einsum(
     "nsc,ndc->nsd", x, cotangent, preferred_element_type=jnp.float32
   )
-  d_kernel = of_examples.sum(axis=0).astype(kernel.dtype)
+  d_kernel = per_example.sum(axis=0).astype(kernel.dtype)
   return _multiply(cotangent, kernel.T), d_kernel
 
 

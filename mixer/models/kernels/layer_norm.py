@@ -27,7 +27,7 @@ _OPTIONS = plgpu.CompilerParams(num_warps=4, num_stages=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def norm_and_skip(
+def layer_norm_residual(
   x: jax.Array,
   scale: jax.Array,
   shift: jax.Array,
@@ -52,7 +52,7 @@ def norm_and_skip(
 
 
 def _forward(x, scale, shift, rows, dtype, interpret):
-  out = norm_and_skip(x, scale, shift, rows, dtype, interpret)
+  out = layer_norm_residual(x, scale, shift, rows, dtype, interpret)
   return out, (x, scale)
 
 
@@ -88,7 +88,7 @@ def _backward(rows, dtype, interpret, residuals, cotangents):
   return d_x, d_scale.sum(axis=(0, 1)), d_shift.sum(axis=(0, 1))
 
 
-norm_and_skip.defvjp(_forward, _backward)
+layer_norm_residual.defvjp(_forward, _backward)
 
 
 def _norm(x, scale, shift, rows, dtype, interpret):

@@ -14,16 +14,28 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mixer.models.gelu import share_and_slope
-from mixer.models.kernels.common import Weights, statistics
+from mixer.models.kernels.common import Weights, mixing_weights, statistics
+from mixer.models.layers import gelu_gate_and_grad
+from mixer.models.mixer import MixerBlock
 
 _LANES = 128  # a TPU's vectors are so wide
 # Hidden units of an example that are worked on at once. The backward pass has
 # five arrays of them in float32, a third of the 16 MB that a kernel may take.
 _HIDDEN_AT_ONCE = 2**18
+
+
+class TpuMixerBlock(MixerBlock, kw_only=True):
+  """A Mixer block whose token mixing is one TPU kernel. Experimental."""
+
+  def mix_tokens(self, x, keys):
+    mask = self.drop_path_mask(keys, (), branch=0)  # n
+    weights = mixing_weights(self.variables["params"], "token_mixing")
+    x = mix_tokens(x, weights, mask, dtype=self.dtype)
+    return checkpoint_name(x, "branch_0")
 
 
 def mix_tokens(
@@ -98,7 +110,7 @@ def mix(
       there is room for.
   """
   n, s, c = x.shape
-  d = len(weights.bias_in)
+  d = len(weights.b1)
   channels = channels or _channels_at_once(c, d)
   call = pl.pallas_call(
     functools.partial(_mix_kernel, channels=channels),
@@ -118,13 +130,13 @@ def mix(
   return call(
     kept,
     x,
-    weights.scale[None],
-    weights.shift[None],
+    weights.gamma[None],
+    weights.beta[None],
     # Turned here once, and not for each example.
-    weights.kernel_in.T.astype(dtype),
-    weights.bias_in[:, None],
-    weights.kernel_out.T.astype(dtype),
-    weights.bias_out[:, None],
+    weights.w1.T.astype(dtype),
+    weights.b1[:, None],
+    weights.w2.T.astype(dtype),
+    weights.b2[:, None],
   )
 
 
@@ -140,7 +152,7 @@ def gradient(
 ) -> tuple[jax.Array, Weights]:
   """Gradients of x, as it is, and of the weights, of what `mix` leaves."""
   n, s, c = x.shape
-  d = len(weights.bias_in)
+  d = len(weights.b1)
   channels = channels or _channels_at_once(c, d)
   # Each of v4's two cores has sums of its own.
   parts = math.gcd(n, 2)
@@ -176,12 +188,12 @@ def gradient(
     kept,
     x,
     cotangent,
-    weights.scale[None],
-    weights.shift[None],
-    weights.kernel_in.T.astype(dtype),
-    weights.kernel_in.astype(dtype),
-    weights.bias_in[:, None],
-    weights.kernel_out.astype(dtype),
+    weights.gamma[None],
+    weights.beta[None],
+    weights.w1.T.astype(dtype),
+    weights.w1.astype(dtype),
+    weights.b1[:, None],
+    weights.w2.astype(dtype),
   )
   gradients = Weights(
     *(
@@ -224,7 +236,7 @@ def _mix_kernel(
     x = x_ref[0, :, here].astype(jnp.float32)
     y = (x - mean) * deviation * scale_ref[:, here] + shift_ref[:, here]
     h = _product(kernel_in_ref[...], y.astype(dtype)) + bias_in_ref[...]  # d c
-    a = h * share_and_slope(h)[0]
+    a = h * gelu_gate_and_grad(h)[0]
     y = _product(kernel_out_ref[...], a.astype(dtype)) + bias_out_ref[...]
     out_ref[0, :, here] = (x + kept * y).astype(out_ref.dtype)
 
@@ -274,7 +286,7 @@ def _gradient_kernel(
     normed = (x_ref[0, :, here].astype(jnp.float32) - mean) * deviation
     y = (normed * scale_ref[:, here] + shift_ref[:, here]).astype(dtype)
     h = _product(turned_in_ref[...], y) + bias_in_ref[...]  # d c
-    share, slope = share_and_slope(h)
+    share, slope = gelu_gate_and_grad(h)
     d_out = kept * cotangent_ref[0, :, here].astype(jnp.float32)  # s c
     d_bias_out_ref[0] += d_out.sum(axis=1, keepdims=True)
     d_out = d_out.astype(dtype)

@@ -4,7 +4,7 @@
 import numpy as np
 
 from mixer.errors import UserError
-from mixer.models.bit import standardise_filters
+from mixer.models.bit import standardize_filters
 from mixer.weights import Checkpoint
 
 # Names of the first convolution's part of the parameters.
@@ -48,5 +48,5 @@ def read_filters(checkpoint: Checkpoint) -> np.ndarray:
       "earlier checkpoint."
     )
   if place == _PLACES["BiT"]:
-    kernel = np.asarray(standardise_filters(kernel), np.float64)
+    kernel = np.asarray(standardize_filters(kernel), np.float64)
   return kernel.transpose(3, 0, 1, 2)  # n h w c
