@@ -2,13 +2,14 @@
 """What `python -m mixer.data prepare` says, and when it refuses."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mixer.data.__main__ import main, prepare
+from mixer.data.__main__ import TENSORFLOW, main, prepare
 
 
 @pytest.mark.parametrize("name", ["", "../x", "/digits", "digits/..", "a b"])
@@ -76,3 +77,43 @@ def test_without_a_terminal_no_progress_bars_are_drawn(tmp_path):
   assert done.returncode == 0
   assert done.stderr == ""
   assert "train: 1437 examples" in done.stdout
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: (
+  None if name == "tensorflow" else find_spec(name, *rest)
+)
+from mixer.data.__main__ import main
+sys.exit(main(["prepare", sys.argv[1], f"--data_dir={sys.argv[2]}"]))
+"""
+
+
+@pytest.mark.parametrize(
+  ("name", "code", "message"),
+  [
+    ("digits", 0, ""),
+    ("mnist", 2, f"mnist needs TensorFlow, .*tensorflow-cpu=={TENSORFLOW},"),
+  ],
+)
+def test_only_the_builders_of_tfds_need_tensorflow(
+  tmp_path, name, code, message
+):
+  done = subprocess.run(
+    [sys.executable, "-c", WITHOUT_TENSORFLOW, name, str(tmp_path)],
+    env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    capture_output=True,
+    text=True,
+  )
+
+  assert done.returncode == code, done.stderr
+  assert re.search(message, done.stderr)
+  assert "Traceback" not in done.stderr
+
+
+def test_prepare_names_the_version_of_tensorflow_that_the_tests_use():
+  requirements = Path(__file__).parent.parent / "requirements-dev.txt"
+
+  assert f"tensorflow-cpu=={TENSORFLOW}" in requirements.read_text().split()

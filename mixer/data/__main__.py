@@ -7,6 +7,7 @@ python -m mixer.data show --config=FILE --out=sheet.png [--step=N] [--images=N]
 """
 
 import argparse
+import importlib.util
 import inspect
 import logging
 import os
@@ -24,6 +25,7 @@ from mixer.data.sources import (
 )
 from mixer.errors import UserError
 
+TENSORFLOW = "2.21.0"  # as in requirements-dev.txt
 _NOT_THERE = ("AssertionError", "FileNotFoundError", "NotFoundError")
 
 
@@ -156,6 +158,15 @@ def _generate(
     raise DatasetNotFoundError(
       f"{dataset} cannot be downloaded by a program. Put the files into"
       f" {root / 'downloads' / 'manual'} ({manual}), then run this again."
+    )
+  # TFDS's builders encode with it, some of them after hours of reading.
+  if (
+    dataset not in tfds.our_builders()
+    and importlib.util.find_spec("tensorflow") is None
+  ):
+    raise UserError(
+      f"The preparation of {dataset} needs TensorFlow, which training does not:"
+      f" pip install tensorflow-cpu=={TENSORFLOW}, then run this again."
     )
   try:
     builder = builder_class(
