@@ -10,8 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer import cli
+from mixer.cluster import cluster_from_flags, define_flags
 from mixer.errors import UserError
-from mixer.hosts.flags import cluster
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/digits.py."
@@ -22,6 +22,7 @@ BEST = flags.DEFINE_bool("best", False, "The best checkpoint.")
 SKIP_MISSING = flags.DEFINE_bool(
   "skip_missing", False, "Leave out evaluators whose data are not there."
 )
+define_flags()
 flags.mark_flag_as_required("config")
 
 
@@ -37,7 +38,7 @@ def main() -> int:
     step=STEP.value,
     best=BEST.value,
     skip_missing=SKIP_MISSING.value,
-    cluster=cluster(),
+    cluster=cluster_from_flags(),
   )
 
 

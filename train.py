@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer import cli
-from mixer.hosts.flags import cluster
+from mixer.cluster import cluster_from_flags, define_flags
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
@@ -21,6 +21,7 @@ DRY_RUN = flags.DEFINE_bool(
 ACCEPT_CHANGES = flags.DEFINE_bool(
   "accept_changes", False, "Go on in WORKDIR although the config has changed."
 )
+define_flags()
 flags.mark_flag_as_required("config")
 
 
@@ -33,7 +34,7 @@ def main() -> int:
     CONFIG.value,
     WORKDIR.value,
     accept_changes=ACCEPT_CHANGES.value,
-    cluster=cluster(),
+    cluster=cluster_from_flags(),
   )
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from launchers import AGAIN, FLAGS, LAUNCH, RECORDS, run, write_program
 
-from mixer.hosts import find_cluster
+from mixer.cluster import find_cluster
 
 
 @pytest.mark.parametrize(
@@ -448,13 +448,15 @@ def test_the_hosts_of_a_topology(topology, chips, hosts, limit):
   assert container["resources"]["limits"] == {"google.com/tpu": limit}
 
 
-def test_hosts_with_gpus_learn_of_each_other_from_the_environment():
+def test_hosts_with_gpus_learn_of_each_other_from_the_environment(monkeypatch):
   made = job_set(*GPUS)
   [container] = pod_of(made)["containers"]
   environ = {each["name"]: each["value"] for each in container["env"]}
 
   # Kubernetes adds this one.
-  cluster = find_cluster(environ=environ | {"JOB_COMPLETION_INDEX": "1"})
+  for name, value in (environ | {"JOB_COMPLETION_INDEX": "1"}).items():
+    monkeypatch.setenv(name, value)
+  cluster = find_cluster()
 
   assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
   assert pod_of(made)["nodeSelector"] == {

@@ -111,10 +111,11 @@ class Trials:
       self.wait_in_training(run, processes[0])
       processes[i % 2].kill()
       codes = [process.wait() for process in processes]
-      expect(codes[1 - i % 2], EX_TEMPFAIL, run)
+      if codes[1 - i % 2] not in (EX_TEMPFAIL, -signal.SIGABRT):
+        expect(codes[1 - i % 2], EX_TEMPFAIL, run)
     expect(run.go_on(), [EX_OK, EX_OK], run)
     return (
-      "one of two hosts killed; the other left with 75",
+      "one of two hosts killed; the other ended with 75 or 134",
       times,
       said(differences(run, whole), "as two hosts undisturbed"),
     )

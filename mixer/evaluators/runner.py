@@ -9,11 +9,11 @@ import jax
 from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches, read_labels
 from mixer.data.sources import Source
+from mixer.distributed import Hosts
 from mixer.evaluators import Classification, Fewshot, Real, result_name
 from mixer.evaluators.common import Batch
-from mixer.hosts import Hosts
 from mixer.plan import EvalPlan, Plan
-from mixer.training.interruption import Interrupted
+from mixer.training.preemption import PreemptedError
 
 
 class EvalRunner:
@@ -25,7 +25,7 @@ class EvalRunner:
     folder: Path,
     devices: Sequence[jax.Device],
     hosts: Hosts,
-    interrupted: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
   ):
     """Makes them.
 
@@ -34,12 +34,12 @@ class EvalRunner:
       folder: for what they write beside numbers.
       devices: of this host.
       hosts: that share the work, in step.
-      interrupted: whether to stop on the way; the same on all hosts.
+      should_stop: from `preemption.catch_signals`; asked once a batch.
     """
     self._plan = plan
     self._hosts = hosts
     self._evaluators = {
-      name: _create(plan, name, evaluation, folder, devices, hosts, interrupted)
+      name: _create(plan, name, evaluation, folder, devices, hosts, should_stop)
       for name, evaluation in plan.evals.items()
     }
 
@@ -60,7 +60,7 @@ class EvalRunner:
       not be decoded.
 
     Raises:
-      Interrupted: a stop was asked for on the way.
+      PreemptedError: a stop was requested on the way.
     """
     results = {}
     for name in names:
@@ -82,7 +82,7 @@ def _create(
   folder: Path,
   devices: Sequence[jax.Device],
   hosts: Hosts,
-  interrupted: Callable[[], bool],
+  should_stop: Callable[[], bool],
 ) -> Classification | Real | Fewshot:
   options = evaluation.options
   ops = preprocess.parse(options.ops)
@@ -97,8 +97,8 @@ def _create(
       workers=plan.workers,
       bad_images=plan.bad_images,
     ):
-      if interrupted():
-        raise Interrupted
+      if should_stop():
+        raise PreemptedError
       yield batch
 
   shared = {"model": plan.model, "devices": devices}

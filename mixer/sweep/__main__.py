@@ -13,8 +13,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer import cli
+from mixer.cluster import find_cluster
 from mixer.errors import UserError
-from mixer.hosts import find_cluster
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/finetune.py:dataset=cifar10."
@@ -38,8 +38,8 @@ flags.mark_flag_as_required("config")
 def main() -> int:
   if (cluster := find_cluster()).hosts > 1:
     raise UserError(
-      f"A sweep takes one host, and this is one of {cluster.hosts} "
-      f"({cluster.origin}): start it on one machine alone."
+      f"A sweep takes one host, and this is host {cluster.host} of "
+      f"{cluster.hosts}: start it on one machine only."
     )
   # After the flags: they take seconds.
   from mixer.sweep import data_sets, protocol, stops

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 from mixer.cli import sigterm_to_keyboard_interrupt
-from mixer.training.interruption import SIGNALS
+from mixer.training.preemption import SIGNALS
 
 
 @contextlib.contextmanager

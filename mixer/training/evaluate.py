@@ -6,20 +6,21 @@ from pathlib import Path
 import optax
 from ml_collections import ConfigDict
 
-from mixer.cli import EX_OK
+from mixer.cli import EX_OK, sigterm_to_keyboard_interrupt
+from mixer.cluster import ONE_HOST, Cluster
+from mixer.distributed import Hosts, initialize
 from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
-from mixer.hosts import ONE_HOST, Cluster, Hosts, join
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, check_classes, make_plan
 from mixer.training import run_dir
-from mixer.training.agreement import (
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.consistency import (
   check_same_config,
   check_same_devices,
   check_same_plan,
   checksum,
 )
-from mixer.training.checkpoint import Checkpoints
 from mixer.training.optimizer import make_optimizer
 from mixer.training.run_dir import CHECKPOINTS
 from mixer.training.setup import abstract_state, open_checkpoints
@@ -56,12 +57,11 @@ def evaluate(
   folder = Path(workdir).expanduser() if workdir else None
   configure_xla()
   enable_compilation_cache()
-  with join(cluster) as hosts:
-    with hosts.together():
-      check_same_config(hosts, config)
-    hosts.initialize()
-    with hosts.together():
-      check_same_devices(hosts)
+  # After jax.distributed, which would take SIGTERM for its own.
+  with initialize(cluster) as hosts, sigterm_to_keyboard_interrupt():
+    check_same_config(hosts, config)
+    check_same_devices(hosts)
+    with hosts.raise_on_all():
       begins = folder is None or not Checkpoints(folder / CHECKPOINTS).steps
       if not begins:
         run_dir.inherit_gelu(folder, config)
@@ -77,8 +77,8 @@ def evaluate(
       left_out = _leave_out_missing(plan) if skip_missing else ""
       plan.raise_complaints()
       params, origin = _find_params(plan, folder, step, best)
-    with hosts.together():
-      check_same_plan(hosts, plan)
+    check_same_plan(hosts, plan)
+    with hosts.raise_on_all():
       _check_same_origin(hosts, f"{origin}.{left_out}", params)
     if hosts.is_first:
       print(f"Evaluates {origin}.{left_out}", flush=True)

@@ -9,7 +9,6 @@ import numpy as np
 from mixer.errors import UserError
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.skipped import SkippedUpdates
-from mixer.training.stop_vote import StopVote
 
 # Enough to keep the devices busy, few enough to stop soon and to measure rates.
 DEPTH = 2
@@ -28,7 +27,6 @@ class InFlight:
 
   def __init__(
     self,
-    vote: StopVote,
     skipped: SkippedUpdates,
     checkpoints: Checkpoints,
     *,
@@ -37,12 +35,10 @@ class InFlight:
     """Starts with none.
 
     Args:
-      vote: on stopping, held with every update.
       skipped: where updates without effect are written down.
       checkpoints: of the run.
       max_skipped: how many updates without effect in a row are too many.
     """
-    self._vote = vote
     self._skipped = skipped
     self._checkpoints = checkpoints
     self._max_skipped = max_skipped
@@ -54,17 +50,14 @@ class InFlight:
     Raises:
       Diverged: that one was the last of too many without effect.
     """
-    self._vote.cast()
     self._updates.append((step, metrics))
     if len(self._updates) > DEPTH:
       self._look_at(*self._updates.popleft())
-      self._vote.count()
 
   def finish(self):
     """Waits for all; raises Diverged like `add`."""
     while self._updates:
       self._look_at(*self._updates.popleft())
-      self._vote.count()
 
   def _look_at(self, step: int, metrics: dict[str, jax.Array]):
     in_a_row = int(metrics["skipped_in_a_row"])

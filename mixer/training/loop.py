@@ -17,15 +17,16 @@ from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.prefetch import prefetch_to_device
 from mixer.data.shuffle import IndexShuffler
+from mixer.distributed import Hosts
 from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
-from mixer.hosts import Hosts
 from mixer.plan import Plan, plan_summary
-from mixer.training import interruption, run_dir
-from mixer.training.agreement import appears
+from mixer.training import run_dir
+from mixer.training.consistency import wait_for_path
 from mixer.training.in_flight import InFlight
 from mixer.training.metrics import MetricWriter, read_rows
 from mixer.training.plots import draw_learning_curve
+from mixer.training.preemption import PreemptedError
 from mixer.training.run_dir import CHECKPOINTS
 from mixer.training.setup import (
   abstract_state,
@@ -38,7 +39,6 @@ from mixer.training.setup import (
 from mixer.training.sharding import all_devices, local_devices, to_host
 from mixer.training.skipped import SkippedUpdates
 from mixer.training.step import TrainState
-from mixer.training.stop_vote import StopVote
 
 
 class Run:
@@ -52,7 +52,7 @@ class Run:
     self,
     plan: Plan,
     folder: Path,
-    interrupted: Callable[[], bool],
+    should_stop: Callable[[], bool],
     hosts: Hosts,
   ):
     config = plan.config
@@ -60,11 +60,11 @@ class Run:
     self.folder = folder
     self.hosts = hosts
     self.devices = all_devices()
-    self.stop_vote = StopVote(interrupted, hosts, self.devices)
+    self.should_stop, self.is_stopped = should_stop, False
     self.schedule, self.optimizer = create_optimizer(plan)
     self.checkpoints = open_checkpoints(plan, folder)
     self.evaluations = EvalRunner(
-      plan, folder / "eval", local_devices(), hosts, self.stop_vote.ask
+      plan, folder / "eval", local_devices(), hosts, should_stop
     )
     self.start, state = self.resume_or_begin()
     self.sharding = create_sharding(plan)
@@ -94,21 +94,21 @@ class Run:
       enabled=hosts.is_first,
     )
     self.in_flight = InFlight(
-      self.stop_vote, skipped, self.checkpoints, max_skipped=config.max_skipped
+      skipped, self.checkpoints, max_skipped=config.max_skipped
     )
 
   def resume_or_begin(self) -> tuple[int, TrainState]:
     """The newest sound checkpoint's step and state, or a run's first."""
     template = abstract_state(self.plan, self.optimizer)
     restored = None
-    with self.hosts.together():
+    with self.hosts.raise_on_all():
       if self.hosts.is_first:
         restored = self.checkpoints.restore(template)
     # What the first host could read is what all go on from.
     step = self.hosts.gather(restored and restored[0])[0]
     if step is None:
       return 0, initial_state(self.plan, self.optimizer)
-    with self.hosts.together():
+    with self.hosts.raise_on_all():
       if step > self.plan.total_steps:
         raise UserError(
           f"{self.folder} has come to step {step:,} already, beyond the "
@@ -116,7 +116,7 @@ class Run:
           "--workdir, or lengthen the run."
         )
       if not self.hosts.is_first:
-        appears(self.folder / CHECKPOINTS / str(step))
+        wait_for_path(self.folder / CHECKPOINTS / str(step))
         restored = self.checkpoints.restore(template, step)
       return restored
 
@@ -142,7 +142,7 @@ class Run:
       step = self.loop()
     if self.plan.bad_images and (report := self.plan.bad_images.report()):
       print(report)
-    if self.stop_vote.is_carried:
+    if self.is_stopped:
       if self.hosts.is_first:
         print(f"Stopped and saved at step {step:,}. The same command goes on.")
       return EX_TEMPFAIL
@@ -181,7 +181,8 @@ class Run:
     for step in range(self.start, total + 1):
       # Here `step` updates are applied to the state.
       results = self.evaluate(step)
-      stop = step == total or self.stop_vote.is_carried
+      self.is_stopped = self.should_stop()
+      stop = step == total or self.is_stopped
       if step > self.start and (stop or self.is_save_due(step, results)):
         self.save(step, results)
       if stop:
@@ -221,7 +222,7 @@ class Run:
     jax.block_until_ready(self.state)  # the updates up to here are no pause
     with (
       self.metrics.timer.pause(),
-      contextlib.suppress(interruption.Interrupted),
+      contextlib.suppress(PreemptedError),
     ):
       params = self.sharding.gather(self.state.eval_params, self.devices)
       results = self.evaluations.run(due, params)

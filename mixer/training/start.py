@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a command to a run: the hosts meet, plan, and begin or go on."""
+"""From a command to a run: the hosts connect, plan, and begin or go on."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,13 +10,19 @@ from ml_collections import ConfigDict
 from mixer import weights
 from mixer.atomic_write import DISK_ERRORS
 from mixer.cli import EX_OK, sigterm_to_keyboard_interrupt
+from mixer.cluster import ONE_HOST, Cluster
+from mixer.distributed import Hosts, initialize
 from mixer.errors import UserError
-from mixer.hosts import ONE_HOST, Cluster, join
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import check_classes, make_plan, plan_summary
-from mixer.training import interruption, run_dir
-from mixer.training.agreement import check_same_plan, meet
+from mixer.training import preemption, run_dir
 from mixer.training.checkpoint import Checkpoints
+from mixer.training.consistency import (
+  check_same_config,
+  check_same_devices,
+  check_same_plan,
+  check_shared_folder,
+)
 from mixer.training.loop import Run
 from mixer.training.run_dir import CHECKPOINTS
 
@@ -46,18 +52,19 @@ def train(
   enable_compilation_cache()
   with contextlib.ExitStack() as stack:
     stack.enter_context(sigterm_to_keyboard_interrupt())
-    hosts = stack.enter_context(join(cluster))
+    hosts = stack.enter_context(initialize(cluster))
     stack.enter_context(disk_errors(workdir))
-    folder = meet(hosts, config, workdir)
-    with hosts.together():
+    folder = _make_shared_folder(hosts, config, workdir)
+    check_same_devices(hosts)
+    with hosts.raise_on_all():
       if hosts.is_first:
         # Of a host that was lost, the lock may be left for a while.
         wait = cluster.wait if cluster.hosts > 1 else 0.0
         stack.enter_context(run_dir.locked(folder, wait=wait))
-      interrupted = stack.enter_context(interruption.guard())
+      should_stop = stack.enter_context(preemption.catch_signals(hosts))
     begins = not Checkpoints(folder / CHECKPOINTS).steps
     [begins, *_] = hosts.gather(begins)
-    with hosts.together():
+    with hosts.raise_on_all():
       if not begins:
         run_dir.inherit_gelu(folder, config)
       plan = make_plan(config, begins=begins)
@@ -65,9 +72,19 @@ def train(
       run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
       if trained := weights.trained_classes(folder):
         check_classes(plan.source, trained, str(folder / weights.CLASSES))
-    with hosts.together():
-      check_same_plan(hosts, plan)
-    return Run(plan, folder, interrupted, hosts).go()
+    check_same_plan(hosts, plan)
+    return Run(plan, folder, should_stop, hosts).go()
+
+
+def _make_shared_folder(
+  hosts: Hosts, config: ConfigDict, workdir: str | None
+) -> Path:
+  """Makes the run's folder; raises UserError if the hosts disagree on it."""
+  with hosts.raise_on_all():
+    folder = run_dir.make_folder(workdir)
+  check_same_config(hosts, config)
+  check_shared_folder(hosts, folder)
+  return folder
 
 
 @contextlib.contextmanager

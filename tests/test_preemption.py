@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals as a question, and when they are more than that."""
+"""Ctrl-C and SIGTERM on one host; test_distributed has several."""
 
 import signal
 import time
@@ -7,24 +7,29 @@ import time
 import pytest
 
 from mixer.cli import run_cli
-from mixer.training import interruption
+from mixer.cluster import ONE_HOST
+from mixer.distributed import Hosts
+from mixer.training import preemption
 
 
-@pytest.mark.parametrize("number", interruption.SIGNALS)
-def test_a_signal_is_a_question_and_its_echo_the_same_one(number, capfd):
-  with interruption.guard() as interrupted:
-    assert not interrupted()
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_a_signal_and_its_echo_are_one_request_to_stop(number, capfd):
+  with preemption.catch_signals(Hosts(ONE_HOST)) as should_stop:
+    assert not should_stop()
     signal.raise_signal(number)
     signal.raise_signal(number)
-    assert interrupted()
+    assert should_stop()
 
   assert capfd.readouterr().err.count("Stopping") == 1
 
 
-def test_a_later_one_acts_at_once(monkeypatch):
-  monkeypatch.setattr(interruption, "SAME_REQUEST", 0.01)
+def test_a_second_signal_stops_at_once(monkeypatch):
+  monkeypatch.setattr(preemption, "SAME_REQUEST", 0.01)
 
-  with pytest.raises(KeyboardInterrupt), interruption.guard():
+  with (
+    pytest.raises(KeyboardInterrupt),
+    preemption.catch_signals(Hosts(ONE_HOST)),
+  ):
     signal.raise_signal(signal.SIGINT)
     time.sleep(0.02)
     signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes on loopback connect, agree, and end together."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
+from mixer.cluster import ONE_HOST
+from mixer.distributed import initialize
+from mixer.errors import UserError
+
+CRASH = 1
+LOST = (EX_TEMPFAIL, -signal.SIGABRT)  # the second by jax itself
+TIMEOUT = 240  # seconds, on a busy machine
+ROOT = Path(__file__).parent.parent
+
+PROGRAM = """
+import os, signal, sys, time
+from mixer import cli, distributed
+from mixer.cluster import Cluster
+from mixer.errors import UserError
+from mixer.training import preemption
+
+def main():
+  cluster = Cluster("localhost:{port}", {count}, {index}, **{options})
+  with distributed.initialize(cluster) as hosts:
+{body}
+
+if __name__ == "__main__":
+  sys.exit(cli.run_cli(main))
+"""
+
+
+class Run:
+  """Processes that are hosts of one run; the end of the test kills them."""
+
+  def __init__(self, folder):
+    with socket.socket() as listener:
+      listener.bind(("localhost", 0))
+      self.port = listener.getsockname()[1]
+    self.folder = folder
+    self.processes = []
+
+  def start(self, body, count=2, *, index=None, root=ROOT, **options):
+    """Starts one host, or all of them without an index."""
+    for i in range(count) if index is None else [index]:
+      text = PROGRAM.format(
+        port=self.port,
+        count=count,
+        index=i,
+        options=options,
+        body=textwrap.indent(textwrap.dedent(body), "    "),
+      )
+      script = self.folder / f"host{len(self.processes)}.py"
+      script.write_text(text)
+      self.processes.append(
+        subprocess.Popen(
+          [sys.executable, script],
+          env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+        )
+      )
+
+  def end(self):
+    """Waits for all; returns their exit codes, outputs and errors."""
+    ended = [process.communicate(timeout=TIMEOUT) for process in self.processes]
+    outputs, errors = zip(*ended, strict=True)
+    return [p.returncode for p in self.processes], outputs, errors
+
+
+@pytest.fixture
+def run(tmp_path):
+  run = Run(tmp_path)
+  yield run
+  for process in run.processes:
+    process.kill()
+    process.communicate()
+
+
+def test_a_single_host_opens_nothing_and_agrees_with_itself():
+  with initialize(ONE_HOST) as hosts:
+    assert (hosts.index, hosts.count, hosts.is_first) == (0, 1, True)
+    assert hosts.gather({"a": [1]}) == [{"a": [1]}]
+    hosts.check_same({"a": 1}, "differs")
+    with pytest.raises(UserError, match="wrong"), hosts.raise_on_all():
+      raise UserError("wrong")
+
+
+def test_values_of_all_hosts_come_in_their_order(run):
+  run.start(
+    """
+    for i in range(3):
+      time.sleep(0.3 * (hosts.index == i))
+      print(hosts.gather([hosts.index, i]))
+    """,
+    count=3,
+  )
+
+  codes, outputs, errors = run.end()
+
+  assert codes == [EX_OK] * 3, errors
+  expected = "".join(f"{[[host, i] for host in range(3)]}\n" for i in range(3))
+  assert outputs == (expected,) * 3
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_host_that_never_comes_is_reported_by_the_others(index, run):
+  run.start("pass", index=index, wait=3)
+
+  [code], _, [error] = run.end()
+
+  assert code == EX_TEMPFAIL
+  assert f"Not all of 2 hosts connected to localhost:{run.port}" in error
+  assert f"within 3 s; this is host {index} of 2" in error
+  assert "Traceback" not in error
+
+
+def test_ctrl_c_ends_the_wait_for_other_hosts(run):
+  run.start("pass", index=0)
+  [process] = run.processes
+  assert "waits for all of them" in process.stderr.readline()
+
+  process.send_signal(signal.SIGINT)
+  [code], _, [error] = run.end()
+
+  assert code == 130
+  assert "Stopped" in error
+
+
+def test_a_port_that_another_program_uses_is_named(run):
+  with socket.create_server(("localhost", run.port)):
+    run.start("pass", index=0)
+    [code], _, [error] = run.end()
+
+  assert code == EX_USAGE
+  assert f"Host 0 cannot listen on port {run.port}" in error
+
+
+def test_another_version_of_the_code_on_a_host_ends_all(run, tmp_path):
+  copy = tmp_path / "copy"
+  shutil.copytree(ROOT / "mixer", copy / "mixer")
+  with (copy / "mixer" / "errors.py").open("a") as file:
+    file.write("# changed\n")
+  run.start("pass", index=0)
+  run.start("pass", index=1, root=copy)
+
+  codes, _, errors = run.end()
+
+  assert codes == [EX_USAGE] * 2, errors
+  for error in errors:
+    assert "Host 1 runs other software than host 0" in error
+    assert "code in mixer/: " in error
+
+
+def test_an_error_of_one_host_is_raised_on_all_with_its_name(run):
+  run.start(
+    """
+    with hosts.raise_on_all():
+      if hosts.index != 1:
+        raise UserError(f"no data{'!' * hosts.index}")
+    """,
+    count=3,
+  )
+
+  codes, _, errors = run.end()
+
+  assert codes == [EX_USAGE] * 3, errors
+  for error in errors:
+    assert "host 0: no data\nhost 2: no data!!\n" in error
+
+
+def test_what_all_hosts_complain_of_is_said_once(run):
+  run.start("with hosts.raise_on_all(): raise UserError('no data')")
+
+  codes, _, errors = run.end()
+
+  assert codes == [EX_USAGE] * 2, errors
+  assert all("error: no data\n" in error for error in errors)
+
+
+@pytest.mark.parametrize(
+  ("statement", "message", "code"),
+  [
+    ("raise UserError('disk full')", "disk full", EX_USAGE),
+    ("raise KeyError('bug')", "KeyError: 'bug'", CRASH),
+  ],
+)
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_error_on_one_host_ends_all_with_its_text_and_code(
+  index, statement, message, code, run
+):
+  """The others wait for it, in a gather."""
+  run.start(f"if hosts.index == {index}: {statement}\nhosts.gather(None)")
+
+  codes, _, errors = run.end()
+
+  assert codes == [code] * 2, errors
+  assert f"Host {index} stopped: {message}" in errors[1 - index]
+  assert message in errors[index]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_host_ends_the_others(lost, run):
+  run.start(
+    f"""
+    hosts.gather(None)
+    if hosts.index == {lost}:
+      os.kill(os.getpid(), signal.SIGKILL)
+    hosts.gather(None)
+    """,
+    heartbeat=10,
+  )
+
+  codes, _, errors = run.end()
+
+  assert codes[lost] == -signal.SIGKILL
+  assert codes[1 - lost] in LOST, errors
+
+
+def test_quiet_hosts_are_not_lost(run):
+  run.start("time.sleep(25)", heartbeat=10)
+
+  codes, _, errors = run.end()
+
+  assert codes == [EX_OK] * 2, errors
+
+
+COUNT_CALLS = """
+with preemption.catch_signals(hosts) as should_stop:
+  calls = 0
+  while not should_stop():
+    calls += 1
+    if hosts.index == {index} and calls == 20:
+      os.kill(os.getpid(), signal.{name})
+    time.sleep(0.01 * (1 + hosts.index))
+  assert should_stop()
+print(calls)
+"""
+
+
+@pytest.mark.parametrize(
+  ("index", "name"), [(0, "SIGTERM"), (1, "SIGTERM"), (1, "SIGINT")]
+)
+def test_a_signal_to_one_host_stops_all_in_the_same_call(index, name, run):
+  run.start(COUNT_CALLS.format(index=index, name=name))
+
+  codes, outputs, errors = run.end()
+
+  assert codes == [EX_OK] * 2, errors
+  assert outputs[0] == outputs[1]
+  assert int(outputs[0]) >= 20
+  assert "Stopping: saves first" in errors[index]
+
+
+def test_a_second_signal_to_a_host_of_several_ends_all_at_once(run):
+  run.start(
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with preemption.catch_signals(hosts) as should_stop:
+      if hosts.index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+      hosts.gather(None)
+    """
+  )
+
+  codes, _, errors = run.end()
+
+  assert codes[1] in (130, EX_TEMPFAIL), errors
+  assert codes[0] == EX_TEMPFAIL
+  assert "Host 1 stopped: interrupted." in errors[0]
