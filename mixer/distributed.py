@@ -21,6 +21,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -37,6 +38,7 @@ _JAX_MARGIN_SECONDS = 60
 # Key of the error that ends all hosts, and for how long its host waits until
 # the others have read it.
 _STOP, _POLL_SECONDS, _STOP_SECONDS = "mixer/stop", 1.0, 15.0
+_EXIT_SECONDS = 3.0  # for the other hosts to exit before host 0
 
 
 @contextlib.contextmanager
@@ -259,7 +261,7 @@ class Hosts:
     with contextlib.suppress(RuntimeError):  # another host was faster, or lost
       stop = json.dumps([f"Host {self.index} stopped: {text}", code])
       self._store.key_value_set(_STOP, stop)
-      self._store.wait_at_barrier(_STOP, int(_STOP_SECONDS * 1000))
+    self._wait_for_readers()
 
   def _watch(self) -> None:
     """Ends this process when another host has stopped with an error."""
@@ -269,9 +271,16 @@ class Hosts:
       except RuntimeError:  # not there; of a lost coordinator jax takes care
         continue
       os.write(2, f"{text}\n".encode())
-      with contextlib.suppress(RuntimeError):
-        self._store.wait_at_barrier(_STOP, int(_STOP_SECONDS * 1000))
+      self._wait_for_readers()
       hard_exit(code)
+
+  def _wait_for_readers(self) -> None:
+    """Waits until all hosts have read the error that ends them."""
+    with contextlib.suppress(RuntimeError):  # a host is lost
+      self._store.wait_at_barrier(_STOP, int(_STOP_SECONDS * 1000))
+    if self.is_first:
+      # jax aborts hosts that are still there when their coordinator exits.
+      time.sleep(_EXIT_SECONDS)
 
 
 def _describe(error: BaseException) -> tuple[str, int]:
