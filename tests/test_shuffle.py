@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mixer.data.shuffle import IndexShuffler, permute
+from mixer.data.shuffle import IndexShuffler, feistel_permutation
 
 
 @pytest.mark.parametrize("examples", [1, 10, 1437])
@@ -43,7 +43,7 @@ def test_neighbouring_seeds_share_no_epoch():
 def test_an_order_without_a_table_has_every_example_once(examples):
   places = np.arange(examples)
 
-  ids = permute(places, examples, np.random.SeedSequence([3, 1]))
+  ids = feistel_permutation(places, examples, np.random.SeedSequence([3, 1]))
 
   np.testing.assert_array_equal(np.sort(ids), places)
 
@@ -51,7 +51,11 @@ def test_an_order_without_a_table_has_every_example_once(examples):
 def test_orders_without_a_table_are_as_even_as_chance():
   """Where two neighbours go, in 10 x 10 parts of 100 places: chi-squared."""
   pairs = collections.Counter(
-    tuple(permute(np.arange(41, 43), 100, np.random.SeedSequence([seed, 0])))
+    tuple(
+      feistel_permutation(
+        np.arange(41, 43), 100, np.random.SeedSequence([seed, 0])
+      )
+    )
     for seed in range(20_000)
   )
   counts = np.zeros((10, 10))

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of decoded, augmented images, as a function of (seed, step).
 
-A batch never depends on who works on it, nor on the number of hosts, nor on
-where a run was interrupted: every example has a position in one endless global
-order, and the position alone says which example it is and how it is augmented.
+A step and a host give positions in one endless global order. A position gives
+the example (`shuffle.IndexShuffler`) and its augmentation
+(`shuffle.augmentation_rng`); the source reads the example's bytes, `decode` and
+the ops turn them into pixels, and pixels are stacked to batches. A batch
+therefore depends neither on the workers, nor on the number of hosts, nor on the
+step at which a run was interrupted.
+
+Workers compute a batch in chunks of CHUNK examples.
 """
 
 import collections
@@ -23,43 +28,223 @@ from mixer.errors import UserError
 Ops = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Arrays = dict[str, np.ndarray]
 
-# Stands in where a chunk has no image of its own, to learn the shape of one.
-UNSEEN = np.zeros((512, 512, 3), np.uint8)
+# Smaller chunks spread a batch better over the workers, larger ones cost less
+# bookkeeping.
+CHUNK = 16
 
-# So many broken images in a row are no accident.
+# More steps than any run takes; Grain needs a length.
+ENDLESS_STEPS = 2**31
+
+# Shows the output shape of the ops where a chunk has no image.
+DUMMY_IMAGE = np.zeros((512, 512, 3), np.uint8)
+
 MAX_CONSECUTIVE_BAD = 100
 
+# Examples that BadImages.report lists of each split.
+MAX_LISTED = 10
 
-def train_chunk(
+
+class BadImages:
+  """Counts the images that could not be decoded, by split."""
+
+  def __init__(self):
+    # split -> example id -> occurrences, in the order of the first ones
+    self._counts = collections.defaultdict(collections.Counter)
+    self._places: dict[tuple[str, int], str] = {}
+
+  def add(self, source: Source, i: int) -> None:
+    """Counts example `i` of a source."""
+    split = f"{source.name}, split {source.split}"
+    counts = self._counts[split]
+    counts[i] += 1
+    if (split, i) not in self._places and len(counts) <= MAX_LISTED:
+      self._places[split, i] = source.locate(i)
+
+  @property
+  def met(self) -> int:
+    """Number of occurrences in all splits."""
+    return sum(counts.total() for counts in self._counts.values())
+
+  def report(self) -> str:
+    """Returns the counts and the first examples of each split; "" if none."""
+    return "\n".join(
+      line
+      for split, counts in self._counts.items()
+      for line in self._lines(split, counts)
+    )
+
+  def _lines(self, split: str, counts: collections.Counter) -> list[str]:
+    lines = [
+      f"{len(counts):,} image{'s' * (len(counts) > 1)} of {split}, could not be"
+      f" decoded, met {counts.total():,} times. Training takes the next of the"
+      " order in their place, evaluation leaves them out:"
+    ]
+    lines += [
+      f"  example {i} ({self._places[split, i]})"
+      for i in list(counts)[:MAX_LISTED]
+    ]
+    if len(counts) > MAX_LISTED:
+      lines.append(f"  and {len(counts) - MAX_LISTED:,} more")
+    return lines
+
+
+def train_batches(
   source: Source,
   ops: Ops,
-  order: IndexShuffler,
+  *,
+  batch: int,
+  seed: int,
+  start_step: int = 0,
+  host: int = 0,
+  hosts: int = 1,
+  workers: Workers = DEFAULT_WORKERS,
+  bad_images: BadImages | None = None,
+) -> Iterator[Arrays]:
+  """Yields this host's part of batch start_step, start_step + 1, ... endlessly.
+
+  Args:
+    source: the examples, shuffled again in every epoch; batches straddle
+      epochs.
+    ops: maps a uint8 image [h, w, 3] and a Generator to one of a fixed size.
+    batch: examples in a global batch; a multiple of `hosts`.
+    seed: of the order and of the augmentation, 0 or more.
+    start_step: the first step to yield, reached at once.
+    host: which slice of each global batch, of `hosts` equal ones.
+    hosts: number of slices.
+    workers: read, decode and augment ahead of the caller.
+    bad_images: counts the images that cannot be decoded, each replaced by the
+      next decodable one of the order; None makes them errors.
+
+  Yields:
+    image uint8 [n, h, w, 3], label int32 [n], position int64 [n] (the place in
+    the global order), with n = batch // hosts. close() stops the workers, and
+    so does dropping the iterator.
+
+  Raises:
+    UserError: an example cannot be decoded, or the arguments do not fit.
+  """
+  if seed < 0 or start_step < 0:
+    raise UserError(f"seed={seed} and start_step={start_step} count from 0 on.")
+  shuffler = IndexShuffler(len(source), seed)
+  size = _host_batch(source, batch, host, hosts)
+  chunks = -(-size // CHUNK)
+
+  def load(number: int) -> Arrays:
+    positions = _chunk_positions(number, batch, host * size, size)
+    return _load_train(source, ops, shuffler, positions, bad_images is not None)
+
+  numbers = grain.MapDataset.range(start_step * chunks, ENDLESS_STEPS * chunks)
+  results = workers.run(numbers.map(load), chunks)
+  return _join_chunks(source, results, size, chunks, bad_images)
+
+
+def eval_batches(
+  source: Source,
+  ops: Ops,
+  *,
+  batch: int,
+  host: int = 0,
+  hosts: int = 1,
+  workers: Workers = DEFAULT_WORKERS,
+  bad_images: BadImages | None = None,
+) -> Iterator[Arrays]:
+  """Yields every example once, in order, over all hosts together.
+
+  The arguments are those of `train_batches`, but images that cannot be decoded
+  are left out. All hosts yield the same number of batches; the last ones are
+  padded.
+
+  Yields:
+    image uint8 [n, h, w, 3], label int32 [n] (or [n, classes] of 0 and 1, where
+    examples have several), mask bool [n] (False for padding and images left
+    out), position int64 [n], the example's number, with n = batch // hosts.
+  """
+  size = _host_batch(source, batch, host, hosts)
+  chunks = -(-size // CHUNK)
+
+  def load(number: int) -> Arrays:
+    positions = _chunk_positions(number, batch, host * size, size)
+    return _load_eval(source, ops, positions, bad_images is not None)
+
+  steps = -(-len(source) // batch)
+  numbers = grain.MapDataset.range(steps * chunks)
+  results = workers.run(numbers.map(load), chunks)
+  return _join_chunks(source, results, size, chunks, bad_images)
+
+
+def read_labels(
+  source: Source, workers: Workers = DEFAULT_WORKERS
+) -> np.ndarray:
+  """Returns the class of every example, int32 [n], without decoding images.
+
+  Reads all bytes of a TFDS data set, and none of a folder of images.
+  """
+  part = 64 * CHUNK
+
+  def load(number: int) -> list[int]:
+    first = number * part
+    return source.read_labels(range(first, min(first + part, len(source))))
+
+  numbers = grain.MapDataset.range(-(-len(source) // part))
+  with contextlib.closing(workers.run(numbers.map(load), 1)) as parts:
+    return np.array([label for labels in parts for label in labels], np.int32)
+
+
+def _host_batch(source: Source, batch: int, host: int, hosts: int) -> int:
+  """Returns the number of examples of a global batch that fall to one host."""
+  if batch < 1 or batch % hosts:
+    raise UserError(
+      f"A batch of {batch} examples cannot be shared equally by {hosts} hosts."
+    )
+  if not 0 <= host < hosts:
+    raise UserError(f"Host {host} is not one of the {hosts} hosts from 0 on.")
+  if not len(source):
+    raise UserError(f"{source.name} {source.split} holds no examples.")
+  return batch // hosts
+
+
+def _chunk_positions(
+  number: int, batch: int, first: int, size: int
+) -> np.ndarray:
+  """Returns the positions, int64, of a chunk, counted over all steps.
+
+  A host has the `size` positions from `first` on in each global batch.
+  """
+  step, chunk = divmod(number, -(-size // CHUNK))
+  begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
+  return step * batch + first + np.arange(begin, end, dtype=np.int64)
+
+
+def _load_train(
+  source: Source,
+  ops: Ops,
+  shuffler: IndexShuffler,
   positions: np.ndarray,
-  replaces: bool,
+  replace_bad: bool,
 ) -> Arrays:
   """Reads, decodes and augments the examples at some positions."""
-  ids = order(positions)
+  ids = shuffler(positions)
   images, labels, bad = [], [], []
   for i, position, (data, label) in zip(
     ids, positions, source.read(ids), strict=True
   ):
-    image = _decode(source, i, data, passes=replaces)
+    image = _decode(source, i, data, allow_bad=replace_bad)
     if image is None:
       bad.append(i)
-      i, image, label = _next_image(source, order, position)
-    rng = augmentation_rng(order.seed, int(position))
+      i, image, label = _next_decodable(source, shuffler, position)
+    rng = augmentation_rng(shuffler.seed, int(position))
     images.append(_augment(source, i, ops, image, rng))
     labels.append(label)
   return _stack(source, images, labels, positions, bad)
 
 
-def _next_image(
-  source: Source, order: IndexShuffler, position: int
+def _next_decodable(
+  source: Source, shuffler: IndexShuffler, position: int
 ) -> tuple[int, np.ndarray, int | np.ndarray]:
-  """Returns id, image and label of the next example that can be decoded."""
-  for i in order(position + np.arange(1, MAX_CONSECUTIVE_BAD)):
+  """Returns id, image and label of the next decodable example of the order."""
+  for i in shuffler(position + np.arange(1, MAX_CONSECUTIVE_BAD)):
     [(data, label)] = source.read([i])
-    image = _decode(source, i, data, passes=True)
+    image = _decode(source, i, data, allow_bad=True)
     if image is not None:
       return i, image, label
   raise UserError(
@@ -68,14 +253,14 @@ def _next_image(
   )
 
 
-def eval_chunk(
-  source: Source, ops: Ops, positions: np.ndarray, skips: bool
+def _load_eval(
+  source: Source, ops: Ops, positions: np.ndarray, skip_bad: bool
 ) -> Arrays:
-  """Reads and decodes the examples of some numbers, as far as there are any."""
+  """Reads and decodes examples; pads beyond the end and masks bad images."""
   ids = positions[positions < len(source)]
   images, labels, bad = [], [], []
   for i, (data, label) in zip(ids, source.read(ids), strict=True):
-    image = _decode(source, i, data, passes=skips)
+    image = _decode(source, i, data, allow_bad=skip_bad)
     if image is None:
       bad.append(i)
     else:
@@ -86,21 +271,23 @@ def eval_chunk(
   images += [None] * missing
   labels += [np.zeros(source.label_shape, np.int32)] * missing
   mask = np.array([image is not None for image in images])
-  filler = np.zeros_like(
-    images[mask.argmax()] if mask.any() else ops(UNSEEN, augmentation_rng(0, 0))
-  )
-  images = [filler if image is None else image for image in images]
+  if mask.any():
+    example = images[mask.argmax()]
+  else:
+    example = ops(DUMMY_IMAGE, augmentation_rng(0, 0))
+  padding = np.zeros_like(example)
+  images = [padding if image is None else image for image in images]
   return _stack(source, images, labels, positions, bad) | {"mask": mask}
 
 
 def _decode(
-  source: Source, i: int, data: bytes, *, passes: bool
+  source: Source, i: int, data: bytes, *, allow_bad: bool
 ) -> np.ndarray | None:
-  """Decodes an image; None if it is broken and such `passes`."""
+  """Decodes an image; returns None for a broken one if `allow_bad`."""
   try:
     return decode(data)
   except ValueError as error:
-    if passes:
+    if allow_bad:
       return None
     raise UserError(
       f"{_describe(source, i)}: {error} Mend or remove the image, or leave out"
@@ -134,7 +321,7 @@ def _stack(
   positions: np.ndarray,
   bad: list[int],
 ) -> Arrays:
-  check_shapes(source, {image.shape for image in images})
+  _check_shapes(source, {image.shape for image in images})
   return {
     "image": np.stack(images),
     "label": np.array(labels, np.int32),
@@ -143,216 +330,36 @@ def _stack(
   }
 
 
-def check_shapes(source: Source, shapes: set[tuple[int, ...]]) -> None:
-  if len(shapes) > 1:
-    raise UserError(
-      f"The ops leave images of {source.name} {source.split} in different"
-      f" sizes, {' and '.join(map(str, sorted(shapes)[:2]))}: end them with a"
-      " crop or a resize to a fixed size."
-    )
-
-
-SHOWN = 10
-
-
-class BadImages:
-  """The images that a run has come across, by split."""
-
-  def __init__(self):
-    # split -> example id -> how often it was met, in the order of the first
-    self._met = collections.defaultdict(collections.Counter)
-    self._places: dict[tuple[str, int], str] = {}
-
-  def add(self, source: Source, i: int) -> None:
-    """Notes that example `i` could not be decoded."""
-    split = f"{source.name}, split {source.split}"
-    ids = self._met[split]
-    ids[i] += 1
-    if (split, i) not in self._places and len(ids) <= SHOWN:
-      self._places[split, i] = source.locate(i)
-
-  @property
-  def met(self) -> int:
-    """How often one was met, in all splits."""
-    return sum(ids.total() for ids in self._met.values())
-
-  def report(self) -> str:
-    """Says how many were met and which came first; "" if there were none."""
-    return "\n".join(
-      line
-      for split, ids in self._met.items()
-      for line in self._lines(split, ids)
-    )
-
-  def _lines(self, split: str, ids: collections.Counter) -> list[str]:
-    lines = [
-      f"{len(ids):,} image{'s' * (len(ids) > 1)} of {split}, could not be"
-      f" decoded, met {ids.total():,} times. Training takes the next of the"
-      " order in their place, evaluation leaves them out:"
-    ]
-    lines += [
-      f"  example {i} ({self._places[split, i]})" for i in list(ids)[:SHOWN]
-    ]
-    if len(ids) > SHOWN:
-      lines.append(f"  and {len(ids) - SHOWN:,} more")
-    return lines
-
-
-# One chunk is decoded by one worker. Smaller ones spread a batch better over
-# the workers, larger ones cost less bookkeeping.
-CHUNK = 16
-
-# More steps than any run takes; Grain needs a length.
-ENDLESS_STEPS = 2**31
-
-
-def train_batches(
-  source: Source,
-  ops: Ops,
-  *,
-  batch: int,
-  seed: int,
-  start_step: int = 0,
-  host: int = 0,
-  hosts: int = 1,
-  workers: Workers = DEFAULT_WORKERS,
-  bad_images: BadImages | None = None,
-) -> Iterator[Arrays]:
-  """Yields this host's part of batch start_step, start_step + 1, ... endlessly.
-
-  Args:
-    source: the examples; shuffled anew in every epoch, batches straddle epochs.
-    ops: maps a uint8 image [h, w, 3] and a Generator to one of a fixed size.
-    batch: examples in a global batch; a multiple of `hosts`.
-    seed: of the order and of the augmentation, from 0 on.
-    start_step: the first step to yield, reached at once.
-    host: which slice of each global batch, of `hosts` equal ones.
-    hosts: number of slices.
-    workers: that read, decode and augment, ahead of the caller.
-    bad_images: told of images that cannot be decoded, which are then replaced
-      by the next of the order that can; None makes them errors.
-
-  Yields:
-    image uint8 [n, h, w, 3], label int32 [n], position int64 [n] (the place in
-    the global order), with n = batch // hosts. The iterator's close() stops
-    the workers; so does forgetting it.
-
-  Raises:
-    UserError: an example cannot be decoded, or the arguments do not fit.
-  """
-  size = _host_batch(source, batch, host, hosts)
-  if seed < 0 or start_step < 0:
-    raise UserError(f"seed={seed} and start_step={start_step} count from 0 on.")
-  order = IndexShuffler(len(source), seed)
-  chunks = -(-size // CHUNK)
-  replaces = bad_images is not None
-
-  def load(number: int) -> Arrays:
-    positions = _positions(number, chunks, batch, host * size, size)
-    return train_chunk(source, ops, order, positions, replaces)
-
-  numbers = grain.MapDataset.range(start_step * chunks, ENDLESS_STEPS * chunks)
-  results = workers.run(numbers.map(load), chunks)
-  return _in_batches(source, results, size, chunks, bad_images)
-
-
-def eval_batches(
-  source: Source,
-  ops: Ops,
-  *,
-  batch: int,
-  host: int = 0,
-  hosts: int = 1,
-  workers: Workers = DEFAULT_WORKERS,
-  bad_images: BadImages | None = None,
-) -> Iterator[Arrays]:
-  """Yields every example once, in order, over all hosts together.
-
-  The arguments are those of `train_batches`, but images that cannot be decoded
-  are left out. All hosts yield the same number of batches, and the last ones
-  are filled up.
-
-  Yields:
-    image uint8 [n, h, w, 3], label int32 [n] (or [n, classes] of 0 and 1, where
-    examples have several), mask bool [n] (False where an example only fills
-    up), position int64 [n], the example's number, with n = batch // hosts.
-  """
-  size = _host_batch(source, batch, host, hosts)
-  chunks = -(-size // CHUNK)
-  skips = bad_images is not None
-
-  def load(number: int) -> Arrays:
-    positions = _positions(number, chunks, batch, host * size, size)
-    return eval_chunk(source, ops, positions, skips)
-
-  steps = -(-len(source) // batch)
-  numbers = grain.MapDataset.range(steps * chunks)
-  results = workers.run(numbers.map(load), chunks)
-  return _in_batches(source, results, size, chunks, bad_images)
-
-
-def read_labels(
-  source: Source, workers: Workers = DEFAULT_WORKERS
-) -> np.ndarray:
-  """Returns the class of every example, int32 [n], and decodes no image.
-
-  Of TFDS data sets all bytes are read for it, from folders none.
-  """
-  part = 64 * CHUNK
-
-  def load(number: int) -> list[int]:
-    first = number * part
-    return source.read_labels(range(first, min(first + part, len(source))))
-
-  numbers = grain.MapDataset.range(-(-len(source) // part))
-  with contextlib.closing(workers.run(numbers.map(load), 1)) as parts:
-    return np.array([label for labels in parts for label in labels], np.int32)
-
-
-def _host_batch(source: Source, batch: int, host: int, hosts: int) -> int:
-  """Returns how many examples of a global batch fall to one host."""
-  if batch < 1 or batch % hosts:
-    raise UserError(
-      f"A batch of {batch} examples cannot be shared equally by {hosts} hosts."
-    )
-  if not 0 <= host < hosts:
-    raise UserError(f"Host {host} is not one of the {hosts} hosts from 0 on.")
-  if not len(source):
-    raise UserError(f"{source.name} {source.split} holds no examples.")
-  return batch // hosts
-
-
-def _positions(
-  number: int, chunks: int, batch: int, first: int, size: int
-) -> np.ndarray:
-  """Positions of a chunk: `size` from `first` on of each batch, in chunks."""
-  step, chunk = divmod(number, chunks)
-  begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
-  return step * batch + first + np.arange(begin, end, dtype=np.int64)
-
-
-def _in_batches(
+def _join_chunks(
   source: Source,
   results: Iterator[Arrays],
   size: int,
   chunks: int,
   bad_images: BadImages | None,
 ) -> Iterator[Arrays]:
-  """Puts the chunks of each batch together, as they come."""
+  """Yields batches of `size` examples, each made of `chunks` chunks."""
   with contextlib.closing(results):
     while True:
       batch: Arrays = {}
       filled = 0
-      # There are whole batches of chunks.
       for chunk in itertools.islice(results, chunks):
         for i in chunk.pop("bad"):
           bad_images.add(source, int(i))
         for key, values in chunk.items():
           if not filled:
             batch[key] = np.empty((size, *values.shape[1:]), values.dtype)
-          check_shapes(source, {batch[key].shape[1:], values.shape[1:]})
+          _check_shapes(source, {batch[key].shape[1:], values.shape[1:]})
           batch[key][filled : filled + len(values)] = values
         filled += len(values)
       if not filled:
         return
       yield batch
+
+
+def _check_shapes(source: Source, shapes: set[tuple[int, ...]]) -> None:
+  if len(shapes) > 1:
+    raise UserError(
+      f"The ops leave images of {source.name} {source.split} in different"
+      f" sizes, {' and '.join(map(str, sorted(shapes)[:2]))}: end them with a"
+      " crop or a resize to a fixed size."
+    )

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves batches to the devices while the devices are busy with earlier ones."""
+"""Transfers batches to the devices while they compute on earlier ones.
+
+Like `flax.jax_utils.prefetch_to_device`, which copies every batch once more on
+the host (np.stack), and leaves the iterator of batches open.
+"""
 
 import collections
 import itertools
@@ -17,15 +21,15 @@ def prefetch_to_device(
   devices: Sequence[jax.Device],
   depth: int = 2,
 ) -> Iterator[dict[str, jax.Array]]:
-  """Yields batches as `jax.pmap` over `devices` takes them without a copy.
+  """Yields batches laid out for `jax.pmap` over `devices`.
 
   Args:
     batches: arrays [n, ...]; n is a multiple of the number of devices.
     devices: the local devices of the pmap, in its order.
-    depth: batches on the devices, or on their way, beyond the one in use.
+    depth: batches on the devices, or in transfer, besides the one in use.
 
   Yields:
-    The same batches with arrays [devices, n / devices, ...], one row a device.
+    The same batches with arrays [devices, n / devices, ...].
 
   Raises:
     UserError: a batch cannot be shared equally by the devices.
@@ -34,18 +38,18 @@ def prefetch_to_device(
 
   def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     rows = {key: _split(values, len(devices)) for key, values in batch.items()}
-    # Returns at once; the transfers go on in the background.
+    # Asynchronous: returns before the transfers end.
     return jax.device_put(rows, sharding)
 
   def feed() -> Iterator[dict[str, jax.Array]]:
     try:
-      under_way = collections.deque(
+      pending = collections.deque(
         put(batch) for batch in itertools.islice(batches, depth)
       )
-      while under_way:
+      while pending:
         for batch in itertools.islice(batches, 1):
-          under_way.append(put(batch))
-        yield under_way.popleft()
+          pending.append(put(batch))
+        yield pending.popleft()
     finally:
       close = getattr(batches, "close", None)
       if close:

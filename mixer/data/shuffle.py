@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one global order of examples, and the randomness of each place in it."""
+"""The global order of examples, and the random generator of each position."""
 
 import functools
 import threading
 
 import numpy as np
 
-# Up to here an epoch's order is a table: 512 MiB and 15 s at most. Beyond, to
-# shuffle one holds the interpreter for minutes, in which the other hosts of a
-# run would take this one for lost.
-TABLE = 2**27
-_ROUNDS = 8  # four make a Feistel network as good as random; twice that
+# Up to this size an epoch's order is a table: 512 MiB and 15 s at most. To
+# shuffle a larger one holds the interpreter lock for minutes, longer than the
+# heartbeat timeout of the other hosts.
+MAX_TABLE_SIZE = 2**27
+_ROUNDS = 8  # twice the four that make a Feistel network pseudo-random
 
 
 class IndexShuffler:
-  """Says which example stands at a position of the endless shuffled order.
+  """Maps positions of the endless shuffled order to example ids.
 
-  Grain's own shuffle is not used here: it derives epoch 1 of seed 0 and epoch
-  0 of seed 1 from the same number, and takes milliseconds an example for data
-  sets of a few dozen images.
+  Grain's shuffle (0.2.18) shuffles epoch e by the number seed + e, so that
+  epoch 1 of seed 0 is epoch 0 of seed 1. It also takes 3 ms an example for a
+  data set of 20 images, because it cycle-walks a domain of fixed size.
   """
 
   def __init__(self, examples: int, seed: int):
     self.examples = examples
     self.seed = seed
     self._lock = threading.Lock()
-    # Workers are on either side of the border between two epochs.
+    # Workers may be in two epochs at once.
     self._permutation = functools.lru_cache(maxsize=2)(self._permute)
 
-  def __reduce__(self):  # a lock cannot be sent to another process
+  def __reduce__(self):  # a lock cannot be pickled
     return IndexShuffler, (self.examples, self.seed)
 
   def __call__(self, positions: np.ndarray) -> np.ndarray:
@@ -37,38 +37,39 @@ class IndexShuffler:
     ids = np.empty_like(positions)
     for epoch in np.unique(epochs):
       inside = epochs == epoch
-      ids[inside] = self.at(int(epoch), places[inside])
+      ids[inside] = self.epoch_ids(int(epoch), places[inside])
     return ids
 
-  def at(self, epoch: int, places: np.ndarray) -> np.ndarray:
-    """Returns the example ids at places [n] of an epoch's order, [n]."""
-    if self.examples > TABLE:
-      return permute(places, self.examples, self._bits(epoch))
+  def epoch_ids(self, epoch: int, places: np.ndarray) -> np.ndarray:
+    """Maps places [n] in an epoch's order to example ids [n]."""
+    if self.examples > MAX_TABLE_SIZE:
+      return feistel_permutation(places, self.examples, self._seed(epoch))
     with self._lock:
       return self._permutation(epoch)[places]
 
   def _permute(self, epoch: int) -> np.ndarray:
     # RandomState, because NumPy promises never to change what it draws.
-    bits = np.random.MT19937(self._bits(epoch))
-    # Half the memory, which every worker process takes for itself.
+    bits = np.random.MT19937(self._seed(epoch))
+    # uint32 halves the memory of the table, which every worker process has.
     return np.random.RandomState(bits).permutation(self.examples).astype("u4")
 
-  def _bits(self, epoch: int) -> np.random.SeedSequence:
+  def _seed(self, epoch: int) -> np.random.SeedSequence:
     return np.random.SeedSequence([self.seed, epoch])
 
 
-def permute(
+def feistel_permutation(
   places: np.ndarray, examples: int, seed: np.random.SeedSequence
 ) -> np.ndarray:
-  """Where a pseudo-random permutation of range(examples) takes places.
+  """Maps places by a pseudo-random permutation of range(examples).
 
-  A Feistel network permutes the numbers of 2 k bits, at most four times as
-  many as there are examples; what it takes too far it takes again, until it
-  comes back (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+  A Feistel network permutes the numbers of 2 k bits, at most four times as many
+  as the examples; values outside the range are permuted again until they fall
+  inside (cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite
+  Domains, 2002).
 
   Args:
     places: int64 [n], each in [0, examples).
-    examples: how many there are, at least 2.
+    examples: number of examples, at least 2.
     seed: of the permutation.
 
   Returns:
@@ -96,5 +97,5 @@ def _hash(x: np.ndarray) -> np.ndarray:
 
 
 def augmentation_rng(seed: int, position: int) -> np.random.Generator:
-  """Returns the randomness of the example at a position of a seed's order."""
+  """Returns the generator that augments the example at a position."""
   return np.random.Generator(np.random.Philox(key=[seed, position]))

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads or processes that work ahead of the loop, by Grain."""
+"""Worker threads or processes that run ahead of the training loop, by Grain.
+
+grain, which imports JAX, is imported when workers start: other worker processes
+import this module for its signal handling.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +31,14 @@ Kind = Literal["thread", "process"]
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-  """Who computes the elements of a data set, and how far ahead.
+  """Number and kind of workers, and how far they run ahead.
 
   Attributes:
-    number: of workers; None means one a core that this process may use, 0 that
-      the caller does it all.
-    kind: threads share one interpreter, whose lock they release in decoding and
-      in most ops; processes do not, and take a few seconds to start.
-    ahead: batches that are worked on before the caller asks for them.
+    number: of workers; None means one per core that this process may use, 0
+      that the caller computes everything.
+    kind: "thread" or "process". Threads share one interpreter, whose lock
+      decoding and most ops release; processes take a few seconds to start.
+    ahead: batches computed before the caller asks for them.
   """
 
   number: int | None = None
@@ -45,11 +49,11 @@ class Workers:
     """Yields the elements in order; its close() ends the workers.
 
     Args:
-      dataset: of elements that are functions of their index alone; picklable by
-        cloudpickle where workers are processes.
+      dataset: each element depends only on its index; picklable by cloudpickle
+        if workers are processes.
       per_batch: elements in a batch.
     """
-    import grain  # imports JAX, which a lean worker process can do without
+    import grain
 
     tune_malloc()
     number = usable_cores() if self.number is None else self.number
@@ -67,16 +71,16 @@ class Workers:
 
 DEFAULT_WORKERS = Workers()
 
-# A terminal sends the one, a scheduler the other, to every process of a job.
-STOPS = (signal.SIGINT, signal.SIGTERM)
+# A terminal or a scheduler sends them to every process of a job.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _in_processes(elements: grain.DatasetIterator) -> Iterator:
-  """Starts worker processes and yields what they make."""
+  """Starts worker processes and yields their elements."""
   with contextlib.closing(elements):
     try:
       # Processes start with the first element.
-      with block_signals(STOPS):
+      with block_signals(STOP_SIGNALS):
         first = list(itertools.islice(elements, 1))
       yield from first
       yield from elements
@@ -91,19 +95,19 @@ def _in_processes(elements: grain.DatasetIterator) -> Iterator:
 
 
 def _begin_worker(worker: int, workers: int) -> None:
-  """Makes a worker process live exactly as long as the one that started it."""
+  """Ignores stop signals in a worker process, which ends with its parent."""
   tune_malloc()
-  # The parent decides when to stop: after it has saved.
-  for number in STOPS:
+  # The parent ends its workers, after it has saved a checkpoint.
+  for number in STOP_SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   die_with_parent()
 
 
 @contextlib.contextmanager
 def block_signals(signals: Collection[signal.Signals]) -> Iterator[None]:
-  """Lets processes that begin inside not hear of these signals.
+  """Blocks signals in child processes started inside the context.
 
-  They inherit what is blocked, until they can look after themselves.
+  Children inherit the mask, until they set their own handlers.
   """
   _start_tracker()
   before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -114,25 +118,24 @@ def block_signals(signals: Collection[signal.Signals]) -> Iterator[None]:
 
 
 def _start_tracker() -> None:
-  """Starts Python's helper that removes what processes leave in memory.
+  """Starts Python's resource tracker, without its warnings.
 
-  It would start with the first process, and then unblock signals. What workers
-  had ready when they were stopped it removes with a warning, which says nothing
-  to a user.
+  It would start with the first process and unblock the signals. It warns about
+  shared memory of workers that were stopped, which a user can do nothing about.
   """
-  said = os.environ.get("PYTHONWARNINGS")
+  filters = os.environ.get("PYTHONWARNINGS")
   quiet = "ignore:resource_tracker"
-  os.environ["PYTHONWARNINGS"] = f"{said},{quiet}" if said else quiet
+  os.environ["PYTHONWARNINGS"] = f"{filters},{quiet}" if filters else quiet
   try:
     multiprocessing.resource_tracker.ensure_running()
   finally:
     del os.environ["PYTHONWARNINGS"]
-    if said is not None:
-      os.environ["PYTHONWARNINGS"] = said
+    if filters is not None:
+      os.environ["PYTHONWARNINGS"] = filters
 
 
 def die_with_parent() -> None:
-  """Makes a worker process end when its parent does, even by a kill."""
+  """Ends this worker process when its parent ends, even by SIGKILL."""
 
   def wait():
     multiprocessing.parent_process().join()
@@ -142,5 +145,5 @@ def die_with_parent() -> None:
 
 
 def usable_cores() -> int:
-  """Cores that this process may use, which a container can limit."""
+  """Returns the number of cores that this process may use."""
   return len(os.sched_getaffinity(0))
