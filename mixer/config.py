@@ -189,9 +189,9 @@ SCHEMA = {
     "scan": Key(None, kind=bool),
     "tokens_mlp": Key(None, _POSITIVE, int),  # Mixer: hidden units, D_S
     "channels_mlp": Key(None, _POSITIVE, int),  # Mixer: hidden units, D_C
-    # Mixer: "plain" layers; "fused" kernels (on a CPU interpreted, slow, as a
-    # check); or "auto" (None): kernels on an H100 or H200, where they are
-    # faster, and layers elsewhere.
+    # Mixer: "plain" layers; "fused" kernels (on TPUs experimental; on a CPU
+    # interpreted, slow, as a check); or "auto" (None): kernels on an H100 or
+    # H200, where they are faster, and layers elsewhere.
     "kernels": Key(None, one_of(None, "auto", "plain", "fused"), str),
     "mlp": Key(None, _POSITIVE, int),  # ViT: hidden units of a block's MLP
     "heads": Key(None, _POSITIVE, int),  # ViT: of self-attention

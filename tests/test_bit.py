@@ -53,7 +53,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def short(tiny):
-  """The first stage alone, without head, on 16 px: quick to compile."""
+  """Returns only the first stage, without head, on 16 px: quick to compile."""
   _, params, images, _ = tiny
   params = {k: v for k, v in params.items() if k in ("root_block", "block1")}
   params["norm-pre-head"] = params["block1"]["unit02"]["gn1"]
@@ -76,7 +76,7 @@ def test_logits_agree_with_the_code_that_published_the_weights(tiny):
   }
 
 
-def test_the_authors_later_copy_differs_at_the_stems_border_alone(
+def test_the_authors_later_copy_differs_only_at_the_stems_border(
   tiny, monkeypatch
 ):
   model, params, images, _ = tiny
@@ -227,7 +227,7 @@ def test_remat_changes_neither_features_nor_gradients(short, policy):
   )
 
 
-def test_a_unit_has_no_token_mixing_to_compute_again():
+def test_the_remat_policy_token_mixing_is_refused():
   with pytest.raises(
     ValueError, match="BiT-R50x1: take 'products' or 'blocks'"
   ):
@@ -262,7 +262,7 @@ def test_stochastic_depth_drops_the_last_units_branch_at_the_whole_rate(short):
   np.testing.assert_allclose(rescaled[~stays], shortcut, atol=1e-5)
 
 
-def test_dropout_masks_what_enters_the_head_for_each_example_alone(tiny):
+def test_dropout_masks_the_heads_input_for_each_example(tiny):
   _, params, images, _ = tiny
   model = create("BiT", num_classes=7, **TINY, dropout=0.5)
   same = jnp.broadcast_to(images[:1], (4, *images.shape[1:]))
@@ -280,7 +280,7 @@ def test_dropout_masks_what_enters_the_head_for_each_example_alone(tiny):
   np.testing.assert_allclose(out["pre_logits"][0], out["pre_logits"][1])
 
 
-def test_dropping_without_keys_says_what_to_give(tiny):
+def test_dropping_without_keys_is_refused_with_an_example(tiny):
   _, params, images, _ = tiny
   model = create("BiT", num_classes=7, **TINY, stoch_depth=0.5)
 

@@ -38,7 +38,7 @@ def tiny():
   return model, params, golden["images"], golden["logits"]
 
 
-def test_every_named_variant_is_expected():
+def test_the_expected_numbers_cover_every_variant():
   assert set(names("Mixer")) == set(EXPECTED)
 
 
@@ -56,7 +56,7 @@ def test_a_variant_has_the_papers_parameters_and_costs_its_gmacs(name):
   assert flops.multiply_accumulates(body, (224, 224)) == macs
 
 
-def test_cost_counts_convolutions_products_and_repeats():
+def test_multiply_accumulates_include_convolutions_products_and_loops():
   model = create("Mixer", num_classes=7, **TINY)
   s, c = 16, 24
   block = 2 * s * TINY["tokens_mlp"] * c + 2 * s * c * TINY["channels_mlp"]
@@ -158,7 +158,7 @@ def test_tokens_are_kept_in_bfloat16_and_added_to_in_float32(tiny):
 @pytest.mark.parametrize(
   ("platform", "held"), [("cuda", True), ("tpu", False), ("cpu", False)]
 )
-def test_a_gpu_holds_tokens_and_their_cotangents_in_bfloat16(
+def test_gpus_store_tokens_and_their_cotangents_in_bfloat16(
   tiny, platform, held
 ):
   model, params, images, _ = tiny
@@ -171,7 +171,7 @@ def test_a_gpu_holds_tokens_and_their_cotangents_in_bfloat16(
   text = traced.lower(lowering_platforms=(platform,)).as_text()
   barriers = [x for x in text.splitlines() if "optimization_barrier" in x]
   assert all("bf16>" in x for x in barriers)
-  # Of each block two branches and one layer norm, forward and backward.
+  # Per block: two branches and one layer norm, forward and backward.
   assert len(barriers) == (2 * 3 * model.blocks if held else 0)
 
 
@@ -242,7 +242,7 @@ def test_neither_remat_nor_scan_changes_logits_or_gradients(family, fields):
 
 @pytest.mark.parametrize("family", ["Mixer", "ViT"])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-def test_scan_drops_and_rounds_what_blocks_in_turn_do(family, dtype):
+def test_scan_drops_and_rounds_as_blocks_in_turn_do(family, dtype):
   model, params, images = of_family(
     family,
     stoch_depth=0.4,
@@ -265,7 +265,7 @@ def test_scan_drops_and_rounds_what_blocks_in_turn_do(family, dtype):
 
 
 @pytest.mark.parametrize("family", ["Mixer", "ViT"])
-def test_less_is_kept_for_the_backward_pass_the_more_is_computed_again(family):
+def test_remat_policies_save_less_the_more_they_recompute(family):
   model, params, images = of_family(family)
 
   def left(**fields):
@@ -298,7 +298,7 @@ def test_a_scanned_program_is_as_long_for_many_blocks_as_for_few(scan, grows):
   assert (count_products(6) > count_products(3)) == grows
 
 
-def test_remat_of_another_name_is_refused(tiny):
+def test_an_unknown_remat_policy_is_refused(tiny):
   model, params, images, _ = tiny
   with pytest.raises(ValueError, match="'all' is none of none, products, tok"):
     model.clone(remat="all").apply({"params": params}, images)
@@ -371,7 +371,7 @@ def test_dropout_masks_are_each_examples_own_and_differ_within_it(tiny):
   np.testing.assert_allclose(logits[2:3], alone, rtol=1e-5)
 
 
-def test_dropping_without_keys_says_what_to_give(tiny):
+def test_dropping_without_keys_is_refused_with_an_example(tiny):
   _, params, images, _ = tiny
   model = create("Mixer", num_classes=7, **TINY, dropout=0.5)
 
@@ -408,7 +408,7 @@ def test_images_that_do_not_fit_are_refused_with_both_numbers(
   assert all(word in str(error.value) for word in words)
 
 
-def test_unknown_names_and_fields_are_answered_with_the_nearest():
+def test_unknown_names_and_fields_are_refused_with_the_nearest():
   with pytest.raises(ValueError, match="Mixer-B/17.*Mixer-B/16"):
     create("Mixer-B/17")
   with pytest.raises(ValueError, match="'token_mlp'.*'tokens_mlp'"):

@@ -222,7 +222,7 @@ def test_all_variations_go_together_train_and_drop_by_example(plain):
   ],
   ids=str,
 )
-def test_sizes_that_do_not_fit_are_refused(fields, shape, words):
+def test_misfitting_sizes_are_refused(fields, shape, words):
   model = vary(**fields)
 
   with pytest.raises(ValueError) as error:
@@ -252,7 +252,7 @@ def test_a_variation_without_sizes_says_which_it_needs():
     create("MixerVariation", untied=True)
 
 
-def test_the_recipe_differs_from_digits_in_the_variation_alone():
+def test_the_recipe_differs_from_digits_only_in_the_variation():
   digits = recipes.load("digits")
   for name in recipes.module("variations").VARIATIONS:
     config = recipes.load("variations", name)
@@ -262,7 +262,7 @@ def test_the_recipe_differs_from_digits_in_the_variation_alone():
     recipes.load("variations", "groupd")
 
 
-def test_a_variation_is_better_or_worse_where_its_interval_is_beside_0():
+def test_a_variation_is_better_or_worse_if_its_interval_excludes_0():
   gains = {"plain": 0, "untied": 0.01, "grouped": 0.02, "views": -0.02}
   noise = {"untied": (0.03, -0.03, 0)}
   curves = [

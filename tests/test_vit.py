@@ -139,7 +139,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(tiny):
   }
 
 
-def test_the_mean_over_tokens_does_without_a_class_token():
+def test_mean_pooling_has_no_class_token():
   model = create("ViT", **TINY, pool="mean")
   images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
   params = model.init(jax.random.key(1), images)["params"]
@@ -220,9 +220,7 @@ def test_the_last_blocks_branches_are_dropped_by_themselves(tiny):
     ((1, 32, 32, 3), {"gelu": "erf"}, ("'erf'", "tanh, exact")),
   ],
 )
-def test_what_does_not_fit_is_refused_with_the_way_out(
-  tiny, shape, fields, words
-):
+def test_misfits_are_refused_with_a_remedy(tiny, shape, fields, words):
   model, params, _, _ = tiny
 
   with pytest.raises(ValueError) as error:

@@ -125,7 +125,7 @@ class TokenModel(ImageModel, kw_only=True):
 
     Args:
       images: any array.
-      verb: what the parameters do with tokens, for the message.
+      verb: relation of the parameters to tokens, for the message.
     """
     check_gelu(self.gelu)
     check_images(images, self.image_channels, self.patch)
@@ -243,7 +243,7 @@ def check_tokens(images: jax.Array, patch: int, trained: int, verb: str):
     images: [n, height, width, channels], multiples of `patch`.
     patch: side in pixels.
     trained: number of tokens that the parameters were made for.
-    verb: what the parameters do with them.
+    verb: relation of the parameters to tokens, for the message.
   """
   _, height, width, _ = images.shape
   tokens = (height // patch) * (width // patch)

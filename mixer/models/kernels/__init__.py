@@ -31,8 +31,8 @@ _targets: list[jax.Device] = []
 def target_device(device: jax.Device) -> Iterator[None]:
   """Selects kernels for a device that may be absent from this machine.
 
-  Make the function to compile inside this context: jax.jit does not trace again
-  what it has traced before.
+  Make the function to compile inside this context: jax.jit does not trace the
+  same function twice.
   """
   _targets.append(device)
   try:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer norm of a branch as one GPU kernel each way, by Triton.
+"""Layer norm for GPUs: one Triton kernel forward, one backward.
 
-XLA reads the tokens twice for a layer norm, and four times going back. A
-program has some rows, all their channels with them, so that it reads each once;
-going back it takes mean and deviation again from what it has read, and adds
-what the skip connection brings.
+XLA reads the tokens twice for a layer norm, and four times in the backward
+pass. Each program mask handles a few full rows, so that every element is read
+once; the backward pass recomputes mean and standard deviation, and adds the
+cotangent of the skip connection.
 
-Letters in shape comments: n examples, s tokens, S rows of the result, c
-channels; C is c in whole powers of two, r a program's rows.
+Letters in shape comments: n examples, s tokens, S padded tokens, c channels, C
+channels padded to a power of two, r rows of a program.
 """
 
 import functools
@@ -19,10 +19,10 @@ from jax.experimental.pallas import triton as plgpu
 
 from mixer.models.kernels.common import statistics
 
-# By measurement on an H200 (benchmarks/NOTES.md).
-_ROWS = 4  # of a program
-_ROWS_BACK = 2  # that it goes back over at once
-_PARTS = 8  # programs of an example that go back
+# Measured on an H200 (benchmarks/NOTES.md).
+_ROWS = 4  # per program
+_ROWS_BACK = 2  # per iteration of the backward pass
+_PARTS = 8  # programs per example in the backward pass
 _OPTIONS = plgpu.CompilerParams(num_warps=4, num_stages=1)
 
 
@@ -35,18 +35,18 @@ def layer_norm_residual(
   dtype: jnp.dtype,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-  """What a branch begins with, and what it is added to.
+  """Computes a branch's layer norm, and passes its input on.
 
   Args:
     x: n s c.
     scale, shift: [c] float32.
-    rows: S, at least s; those beyond are zeros.
-    dtype: of the layer norm's result; it is computed in float32.
+    rows: S, at least s; the padding is zeros.
+    dtype: of the layer norm's output; it is computed in float32.
     interpret: runs on a CPU.
 
   Returns:
-    x itself, and its layer norm [n, S, c]. Both cotangents of x are added up in
-    float32, and rounded once.
+    x itself, and its layer norm [n, S, c]. Both cotangents of x are added in
+    float32 and rounded once.
   """
   return x, _norm(x, scale, shift, rows, dtype, interpret)
 
@@ -62,10 +62,10 @@ def _backward(rows, dtype, interpret, residuals, cotangents):
   n, s, c = x.shape
   channels = pl.next_power_of_2(c)
 
-  def of_example(rows):
+  def example_spec(rows):
     return pl.BlockSpec((None, rows, channels), lambda i, j: (i, 0, 0))
 
-  of_part = pl.BlockSpec((None, None, channels), lambda i, j: (i, j, 0))
+  part_spec = pl.BlockSpec((None, None, channels), lambda i, j: (i, j, 0))
   sums = jax.ShapeDtypeStruct((n, _PARTS, c), jnp.float32)
   call = pl.pallas_call(
     functools.partial(
@@ -74,12 +74,12 @@ def _backward(rows, dtype, interpret, residuals, cotangents):
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums],
     grid=(n, _PARTS),
     in_specs=[
-      of_example(s),
+      example_spec(s),
       pl.BlockSpec((channels,), lambda i, j: (0,)),
-      of_example(rows),
-      of_example(s),
+      example_spec(rows),
+      example_spec(s),
     ],
-    out_specs=[of_example(s), of_part, of_part],
+    out_specs=[example_spec(s), part_spec, part_spec],
     compiler_params=_OPTIONS,
     interpret=interpret,
     name="layer_norm_gradient",
@@ -120,15 +120,15 @@ def _norm_kernel(
   rows,
 ):
   first = pl.program_id(1) * x_ref.shape[0]
-  row, channel = _places(x_ref.shape, first)
-  here = channel < channels
-  x = _load(x_ref, here & (row < tokens))
+  row, channel = _indices(x_ref.shape, first)
+  mask = channel < channels
+  x = _load(x_ref, mask & (row < tokens))
   mean, deviation = statistics(x, channels)
-  of_channels = _channels(scale_ref.shape[0]) < channels
-  scale, shift = (_load(ref, of_channels) for ref in (scale_ref, shift_ref))
+  channel_mask = _channels(scale_ref.shape[0]) < channels
+  scale, shift = (_load(ref, channel_mask) for ref in (scale_ref, shift_ref))
   y = (x - mean) * deviation * scale[None] + shift[None]
   y = jnp.where(row < tokens, y, 0.0).astype(y_ref.dtype)
-  plgpu.store(y_ref, y, mask=here & (row < rows))
+  plgpu.store(y_ref, y, mask=mask & (row < rows))
 
 
 def _gradient_kernel(
@@ -137,7 +137,7 @@ def _gradient_kernel(
   d_y_ref,  # S C
   skip_ref,  # s C
   d_x_ref,  # s C
-  d_scale_ref,  # C, of this program alone
+  d_scale_ref,  # C, this program's part
   d_shift_ref,  # C
   *,
   tokens,
@@ -147,35 +147,35 @@ def _gradient_kernel(
   width = scale_ref.shape[0]
   begin = pl.program_id(1) * part
   end = jnp.minimum(begin + part, tokens)
-  of_channels = _channels(width) < channels
-  scale = _load(scale_ref, of_channels)
+  channel_mask = _channels(width) < channels
+  scale = _load(scale_ref, channel_mask)
 
   def step(k, sums):
     first = begin + k * _ROWS_BACK
     rows = pl.ds(first, _ROWS_BACK)
-    row, channel = _places((_ROWS_BACK, width), first)
-    here = (row < end) & (channel < channels)
+    row, channel = _indices((_ROWS_BACK, width), first)
+    mask = (row < end) & (channel < channels)
     x, d_y, skip = (
-      _load(ref.at[rows, :], here) for ref in (x_ref, d_y_ref, skip_ref)
+      _load(ref.at[rows, :], mask) for ref in (x_ref, d_y_ref, skip_ref)
     )
     mean, deviation = statistics(x, channels)
     normed = (x - mean) * deviation
     d_normed = d_y * scale[None]
-    # What a shift, or a scale, of the whole row would change is taken away.
-    shifting, scaling = (
+    # Project out the directions that layer norm removes: shift and scale.
+    mean_part, scale_part = (
       y.sum(axis=1, keepdims=True) / channels
       for y in (d_normed, d_normed * normed)
     )
-    d_x = skip + (d_normed - shifting - normed * scaling) * deviation
-    plgpu.store(d_x_ref.at[rows, :], d_x.astype(d_x_ref.dtype), mask=here)
+    d_x = skip + (d_normed - mean_part - normed * scale_part) * deviation
+    plgpu.store(d_x_ref.at[rows, :], d_x.astype(d_x_ref.dtype), mask=mask)
     d_scale, d_shift = sums
     return d_scale + (d_y * normed).sum(axis=0), d_shift + d_y.sum(axis=0)
 
   zeros = jnp.zeros((width,), jnp.float32)
   steps = pl.cdiv(part, _ROWS_BACK)
   d_scale, d_shift = jax.lax.fori_loop(0, steps, step, (zeros, zeros))
-  plgpu.store(d_scale_ref, d_scale, mask=of_channels)
-  plgpu.store(d_shift_ref, d_shift, mask=of_channels)
+  plgpu.store(d_scale_ref, d_scale, mask=channel_mask)
+  plgpu.store(d_shift_ref, d_shift, mask=channel_mask)
 
 
 def _load(ref, mask):
@@ -186,8 +186,8 @@ def _channels(width):
   return jax.lax.broadcasted_iota(jnp.int32, (width,), 0)
 
 
-def _places(shape, first):
-  """Which row and which channel each entry of a block is."""
+def _indices(shape, first):
+  """Returns the row and the channel of each entry of a block."""
   row, channel = (
     jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1)
   )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token mixing of a block as one kernel of TPUs.
+"""Token mixing for TPUs as one fused kernel. Experimental.
 
-An example's tokens are on the chip as a whole: going forward they are read and
-written once. Going back, tokens and cotangent are read, everything else is
-computed again (one product of five), and gradients of parameters are added up
-over examples on the chip. TPU v3 has the kernels in float32 alone.
+Never measured on hardware: checked in interpret mode and by compiling for TPUs.
+An example's tokens fit in VMEM as a whole: the forward pass reads and writes
+them once. The backward pass reads tokens and cotangent, recomputes everything
+else (one product of five), and sums parameter gradients over examples in VMEM.
+On TPU v3 the kernels compile only in float32.
 
 Letters in shape comments: n examples, s tokens, c channels, d hidden units.
 """
@@ -22,9 +23,9 @@ from mixer.models.kernels.common import Weights, mixing_weights, statistics
 from mixer.models.layers import gelu_gate_and_grad
 from mixer.models.mixer import MixerBlock
 
-_LANES = 128  # a TPU's vectors are so wide
-# Hidden units of an example that are worked on at once. The backward pass has
-# five arrays of them in float32, a third of the 16 MB that a kernel may take.
+_LANES = 128  # width of a TPU's vectors
+# Hidden units of an example computed at once. The backward pass has five such
+# arrays in float32, a third of the 16 MB of VMEM that a kernel may use.
 _HIDDEN_AT_ONCE = 2**18
 
 
@@ -41,51 +42,51 @@ class TpuMixerBlock(MixerBlock, kw_only=True):
 def mix_tokens(
   x: jax.Array,
   weights: Weights,
-  kept: jax.Array | None = None,
+  mask: jax.Array | None = None,
   *,
   dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-  """Token mixing with its skip connection: x + kept * MLP(layer norm(x)).
+  """Computes token mixing with its skip connection: x + mask * MLP(norm(x)).
 
   Args:
     x: n s c.
     weights: of the block's token mixing.
-    kept: [n] factors of the branch, 0 where it is dropped; None for ones. It
-      has no gradient.
-    dtype: of the factors of products, which are added up in float32 as all
-      else, and of what comes out; None for float32.
+    mask: [n] drop-path factors of the branch; None for ones. Its gradient is
+      zero.
+    dtype: of the products' factors and of the output; everything else is
+      float32. None for float32.
 
   Returns:
     n s c in `dtype`.
   """
-  if kept is None:
-    kept = jnp.ones(x.shape[0])
+  if mask is None:
+    mask = jnp.ones(x.shape[0])
   dtype = jnp.dtype(dtype or jnp.float32)
-  return _mix(x, weights, kept.astype(jnp.float32), dtype)
+  return _mix(x, weights, mask.astype(jnp.float32), dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _mix(x, weights, kept, dtype):
-  return _on_platform(mix, x, weights, kept, dtype=dtype)
+def _mix(x, weights, mask, dtype):
+  return _on_platform(mix, x, weights, mask, dtype=dtype)
 
 
-def _mix_forward(x, weights, kept, dtype):
-  return _mix(x, weights, kept, dtype), (x, weights, kept)
+def _mix_forward(x, weights, mask, dtype):
+  return _mix(x, weights, mask, dtype), (x, weights, mask)
 
 
 def _mix_backward(dtype, residuals, cotangent):
-  x, weights, kept = residuals
+  x, weights, mask = residuals
   dx, gradients = _on_platform(
-    gradient, x, weights, kept, cotangent, dtype=dtype
+    gradient, x, weights, mask, cotangent, dtype=dtype
   )
-  return dx, gradients, jnp.zeros_like(kept)
+  return dx, gradients, jnp.zeros_like(mask)
 
 
 _mix.defvjp(_mix_forward, _mix_backward)
 
 
 def _on_platform(call, *arguments, dtype: jnp.dtype):
-  """Decides where it is lowered: a program may be for devices elsewhere."""
+  """Interprets on CPUs; decided at lowering, since the target may be absent."""
   call = functools.partial(call, dtype=dtype)
   return jax.lax.platform_dependent(
     *arguments, cpu=functools.partial(call, interpret=True), tpu=call
@@ -95,19 +96,18 @@ def _on_platform(call, *arguments, dtype: jnp.dtype):
 def mix(
   x: jax.Array,
   weights: Weights,
-  kept: jax.Array,
+  mask: jax.Array,
   *,
   dtype: jnp.dtype,
   interpret: bool = False,
   channels: int | None = None,
 ) -> jax.Array:
-  """See `mix_tokens`.
+  """Calls the forward kernel; see `mix_tokens`.
 
   Args:
-    x, weights, kept, dtype: as there.
+    x, weights, mask, dtype: as in `mix_tokens`.
     interpret: runs on a CPU.
-    channels: that are worked on at once, which divide c; None for as many as
-      there is room for.
+    channels: number computed at once, a divisor of c; None for as many as fit.
   """
   n, s, c = x.shape
   d = len(weights.b1)
@@ -128,11 +128,11 @@ def mix(
     name="mix_tokens",
   )
   return call(
-    kept,
+    mask,
     x,
     weights.gamma[None],
     weights.beta[None],
-    # Turned here once, and not for each example.
+    # Transposed here once, not for each example.
     weights.w1.T.astype(dtype),
     weights.b1[:, None],
     weights.w2.T.astype(dtype),
@@ -143,21 +143,21 @@ def mix(
 def gradient(
   x: jax.Array,
   weights: Weights,
-  kept: jax.Array,
+  mask: jax.Array,
   cotangent: jax.Array,
   *,
   dtype: jnp.dtype,
   interpret: bool = False,
   channels: int | None = None,
 ) -> tuple[jax.Array, Weights]:
-  """Gradients of x, as it is, and of the weights, of what `mix` leaves."""
+  """Returns the gradients of `mix` for x, in its dtype, and the weights."""
   n, s, c = x.shape
   d = len(weights.b1)
   channels = channels or _channels_at_once(c, d)
-  # Each of v4's two cores has sums of its own.
+  # Separate sums for each of v4's two cores.
   parts = math.gcd(n, 2)
   each = n // parts
-  of_example = pl.BlockSpec((1, s, c), lambda p, i: (p * each + i, 0, 0))
+  example_spec = pl.BlockSpec((1, s, c), lambda p, i: (p * each + i, 0, 0))
   sums = ((1, c), (1, c), (s, d), (d, 1), (d, s), (s, 1))
   call = pl.pallas_call(
     functools.partial(_gradient_kernel, channels=channels),
@@ -168,12 +168,12 @@ def gradient(
     grid=(parts, each),
     in_specs=[
       pl.BlockSpec(memory_space=pltpu.SMEM),
-      of_example,
-      of_example,
+      example_spec,
+      example_spec,
       *map(_whole, ((1, c), (1, c), (d, s), (s, d), (d, 1), (d, s))),
     ],
     out_specs=[
-      of_example,
+      example_spec,
       *(pl.BlockSpec((1, *of), lambda p, i: (p, 0, 0)) for of in sums),
     ],
     scratch_shapes=[pltpu.VMEM((s, c), jnp.float32)],
@@ -185,7 +185,7 @@ def gradient(
     name="mix_tokens_gradient",
   )
   dx, *gradients = call(
-    kept,
+    mask,
     x,
     cotangent,
     weights.gamma[None],
@@ -205,7 +205,7 @@ def gradient(
 
 
 def _channels_at_once(channels: int, hidden: int) -> int:
-  """The most that divide the channels, in whole vectors; else all of them."""
+  """Returns the largest divisor in whole vectors that fits; else all."""
   fitting = [
     part
     for part in range(_LANES, channels + 1, _LANES)
@@ -216,61 +216,61 @@ def _channels_at_once(channels: int, hidden: int) -> int:
 
 
 def _mix_kernel(
-  kept_ref,
+  mask_ref,
   x_ref,  # 1 s c
-  scale_ref,  # 1 c
-  shift_ref,  # 1 c
-  kernel_in_ref,  # d s
-  bias_in_ref,  # d 1
-  kernel_out_ref,  # s d
-  bias_out_ref,  # s 1
+  gamma_ref,  # 1 c
+  beta_ref,  # 1 c
+  w1_ref,  # d s
+  b1_ref,  # d 1
+  w2_ref,  # s d
+  b2_ref,  # s 1
   out_ref,  # 1 s c
   *,
   channels,
 ):
-  """Mixes an example's tokens."""
-  dtype = kernel_in_ref.dtype
+  """Mixes the tokens of one example."""
+  dtype = w1_ref.dtype
   mean, deviation = statistics(x_ref[0])
-  kept = kept_ref[pl.program_id(0)]
-  for here in _slices(x_ref.shape[-1], channels):
-    x = x_ref[0, :, here].astype(jnp.float32)
-    y = (x - mean) * deviation * scale_ref[:, here] + shift_ref[:, here]
-    h = _product(kernel_in_ref[...], y.astype(dtype)) + bias_in_ref[...]  # d c
+  mask = mask_ref[pl.program_id(0)]
+  for at in _slices(x_ref.shape[-1], channels):
+    x = x_ref[0, :, at].astype(jnp.float32)
+    y = (x - mean) * deviation * gamma_ref[:, at] + beta_ref[:, at]
+    h = _product(w1_ref[...], y.astype(dtype)) + b1_ref[...]  # d c
     a = h * gelu_gate_and_grad(h)[0]
-    y = _product(kernel_out_ref[...], a.astype(dtype)) + bias_out_ref[...]
-    out_ref[0, :, here] = (x + kept * y).astype(out_ref.dtype)
+    y = _product(w2_ref[...], a.astype(dtype)) + b2_ref[...]
+    out_ref[0, :, at] = (x + mask * y).astype(out_ref.dtype)
 
 
 def _gradient_kernel(
-  kept_ref,
+  mask_ref,
   x_ref,  # 1 s c
   cotangent_ref,  # 1 s c
-  scale_ref,  # 1 c
-  shift_ref,  # 1 c
-  turned_in_ref,  # d s
-  kernel_in_ref,  # s d
-  bias_in_ref,  # d 1
-  kernel_out_ref,  # d s
+  gamma_ref,  # 1 c
+  beta_ref,  # 1 c
+  w1_t_ref,  # d s
+  w1_ref,  # s d
+  b1_ref,  # d 1
+  w2_ref,  # d s
   dx_ref,  # 1 s c
-  d_scale_ref,  # 1 1 c, as all that follow added up over examples
-  d_shift_ref,  # 1 1 c
-  d_kernel_in_ref,  # 1 s d
-  d_bias_in_ref,  # 1 d 1
-  d_kernel_out_ref,  # 1 d s
-  d_bias_out_ref,  # 1 s 1
+  d_gamma_ref,  # 1 1 c; this and all below summed over examples
+  d_beta_ref,  # 1 1 c
+  d_w1_ref,  # 1 s d
+  d_b1_ref,  # 1 d 1
+  d_w2_ref,  # 1 d s
+  d_b2_ref,  # 1 s 1
   d_normed_ref,  # s c
   *,
   channels,
 ):
-  """Goes back through an example; the letter d_ is for a cotangent."""
+  """Computes gradients for one example; d_ stands for a cotangent."""
   part, i = pl.program_id(0), pl.program_id(1)
   sums = (
-    d_scale_ref,
-    d_shift_ref,
-    d_kernel_in_ref,
-    d_bias_in_ref,
-    d_kernel_out_ref,
-    d_bias_out_ref,
+    d_gamma_ref,
+    d_beta_ref,
+    d_w1_ref,
+    d_b1_ref,
+    d_w2_ref,
+    d_b2_ref,
   )
 
   @pl.when(i == 0)
@@ -278,62 +278,62 @@ def _gradient_kernel(
     for ref in sums:
       ref[...] = jnp.zeros_like(ref)
 
-  dtype = kernel_in_ref.dtype
+  dtype = w1_ref.dtype
   mean, deviation = statistics(x_ref[0])
-  kept = kept_ref[part * pl.num_programs(1) + i]
+  mask = mask_ref[part * pl.num_programs(1) + i]
   sum_d = sum_product = jnp.zeros_like(mean)  # s 1
-  for here in _slices(x_ref.shape[-1], channels):
-    normed = (x_ref[0, :, here].astype(jnp.float32) - mean) * deviation
-    y = (normed * scale_ref[:, here] + shift_ref[:, here]).astype(dtype)
-    h = _product(turned_in_ref[...], y) + bias_in_ref[...]  # d c
-    share, slope = gelu_gate_and_grad(h)
-    d_out = kept * cotangent_ref[0, :, here].astype(jnp.float32)  # s c
-    d_bias_out_ref[0] += d_out.sum(axis=1, keepdims=True)
+  for at in _slices(x_ref.shape[-1], channels):
+    normed = (x_ref[0, :, at].astype(jnp.float32) - mean) * deviation
+    y = (normed * gamma_ref[:, at] + beta_ref[:, at]).astype(dtype)
+    h = _product(w1_t_ref[...], y) + b1_ref[...]  # d c
+    gate, slope = gelu_gate_and_grad(h)
+    d_out = mask * cotangent_ref[0, :, at].astype(jnp.float32)  # s c
+    d_b2_ref[0] += d_out.sum(axis=1, keepdims=True)
     d_out = d_out.astype(dtype)
-    d_kernel_out_ref[0] += _product_turned((h * share).astype(dtype), d_out)
-    d_h = _product(kernel_out_ref[...], d_out) * slope
-    d_bias_in_ref[0] += d_h.sum(axis=1, keepdims=True)
+    d_w2_ref[0] += _product_transposed((h * gate).astype(dtype), d_out)
+    d_h = _product(w2_ref[...], d_out) * slope
+    d_b1_ref[0] += d_h.sum(axis=1, keepdims=True)
     d_h = d_h.astype(dtype)
-    d_kernel_in_ref[0] += _product_turned(y, d_h)
-    d_y = _product(kernel_in_ref[...], d_h)  # s c
-    d_scale_ref[0, :, here] += (d_y * normed).sum(axis=0, keepdims=True)
-    d_shift_ref[0, :, here] += d_y.sum(axis=0, keepdims=True)
-    d_normed = d_y * scale_ref[:, here]
+    d_w1_ref[0] += _product_transposed(y, d_h)
+    d_y = _product(w1_ref[...], d_h)  # s c
+    d_gamma_ref[0, :, at] += (d_y * normed).sum(axis=0, keepdims=True)
+    d_beta_ref[0, :, at] += d_y.sum(axis=0, keepdims=True)
+    d_normed = d_y * gamma_ref[:, at]
     sum_d += d_normed.sum(axis=1, keepdims=True)
     sum_product += (d_normed * normed).sum(axis=1, keepdims=True)
-    d_normed_ref[:, here] = d_normed
+    d_normed_ref[:, at] = d_normed
 
   c = x_ref.shape[-1]
-  for here in _slices(c, channels):
-    normed = (x_ref[0, :, here].astype(jnp.float32) - mean) * deviation
-    dx = d_normed_ref[:, here] - (sum_d + normed * sum_product) / c
-    dx = cotangent_ref[0, :, here].astype(jnp.float32) + dx * deviation
-    dx_ref[0, :, here] = dx.astype(dx_ref.dtype)
+  for at in _slices(c, channels):
+    normed = (x_ref[0, :, at].astype(jnp.float32) - mean) * deviation
+    dx = d_normed_ref[:, at] - (sum_d + normed * sum_product) / c
+    dx = cotangent_ref[0, :, at].astype(jnp.float32) + dx * deviation
+    dx_ref[0, :, at] = dx.astype(dx_ref.dtype)
 
 
 def _product(a, b):
-  """a times b, in float32."""
+  """Multiplies a by b, summing in float32."""
   return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-def _product_turned(a, b):
-  """a times b turned."""
+def _product_transposed(a, b):
+  """Multiplies a by b transposed, summing in float32."""
   return jax.lax.dot_general(
     a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
   )
 
 
 def _slices(channels: int, at_once: int) -> list[slice]:
-  return [slice(at, at + at_once) for at in range(0, channels, at_once)]
+  return [slice(i, i + at_once) for i in range(0, channels, at_once)]
 
 
 def _whole(shape: tuple[int, int]) -> pl.BlockSpec:
-  """The same for every example, so that it is fetched once."""
+  """Returns a spec with one block for all examples, fetched once."""
   return pl.BlockSpec(shape, lambda *_: (0, 0))
 
 
 def _cost(x, dtype, hidden: int, *, products: int, passes: int):
-  """What XLA is told of a kernel, into which it does not look."""
+  """Returns the cost estimate for XLA, which cannot look into a kernel."""
   n, s, c = x.shape
   return pl.CostEstimate(
     flops=2 * products * n * s * c * hidden,
