@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
   dtype: jnp.dtype | None = None
   gelu: str = "tanh"
 
-  output_mask = 1
+  output_mask = 1  # number of the mask of a branch's output; drop path is next
 
   def norm(
     self, x: jax.Array, *, branch: int, keep_layout: bool = False
@@ -63,12 +63,13 @@ class ResidualBlock(nn.Module):
     self, keys: jax.Array | None, shape: tuple[int, ...], *, branch: int
   ) -> jax.Array | None:
     """Draws the mask [n, *shape] that drops a branch for some examples."""
-    always = self.survival_prob
-    if keys is None or (not isinstance(always, jax.Array) and always == 1):
+    prob = self.survival_prob
+    if keys is None or (not isinstance(prob, jax.Array) and prob == 1):
       return None
     number = self._number(branch, self.output_mask) + 1
-    mask = keep_mask(keys, number, self.survival_prob, shape)
-    return mask * (1 / self.survival_prob if self.rescale else 1.0)
+    mask = keep_mask(keys, number, prob, shape)
+    # The authors' code does not rescale the remaining branches.
+    return mask * (1 / prob if self.rescale else 1.0)
 
   def add(
     self, x: jax.Array, y: jax.Array, keys: jax.Array | None, *, branch: int
