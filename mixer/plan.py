@@ -404,7 +404,7 @@ def read_start(plan: Plan, trains: bool):
 
 def _keep_head(config: ConfigDict):
   """Sees to it that no evaluator judges a head of zeros."""
-  judged = any(each.type != "fewshot" for each in config.evals.values())
+  judged = any(not TYPES[x.type].own_classes for x in config.evals.values())
   config.init_head = "keep" if judged else "auto"
 
 
@@ -538,42 +538,34 @@ def _check_best(plan: Plan):
 def open_evals(plan: Plan):
   """Opens the data sets of every evaluator."""
   for name, evaluation in plan.evals.items():
-    if not evaluation.data_name:
-      continue
-    with plan.collecting(f"config.evals.{name}: "):
-      if evaluation.options.type == "fewshot":
-        _open_fewshot(plan, name, evaluation)
-      else:
-        _open(plan, name, evaluation)
+    if evaluation.data_name:
+      with plan.collecting(f"config.evals.{name}: "):
+        _open_eval(plan, name, evaluation)
 
 
-def _open(plan: Plan, name: str, evaluation: EvalPlan):
-  """Opens a split with the classes that the head is for."""
-  config, data_name = plan.config, evaluation.data_name
+def _open_eval(plan: Plan, name: str, evaluation: EvalPlan):
+  """Opens an evaluator's split, and the pool that it samples from if any."""
+  config, options = plan.config, evaluation.options
+  data_name = evaluation.data_name
+  kind = TYPES[options.type]
   is_folder = data_name.startswith(image_folder.PREFIX)
   source = open_split(
     config,
     data_name,
-    evaluation.options,
+    options,
     f"evals.{name}",
-    classes=config.data.classes if is_folder else "",
-    has_several=evaluation.options.type == "real",
+    classes=config.data.classes if is_folder and not kind.own_classes else "",
+    has_several=kind.multilabel,
   )
-  check_num_classes(source, config)
-  if plan.source is not None:
-    check_classes(source, plan.source.class_names, "training")
+  if not kind.own_classes:
+    check_num_classes(source, config)
+    if plan.source is not None:
+      check_classes(source, plan.source.class_names, "training")
+  if "pool_split" in options:
+    pool = options.copy_and_resolve_references()
+    pool.update(split=options.pool_split, examples=None)
+    evaluation.pool = open_split(config, data_name, pool, f"evals.{name}")
   evaluation.source = source
-
-
-def _open_fewshot(plan: Plan, name: str, evaluation: EvalPlan):
-  """Opens two splits of a data set with classes of its own."""
-  options = evaluation.options
-  of_pool = options.copy_and_resolve_references()
-  of_pool.update(split=options.pool_split, examples=None)
-  evaluation.source, evaluation.pool = (
-    open_split(plan.config, evaluation.data_name, part, f"evals.{name}")
-    for part in (options, of_pool)
-  )
 
 
 def plan_summary(plan: Plan) -> str:

@@ -4,6 +4,7 @@
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer.errors import UserError
-from mixer.evaluators.common import Batch, gather, pmap_eval_step, run_pass
+from mixer.evaluators.common import (
+  Batch,
+  EvalSetup,
+  gather,
+  pmap_eval_step,
+  run_pass,
+)
 from mixer.training.losses import LOSSES, soft_labels
 from mixer.training.step import normalise
 
@@ -22,7 +29,7 @@ TOP = 5
 def eval_step(
   params: dict, batch: dict[str, jax.Array], *, model: nn.Module, loss: str
 ) -> dict[str, jax.Array]:
-  """Judges one device's part of a batch.
+  """Evaluates one device's part of a batch.
 
   Args:
     params: of the model.
@@ -46,7 +53,11 @@ def eval_step(
 
 
 class Classification:
-  """Loss, top-1 and top-5 accuracy, and on request what lies behind them."""
+  """Loss, top-1 and top-5 accuracy, and on request details as CSV files."""
+
+  prefix = ""
+  multilabel = False
+  own_classes = False
 
   def __init__(
     self,
@@ -59,14 +70,14 @@ class Classification:
     per_class: Path | None = None,
     confusion: Path | None = None,
   ):
-    """Prepares; compiles at the first run.
+    """Prepares the evaluator, which compiles in its first run.
 
     Args:
       batches: starts a pass over the split: "image", "label" and "mask" (bool,
         False where an example is padding), of a size that the devices divide.
       model: with a head.
       loss: "softmax" or "sigmoid".
-      devices: that share the work.
+      devices: local devices, which share each batch.
       class_names: in the order of the labels.
       per_class: CSV file for the accuracy of every class, or None.
       confusion: CSV file for the confusion matrix, or None.
@@ -78,9 +89,21 @@ class Classification:
     self._confusion = confusion
     self._step = pmap_eval_step(eval_step, model, tuple(devices), loss=loss)
 
+  @classmethod
+  def create(cls, setup: EvalSetup) -> Self:
+    return cls(
+      setup.batches,
+      model=setup.model,
+      loss=setup.loss,
+      devices=setup.devices,
+      class_names=setup.source.class_names,
+      per_class=setup.csv_file("per_class"),
+      confusion=setup.csv_file("confusion"),
+    )
+
   @staticmethod
   def results(options: ConfigDict) -> list[str]:
-    """Results that a checkpoint may be the best by."""
+    """Lists the results that may select the best checkpoint."""
     del options
     return ["loss", "accuracy", "accuracy_top5"]
 

@@ -2,18 +2,58 @@
 """One pass over a split on all devices, every example counted exactly once."""
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from mixer.data.prefetch import prefetch_to_device
+from mixer.data.sources import Source
+from mixer.data.workers import Workers
 from mixer.training.sharding import pmap_step
 
 Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSetup:
+  """Everything that an evaluator is created from.
+
+  name: of the evaluator in the config.
+  options: its part of the config.
+  source: split that is evaluated.
+  pool: split that examples are sampled from, if the type does so.
+  batches: starts a pass over a split, by default over `source`; yields "image",
+    "label", "position" and "mask" (False for padding).
+  model: to evaluate.
+  loss: "softmax" or "sigmoid".
+  devices: local devices, which share each batch.
+  workers: for reading.
+  folder: for files next to the numbers; None on hosts that write none.
+  """
+
+  name: str
+  options: ConfigDict
+  source: Source
+  pool: Source | None
+  batches: Callable[..., Iterable[Batch]]
+  model: nn.Module
+  loss: str
+  devices: Sequence[jax.Device]
+  workers: Workers
+  folder: Path | None
+
+  def csv_file(self, kind: str) -> Path | None:
+    """Returns the CSV file of that kind if the options ask for it."""
+    if self.folder is None or not self.options[kind]:
+      return None
+    return self.folder / f"{self.name}_{kind}.csv"
 
 
 @functools.cache
@@ -23,13 +63,13 @@ def pmap_eval_step(
   devices: tuple[jax.Device, ...],
   **options,
 ) -> Callable:
-  """`step` on devices; the same one for equal arguments compiles once.
+  """Maps a step over devices; equal arguments share one compilation.
 
   Args:
     step: of parameters and one device's part of a batch, dicts; with keyword
       arguments `model` and `options`. Returns a dict of arrays [n, ...].
     model: for the step.
-    devices: that share the work.
+    devices: local devices, which share each batch.
     **options: for the step, hashable.
   """
   bound = functools.partial(step, model=model, **options)
@@ -45,8 +85,8 @@ def run_pass(
 ) -> Iterator[tuple[Batch, Batch]]:
   """Yields (outputs, the batch without `image`) of each batch, unpadded.
 
-  Several hosts each pass their slice of the same batches, at the same time, and
-  each is given the whole ones.
+  Each host passes its slice of the global batches, in step with the others, and
+  gets the results of all.
 
   Args:
     step: from `pmap_eval_step`.
@@ -54,7 +94,7 @@ def run_pass(
     batches: "image", "label" and "mask" (bool, False where an example is
       padding), of a size that the devices divide.
     devices: of the step.
-    inputs: what of a batch the step takes.
+    inputs: names of the step's inputs in a batch.
   """
   rests = collections.deque()
 
@@ -84,7 +124,7 @@ def run_pass(
 
 
 def _from_all_hosts(slices: tuple[Batch, Batch]) -> tuple[Batch, Batch]:
-  """Puts the slices of a global batch together, in the hosts' order."""
+  """All-gathers the slices of a global batch, in the hosts' order."""
   if jax.process_count() == 1:
     return slices
 
@@ -98,7 +138,7 @@ def _from_all_hosts(slices: tuple[Batch, Batch]) -> tuple[Batch, Batch]:
 
 
 def gather(parts: Iterable[tuple[Batch, Batch]]) -> tuple[Batch, Batch]:
-  """Joins what `run_pass` yields."""
+  """Concatenates the batches of `run_pass`."""
   outputs, rests = zip(*parts, strict=True)
   return _join(outputs), _join(rests)
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear few-shot accuracy: how much a few images of each class teach.
+"""Linear few-shot accuracy, as in the paper's figures 2 and 4.
 
-The paper's figures 2 and 4 show it. As the authors' code has it (big_vision,
-fewshot_lsr.py): regression on frozen features, penalised by l2 = 1024, on
-targets of -1 and 1, the largest of which is the prediction.
+As in the authors' code (big_vision, fewshot_lsr.py): ridge regression on frozen
+features with l2 = 1024 and targets -1 and 1; the largest output is the
+prediction.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import jax
 import numpy as np
@@ -14,16 +15,23 @@ import scipy.linalg
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from mixer.data.input_pipeline import read_labels
 from mixer.data.sources import Source, Subset
 from mixer.errors import UserError, format_list
-from mixer.evaluators.common import Batch, gather, pmap_eval_step, run_pass
+from mixer.evaluators.common import (
+  Batch,
+  EvalSetup,
+  gather,
+  pmap_eval_step,
+  run_pass,
+)
 from mixer.training.step import normalise
 
-# A feature that never changes stands for the bias. So large, that its penalty
-# is next to nothing.
+# A constant feature stands for the bias, so large that its penalty is close to
+# nothing.
 BIAS = 100.0
 
-_ROWS = 4096  # that are predicted at once
+_ROWS = 4096  # rows per prediction
 
 
 def linear_probe(
@@ -40,7 +48,7 @@ def linear_probe(
     train_features: [n, features].
     train_labels: int [n].
     test_features: [m, features].
-    num_classes: as many as there are; None means up to the largest label.
+    num_classes: None means up to the largest label.
     l2: penalty on the squared weights, the bias's included.
 
   Returns:
@@ -78,11 +86,11 @@ def _solve(gram: np.ndarray, targets: np.ndarray, l2: float) -> np.ndarray:
 def sample_shots(
   labels: np.ndarray, num_classes: int, shots: int, seed: int
 ) -> np.ndarray:
-  """Draws the numbers of `shots` examples of each class, int [classes, shots].
+  """Samples `shots` examples of each class, indices int [classes, shots].
 
-  Fewer shots of the same seed are the first of these. Drawn by the rule of the
-  authors' code, from examples in the order of their files; that code reads
-  many files by turns, and so draws others of a data set that has many.
+  Fewer shots with the same seed are a prefix of these. The authors' code has
+  the same rule, but interleaves the files of a data set, so that it samples
+  other examples where there are several files.
 
   Raises:
     UserError: a class has fewer.
@@ -116,6 +124,10 @@ def feature_step(
 class Fewshot:
   """Accuracy of linear regression on features, learned from a few examples."""
 
+  prefix = "fewshot/"
+  multilabel = False
+  own_classes = True
+
   def __init__(
     self,
     batches: Callable[[Source], Iterable[Batch]],
@@ -129,18 +141,18 @@ class Fewshot:
     draws: int = 3,
     l2: float = 1024.0,
   ):
-    """Draws; compiles at the first run.
+    """Samples the shots; compiles in the first run.
 
     Args:
       batches: starts a pass over a source, as for Classification, with
         "position" as well.
-      pool: where examples are drawn from.
+      pool: split that the shots are sampled from.
       pool_labels: of all of its examples, int [n].
-      test: what is judged on.
+      test: split whose accuracy is measured.
       model: with or without a head.
-      devices: that share the work.
+      devices: local devices, which share each batch.
       shots: numbers of examples of each class.
-      draws: how many times; by the seeds 0, 1, ...
+      draws: number of samples, by the seeds 0, 1, ...
       l2: see `linear_probe`.
 
     Raises:
@@ -162,9 +174,23 @@ class Fewshot:
         "fewer shots."
       ) from error
 
+  @classmethod
+  def create(cls, setup: EvalSetup) -> Self:
+    return cls(
+      setup.batches,
+      pool=setup.pool,
+      pool_labels=read_labels(setup.pool, setup.workers),
+      test=setup.source,
+      model=setup.model,
+      devices=setup.devices,
+      shots=setup.options.shots,
+      draws=setup.options.draws,
+      l2=setup.options.l2,
+    )
+
   @staticmethod
   def results(options: ConfigDict) -> list[str]:
-    """Results that a checkpoint may be the best by."""
+    """Lists the results that may select the best checkpoint."""
     return [f"{k}shot" for k in options.shots]
 
   def run(self, params: dict) -> dict[str, float]:
@@ -174,18 +200,20 @@ class Fewshot:
       "5shot" and so on, the mean accuracy over the draws (0 to 1), and
       "5shot_std", the draws' standard deviation, where there are several.
     """
-    drawn = np.unique(self._draws)
-    train, labels, which = self._extract(params, Subset.of(self._pool, drawn))
+    sampled = np.unique(self._draws)
+    train, labels, positions = self._extract(
+      params, Subset.of(self._pool, sampled)
+    )
     test, truth, _ = self._extract(params, self._test)
-    is_there = np.zeros(len(drawn), bool)  # decoded
-    is_there[which] = True
-    row_of = np.cumsum(is_there) - 1
+    is_decoded = np.zeros(len(sampled), bool)
+    is_decoded[positions] = True
+    row_of = np.cumsum(is_decoded) - 1
     results = {}
     for shots in self._shots:
       accuracies = []
       for draw in self._draws:
-        places = np.searchsorted(drawn, draw[:, :shots].ravel())
-        rows = row_of[places[is_there[places]]]
+        indices = np.searchsorted(sampled, draw[:, :shots].ravel())
+        rows = row_of[indices[is_decoded[indices]]]
         predictions = linear_probe(
           train[rows],
           labels[rows],
@@ -202,7 +230,7 @@ class Fewshot:
   def _extract(
     self, params: dict, source: Source
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns features, labels and numbers of what can be decoded."""
+    """Returns features, labels and indices of the decodable examples."""
     outputs, rest = gather(
       run_pass(self._step, params, self._batches(source), self._devices)
     )

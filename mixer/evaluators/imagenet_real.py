@@ -2,6 +2,7 @@
 """Accuracy on reassessed labels (arXiv 2006.07159): any number per image."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer.errors import UserError
-from mixer.evaluators.common import Batch, pmap_eval_step, run_pass
+from mixer.evaluators.common import Batch, EvalSetup, pmap_eval_step, run_pass
 from mixer.training.step import normalise
 
 
@@ -25,10 +26,14 @@ def predict_step(
 
 
 class Real:
-  """How often the prediction is among an image's labels.
+  """Share of images whose prediction is among their labels.
 
-  Images that nobody could give a label are left out, and counted.
+  Images without any label are left out, and counted.
   """
+
+  prefix = ""
+  multilabel = True
+  own_classes = False
 
   def __init__(
     self,
@@ -37,21 +42,25 @@ class Real:
     model: nn.Module,
     devices: Sequence[jax.Device],
   ):
-    """Prepares; compiles at the first run.
+    """Prepares the evaluator, which compiles in its first run.
 
     Args:
       batches: starts a pass over the split, as for Classification, but with
         "label" of 0 and 1, [n, classes].
       model: with a head.
-      devices: that share the work.
+      devices: local devices, which share each batch.
     """
     self._batches = batches
     self._devices = devices
     self._step = pmap_eval_step(predict_step, model, tuple(devices))
 
+  @classmethod
+  def create(cls, setup: EvalSetup) -> Self:
+    return cls(setup.batches, model=setup.model, devices=setup.devices)
+
   @staticmethod
   def results(options: ConfigDict) -> list[str]:
-    """Results that a checkpoint may be the best by."""
+    """Lists the results that may select the best checkpoint."""
     del options
     return ["accuracy"]
 

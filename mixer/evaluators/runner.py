@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluators of a plan: when they are due, and what they come to."""
+"""Runs the evaluators of a plan when they are due, and names their results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,17 +7,17 @@ from pathlib import Path
 import jax
 
 from mixer.data import preprocess
-from mixer.data.input_pipeline import eval_batches, read_labels
+from mixer.data.input_pipeline import eval_batches
 from mixer.data.sources import Source
 from mixer.distributed import Hosts
-from mixer.evaluators import Classification, Fewshot, Real, result_name
-from mixer.evaluators.common import Batch
-from mixer.plan import EvalPlan, Plan
+from mixer.evaluators import TYPES, result_name
+from mixer.evaluators.common import Batch, EvalSetup
+from mixer.plan import Plan
 from mixer.training.preemption import PreemptedError
 
 
 class EvalRunner:
-  """All evaluators, made once, compiled when first used."""
+  """All evaluators of a plan, created once and compiled when first used."""
 
   def __init__(
     self,
@@ -27,24 +27,38 @@ class EvalRunner:
     hosts: Hosts,
     should_stop: Callable[[], bool] = lambda: False,
   ):
-    """Makes them.
+    """Creates the evaluators.
 
     Args:
-      plan: whose evaluators they are.
-      folder: for what they write beside numbers.
+      plan: with the evaluators' data opened.
+      folder: for files next to the numbers.
       devices: of this host.
       hosts: that share the work, in step.
       should_stop: from `preemption.catch_signals`; asked once a batch.
     """
     self._plan = plan
     self._hosts = hosts
+    self._should_stop = should_stop
     self._evaluators = {
-      name: _create(plan, name, evaluation, folder, devices, hosts, should_stop)
+      name: TYPES[evaluation.options.type].create(
+        EvalSetup(
+          name,
+          evaluation.options,
+          evaluation.source,
+          evaluation.pool,
+          self._make_batches(name),
+          model=plan.model,
+          loss=plan.config.loss,
+          devices=devices,
+          workers=plan.workers,
+          folder=folder if hosts.is_first else None,
+        )
+      )
       for name, evaluation in plan.evals.items()
     }
 
   def due(self, step: int) -> list[str]:
-    """Names of the evaluators that run after this many updates."""
+    """Returns the names of the evaluators that run after this many updates."""
     return [
       name
       for name, evaluation in self._plan.evals.items()
@@ -56,11 +70,11 @@ class EvalRunner:
     """Runs evaluators on replicated parameters.
 
     Returns:
-      "eval/NAME/RESULT" and the number; "eval/NAME/left_out" where images could
-      not be decoded.
+      "eval/NAME/RESULT" -> number; "eval/NAME/left_out" counts images that
+      could not be decoded.
 
     Raises:
-      PreemptedError: a stop was requested on the way.
+      PreemptedError: a stop was requested between two batches.
     """
     results = {}
     for name in names:
@@ -69,62 +83,28 @@ class EvalRunner:
       kind = self._plan.evals[name].options.type
       for key, value in self._evaluators[name].run(params).items():
         results[result_name(kind, name, key)] = value
-      met = bad_images.met - before if bad_images else 0
-      if left_out := sum(self._hosts.gather(met)):
+      left_out = bad_images.met - before if bad_images else 0
+      if left_out := sum(self._hosts.gather(left_out)):
         results[result_name(kind, name, "left_out")] = left_out
     return results
 
+  def _make_batches(self, name: str) -> Callable[..., Iterator[Batch]]:
+    """Returns a function that starts a pass over a split."""
+    evaluation = self._plan.evals[name]
+    ops = preprocess.parse(evaluation.options.ops)
 
-def _create(
-  plan: Plan,
-  name: str,
-  evaluation: EvalPlan,
-  folder: Path,
-  devices: Sequence[jax.Device],
-  hosts: Hosts,
-  should_stop: Callable[[], bool],
-) -> Classification | Real | Fewshot:
-  options = evaluation.options
-  ops = preprocess.parse(options.ops)
+    def batches(source: Source = evaluation.source) -> Iterator[Batch]:
+      for batch in eval_batches(
+        source,
+        ops,
+        batch=evaluation.batch,
+        host=self._hosts.index,
+        hosts=self._hosts.count,
+        workers=self._plan.workers,
+        bad_images=self._plan.bad_images,
+      ):
+        if self._should_stop():
+          raise PreemptedError
+        yield batch
 
-  def batches(source: Source = evaluation.source) -> Iterator[Batch]:
-    for batch in eval_batches(
-      source,
-      ops,
-      batch=evaluation.batch,
-      host=hosts.index,
-      hosts=hosts.count,
-      workers=plan.workers,
-      bad_images=plan.bad_images,
-    ):
-      if should_stop():
-        raise PreemptedError
-      yield batch
-
-  shared = {"model": plan.model, "devices": devices}
-  if options.type == "real":
-    return Real(batches, **shared)
-  if options.type == "fewshot":
-    return Fewshot(
-      batches,
-      pool=evaluation.pool,
-      pool_labels=read_labels(evaluation.pool, plan.workers),
-      test=evaluation.source,
-      shots=options.shots,
-      draws=options.draws,
-      l2=options.l2,
-      **shared,
-    )
-
-  def file(what: str) -> Path | None:
-    is_wanted = hosts.is_first and options[what]
-    return folder / f"{name}_{what}.csv" if is_wanted else None
-
-  return Classification(
-    batches,
-    loss=plan.config.loss,
-    class_names=evaluation.source.class_names,
-    per_class=file("per_class"),
-    confusion=file("confusion"),
-    **shared,
-  )
+    return batches
