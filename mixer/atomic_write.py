@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from etils import epath
+
 from mixer.errors import UserError
 
 # Errors of a full or read-only disk; the system names no file with them.
@@ -18,6 +20,34 @@ class WriteError(OSError, UserError):
 
   def __str__(self) -> str:
     return f"Cannot write {self.filename}: {self.strerror}."
+
+
+def storage_path(path: str | os.PathLike) -> epath.Path:
+  """Returns an absolute local path or a gs:// path, of epath.
+
+  Raises:
+    UserError: another kind of storage, for which Orbax would silently write a
+      local folder of that name.
+  """
+  scheme, separator, _ = str(path).partition("://")
+  if not separator:
+    return epath.Path(path).resolve()
+  if scheme != "gs":
+    raise UserError(
+      f"{path}: a run's folder is local or in a gs:// bucket, and nothing else "
+      "is supported. Choose one of these."
+    )
+  import fsspec
+
+  # Neither TensorFlow, nor cached listings: other processes write there, too.
+  os.environ.setdefault("EPATH_USE_TF", "false")
+  fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+  return epath.Path(path)
+
+
+def is_in_bucket(path: os.PathLike) -> bool:
+  """Returns True for gs://, where nothing can be renamed as a whole."""
+  return str(path).startswith("gs://")
 
 
 @contextlib.contextmanager
@@ -33,6 +63,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
   Raises:
     WriteError: the system refuses to write the file.
   """
+  if is_in_bucket(path):
+    yield path  # an object appears when it is closed
+    return
   temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
   try:
     yield temporary

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a run: written in the background, verified when read.
 
-`WORKDIR/checkpoints/STEP/` holds one checkpoint in Orbax's format. A folder
-named by a plain number is a checkpoint. One with a suffix is not: half-written,
-`STEP.deleted` (on its way out) or `STEP.damaged` (left for whoever wants to
-look). Folders come and go by renaming, so a process may be killed at any time.
+`WORKDIR/checkpoints/STEP/` holds one checkpoint in Orbax's format, in a local
+folder or in a bucket (gs://). Commits are atomic: Orbax renames a local folder
+when it is complete, and writes `commit_success.txt` last in a bucket. Folders
+with a suffix are no checkpoints: half-written, `STEP.deleted` (being removed)
+or `STEP.damaged` (quarantined, for inspection). `metrics.json` maps steps to
+the metric that decides which checkpoint is the best; it is written apart,
+because a step is saved before it is evaluated.
 
-Orbax checks the index of its files but not the arrays in them: it was seen to
-restore flipped bytes without a word. So a record with the checksum of every
-array is committed together with the arrays.
+Orbax restores flipped bytes of an array without an error. So each checkpoint
+carries the CRC-32 of every array in its metadata.
+
+Orbax's managers are not used. They list a folder only when opened, and create
+it, which suits no reader next to a running training; and they know no
+quarantine.
 """
 
+import contextlib
 import functools
 import json
 import logging as python_logging
 import math
 import os
-import pathlib
 import re
-import shutil
 import sys
 import zlib
 from concurrent import futures
@@ -26,16 +31,22 @@ from concurrent import futures
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
+from mixer.atomic_write import atomic_write, is_in_bucket, storage_path
 from mixer.errors import UserError
+from mixer.training.optimizer import current_name, is_unfrozen
+
+_COMMITTED = "commit_success.txt"
+_METRICS = "metrics.json"
 
 
 class Checkpoints:
   """The checkpoints in a folder: the newest few, the best and milestones.
 
-  Only `save` ever changes the folder, so that an evaluation may read beside
-  the training that writes. With several hosts every one calls `save`, of which
-  the first writes, and each reads for itself.
+  Only `save` and `record_metric` change the folder, so that an evaluation may
+  read while the training writes. With several hosts every host calls every
+  method: the first writes, and each reads for itself.
   """
 
   def __init__(
@@ -46,22 +57,19 @@ class Checkpoints:
     keep_every_steps: int | None = None,
     best: str = "max",
   ):
-    """Neither creates the folder nor imports Orbax.
+    """Opens a folder; neither creates it nor imports Orbax.
 
     Args:
-      folder: usually WORKDIR/checkpoints.
-      keep: how many of the newest checkpoints stay, at least 1.
-      keep_every_steps: checkpoints at multiples of it stay for ever.
-      best: "max" or "min"; the checkpoint with the best metric stays, too.
+      folder: usually WORKDIR/checkpoints, local or gs://.
+      keep: number of newest checkpoints to keep, at least 1.
+      keep_every_steps: checkpoints at multiples of it are kept for ever.
+      best: "max" or "min"; the checkpoint with the best metric is kept, too.
 
     Raises:
-      ValueError: if an option makes no sense.
+      UserError: the folder is in a storage that Orbax cannot write to.
     """
-    if keep < 1:
-      raise ValueError(f"keep={keep}: the newest checkpoint has to stay.")
-    if best not in ("max", "min"):
-      raise ValueError(f'best="{best}": say "max" or "min".')
-    self._folder = pathlib.Path(folder).absolute()
+    assert keep >= 1 and best in ("max", "min")
+    self._folder = storage_path(folder)
     self._keep = keep
     self._keep_every_steps = keep_every_steps
     self._sign = 1 if best == "max" else -1
@@ -71,59 +79,89 @@ class Checkpoints:
 
   @property
   def steps(self) -> list[int]:
-    """The steps of all checkpoints not known as damaged, oldest first."""
-    folders = [path for path in self._folder.glob("*") if path.is_dir()]
-    steps = {int(path.name) for path in folders if path.name.isdecimal()}
+    """Steps of all checkpoints not known to be damaged, oldest first."""
+    if not self._folder.is_dir():
+      return []
+    steps = {
+      int(path.name)
+      for path in self._folder.iterdir()
+      if path.name.isdecimal() and _is_committed(path)
+    }
     return sorted(steps - self._damaged)
 
   @property
   def best_step(self) -> int | None:
-    """The step with the best metric, the newest of equals; None without any."""
+    """Step with the best metric, the newest of equals; None without any."""
     return self._best()[1]
 
   def is_best(self, metric: float) -> bool:
-    """Whether a checkpoint with this metric would be better than all here."""
-    ranking, _ = self._best()
-    return ranking is None or self._sign * metric > ranking
+    """Returns True if no checkpoint has a metric as good as this one."""
+    best, _ = self._best()
+    return best is None or self._sign * metric > best
 
   def _best(self) -> tuple[float | None, int | None]:
-    """The highest signed metric and its step."""
-    ranked = []
+    """Returns the highest signed metric and its step."""
+    metrics = self._read_metrics()
+    signed = [
+      (self._sign * metrics[step], step)
+      for step in self.steps
+      if step in metrics
+    ]
+    return max(signed, default=(None, None))
+
+  def record_metric(self, step: int, metric: float) -> None:
+    """Records the metric of a step, saved or being saved; ignores NaN.
+
+    The next `save` deletes checkpoints that are no longer the best.
+
+    Raises:
+      UserError: the record cannot be written.
+    """
+    if jax.process_index() == 0 and not math.isnan(metric):
+      self._folder.mkdir(parents=True, exist_ok=True)
+      metrics = self._read_metrics() | {step: float(metric)}
+      with atomic_write(self._folder / _METRICS) as temporary:
+        temporary.write_text(json.dumps(metrics))
+
+  def _read_metrics(self) -> dict[int, float]:
+    """Returns metrics by step; old checkpoints hold theirs themselves."""
+    file = self._folder / _METRICS
+    if file.exists():
+      return {int(s): x for s, x in json.loads(file.read_text()).items()}
+    metrics = {}
     for step in self.steps:
       try:
-        metric = _read_record(self._folder / str(step))["metric"]
+        metric = _read_record(self._folder / str(step)).get("metric")
       except _DamageError:
-        continue  # `restore` is the place to say so
+        continue  # `restore` reports it
       if metric is not None and not math.isnan(metric):
-        ranked.append((self._sign * metric, step))
-    return max(ranked, default=(None, None))
+        metrics[step] = metric
+    return metrics
 
-  def save(self, step: int, tree: object, metric: float | None = None) -> None:
-    """Waits for the save before this one, then starts this one and returns.
+  def save(self, step: int, tree: object) -> None:
+    """Waits for the previous save, then starts this one and returns.
 
     A step that has a sound checkpoint keeps it, since the same step of a run
     has the same state.
 
     Args:
-      step: the number of updates applied.
-      tree: a pytree of NumPy arrays, not to be changed before `wait` returns.
-      metric: decides which checkpoint is the best; this one cannot without.
+      step: number of updates applied.
+      tree: pytree of NumPy arrays, not to be changed before `wait` returns.
 
     Raises:
-      UserError: if the save before this one did not get onto the disk.
+      UserError: the previous save could not be written.
     """
     self.wait()
     if jax.process_index() == 0 and step not in self.steps:
-      metric = None if metric is None else float(metric)
-      # Orbax gives NumPy's scalars back as numbers of Python.
+      # Orbax restores NumPy scalars as Python numbers.
       arrays = jax.tree.map(np.asarray, _name_leaves(tree))
-      self._pending = self._writer.submit(self._save, step, arrays, metric)
+      self._pending = self._writer.submit(self._save, step, arrays)
 
   def wait(self) -> None:
-    """Returns when what `save` started is on the disk.
+    """Waits until the save in progress is committed.
 
     Raises:
-      UserError: if it did not get there.
+      UserError: it could not be written.
     """
     pending, self._pending = self._pending, None
     if pending is not None:
@@ -139,27 +177,27 @@ class Checkpoints:
   def restore(
     self, template: object, step: int | None = None
   ) -> tuple[int, object] | None:
-    """Reads the checkpoint of a step, or the newest that is sound.
+    """Reads the checkpoint of a step, by default the newest sound one.
 
-    Damaged ones are passed over with a warning; the next `save` renames them.
+    Damaged ones are skipped with a warning; the next `save` quarantines them.
 
     Args:
-      template: a pytree of arrays or of jax.ShapeDtypeStructs.
-      step: which one to read, the newest by default.
+      template: pytree of arrays or of jax.ShapeDtypeStructs.
+      step: the step to read.
 
     Returns:
       The step and a tree like the template, of NumPy arrays; None if there is
       no checkpoint at all.
 
     Raises:
-      UserError: if the checkpoint belongs to another model, there is none of
-        that step, or not one is sound. (To start a run anew because all of its
-        checkpoints are damaged is for its owner to decide.)
+      UserError: the checkpoint belongs to another model, the step has none, or
+        none is sound. (The owner of a run decides about starting again from
+        step 0 when all of its checkpoints are damaged.)
     """
     self.wait()
     reasons = []
-    # Listed anew each time: while this process was reading, a training may
-    # have deleted the oldest checkpoints and written others.
+    # Listed again each time: meanwhile a training may have deleted the oldest
+    # checkpoints and written others.
     while steps := [s for s in self.steps if step in (None, s)]:
       path = self._folder / str(steps[-1])
       try:
@@ -176,23 +214,21 @@ class Checkpoints:
         f"{present}. Choose one of these, or none to get the newest."
       )
     elif reasons:
-      reasons.append("None is left. Move the folder away to start anew.")
+      reasons.append("None is left. Move the folder away to start again.")
     if reasons:
       raise UserError(" ".join(reasons))
     return None
 
-  def _save(
-    self, step: int, arrays: dict[str, np.ndarray], metric: float | None
-  ) -> None:
-    """Writes one checkpoint, then deletes what need not stay."""
+  def _save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+    """Writes one checkpoint, then deletes those no longer to be kept."""
     try:
-      self._sweep()
+      self._remove_leftovers()
       for damaged in list(self._damaged):
         _rename(self._folder / str(damaged), ".damaged")
         self._damaged.remove(damaged)
-      _write(self._folder / str(step), arrays, metric)
-      for outlived in set(self.steps) - self._choose_what_stays():
-        _rename(self._folder / str(outlived), ".deleted")
+      _write(self._folder / str(step), arrays)
+      for expired in set(self.steps) - self._steps_to_keep():
+        _delete(self._folder / str(expired))
     except Exception as error:
       if (reason := _find_system_error(error)) is None:
         raise
@@ -203,61 +239,66 @@ class Checkpoints:
         f"Could not save step {step} in {self._folder}: {reason}. {advice}"
       ) from error
     finally:
-      self._sweep()
+      self._remove_leftovers()
 
-  def _choose_what_stays(self) -> set[int]:
-    steps = self.steps
-    milestones = {
-      s
-      for s in steps
-      if self._keep_every_steps and not s % self._keep_every_steps
-    }
+  def _steps_to_keep(self) -> set[int]:
+    """Returns the newest steps, the best one and all milestones."""
+    steps, every = self.steps, self._keep_every_steps
+    milestones = {s for s in steps if every and s % every == 0}
     return milestones | {*steps[-self._keep :], self.best_step}
 
-  def _sweep(self) -> None:
-    """Removes what is half-written or half-deleted, here or by a killed run."""
-    for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
-      for path in self._folder.glob(pattern):
-        shutil.rmtree(path, ignore_errors=True)  # if not now, then next time
+  def _remove_leftovers(self) -> None:
+    """Removes half-written and half-deleted checkpoints of killed runs, too."""
+    if not self._folder.is_dir():
+      return
+    for path in self._folder.iterdir():
+      is_leftover = path.name.isdecimal() and not _is_committed(path)
+      if is_leftover or re.search(
+        r"\.orbax-checkpoint-tmp|\.deleted$", path.name
+      ):
+        _remove_tree(path)
 
 
 class _DamageError(Exception):
-  """What is wrong with a checkpoint, as the end of a sentence."""
+  """The damage of a checkpoint, as the end of a sentence."""
 
 
-def _write(
-  path: pathlib.Path, arrays: dict[str, np.ndarray], metric: float | None
-) -> None:
-  """Commits arrays and their record in one go."""
-  record = {
-    "metric": metric,
-    "arrays": {name: _describe(array) for name, array in arrays.items()},
-  }
+def _is_committed(path: epath.Path) -> bool:
+  return (path / _COMMITTED).exists() if is_in_bucket(path) else path.is_dir()
+
+
+def _write(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Commits arrays together with their checksums."""
+  record = {"arrays": {name: _describe(x) for name, x in arrays.items()}}
   seal = {"record": record, "checksum": _checksum_record(record)}
   _import_orbax().save(path, arrays, custom_metadata=seal)
 
 
-def _read(path: pathlib.Path, template: object) -> object:
+def _read(path: epath.Path, template: object) -> object:
   """Returns a tree like the template; raises _DamageError or UserError."""
   record = _read_record(path)["arrays"]
-  _check_model(path, record, template)
+  restored_names = _match_names(path, record, template)
   try:
     arrays = _import_orbax().restore(path)
-    wrong = [n for n in record if _describe(arrays[n]) != record[n]]
-  except Exception as error:  # whatever Orbax makes of broken files
+    damaged = [n for n in record if _describe(arrays[n]) != record[n]]
+  except Exception as error:  # any error that Orbax raises for broken files
     reason = str(error).partition("\n")[0][:200]
     raise _DamageError(f"{type(error).__name__}: {reason}") from error
-  if wrong:
-    raise _DamageError(f"the checksum of {wrong[0]} does not match")
-  return jax.tree.unflatten(
-    jax.tree.structure(template), [arrays[n] for n in _name_leaves(template)]
-  )
+  if damaged:
+    raise _DamageError(f"the checksum of {damaged[0]} does not match")
+  leaves = [
+    arrays[restored_names[name]]
+    if name in restored_names
+    else np.zeros(leaf.shape, leaf.dtype)
+    for name, leaf in _name_leaves(template).items()
+  ]
+  return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def _read_record(path: pathlib.Path) -> dict:
-  """Returns what `_write` recorded; raises _DamageError if that is broken."""
+def _read_record(path: epath.Path) -> dict:
+  """Returns the record from `_write`; raises _DamageError if it is broken."""
   try:
-    # Read as the JSON it is, because Orbax's own way looks at every array.
+    # Read as the JSON it is, because Orbax's own reader looks at every array.
     seal = json.loads((path / "_CHECKPOINT_METADATA").read_text())
     seal = seal["custom_metadata"]
     if seal["checksum"] == _checksum_record(seal["record"]):
@@ -267,18 +308,33 @@ def _read_record(path: pathlib.Path) -> dict:
   raise _DamageError("its record is broken")
 
 
-def _check_model(path: pathlib.Path, record: dict, template: object) -> None:
-  """Raises a UserError if the names, shapes or types are not the same."""
-  there = {n: f"{d}{s}" for n, (d, s, _) in record.items()}
-  here = {
+def _match_names(
+  path: epath.Path, record: dict, template: object
+) -> dict[str, str]:
+  """Returns the checkpoint's name for each leaf of the template.
+
+  Moments may be missing, and then start at zero: those of parameters that were
+  frozen and now train. Those of parameters that are now frozen are dropped.
+
+  Raises:
+    UserError: other names, shapes or types differ.
+  """
+  saved_names = {current_name(name): name for name in record}
+  saved = {
+    name: f"{record[old][0]}{record[old][1]}"
+    for name, old in saved_names.items()
+  }
+  expected = {
     name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
     for name, leaf in _name_leaves(template).items()
   }
   differing = [
-    f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} "
-    "here"
-    for name in here | there
-    if here.get(name) != there.get(name)
+    f"{name} is {saved.get(name, 'absent')} there, "
+    f"{expected.get(name, 'absent')} here"
+    for name in expected | saved
+    if expected.get(name) != saved.get(name)
+    and not (name in expected and is_unfrozen(name, saved))
+    and not (name in saved and is_unfrozen(name, expected))
   ]
   if differing:
     more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
@@ -287,6 +343,7 @@ def _check_model(path: pathlib.Path, record: dict, template: object) -> None:
       f"{'; '.join(differing[:5])}{more}. Use the config that it was trained "
       "with and the version of this code, or another --workdir."
     )
+  return {n: old for n, old in saved_names.items() if n in expected}
 
 
 def _name_leaves(tree: object) -> dict[str, object]:
@@ -311,12 +368,28 @@ def _checksum_record(record: dict) -> int:
   return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
-def _rename(path: pathlib.Path, suffix: str) -> None:
-  """Makes a checkpoint no checkpoint, replacing one so named before."""
+def _rename(path: epath.Path, suffix: str) -> epath.Path:
+  """Renames a checkpoint, replacing an earlier one of that name."""
   target = path.with_name(path.name + suffix)
-  shutil.rmtree(target, ignore_errors=True)
+  _remove_tree(target)
   if path.exists():
     path.rename(target)
+  return target
+
+
+def _delete(path: epath.Path) -> None:
+  """Deletes a checkpoint; it ends to be one before its files go."""
+  if is_in_bucket(path):
+    (path / _COMMITTED).unlink(missing_ok=True)
+  else:
+    path = _rename(path, ".deleted")
+  _remove_tree(path)
+
+
+def _remove_tree(path: epath.Path) -> None:
+  """Removes a folder if it exists; on an error, the next save tries again."""
+  with contextlib.suppress(OSError):
+    path.rmtree()
 
 
 def _find_system_error(error: Exception) -> str | None:

@@ -264,12 +264,13 @@ class Run:
       return  # the first has the whole state, and writes it
     with self.metrics.timer.pause():
       self.metrics.flush()
+      if config.checkpoint.best in results:
+        self.checkpoints.record_metric(step, results[config.checkpoint.best])
       self.checkpoints.save(
         step,
         self.sharding.fetch(
           self.state, abstract_state(self.plan, self.optimizer), self.devices
         ),
-        metric=results.get(config.checkpoint.best),
       )
 
   def log_update(self, step: int, metrics: dict[str, jax.Array]):

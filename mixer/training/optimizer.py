@@ -11,6 +11,7 @@ calls weight decay 0.1 is AdamW's coefficient, so decay = 0.1 * learning_rate.
 """
 
 import re
+from collections.abc import Container
 
 import jax
 import jax.numpy as jnp
@@ -92,21 +93,46 @@ def make_optimizer(
   def decayed(params):
     return jax.tree.map_with_path(is_kernel, params)
 
-  chain = [clip_by_global_norm(clip_norm)] if clip_norm else []
-  chain += [direction, optax.scale(learning_rate)]
-  if multipliers:
-    chain += [scale_by_tree(factors)]
+  clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  scale = scale_by_tree(factors) if multipliers else optax.identity()
+  decay = optax.identity()
   if weight_decay:
-    chain += [optax.add_decayed_weights(weight_decay, decayed)]
-  chain += [optax.scale_by_schedule(schedule), optax.scale(-1.0)]
-  trained = optax.chain(*chain)
-  if all(jax.tree.leaves(factors)):
-    return trained
-  # Not optax.partition, whose state is a dict that is none of parameters.
-  return optax.chain(
-    optax.masked(trained, jax.tree.map(lambda x: x != 0, factors)),
-    optax.masked(optax.set_to_zero(), jax.tree.map(lambda x: x == 0, factors)),
+    decay = optax.add_decayed_weights(weight_decay, decayed)
+  # Always these seven, so that the state has the same names whatever is on.
+  optimizer = optax.chain(
+    clip,
+    direction,
+    optax.scale(learning_rate),
+    scale,
+    decay,
+    optax.scale_by_schedule(schedule),
+    optax.scale(-1.0),
   )
+  return freeze(optimizer, factors)
+
+
+def current_name(name: str) -> str:
+  """Returns today's name of a leaf of the state, in any checkpoint.
+
+  Before, stages that were off took no place in the chain, and an optimizer
+  with frozen parameters was two levels deeper.
+  """
+  match = re.fullmatch(r"opt_state/(?:0/inner_state/)?(\d)/(.+)", name)
+  if not match:
+    return name
+  stage = 1 if int(match[1]) <= 1 else 5  # direction, schedule
+  return f"opt_state/{stage}/{match[2]}"
+
+
+def is_unfrozen(name: str, others: Container[str]) -> bool:
+  """Returns True for a moment that another state only lacks by freezing.
+
+  Args:
+    name: of a leaf of a state, such as opt_state/1/mu/head/kernel.
+    others: names of all leaves of the other state.
+  """
+  match = re.fullmatch(r"opt_state/1/(mu|nu|trace)/(.+)", name)
+  return bool(match) and name not in others and f"params/{match[2]}" in others
 
 
 def lr_multiplier_tree(
@@ -177,3 +203,36 @@ def scale_by_tree(factors: dict) -> optax.GradientTransformation:
     )
 
   return optax.stateless(update)
+
+
+def freeze(
+  optimizer: optax.GradientTransformationExtraArgs, factors: dict
+) -> optax.GradientTransformationExtraArgs:
+  """Hides parameters with factor 0 from an optimizer; their update is zero.
+
+  Unlike optax.masked, this adds no level to the state. In the state, frozen
+  parameters are optax.MaskedNode.
+  """
+  if all(jax.tree.leaves(factors)):
+    return optimizer
+
+  def hide(tree):
+    return jax.tree.map(
+      lambda factor, x: x if factor else optax.MaskedNode(), factors, tree
+    )
+
+  def update(gradients, state, params=None, **others):
+    updates, state = optimizer.update(
+      hide(gradients), state, hide(params), **others
+    )
+    updates = jax.tree.map(
+      lambda factor, update, x: update if factor else jnp.zeros_like(x),
+      factors,
+      updates,
+      gradients,
+    )
+    return updates, state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optimizer.init(hide(params)), update
+  )
