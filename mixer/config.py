@@ -271,6 +271,7 @@ SCHEMA = {
   },
   # Name -> `evaluator(...)`. Its results are called eval/NAME/accuracy etc.
   "evals": {},
+  "skip_evals": Key(""),  # names in `evals` to leave out, such as "v2,real"
   "checkpoint": {
     **define_duration("every"),  # none set: only at the end
     "keep": Key(3, _POSITIVE),  # newest ones

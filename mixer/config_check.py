@@ -34,6 +34,7 @@ RESUME_SAFE_KEYS = (
   "model.remat",
   "model.scan",
   "shard_state",
+  "skip_evals",
   "sweep",
 )
 # Keys that may differ between the hosts of a run.

@@ -133,6 +133,7 @@ def make_plan(
   plan.problems += validate(plan.config)
   if plan.problems:
     return plan
+  _skip_evals(plan)
   if plan.config.data.on_bad_image == "replace":
     plan.bad_images = BadImages()
   if trains:
@@ -147,6 +148,21 @@ def make_plan(
   plan_evals(plan, trains)
   open_evals(plan)
   return plan
+
+
+def _skip_evals(plan: Plan):
+  """Removes the evaluators that config.skip_evals names."""
+  evals = plan.config.evals
+  known = list(evals)
+  names = [name.strip() for name in plan.config.skip_evals.split(",")]
+  for name in filter(None, names):
+    if name not in known:
+      plan.problems.append(
+        f"config.skip_evals: {name!r} is not an evaluator"
+        f"{did_you_mean(name, known)}"
+      )
+    elif name in evals:
+      del evals[name]
 
 
 def _plan_durations(plan: Plan):

@@ -191,3 +191,15 @@ def test_a_recipe_may_use_the_former_name_of_a_key():
   config.average_decay = 0.9
 
   assert resolve(config).ema_decay == 0.9
+
+
+def test_evaluators_can_be_left_out_by_name(digits_dir):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.checkpoint.best = ""
+  config.skip_evals = "test"
+  assert not make_plan(config).evals
+
+  config.skip_evals = "tset"
+  [problem] = make_plan(config).problems
+  assert "'tset' is not an evaluator; did you mean test?" in problem
