@@ -85,7 +85,7 @@ class Plan:
 
   @contextlib.contextmanager
   def collecting(self, about: str = "") -> Iterator[None]:
-    """Turns what is raised inside into a complaint."""
+    """Collects errors raised inside as complaints."""
     try:
       yield
     except DatasetNotFoundError as error:
@@ -95,13 +95,13 @@ class Plan:
       self.problems.append(f"{about}{error}")
 
   def raise_complaints(self):
-    """Raises UserError with everything that stands in the way."""
+    """Raises UserError with all complaints."""
     if complaints := self.problems + self.missing:
       raise UserError("\n".join(complaints))
 
   @property
   def workers(self) -> Workers:
-    """Those that read and augment."""
+    """Returns the workers that read and augment."""
     data = self.config.data
     return Workers(data.workers or None, data.worker_kind)
 
@@ -225,7 +225,7 @@ def _plan_batch(plan: Plan, trains: bool):
 
 
 def _plan_training_data(plan: Plan):
-  """Opens the training split; an epoch is as long as it, if not told."""
+  """Opens the training split and sets data.examples to its size."""
   data = plan.config.data
   if not data.name:
     plan.problems.append("config.data.name, the data set, is not set.")
@@ -319,7 +319,7 @@ def open_split(
 
 
 def _try_examples(source: Source, ops: str | None):
-  """Prepares the first and the last example: what fails there, fails soon."""
+  """Applies the ops to the first and last example, to fail early."""
   try:
     transform = preprocess.parse(ops or "")
   except UserError:
@@ -366,7 +366,7 @@ def plan_model(plan: Plan, trains: bool):
 
 
 def _model_fields(options: ConfigDict) -> tuple[dict, list[str]]:
-  """Splits what the config says of the model.
+  """Splits the model's part of the config.
 
   Returns:
     What `create` takes, and a complaint for each key that is set although the
@@ -392,7 +392,7 @@ def _model_fields(options: ConfigDict) -> tuple[dict, list[str]]:
 
 
 def _first_ops(plan: Plan) -> str | None:
-  """The ops of the first evaluator that has any."""
+  """Returns the ops of the first evaluator that has any."""
   return next((o.ops for o in plan.config.evals.values() if o.ops), None)
 
 
@@ -419,7 +419,7 @@ def read_start(plan: Plan, trains: bool):
 
 
 def _keep_head(config: ConfigDict):
-  """Sees to it that no evaluator judges a head of zeros."""
+  """Keeps the head if an evaluator needs it: no head of zeros is judged."""
   judged = any(not TYPES[x.type].own_classes for x in config.evals.values())
   config.init_head = "keep" if judged else "auto"
 
@@ -534,7 +534,7 @@ def _plan_one(
 
 
 def known_results(plan: Plan) -> dict[str, str]:
-  """What the evaluators give, such as "eval/test/loss", and which gives it."""
+  """Maps each result, such as "eval/test/loss", to its evaluator's name."""
   return {
     result_name(evaluation.options.type, name, result): name
     for name, evaluation in plan.evals.items()
@@ -585,7 +585,7 @@ def _open_eval(plan: Plan, name: str, evaluation: EvalPlan):
 
 
 def plan_summary(plan: Plan) -> str:
-  """The plan for a person: lines of what will happen."""
+  """Returns the plan as lines of text."""
   config = plan.config
   lines = []
   if plan.accumulation:
