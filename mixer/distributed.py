@@ -32,7 +32,6 @@ from mixer.config_check import diff_configs
 from mixer.errors import RetryableError, UserError, format_list
 
 _PACKAGES = "jax", "jaxlib", "flax", "optax", "numpy"
-_CRASH = 1
 # jax aborts the process when its own timeout ends: ours has to end first.
 _JAX_MARGIN_SECONDS = 60
 # Key of the error that ends all hosts, and for how long its host waits until
@@ -47,7 +46,7 @@ def initialize(cluster: Cluster) -> Iterator["Hosts"]:
 
   If the block raises an error on one host, all others print it and exit with
   its code. If a host is lost, the others exit with EX_TEMPFAIL, or jax aborts
-  them (134) when its heartbeats are missed.
+  them (134) after `cluster.heartbeat` seconds.
 
   Raises:
     UserError: not all hosts connected, or they run different code.
@@ -296,7 +295,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
   may_be_lost_host = isinstance(error, JaxRuntimeError) and not re.search(
     "RESOURCE_EXHAUSTED|INVALID_ARGUMENT|UNIMPLEMENTED", str(error)
   )
-  return text, EX_TEMPFAIL if may_be_lost_host else _CRASH
+  return text, EX_TEMPFAIL if may_be_lost_host else 1
 
 
 def _merge(texts: list[str | None]) -> str:

@@ -136,7 +136,7 @@ def test_two_hosts_with_whole_states_train_as_one(
     np.testing.assert_allclose(value, theirs[-1][key], rtol=2e-4, atol=1e-6)
 
 
-def test_the_first_host_alone_speaks_and_writes(by_two_hosts):
+def test_only_the_first_host_prints_and_writes(by_two_hosts):
   workdir, [(_, said, _), (_, other_said, other_shown)] = by_two_hosts
 
   assert "Done: 120 steps." in said
@@ -169,17 +169,18 @@ def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
 
   # Told of one host, a stop stops all at the same step.
   processes = start_hosts(arguments, environment)
-  wait_for_step(tmp_path, 15, processes)
+  # Early: hosts need a second or two to agree on the step.
+  wait_for_step(tmp_path, 3, processes)
   processes[1].send_signal(signal.SIGTERM)
   ended = end(processes)
   assert [code for code, *_ in ended] == [EX_TEMPFAIL, EX_TEMPFAIL], ended
   [step] = re.findall(r"Stopped and saved at step (\d+)", ended[0][1])
-  assert 15 <= int(step) < STEPS
+  assert 3 <= int(step) < STEPS
   assert (tmp_path / "checkpoints" / step).is_dir()
 
   # One that is killed ends all.
   processes = start_hosts(arguments, environment)
-  wait_for_step(tmp_path, int(step) + 15, processes)
+  wait_for_step(tmp_path, int(step) + 3, processes)
   processes[0].kill()
   code, _, shown = end(processes)[1]
   assert code in (EX_TEMPFAIL, -signal.SIGABRT), shown
