@@ -30,7 +30,7 @@ def main() -> int:
   if STEP.value is not None and BEST.value:
     raise UserError("--step and --best name two checkpoints: give one.")
   # After the flags: it takes seconds.
-  from mixer.training.evaluate import evaluate
+  from mixer.evaluate import evaluate
 
   return evaluate(
     CONFIG.value,

@@ -26,11 +26,11 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> int:
-  from mixer.training import start  # after the flags: it takes seconds
+  from mixer import train  # after the flags: it takes seconds
 
   if DRY_RUN.value:
-    return start.dry_run(CONFIG.value, WORKDIR.value)
-  return start.train(
+    return train.dry_run(CONFIG.value, WORKDIR.value)
+  return train.train(
     CONFIG.value,
     WORKDIR.value,
     accept_changes=ACCEPT_CHANGES.value,

@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from scipy import stats
 
+import mixer.train
 from mixer.atomic_write import atomic_write
 from mixer.cli import EX_TEMPFAIL
 from mixer.config import default
@@ -28,7 +29,7 @@ from mixer.data.__main__ import prepare
 from mixer.errors import RetryableError, UserError
 from mixer.paper.measured.protocols import Recipe
 from mixer.plan import make_plan
-from mixer.training import run_dir, start
+from mixer.training import run_dir
 from mixer.training.metrics import read_rows
 
 
@@ -136,7 +137,7 @@ def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
   rows = read_rows(folder)
   if not rows or rows[-1]["step"] != plan.total_steps:
     print(f"\n{folder}", flush=True)
-    if start.train(config, str(folder)) == EX_TEMPFAIL:
+    if mixer.train.train(config, str(folder)) == EX_TEMPFAIL:
       raise RetryableError("Stopped, all is saved. The same command goes on.")
     jax.clear_caches()  # the next run compiles its own programs
     rows = read_rows(folder)

@@ -3,10 +3,10 @@
 
 from pathlib import Path
 
+from mixer import train
 from mixer.paper.measured.protocols import Protocol, Recipe
 from mixer.paper.numbers import Row
 from mixer.sweep import data_sets
-from mixer.training import start
 
 # Pre-training on the digits 0 to 4, fine-tuning on two data sets.
 RECIPE = """
@@ -86,7 +86,7 @@ def protocol(recipe: Path, vtab: Path | None = None, **changes) -> Protocol:
 
 def pretrain(recipe: Path, workdir: Path) -> Path:
   assert (
-    start.train(Recipe(str(recipe), "extra=True").config(), str(workdir)) == 0
+    train.train(Recipe(str(recipe), "extra=True").config(), str(workdir)) == 0
   )
   return workdir
 

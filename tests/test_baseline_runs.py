@@ -10,10 +10,9 @@ import recipes
 from jax import export as jax_export
 from PIL import Image
 
-from mixer import export, predict, weights
+from mixer import evaluate, export, predict, train, weights
 from mixer.errors import UserError
 from mixer.plan import make_plan
-from mixer.training import evaluate, start
 
 MIXERS = dict.fromkeys(("tokens_mlp", "channels_mlp"))
 MODELS = {
@@ -46,7 +45,7 @@ def run(request, digits_dir, tmp_path_factory, compiled_once):
   for steps in (1, 2):
     config = config_of(digits_dir, request.param, steps)
     changed = steps == 2  # the length of the run
-    assert start.train(config, str(folder), accept_changes=changed) == 0
+    assert train.train(config, str(folder), accept_changes=changed) == 0
   return request.param, folder
 
 
@@ -142,7 +141,7 @@ def test_its_weights_are_taken_at_another_resolution(run, digits_dir):
 )
 def test_a_dry_run_counts_what_a_baseline_costs(recipe, facts, capsys):
   with pytest.raises(UserError, match="is not prepared"):
-    start.dry_run(recipes.load(*recipe))
+    train.dry_run(recipes.load(*recipe))
 
   printed = capsys.readouterr().out
   for fact in facts:

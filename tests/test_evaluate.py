@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import recipes
 
-from mixer import weights
+from mixer import evaluate, train, weights
 from mixer.cli import EX_OK
 from mixer.config import default, evaluator
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan
-from mixer.training import evaluate, start
 from mixer.weights import registry
 
 SIZES = {
@@ -192,7 +191,7 @@ def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
     type="fewshot", split="test", ops="central_crop(8)", every_steps=2
   )
 
-  assert start.train(config, str(tmp_path)) == EX_OK
+  assert train.train(config, str(tmp_path)) == EX_OK
   capsys.readouterr()
   assert evaluate.evaluate(config, str(tmp_path)) == EX_OK
 
@@ -252,7 +251,7 @@ def train_a_step(digits_dir, folder):
   config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
   config.total_epochs, config.total_steps = None, 1
   config.schedule.warmup_epochs = None
-  start.train(config, str(folder))
+  train.train(config, str(folder))
   return config
 
 

@@ -7,14 +7,15 @@ import cv2
 import numpy as np
 import pytest
 import recipes
+import runs
 from layouts import write_tfds
 
+from mixer import evaluate, train
 from mixer.cli import EX_OK
 from mixer.config import evaluator
 from mixer.data.__main__ import main
 from mixer.errors import UserError
 from mixer.plan import make_plan
-from mixer.training import evaluate, start
 
 CLASSES = ("dark", "grey", "light")
 
@@ -61,7 +62,7 @@ def last_row(workdir):
 def test_a_run_learns_the_classes_of_folders(config, tmp_path):
   config.total_steps = 60
 
-  assert start.train(config, str(tmp_path / "run")) == EX_OK
+  assert train.train(config, str(tmp_path / "run")) == EX_OK
 
   classes = (tmp_path / "run" / "classes.txt").read_text().split()
   assert classes == list(CLASSES)
@@ -75,19 +76,43 @@ def test_broken_images_are_replaced_left_out_and_told(
     (images / broken).write_bytes(b"<html>404</html>")
 
   with pytest.raises(UserError) as error:
-    start.train(config, str(tmp_path / "run"))
+    train.train(config, str(tmp_path / "run"))
   assert "dark/3.png" in str(error.value) or "grey/0.png" in str(error.value)
   assert "on_bad_image=replace" in str(error.value)
 
   # A run that met the error may go on this way.
   config.data.on_bad_image = "replace"
-  assert start.train(config, str(tmp_path / "run")) == EX_OK
+  assert train.train(config, str(tmp_path / "run")) == EX_OK
 
   out = capsys.readouterr().out
   assert f"1 image of folder:{images}, split train, could not be decoded" in out
   assert f"{images}/train/dark/3.png" in out
   assert f"{images}/validation/grey/0.png" in out
   assert last_row(tmp_path / "run")["eval/val/left_out"] == 1
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_a_failing_evaluation_costs_no_training(
+  config, images, tmp_path, every
+):
+  """Neither after the last step nor on the way, where no save is due."""
+  config.total_steps = 7
+  config.evals.val.every_steps = every
+  assert train.train(config, str(tmp_path / "sound")) == EX_OK
+  image = images / "validation" / "grey" / "0.png"
+  pixels = image.read_bytes()
+  image.write_bytes(b"")
+  with pytest.raises(UserError, match="grey/0.png"):
+    train.train(config, str(tmp_path / "run"))
+  saved = [path.name for path in (tmp_path / "run/checkpoints").glob("*")]
+  image.write_bytes(pixels)
+
+  assert train.train(config, str(tmp_path / "run")) == EX_OK
+
+  assert saved == [str(every or 7)]
+  runs.assert_same_weights(tmp_path / "sound", tmp_path / "run")
+  sound, mended = map(runs.read_rows, (tmp_path / "sound", tmp_path / "run"))
+  assert runs.results(mended) == runs.results(sound)
 
 
 def test_an_evaluator_without_one_sound_image_is_an_error(
@@ -98,18 +123,18 @@ def test_an_evaluator_without_one_sound_image_is_an_error(
   config.data.on_bad_image = "replace"
 
   with pytest.raises(UserError, match="No image of the evaluator's split"):
-    start.train(config, str(tmp_path / "run"))
+    train.train(config, str(tmp_path / "run"))
 
 
 def test_folders_with_other_classes_are_not_evaluated_on(config, tmp_path):
   write_images(tmp_path / "others", ("dark", "grey", "pale"), 2)
   workdir = str(tmp_path / "run")
-  assert start.train(config, workdir) == EX_OK
+  assert train.train(config, workdir) == EX_OK
   config.evals.val.name = f"folder:{tmp_path / 'others'}"
   config.evals.val.split = "train"
 
   with pytest.raises(UserError, match=r"other classes than training.*pale"):
-    start.train(config, workdir)
+    train.train(config, workdir)
   with pytest.raises(UserError, match=r"other classes than .*classes.txt"):
     evaluate.evaluate(config, workdir)
   config.init = workdir
@@ -123,7 +148,7 @@ def test_images_of_some_classes_are_evaluated_with_the_run_s_own_classes(
   write_images(tmp_path / "some", ("dark", "light"), 3)
   workdir = tmp_path / "run"
   config.total_steps = 60
-  assert start.train(config, str(workdir)) == EX_OK
+  assert train.train(config, str(workdir)) == EX_OK
   config.evals.val.name = f"folder:{tmp_path / 'some'}"
   config.evals.val.split = "train"
   config.data.classes = str(workdir / "classes.txt")
@@ -135,7 +160,7 @@ def test_a_head_of_other_classes_is_not_taken_for_the_own_one(
   config, images, tmp_path
 ):
   workdir = tmp_path / "run"
-  assert start.train(config, str(workdir)) == EX_OK
+  assert train.train(config, str(workdir)) == EX_OK
   (workdir / "classes.txt").write_text("light\ngrey\ndark\n")
   config.init = str(workdir)
 

@@ -16,12 +16,12 @@ from sweeps import read_found, read_rows
 from mixer.cli import EX_OK, EX_USAGE
 from mixer.data.__main__ import prepare
 from mixer.errors import UserError
+from mixer.evaluate import evaluate
 from mixer.paper.__main__ import main
 from mixer.paper.measured import records
 from mixer.paper.measured.protocols import Recipe
 from mixer.paper.measured.record import record
 from mixer.paper.tables.comparison import accuracy_note
-from mixer.training.evaluate import evaluate
 from mixer.weights.registry import REGISTRY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -153,14 +153,14 @@ def test_a_fine_tuned_run_counts_as_one(pretrained, recipe, tmp_path):
   config = Recipe(str(recipe), "dataset=imagenet2012,full=True").config()
   config.init = str(pretrained)
   config.optimizer.learning_rate = 0.01
-  assert paper_runs.start.train(config, str(tmp_path / "run")) == 0
+  assert paper_runs.train.train(config, str(tmp_path / "run")) == 0
 
   record(ROW, str(tmp_path / "run"), tmp_path, protocol(recipe))
 
   cell = records.read(tmp_path, ROW)["imagenet"]
   assert (cell.runs, cell.deviation) == (1, None)
   config.optimizer.learning_rate = 0.02
-  assert paper_runs.start.train(config, str(tmp_path / "off")) == 0
+  assert paper_runs.train.train(config, str(tmp_path / "off")) == 0
   with pytest.raises(
     UserError, match=r"learning_rate: one of \[0.01\] -> 0.02"
   ):

@@ -15,12 +15,11 @@ from photographs import PHOTOGRAPHS
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mixer import classifier, predict, weights
+from mixer import classifier, predict, train, weights
 from mixer.data import preprocess
 from mixer.data.find_images import find_images
 from mixer.datasets import class_names
 from mixer.models import create
-from mixer.training import start
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 TINY_SIZES = {
@@ -46,7 +45,7 @@ def trained(digits_dir, tmp_path_factory):
   config.model.hidden, config.model.blocks = 32, 1
   config.mixup = config.ema_decay = 0.0
   folder = tmp_path_factory.mktemp("runs") / "digits"
-  assert start.train(config, str(folder)) == 0
+  assert train.train(config, str(folder)) == 0
   return folder
 
 

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from layouts import write_tfds
 from test_evaluators import CLASSES, EXAMPLES, Pixels, padded
 
+from mixer import evaluate as evaluation
 from mixer import weights
 from mixer.config import default, evaluator
 from mixer.data.sources import open_source
@@ -18,7 +19,6 @@ from mixer.errors import UserError
 from mixer.evaluators import Real
 from mixer.models import create
 from mixer.plan import make_plan
-from mixer.training import evaluate as evaluation
 from mixer.training.sharding import replicate
 
 

@@ -5,10 +5,10 @@ import pytest
 import recipes
 from layouts import write_tfds
 
+from mixer import train
 from mixer.errors import UserError
 from mixer.models import flops
 from mixer.plan import make_plan
-from mixer.training import start
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_missing_data_set_is_reported_beside_everything_else(capsys):
   config = recipes.load("pretrain_i21k", "B/16")
 
   with pytest.raises(UserError) as error:
-    start.dry_run(config)
+    train.dry_run(config)
 
   assert "imagenet21k is not prepared" in str(error.value)
   printed = capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_a_code_path_takes_two_steps_on_records_as_tfds_lays_them_out(
     write_tfds(tmp_path / "data", name, splits)
   config = shrink(recipes.load(*recipe))
 
-  code = start.train(config, str(tmp_path / "run"))
+  code = train.train(config, str(tmp_path / "run"))
 
   assert code == 0
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

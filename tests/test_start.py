@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import recipes
 
-from mixer import weights
+from mixer import evaluate, train, weights
 from mixer.data.__main__ import prepare
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan, plan_summary
-from mixer.training import evaluate, start
 
 TINY = dict(patch=2, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
 
@@ -151,11 +150,11 @@ def test_a_run_keeps_its_gelu_when_it_goes_on_and_when_it_is_evaluated(
   config = transfer(half_digits, exact, model__gelu=None)
   config.evals.minival.every_steps = 1
   run = tmp_path / "run"
-  start.train(config, str(run))
+  train.train(config, str(run))
   exact.unlink()
 
   config = transfer(half_digits, exact, total_steps=3, model__gelu=None)
-  start.train(config, str(run), accept_changes=True)
+  train.train(config, str(run), accept_changes=True)
   evaluate.evaluate(config, str(run))
 
   recorded = json.loads((run / "config.json").read_text())
@@ -196,7 +195,7 @@ def test_a_head_of_zeros_is_not_judged(
 ):
   config = transfer(half_digits, pretrained)
   run = tmp_path / "run"
-  start.train(config, str(run))
+  train.train(config, str(run))
   evaluate.evaluate(config, str(run))
   as_run = capsys.readouterr().out.splitlines()[-2:]
 

@@ -24,7 +24,7 @@ from sweeps import (
   small,
 )
 
-from mixer import weights
+from mixer import train, weights
 from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.config import evaluator
 from mixer.errors import UserError
@@ -32,7 +32,6 @@ from mixer.models import create
 from mixer.sweep import protocol, stops
 from mixer.sweep.plan import choose, plan_sweep
 from mixer.sweep.runs import Outcome, grid_runs
-from mixer.training import loop, start
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent
@@ -126,7 +125,7 @@ def test_finished_and_failed_runs_are_not_run_again(
 ):
   before = results(read_found(swept))
   config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
-  monkeypatch.setattr(start, "train", never)
+  monkeypatch.setattr(train, "train", never)
 
   assert protocol.sweep(config, str(swept)) == EX_OK
 
@@ -145,12 +144,12 @@ def test_a_longer_grid_adds_runs_and_keeps_those_there_are(
   )
   trained = []
 
-  def train(config, workdir, **options):
+  def record(config, workdir, **options):
     trained.append(Path(workdir).name)
     return real(config, workdir, **options)
 
-  real = start.train
-  monkeypatch.setattr(start, "train", train)
+  real = train.train
+  monkeypatch.setattr(train, "train", record)
   assert protocol.sweep(config, str(folder)) == EX_OK
 
   found, before = read_found(folder), read_found(swept)
@@ -199,13 +198,13 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_results(
 def test_a_stop_that_comes_after_a_runs_last_step_ends_the_sweep(
   digits_dir, tmp_path, monkeypatch, capsys
 ):
-  real = loop.draw_learning_curve
+  real = train.draw_learning_curve
 
   def signal_first(folder):
     signal.raise_signal(signal.SIGTERM)
     return real(folder)
 
-  monkeypatch.setattr(loop, "draw_learning_curve", signal_first)
+  monkeypatch.setattr(train, "draw_learning_curve", signal_first)
   with stops.heard() as stop_asked:
     config = small(digits_dir)
     code = protocol.sweep(config, str(tmp_path), stop_asked=stop_asked)

@@ -13,11 +13,11 @@ from absl import flags
 from ml_collections import config_flags
 from sweeps import REPORT, never, read_found
 
+from mixer import train
 from mixer.cli import EX_OK, EX_USAGE
 from mixer.data.__main__ import prepare
 from mixer.errors import UserError
 from mixer.sweep import data_sets
-from mixer.training import start
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent
@@ -102,7 +102,7 @@ def test_the_mean_over_all_data_sets_has_the_papers_name(
     read_found(folder / name)["means"][REPORT]["mean"]
     for name in ("low", "high", "high")
   ]
-  monkeypatch.setattr(start, "train", never)
+  monkeypatch.setattr(train, "train", never)
   file = recipe.with_name("three.py")
   file.write_text(recipe.read_text().replace("cifar10", "digits/5to9"))
 
@@ -121,7 +121,7 @@ def test_a_data_set_without_a_result_does_not_stop_the_others(
 ):
   folder = shutil.copytree(several_swept, tmp_path / "several")
   (folder / "low" / "lr_0.01" / "failed.txt").write_text("It was too warm.\n")
-  monkeypatch.setattr(start, "train", never)
+  monkeypatch.setattr(train, "train", never)
   several = chosen(recipe, folder, ["low", "high"], seeds=1)
 
   with pytest.raises(UserError, match="lr_0.01: It was too warm"):

@@ -27,14 +27,14 @@ from runs import (
 )
 
 from benchmarks.faults.not_finite import poison
-from mixer import weights
+from mixer import evaluate, train, weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.config_check import to_dict
 from mixer.data.input_pipeline import eval_batches
 from mixer.data.shuffle import IndexShuffler
 from mixer.errors import UserError
 from mixer.evaluators import runner
-from mixer.training import evaluate, run_dir, setup, start
+from mixer.training import run_dir, setup
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_devices_and_accumulation_do_not_change_the_losses(
   """Invariant 2: eight devices, of 4 images each, 2 at once."""
   config = small(digits_dir, max_per_device=2)
 
-  assert start.train(config, str(tmp_path)) == EX_OK
+  assert train.train(config, str(tmp_path)) == EX_OK
 
   for one, other in zip(
     read_rows(undisturbed), read_rows(tmp_path), strict=True
@@ -251,7 +251,7 @@ def test_weights_can_be_evaluated_and_trained_on(
 
   config.total_steps = 2
   config.schedule.warmup_steps = 0
-  assert start.train(config, str(tmp_path)) == EX_OK
+  assert train.train(config, str(tmp_path)) == EX_OK
   first = read_rows(tmp_path)[0]
   assert first["train/loss"] < read_rows(undisturbed)[0]["train/loss"]
 
@@ -265,7 +265,7 @@ def test_a_linear_probe_trains_the_head_alone(
   config.schedule.warmup_steps = 0
   config.optimizer.multipliers = (("head/.*", 1.0), (".*", 0.0))
 
-  assert start.train(config, str(tmp_path)) == EX_OK
+  assert train.train(config, str(tmp_path)) == EX_OK
 
   old, new = weights.load(undisturbed), weights.load(tmp_path)
   assert new["head"]["kernel"].any()
@@ -279,7 +279,7 @@ def test_a_run_with_another_config_is_not_gone_on_with_by_mistake(
   config = small(digits_dir, optimizer__learning_rate=0.5)
 
   with pytest.raises(UserError) as error:
-    start.train(config, str(undisturbed))
+    train.train(config, str(undisturbed))
 
   assert "optimizer.learning_rate: 0.003 -> 0.5" in str(error.value)
   assert "--accept_changes" in str(error.value)
@@ -308,7 +308,7 @@ def test_a_checkpoint_of_another_model_is_refused_whole(
   config = small(digits_dir, model__hidden=24)
 
   with pytest.raises(UserError) as error:
-    start.train(config, str(undisturbed), accept_changes=True)
+    train.train(config, str(undisturbed), accept_changes=True)
 
   assert "belongs to another model" in str(error.value)
   assert (undisturbed / "checkpoints" / str(STEPS)).is_dir()
@@ -345,7 +345,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_written_down(
   poison([7, 8, 20])
   config = small(digits_dir, total_steps=30)
 
-  assert start.train(config, str(tmp_path)) == EX_OK
+  assert train.train(config, str(tmp_path)) == EX_OK
 
   lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
   skipped = [json.loads(line) for line in lines]
@@ -371,7 +371,7 @@ def test_too_many_such_updates_in_a_row_end_the_run(
   config = small(digits_dir, max_skipped=4)
 
   with pytest.raises(UserError) as error:
-    start.train(config, str(tmp_path))
+    train.train(config, str(tmp_path))
 
   assert str(error.value).startswith(
     "The last 4 updates up to step 26 (7 in all) had no effect, because they "
@@ -400,7 +400,7 @@ def test_a_run_that_diverges_saves_nothing(digits_dir, tmp_path):
   config.optimizer.clip_norm = 0.0
 
   with pytest.raises(UserError, match="The last 5 updates up to step 7"):
-    start.train(config, str(tmp_path))
+    train.train(config, str(tmp_path))
 
   assert not list((tmp_path / "checkpoints").glob("*"))
 
@@ -414,7 +414,7 @@ def test_damaged_records_of_a_run_are_named(undisturbed, digits_dir):
     whole = (undisturbed / name).read_bytes()
     (undisturbed / name).write_bytes(b'{"step": 1}\nxx\n' + whole)
     with pytest.raises(UserError, match=words):
-      start.train(config, str(undisturbed))
+      train.train(config, str(undisturbed))
     (undisturbed / name).write_bytes(whole)
 
 
@@ -423,7 +423,7 @@ def test_two_runs_in_one_folder_do_not_get_into_each_others_way(
 ):
   with run_dir.locked(undisturbed):
     with pytest.raises(UserError, match="Another process trains in"):
-      start.train(small(digits_dir), str(undisturbed))
+      train.train(small(digits_dir), str(undisturbed))
 
 
 def test_a_folder_that_is_left_in_time_is_waited_for(tmp_path, caplog):
@@ -446,11 +446,11 @@ def test_what_a_stop_left_unevaluated_is_evaluated_when_the_run_goes_on(
 
   with monkeypatch.context() as patch:
     patch.setattr(runner, "eval_batches", signal_first)
-    assert start.train(config, str(tmp_path)) == EX_TEMPFAIL
+    assert train.train(config, str(tmp_path)) == EX_TEMPFAIL
   assert (tmp_path / "checkpoints" / "4").is_dir()
   assert "eval/test/loss" not in read_rows(tmp_path)[-1]
 
-  assert start.train(config, str(tmp_path)) == EX_OK
+  assert train.train(config, str(tmp_path)) == EX_OK
   assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3, 4]
   assert "eval/test/loss" in read_rows(tmp_path)[-1]
 

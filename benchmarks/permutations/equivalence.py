@@ -15,10 +15,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mixer import weights
+from mixer import train, weights
 from mixer.data.preprocess import patch_order, within_patch_order
 from mixer.plan import make_plan
-from mixer.training import start
 from mixer.training.metrics import read_rows
 from mixer.training.setup import create_optimizer, initial_state
 
@@ -93,7 +92,7 @@ def compare(
     config.init = str(workdir / f"{name}.npz")
     config.log.every_steps = 1
     config.total_steps = steps
-    start.train(config, str(workdir / name))
+    train.train(config, str(workdir / name))
     rows = read_rows(workdir / name)
     losses.append(np.array([row[LOSS] for row in rows if LOSS in row]))
   one, other = losses

@@ -19,12 +19,12 @@ from benchmarks.transfer.runs import (
   recipe,
   trained,
 )
+from mixer import train
 from mixer.data.__main__ import prepare
 from mixer.models import flops
 from mixer.plan import make_plan
 from mixer.sweep.protocol import sweep
 from mixer.table import render
-from mixer.training import start
 
 # Resolution in pixels and growth; 8 is what the weights were trained at.
 CHOICES = (
@@ -53,7 +53,7 @@ def main() -> None:
   for name in ("digits/0to4", "digits/5to9"):
     prepare(name)
   pretrained = workdir / "pretrain"
-  start.train(recipe("pretrain"), str(pretrained))
+  train.train(recipe("pretrain"), str(pretrained))
   rows = [row(workdir, pretrained, *choice) for choice in CHOICES]
   print(render(HEAD, rows))
 

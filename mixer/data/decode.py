@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes image files to pixels."""
+"""From the bytes of an image file to its pixels."""
 
 import io
 import re

@@ -25,7 +25,7 @@ from mixer.preflight.programs import (
 )
 from mixer.preflight.suggestion import Suggestion, suggest
 from mixer.preflight.topology import Topology, parse
-from mixer.training.in_flight import DEPTH
+from mixer.training.nonfinite import DISPATCH_AHEAD
 
 # Whose compiler judges memory in the place of a GPU's that is not here.
 STAND_IN = "v5p:2x2x1"
@@ -86,7 +86,7 @@ class Report:
     height, width = self.plan.image_size
     image = height * width * self.plan.model.image_channels
     share = self.plan.config.batch // self.topology.devices
-    return (self.plan.config.data.prefetch + DEPTH) * share * image
+    return (self.plan.config.data.prefetch + DISPATCH_AHEAD) * share * image
 
   @property
   def training_peak(self) -> float:

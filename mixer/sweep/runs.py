@@ -8,14 +8,13 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from mixer import weights
+from mixer import train, weights
 from mixer.atomic_write import atomic_write
 from mixer.cli import EX_TEMPFAIL
 from mixer.errors import UserError
-from mixer.training import start
 from mixer.training.checkpoint import Checkpoints
-from mixer.training.in_flight import Diverged
 from mixer.training.metrics import read_rows
+from mixer.training.nonfinite import DivergedError
 from mixer.training.run_dir import CHECKPOINTS
 
 FAILED = "failed.txt"  # in a run's folder: why it came to nothing
@@ -137,8 +136,8 @@ def carry_out(
   """
   config = run.config.copy_and_resolve_references()
   try:
-    code = start.train(config, str(run.folder), accept_changes=accept_changes)
-  except Diverged as error:
+    code = train.train(config, str(run.folder), accept_changes=accept_changes)
+  except DivergedError as error:
     with atomic_write(run.folder / FAILED) as aside:
       aside.write_text(f"{error}\n")
   else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets with random access: TFDS data sets and folders of images.
+"""Where examples come from: TFDS data sets, images in folders; random access.
 
 Everything is read from the folder alone, so a data set whose builder is unknown
 here works as well, and TensorFlow is never imported.

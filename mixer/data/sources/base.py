@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface between data sets and the input pipeline."""
+"""What the loader asks of a data set, wherever its examples lie."""
 
 import abc
 import dataclasses
@@ -9,21 +9,16 @@ import numpy as np
 
 from mixer.errors import UserError
 
-# The way out where a data set's files are damaged.
-COPY_AGAIN = (
-  "Copy the file again, or delete the folder and prepare the data set again."
-)
-
 
 class DatasetNotFoundError(UserError):
-  """The data set is known, but not on disk in a readable form."""
+  """The data set is known, but not on disk in a form that can be read."""
 
 
 def split_error(name: str, split: str, sizes: Mapping[str, int]) -> UserError:
-  """Returns an error that lists the splits and the syntax of parts."""
-  listed = ", ".join(f"{each} ({size})" for each, size in sizes.items())
+  """Says which splits there are, and how a part of one is written."""
+  there = ", ".join(f"{each} ({size})" for each, size in sizes.items())
   return UserError(
-    f"{name} has no split {split!r}, or not so much in it. There are: {listed};"
+    f"{name} has no split {split!r}, or not so much in it. There are: {there};"
     " parts are written as train[:99%] or train[1000:], sums as train+test."
   )
 
@@ -35,8 +30,8 @@ class Source(abc.ABC):
   Every worker process is sent a copy; many threads read it at once.
 
   Attributes:
-    name: as requested, such as `imagenet2012`.
-    split: as requested, such as `train[:99%]`.
+    name: as asked for, such as `imagenet2012`.
+    split: as asked for, such as `train[:99%]`.
     class_names: one for each label, in order.
   """
 
@@ -66,12 +61,12 @@ class Source(abc.ABC):
     """
 
   def read_labels(self, ids: Sequence[int]) -> list[int | np.ndarray]:
-    """Returns only the labels."""
+    """Returns the labels alone."""
     return [label for _, label in self.read(ids)]
 
   @abc.abstractmethod
   def locate(self, i: int) -> str:
-    """Returns an example's file, and its record if the file has several."""
+    """Where a person finds an example: a file, or a file and its record."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +74,7 @@ class Subset(Source):
   """Some examples of a source, renumbered.
 
   Attributes:
-    source: the whole one.
+    source: that has them.
     ids: their numbers there, int64 [n].
   """
 

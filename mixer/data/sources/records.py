@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random access to the records of ArrayRecord and TFRecord files."""
+"""Which record of which file an example of a split is."""
 
 import abc
 import bisect
@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from mixer.data.sources import tfrecord_index
-from mixer.data.sources.base import COPY_AGAIN
 from mixer.data.sources.file_io import (
   MAX_OPEN,
   LocalFile,
@@ -25,10 +24,10 @@ from mixer.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-  """Maps an example of a split to a file and a record in it.
+  """The files that hold a split, and the window of records in each.
 
   Attributes:
-    files: paths; a file that a sum of splits names twice is listed twice.
+    files: paths; one that a sum of splits names twice is there twice.
     skips: records of each file before the first one that belongs to the split.
     ends: examples up to the end of each window.
   """
@@ -39,7 +38,7 @@ class Shards:
 
   @classmethod
   def of(cls, instructions: Iterable) -> "Shards":
-    """Creates it from the file_instructions of a TFDS split."""
+    """Takes the file_instructions of a split of TFDS."""
     instructions = list(instructions)
     return cls(
       files=tuple(each.filename for each in instructions),
@@ -79,14 +78,14 @@ class Records(Sequence[bytes], abc.ABC):
 
 
 class ArrayRecords(Records):
-  """Reads ArrayRecord files, which have an index of their own.
+  """The records of a split.
 
-  array_record's data source keeps every file open; a thousand shards exceed the
-  limit of many systems.
+  array_record's own data source keeps every file open, which fails with a
+  thousand shards where the system does not allow for so many.
   """
 
   def __init__(self, shards: Shards):
-    """Raises UserError if files are missing or in a bucket."""
+    """Raises UserError where files are missing or out of reach."""
     super().__init__(shards)
     for file in shards.files:
       if is_remote(file):
@@ -105,13 +104,14 @@ class ArrayRecords(Records):
       reason = str(error).partition(";")[0].partition("\n")[0]
       raise UserError(
         f"Cannot read {path}, record {record} ({reason}): the file is missing"
-        f" or damaged. {COPY_AGAIN}"
+        " or damaged. Copy it again, or delete the folder and prepare the data"
+        " set again."
       ) from error
 
 
 @functools.lru_cache(MAX_OPEN)
 def _open_array_record(path: str, version: str):
-  """Opens a file; it is closed when its last reader drops it."""
+  """Opens a file; it is closed when nobody reads it any more."""
   from array_record.python import array_record_module
 
   del version  # The same path may stand for another file later.
@@ -124,14 +124,15 @@ def _open_array_record(path: str, version: str):
 
 
 class TFRecords(Records):
-  """Reads TFRecord files by an index of their offsets.
+  """The records of a split.
 
-  The checksum of the contents is not verified, because that would cost too
-  much time. The length before each record reveals a replaced or truncated file.
+  The checksum of the contents is not looked at: nothing at hand computes it
+  fast enough. A file that was replaced or cut short is noticed by the length
+  that stands before each record.
   """
 
   def __init__(self, shards: Shards, splits: Iterable[SplitFiles]):
-    """Opens the index of every base split with files in `shards`.
+    """Takes every base split that has files in `shards`.
 
     Raises:
       UserError: a file is missing, damaged or not as TFDS describes it.
@@ -144,7 +145,7 @@ class TFRecords(Records):
       for which, split in enumerate(splits)
       for file, first in zip(split.files, split.firsts(), strict=True)
     }
-    # Of each file, its index and its first place in it.
+    # Which index, and where in it a file begins.
     self._places = [places[file] for file in shards.files]
 
   def _read(self, file: int, record: int) -> memoryview:
@@ -157,14 +158,15 @@ class TFRecords(Records):
       data = _open_tfrecord(path, index.fingerprint).read(begin, end - begin)
     except OSError as error:
       raise UserError(
-        f"Cannot read {path}, record {record}: {error.strerror or error}."
-        f" {COPY_AGAIN}"
+        f"Cannot read {path}, record {record}: {error.strerror or error}. Copy"
+        " the file again, or prepare the data set again."
       ) from error
     if data[:8] != length.to_bytes(8, "little") or len(data) != end - begin:
       raise UserError(
-        f"{path} has changed since it was opened: there is no record of"
+        f"{path} is not what it was when it was opened: there is no record of"
         f" {length} bytes at byte {begin} any more (record {record}). Start"
-        f" again. If that does not help: {COPY_AGAIN}"
+        " again; if that does not help, copy the file again or prepare the"
+        " data set again."
       )
     # A view, because a copy costs more than parsing.
     return memoryview(data)[HEADER:-FOOTER]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepared TFDS data sets: finds their folders, and opens a split."""
+"""TFDS data sets on disk: where they lie, and one split opened."""
 
 import dataclasses
 import difflib

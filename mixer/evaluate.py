@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates a run that is there, or weights, with a config's evaluators."""
+"""Evaluates a run's checkpoint, or weights, with a config's evaluators."""
 
 from pathlib import Path
 
@@ -41,12 +41,12 @@ def evaluate(
 
   Args:
     config: from a recipe.
-    workdir: a run's folder, whose newest checkpoint is evaluated; without
-      one there, config.init is. The results are written there as well.
-    step: of the checkpoint, instead of the newest.
-    best: take the best checkpoint.
-    skip_missing: leave out evaluators whose data are not there, and say so.
-    cluster: the hosts, of which each calls this.
+    workdir: a run's folder, whose newest checkpoint is evaluated; if it has
+      none, config.init is. The results are written to evaluation.json there.
+    step: the step of the checkpoint, instead of the newest.
+    best: evaluate the best checkpoint.
+    skip_missing: leave out evaluators whose data are missing, and print which.
+    cluster: the hosts; each calls this.
 
   Returns:
     The process's exit code.
@@ -70,10 +70,10 @@ def evaluate(
         plan.problems.append(
           "The config has no evaluators: add to config.evals."
         )
-      judged = folder
+      origin_dir = folder
       if begins:
-        judged = Path(config.init).expanduser() if config.init else None
-      _check_classes(plan, judged)
+        origin_dir = Path(config.init).expanduser() if config.init else None
+      _check_classes(plan, origin_dir)
       left_out = _leave_out_missing(plan) if skip_missing else ""
       plan.raise_complaints()
       params, origin = _find_params(plan, folder, step, best)
@@ -82,29 +82,29 @@ def evaluate(
       _check_same_origin(hosts, f"{origin}.{left_out}", params)
     if hosts.is_first:
       print(f"Evaluates {origin}.{left_out}", flush=True)
-      if warning := run_dir.warn_other_split(judged, plan.config):
+      if warning := run_dir.warn_other_split(origin_dir, plan.config):
         print(warning, flush=True)
     devices = local_devices()
     evaluations = EvalRunner(plan, (folder or Path()) / "eval", devices, hosts)
     params = replicate(params, devices)
-    found = {}
+    all_results = {}
     for name in plan.evals:
       results = evaluations.run([name], params)
-      found |= results
+      all_results |= results
       if hosts.is_first:
         _print(results, plan.evals[name].options.get("published"))
     if folder and hosts.is_first:
-      _write(folder, plan.config, origin, found)
+      _write(folder, plan.config, origin, all_results)
     if plan.bad_images and (report := plan.bad_images.report()):
       print(report)
   return EX_OK
 
 
-def _check_same_origin(hosts: Hosts, own: str, params: dict):
-  """Raises UserError if hosts are about to evaluate different things."""
+def _check_same_origin(hosts: Hosts, origin: str, params: dict):
+  """Raises UserError if hosts are about to evaluate different weights."""
   if hosts.count == 1:
     return
-  first, *others = hosts.gather([own, checksum(params)])
+  first, *others = hosts.gather([origin, checksum(params)])
   for host, other in enumerate(others, start=1):
     if other != first:
       raise UserError(
@@ -115,22 +115,22 @@ def _check_same_origin(hosts: Hosts, own: str, params: dict):
 
 def _print(results: dict[str, float], published: float | None):
   for result, value in results.items():
-    beside = ""
+    comparison = ""
     if published is not None and result.endswith("/accuracy"):
-      beside = f"  published {published:.5f}  {value - published:+.5f}"
-    print(f"{result:40} {value:.5f}{beside}", flush=True)
+      comparison = f"  published {published:.5f}  {value - published:+.5f}"
+    print(f"{result:40} {value:.5f}{comparison}", flush=True)
 
 
-def _write(folder: Path, config: ConfigDict, origin: str, found: dict):
-  """Writes what was printed, if the folder can be written to."""
+def _write(folder: Path, config: ConfigDict, origin: str, results: dict):
+  """Writes evaluation.json, if the folder can be written to."""
   try:
-    run_dir.write_evaluation(folder, config, origin, found)
+    run_dir.write_evaluation(folder, config, origin, results)
   except OSError as error:
     print(f"Not written to {folder}: {error.strerror}.", flush=True)
 
 
 def _leave_out_missing(plan: Plan) -> str:
-  """Forgets evaluators without data, unless none would stay; says which."""
+  """Drops evaluators without data, unless none is left; returns which."""
   missing = [name for name, each in plan.evals.items() if each.source is None]
   if not plan.missing or len(missing) == len(plan.evals):
     return ""
@@ -143,7 +143,7 @@ def _leave_out_missing(plan: Plan) -> str:
 
 
 def _check_classes(plan: Plan, folder: Path | None):
-  """Compares folders of images with the classes that travel with the run."""
+  """Compares the classes of image folders with those of the run."""
   trained = folder and trained_classes(folder)
   for name, evaluation in plan.evals.items():
     if evaluation.source is None or evaluation.options.type == "fewshot":
@@ -156,7 +156,7 @@ def _check_classes(plan: Plan, folder: Path | None):
 def _find_params(
   plan: Plan, folder: Path | None, step: int | None, best: bool
 ) -> tuple[dict, str]:
-  """The parameters to evaluate, and what they are."""
+  """Returns the parameters to evaluate, and their origin in words."""
   if folder is None:
     if best or step is not None:
       raise UserError(
@@ -173,7 +173,7 @@ def _find_params(
         "config.checkpoint.best in training, or name a --step."
       )
   if step is not None or checkpoints.steps:
-    # Of the schedule nothing is in the state.
+    # The state has one count for any schedule.
     optimizer = make_optimizer(
       plan.abstract_params,
       optax.constant_schedule(1.0),
@@ -186,7 +186,7 @@ def _find_params(
 
 
 def _initial_params(plan: Plan, why: str) -> tuple[dict, str]:
-  """Those of config.init."""
+  """Returns the parameters of config.init."""
   if plan.initial_params is None:
     raise UserError(
       f"{why}, and config.init is not set: name a run's folder with --workdir, "

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run, from its config to its weights: `train` shows all of it."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from mixer import weights
+from mixer.atomic_write import DISK_ERRORS, atomic_write
+from mixer.cli import (
+  EX_OK,
+  EX_TEMPFAIL,
+  PROCESS_START,
+  sigterm_to_keyboard_interrupt,
+)
+from mixer.cluster import ONE_HOST, Cluster
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
+from mixer.data.prefetch import prefetch_to_device
+from mixer.data.shuffle import IndexShuffler
+from mixer.distributed import Hosts, initialize
+from mixer.errors import UserError
+from mixer.evaluators.runner import EvalRunner
+from mixer.jax_setup import configure_xla, enable_compilation_cache
+from mixer.plan import Plan, check_classes, make_plan, plan_summary
+from mixer.training import run_dir
+from mixer.training.checkpoint import Checkpoints
+from mixer.training.consistency import (
+  check_same_config,
+  check_same_devices,
+  check_same_plan,
+  check_shared_folder,
+  wait_for_path,
+)
+from mixer.training.metrics import MetricWriter, read_rows
+from mixer.training.nonfinite import PendingUpdates
+from mixer.training.plots import draw_learning_curve
+from mixer.training.preemption import PreemptedError, catch_signals
+from mixer.training.setup import (
+  abstract_state,
+  create_optimizer,
+  create_sharding,
+  create_update,
+  initial_state,
+  open_checkpoints,
+)
+from mixer.training.sharding import all_devices, local_devices, to_host
+from mixer.training.step import TrainState
+
+
+def train(
+  config: ConfigDict,
+  workdir: str | None,
+  *,
+  accept_changes: bool = False,
+  cluster: Cluster = ONE_HOST,
+) -> int:
+  """Trains to the end, or until it is asked to stop.
+
+  Every host calls this. They are in step: each decision, such as to stop, is
+  the same on all of them. The first host writes and prints.
+
+  Args:
+    config: from a recipe.
+    workdir: the run's folder, shared by all hosts.
+    accept_changes: resume although the folder's config is another.
+    cluster: the hosts.
+
+  Returns:
+    The exit code: EX_OK, or EX_TEMPFAIL after saving.
+
+  Raises:
+    UserError: something for the user to change; nothing was lost.
+  """
+  configure_xla(deterministic=config.get("deterministic_operations"))
+  enable_compilation_cache()
+  with contextlib.ExitStack() as stack:
+    # Connect the hosts, which must agree on the config and on the folder.
+    stack.enter_context(sigterm_to_keyboard_interrupt())
+    hosts = stack.enter_context(initialize(cluster))
+    stack.enter_context(disk_errors(workdir))
+    with hosts.raise_on_all():
+      folder = run_dir.make_folder(workdir)
+    check_same_config(hosts, config)
+    check_shared_folder(hosts, folder)
+    check_same_devices(hosts)
+    devices = all_devices()
+
+    # Lock the folder. From here on a signal asks for a stop.
+    with hosts.raise_on_all():
+      if hosts.is_first:
+        # The lock of a host that was lost may last for a while.
+        wait = cluster.wait if hosts.count > 1 else 0.0
+        stack.enter_context(run_dir.locked(folder, wait=wait))
+      should_stop = stack.enter_context(catch_signals(hosts))
+
+    # Plan, and compare the plan with the folder's and with the other hosts'.
+    plan = make_run_plan(config, folder, hosts, accept_changes)
+    check_same_plan(hosts, plan)
+    total_steps, log_every = plan.total_steps, plan.config.log.every_steps
+
+    # Restore the newest checkpoint or initialise; put the state on devices.
+    schedule, optimizer = create_optimizer(plan)
+    sharding = create_sharding(plan)
+    checkpoints = open_checkpoints(plan, folder)
+    template = abstract_state(plan, optimizer)
+    start, state = restore_or_init(plan, folder, checkpoints, template, hosts)
+    state = sharding.put(state, devices)
+
+    # Make the step; open batches, evaluators and the log.
+    update = create_update(plan, optimizer, devices)
+    evaluators = EvalRunner(
+      plan, folder / "eval", local_devices(), hosts, should_stop
+    )
+    pending = PendingUpdates(
+      folder,
+      from_step=start,
+      batch=plan.config.batch,
+      order=IndexShuffler(len(plan.source), plan.config.seed),
+      checkpoints=checkpoints,
+      max_skipped=plan.config.max_skipped,
+      enabled=hosts.is_first,
+    )
+    if hosts.is_first:
+      log_start(plan, folder, start)
+    with (
+      contextlib.closing(open_batches(plan, hosts, start)) as batches,
+      contextlib.closing(checkpoints),
+      MetricWriter(
+        folder,
+        from_step=start,
+        total_steps=total_steps,
+        batch=plan.config.batch,
+        devices=plan.devices,
+        # The backward pass takes twice the arithmetic of the forward pass.
+        flops_per_image=6 * plan.multiply_accumulates,
+        profile_steps=plan.config.log.profile_steps,
+        enabled=hosts.is_first,
+      ) as log,
+    ):
+      saved_step = start
+
+      def save():
+        """Starts writing this step's checkpoint, unless it has one."""
+        nonlocal saved_step
+        if step == saved_step:
+          return
+        saved_step = step
+        pending.drain()
+        # A sharded state is gathered by all hosts.
+        if hosts.is_first or plan.config.shard_state:
+          with log.timer.pause():
+            log.flush()  # rows are on disk before the checkpoint is
+            checkpoints.save(step, sharding.fetch(state, template, devices))
+
+      # At the top of the loop, `step` updates have been applied.
+      for step in range(start, total_steps + 1):
+        is_last, is_stopping = step == total_steps, should_stop()
+
+        # Save before evaluating: a failing evaluation costs no training.
+        if is_last or is_stopping or is_save_due(plan, step):
+          save()
+        due = evaluators.due(step) if step > 0 and not is_stopping else []
+        if due and not (step == start and is_evaluated(folder, step, hosts)):
+          jax.block_until_ready(state)  # to keep the updates out of the pause
+          try:
+            with log.timer.pause():
+              params = sharding.gather(state.eval_params, devices)
+              results = evaluators.run(due, params)
+          except PreemptedError:
+            is_stopping = True
+            save()
+          except Exception:
+            if hosts.count == 1:  # others would wait in a collective
+              save()
+            raise
+          else:
+            log.write(step, results)
+            log.message(format_results(step, results))
+            metric = results.get(plan.config.checkpoint.best)
+            if metric is not None:
+              is_best = hosts.is_first and checkpoints.is_best(metric)
+              checkpoints.record_metric(step, metric)
+              if hosts.gather(is_best)[0]:
+                save()
+        if is_last or is_stopping:
+          break
+
+        log.profile(step)
+        with log.timer.wait_for_data():
+          batch = next(batches)
+        if step == start:  # the first call compiles
+          with log.timer.pause():
+            state, metrics = update(state, batch)
+          seconds = time.monotonic() - PROCESS_START
+          log.message(f"first update after {seconds:.1f} s")
+        else:
+          state, metrics = update(state, batch)
+        pending.push(step + 1, metrics)
+        if (step + 1) % log_every == 0 or step + 1 in (1, total_steps):
+          # The first update has the schedule's value at 0.
+          lr = plan.config.optimizer.learning_rate * schedule(step)
+          log.write(step + 1, to_row(metrics, lr) | log.timer.rates(step + 1))
+
+    if plan.bad_images and (report := plan.bad_images.report()):
+      print(report)
+    if is_stopping:
+      if hosts.is_first:
+        print(f"Stopped and saved at step {step:,}. The same command goes on.")
+      return EX_TEMPFAIL
+    params = jax.block_until_ready(sharding.gather(state.eval_params, devices))
+    if hosts.is_first:
+      finish(plan, folder, to_host(params))
+    return EX_OK
+
+
+def dry_run(config: ConfigDict, workdir: str | None = None) -> int:
+  """Prints the resolved config; raises UserError with everything missing."""
+  plan = make_plan(config)
+  print(plan.config)
+  print(plan_summary(plan))
+  plan.raise_complaints()
+  if workdir:
+    run_dir.check_config(Path(workdir), plan.config, accept_changes=False)
+  print("Nothing is missing: without --dry_run this trains.")
+  return EX_OK
+
+
+@contextlib.contextmanager
+def disk_errors(workdir: str | None) -> Iterator[None]:
+  """Turns a full or read-only disk into a UserError."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in DISK_ERRORS:
+      raise
+    raise UserError(
+      f"Cannot write to {error.filename or workdir}: {error.strerror}. Free "
+      "some space, or make it writable, and start the same command again."
+    ) from error
+
+
+def make_run_plan(
+  config: ConfigDict, folder: Path, hosts: Hosts, accept_changes: bool
+) -> Plan:
+  """Plans the run and compares it with the run that the folder holds.
+
+  Raises:
+    UserError: all complaints about the plan; or the folder's run has another
+      config or other classes.
+  """
+  begins = not Checkpoints(folder / run_dir.CHECKPOINTS).steps
+  [begins, *_] = hosts.gather(begins)
+  with hosts.raise_on_all():
+    if not begins:
+      run_dir.inherit_gelu(folder, config)
+    plan = make_plan(config, begins=begins)
+    plan.raise_complaints()
+    run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
+    if classes := weights.trained_classes(folder):
+      check_classes(plan.source, classes, str(folder / weights.CLASSES))
+  return plan
+
+
+def restore_or_init(
+  plan: Plan,
+  folder: Path,
+  checkpoints: Checkpoints,
+  template: TrainState,
+  hosts: Hosts,
+) -> tuple[int, TrainState]:
+  """Returns step and state of the newest sound checkpoint, or the first ones.
+
+  The first host chooses the checkpoint, and all restore that one.
+
+  Raises:
+    UserError: the checkpoint is beyond the end of the run, or does not fit.
+  """
+  restored = None
+  with hosts.raise_on_all():
+    if hosts.is_first:
+      restored = checkpoints.restore(template)
+  step = hosts.gather(restored and restored[0])[0]
+  if step is None:
+    _, optimizer = create_optimizer(plan)
+    return 0, initial_state(plan, optimizer)
+  with hosts.raise_on_all():
+    if step > plan.total_steps:
+      raise UserError(
+        f"{folder} has come to step {step:,} already, "
+        f"beyond the {plan.total_steps:,} of this config: choose another "
+        "--workdir, or lengthen the run."
+      )
+    if not hosts.is_first:
+      wait_for_path(folder / run_dir.CHECKPOINTS / str(step))
+      restored = checkpoints.restore(template, step)
+    return restored
+
+
+def open_batches(plan: Plan, hosts: Hosts, start: int) -> Iterator[dict]:
+  """Yields the batches from step `start` on, on this host's devices."""
+  config = plan.config
+  batches = train_batches(
+    plan.source,
+    preprocess.parse(config.data.ops),
+    batch=config.batch,
+    seed=config.seed,
+    start_step=start,
+    host=hosts.index,
+    hosts=hosts.count,
+    workers=plan.workers,
+    bad_images=plan.bad_images,
+  )
+  return prefetch_to_device(
+    index_examples(batches, config.batch),
+    local_devices(),
+    config.data.prefetch,
+  )
+
+
+def index_examples(
+  batches: Iterable[dict[str, np.ndarray]], batch: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Replaces int64 positions, which devices lack, by the place in the batch."""
+  for examples in batches:
+    position = examples.pop("position")
+    yield examples | {"index": (position % batch).astype(np.uint32)}
+
+
+def log_start(plan: Plan, folder: Path, start: int):
+  """Writes the files that describe the run, and prints its summary."""
+  if start < plan.total_steps:
+    # The weights of a shorter run, which this one continues.
+    (folder / weights.RUN_FILE).unlink(missing_ok=True)
+  run_dir.write_start(folder, plan.config, from_step=start)
+  names = "".join(f"{name}\n" for name in plan.source.class_names)
+  with atomic_write(folder / weights.CLASSES) as aside:
+    aside.write_text(names)
+  overview = parameter_overview.get_parameter_overview(
+    plan.abstract_params, include_stats=False
+  )
+  (folder / "parameters.txt").write_text(f"{overview}\n")
+  print(plan_summary(plan), flush=True)
+  if start:
+    print(f"Goes on from the checkpoint of step {start:,}.", flush=True)
+
+
+def is_save_due(plan: Plan, step: int) -> bool:
+  """Returns whether a checkpoint is due by its cadence."""
+  cadences = plan.checkpoint_every, plan.milestone_every
+  return any(n and step % n == 0 for n in cadences)
+
+
+def is_evaluated(folder: Path, step: int, hosts: Hosts) -> bool:
+  """Returns whether the log has results of the step that the run resumes at."""
+  is_logged = hosts.is_first and any(
+    name.startswith("eval/")
+    for row in read_rows(folder)
+    if row["step"] == step
+    for name in row
+  )
+  return hosts.gather(is_logged)[0]
+
+
+def format_results(step: int, results: dict[str, float]) -> str:
+  listed = ", ".join(f"{name} {x:.4f}" for name, x in results.items())
+  return f"step {step:,}: {listed}"
+
+
+def to_row(metrics: dict[str, jax.Array], learning_rate) -> dict:
+  """Names an update's metrics as the log does."""
+  return {
+    f"train/{name}": value
+    for name, value in metrics.items()
+    if name != "skipped_in_a_row"
+  } | {"train/learning_rate": learning_rate}
+
+
+def finish(plan: Plan, folder: Path, params: dict):
+  """Writes weights and learning curve, and prints where everything is."""
+  weights.save(
+    folder / weights.RUN_FILE,
+    params,
+    gelu=getattr(plan.model, "gelu", "tanh"),  # BiT has none
+  )
+  curve = draw_learning_curve(folder)
+  print(
+    f"Done: {plan.total_steps:,} steps.\n"
+    f"weights        {folder / weights.RUN_FILE}\n"
+    f"checkpoints    {folder / run_dir.CHECKPOINTS}\n"
+    f"numbers        {folder / 'metrics.jsonl'}, and for TensorBoard: "
+    f"tensorboard --logdir={folder}\n"
+    f"learning curve {curve}"
+  )
