@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates a run: python eval.py --config=CONFIG --workdir=DIR.
+"""Evaluates a run: python eval.py --workdir=DIR [--config=CONFIG].
 
 Runs the config's evaluators on DIR's newest checkpoint, on that of --step, or
 on the best one with --best; with no checkpoint there, on config.init. Writes
@@ -14,7 +14,9 @@ from mixer.cluster import cluster_from_flags, define_flags
 from mixer.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The recipe, such as configs/digits.py."
+  "config",
+  None,
+  "The recipe; by default the config of the run.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step.")
@@ -23,7 +25,6 @@ SKIP_MISSING = flags.DEFINE_bool(
   "skip_missing", False, "Leave out evaluators whose data are not there."
 )
 define_flags()
-flags.mark_flag_as_required("config")
 
 
 def main() -> int:

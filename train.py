@@ -21,6 +21,9 @@ DRY_RUN = flags.DEFINE_bool(
 ACCEPT_CHANGES = flags.DEFINE_bool(
   "accept_changes", False, "Go on in WORKDIR although the config has changed."
 )
+SKIP_MISSING = flags.DEFINE_bool(
+  "skip_missing", False, "Leave out evaluators whose data are missing."
+)
 define_flags()
 flags.mark_flag_as_required("config")
 
@@ -29,11 +32,14 @@ def main() -> int:
   from mixer import train  # after the flags: it takes seconds
 
   if DRY_RUN.value:
-    return train.dry_run(CONFIG.value, WORKDIR.value)
+    return train.dry_run(
+      CONFIG.value, WORKDIR.value, skip_missing=SKIP_MISSING.value
+    )
   return train.train(
     CONFIG.value,
     WORKDIR.value,
     accept_changes=ACCEPT_CHANGES.value,
+    skip_missing=SKIP_MISSING.value,
     cluster=cluster_from_flags(),
   )
 

@@ -85,7 +85,8 @@ def _parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     if flags.FLAGS["verbosity"].using_default_value:
       logging.set_verbosity(logging.WARNING)
-    flags.FLAGS["config"].value.keys()  # a missing file is an error only now
+    if (config := flags.FLAGS["config"].value) is not None:
+      config.keys()  # a missing file is an error only now
     if rest[1:]:
       raise UserError(
         f"{' '.join(rest[1:])} is no flag: write --NAME=VALUE, such as "

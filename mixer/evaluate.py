@@ -10,9 +10,10 @@ from mixer.cli import EX_OK, sigterm_to_keyboard_interrupt
 from mixer.cluster import ONE_HOST, Cluster
 from mixer.distributed import Hosts, initialize
 from mixer.errors import UserError
+from mixer.evaluators import TYPES
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
-from mixer.plan import Plan, check_classes, make_plan
+from mixer.plan import Plan, check_classes, leave_out_missing, make_plan
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
@@ -29,7 +30,7 @@ from mixer.weights import CLASSES, trained_classes
 
 
 def evaluate(
-  config: ConfigDict,
+  config: ConfigDict | None,
   workdir: str | None,
   *,
   step: int | None = None,
@@ -40,7 +41,7 @@ def evaluate(
   """Prints the results of all of a config's evaluators.
 
   Args:
-    config: from a recipe.
+    config: from a recipe; None for the run's own.
     workdir: a run's folder, whose newest checkpoint is evaluated; if it has
       none, config.init is. The results are written to evaluation.json there.
     step: the step of the checkpoint, instead of the newest.
@@ -55,6 +56,13 @@ def evaluate(
     UserError: there is nothing to evaluate, or nothing to evaluate it on.
   """
   folder = Path(workdir).expanduser() if workdir else None
+  if config is None:
+    if folder is None:
+      raise UserError(
+        "Name a recipe, such as --config=configs/digits.py, or a run's folder "
+        "with --workdir."
+      )
+    config = run_dir.load_config(folder)
   configure_xla()
   enable_compilation_cache()
   # After jax.distributed, which would take SIGTERM for its own.
@@ -74,14 +82,14 @@ def evaluate(
       if begins:
         origin_dir = Path(config.init).expanduser() if config.init else None
       _check_classes(plan, origin_dir)
-      left_out = _leave_out_missing(plan) if skip_missing else ""
+      left_out = leave_out_missing(plan) if skip_missing else ""
       plan.raise_complaints()
       params, origin = _find_params(plan, folder, step, best)
     check_same_plan(hosts, plan)
     with hosts.raise_on_all():
       _check_same_origin(hosts, f"{origin}.{left_out}", params)
     if hosts.is_first:
-      print(f"Evaluates {origin}.{left_out}", flush=True)
+      print(f"Evaluates {origin}. {left_out}".strip(), flush=True)
       if warning := run_dir.warn_other_split(origin_dir, plan.config):
         print(warning, flush=True)
     devices = local_devices()
@@ -129,25 +137,12 @@ def _write(folder: Path, config: ConfigDict, origin: str, results: dict):
     print(f"Not written to {folder}: {error.strerror}.", flush=True)
 
 
-def _leave_out_missing(plan: Plan) -> str:
-  """Drops evaluators without data, unless none is left; returns which."""
-  missing = [name for name, each in plan.evals.items() if each.source is None]
-  if not plan.missing or len(missing) == len(plan.evals):
-    return ""
-  reasons = "\n  ".join(plan.missing)
-  plan.evals = {
-    name: each for name, each in plan.evals.items() if name not in missing
-  }
-  plan.missing = []
-  return f" Leaves out {', '.join(missing)}:\n  {reasons}"
-
-
 def _check_classes(plan: Plan, folder: Path | None):
   """Compares the classes of image folders with those of the run."""
   trained = folder and trained_classes(folder)
   for name, evaluation in plan.evals.items():
-    if evaluation.source is None or evaluation.options.type == "fewshot":
-      continue  # few-shot data sets have classes of their own
+    if evaluation.source is None or TYPES[evaluation.options.type].own_classes:
+      continue
     with plan.collecting(f"config.evals.{name}: "):
       if trained:
         check_classes(evaluation.source, trained, str(folder / CLASSES))

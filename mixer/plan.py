@@ -584,6 +584,22 @@ def _open_eval(plan: Plan, name: str, evaluation: EvalPlan):
   evaluation.source = source
 
 
+def leave_out_missing(plan: Plan) -> str:
+  """Drops evaluators whose data are missing, and returns a sentence about it.
+
+  Nothing is dropped if no evaluator would be left.
+  """
+  missing = [name for name, each in plan.evals.items() if each.source is None]
+  if not plan.missing or len(missing) == len(plan.evals):
+    return ""
+  reasons = "\n  ".join(plan.missing)
+  plan.evals = {
+    name: each for name, each in plan.evals.items() if name not in missing
+  }
+  plan.missing = []
+  return f"Leaves out {', '.join(missing)}:\n  {reasons}"
+
+
 def plan_summary(plan: Plan) -> str:
   """Returns the plan as lines of text."""
   config = plan.config

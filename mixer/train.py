@@ -28,7 +28,13 @@ from mixer.distributed import Hosts, initialize
 from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
-from mixer.plan import Plan, check_classes, make_plan, plan_summary
+from mixer.plan import (
+  Plan,
+  check_classes,
+  leave_out_missing,
+  make_plan,
+  plan_summary,
+)
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
@@ -59,6 +65,7 @@ def train(
   workdir: str | None,
   *,
   accept_changes: bool = False,
+  skip_missing: bool = False,
   cluster: Cluster = ONE_HOST,
 ) -> int:
   """Trains to the end, or until it is asked to stop.
@@ -70,6 +77,7 @@ def train(
     config: from a recipe.
     workdir: the run's folder, shared by all hosts.
     accept_changes: resume although the folder's config is another.
+    skip_missing: leave out evaluators whose data are missing, and print which.
     cluster: the hosts.
 
   Returns:
@@ -101,7 +109,13 @@ def train(
       should_stop = stack.enter_context(catch_signals(hosts))
 
     # Plan, and compare the plan with the folder's and with the other hosts'.
-    plan = make_run_plan(config, folder, hosts, accept_changes)
+    plan = make_run_plan(
+      config,
+      folder,
+      hosts,
+      accept_changes=accept_changes,
+      skip_missing=skip_missing,
+    )
     check_same_plan(hosts, plan)
     total_steps, log_every = plan.total_steps, plan.config.log.every_steps
 
@@ -220,9 +234,13 @@ def train(
     return EX_OK
 
 
-def dry_run(config: ConfigDict, workdir: str | None = None) -> int:
+def dry_run(
+  config: ConfigDict, workdir: str | None = None, *, skip_missing: bool = False
+) -> int:
   """Prints the resolved config; raises UserError with everything missing."""
   plan = make_plan(config)
+  if skip_missing:
+    drop_missing_evals(plan)
   print(plan.config)
   print(plan_summary(plan))
   plan.raise_complaints()
@@ -247,7 +265,12 @@ def disk_errors(workdir: str | None) -> Iterator[None]:
 
 
 def make_run_plan(
-  config: ConfigDict, folder: Path, hosts: Hosts, accept_changes: bool
+  config: ConfigDict,
+  folder: Path,
+  hosts: Hosts,
+  *,
+  accept_changes: bool,
+  skip_missing: bool,
 ) -> Plan:
   """Plans the run and compares it with the run that the folder holds.
 
@@ -261,11 +284,22 @@ def make_run_plan(
     if not begins:
       run_dir.inherit_gelu(folder, config)
     plan = make_plan(config, begins=begins)
+    if skip_missing:
+      drop_missing_evals(plan, hosts.is_first)
     plan.raise_complaints()
     run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
     if classes := weights.trained_classes(folder):
       check_classes(plan.source, classes, str(folder / weights.CLASSES))
   return plan
+
+
+def drop_missing_evals(plan: Plan, is_first: bool = True):
+  """Leaves out evaluators without data, if the training data are there."""
+  if plan.source is None:
+    return
+  note = leave_out_missing(plan)
+  if note and is_first:
+    print(note, flush=True)
 
 
 def restore_or_init(

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import recipes
+import runs
 
 from mixer import evaluate, train, weights
 from mixer.cli import EX_OK
@@ -154,6 +155,43 @@ def test_what_is_wrong_with_an_evaluator_is_not_left_out(
   config = config_of(digits_dir, init, real=REAL)
   with pytest.raises(UserError, match=MISSING):
     evaluate.evaluate(config, str(tmp_path), skip_missing=True)
+
+
+def test_training_leaves_out_evaluators_without_data_on_request(
+  digits_dir, tmp_path, capsys
+):
+  config = runs.small(digits_dir, total_steps=6, model__num_classes=10)
+  options = {"name": "imagenet_v2", "ops": "resize(8)", "every_steps": 2}
+  config.evals.v2 = evaluator(**TEST | options)
+
+  with pytest.raises(UserError, match="imagenet_v2 is not prepared"):
+    train.train(config, str(tmp_path))
+  assert train.dry_run(config, skip_missing=True) == EX_OK
+  assert train.train(config, str(tmp_path), skip_missing=True) == EX_OK
+
+  assert capsys.readouterr().out.count("Leaves out v2:\n") == 2
+  assert "eval/test/accuracy" in runs.read_rows(tmp_path)[-1]
+
+
+def test_training_data_are_never_left_out(digits_dir, tmp_path):
+  config = runs.small(digits_dir, data__name="imagenet_v2")
+
+  with pytest.raises(UserError, match="imagenet_v2 is not prepared"):
+    train.train(config, str(tmp_path), skip_missing=True)
+
+
+def test_a_run_is_evaluated_by_its_own_config(digits_dir, tmp_path, capsys):
+  config = runs.small(digits_dir, total_steps=6)
+  assert train.train(config, str(tmp_path)) == EX_OK
+  last = runs.read_rows(tmp_path)[-1]
+
+  assert evaluate.evaluate(None, str(tmp_path)) == EX_OK
+
+  printed = capsys.readouterr().out
+  assert f"{last['eval/test/loss']:.5f}" in printed
+  for folder, words in (None, "Name a recipe"), ("none", "no config.json"):
+    with pytest.raises(UserError, match=words):
+      evaluate.evaluate(None, folder)
 
 
 @pytest.mark.parametrize(

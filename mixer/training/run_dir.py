@@ -312,16 +312,34 @@ def validate_config(config: dict, file: Path) -> dict:
     for part in _REQUIRED[1:]:
       if not isinstance(config[part], dict):
         raise ValueError(f"{part} = {config[part]!r}")
-    schema = to_dict(default())
-    filled = with_defaults(config, schema)
-    known = _filter_keys(filled, schema) | {"evals": _filter_evals(config)}
+    filled = with_defaults(config, to_dict(default()))
     try:
-      problems = list(validate(resolve(ConfigDict(known))))
+      problems = list(validate(_resolve_known(filled)))
     except UserError as error:
       problems = str(error).splitlines()
     if problems:
       raise ValueError(problems[0].removesuffix("."))
     return filled
+
+
+def load_config(folder: Path) -> ConfigDict:
+  """Returns the config of the run in a folder, resolved.
+
+  Raises:
+    UserError: the folder holds no run, or its config.json is damaged.
+  """
+  file = folder / "config.json"
+  if not file.is_file():
+    raise UserError(
+      f"{folder} holds no config.json: name the recipe with --config."
+    )
+  return _resolve_known(read_config(file))
+
+
+def _resolve_known(config: dict) -> ConfigDict:
+  """Resolves a config of an older version, without its unknown keys."""
+  known = _filter_keys(config, to_dict(default()))
+  return resolve(ConfigDict(known | {"evals": _filter_evals(config)}))
 
 
 # Without these keys nobody can tell which model was trained on which data.
