@@ -19,11 +19,11 @@ from flax import linen as nn
 from mixer import weights
 from mixer.data import preprocess
 from mixer.data.decode import decode
-from mixer.data.prefetch import prefetch_to_device
 from mixer.data.shuffle import augmentation_rng
 from mixer.data.workers import DEFAULT_WORKERS
 from mixer.datasets import class_names
 from mixer.errors import UserError
+from mixer.training.prefetch import prefetch_to_device
 from mixer.training.sharding import pmap_step, replicate
 from mixer.training.step import normalise
 

@@ -22,7 +22,6 @@ from mixer.cli import (
 from mixer.cluster import ONE_HOST, Cluster
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
-from mixer.data.prefetch import prefetch_to_device
 from mixer.data.shuffle import IndexShuffler
 from mixer.distributed import Hosts, initialize
 from mixer.errors import UserError
@@ -48,6 +47,7 @@ from mixer.training.metrics import MetricWriter, read_rows
 from mixer.training.nonfinite import PendingUpdates
 from mixer.training.plots import draw_learning_curve
 from mixer.training.preemption import PreemptedError, catch_signals
+from mixer.training.prefetch import prefetch_to_device
 from mixer.training.setup import (
   abstract_state,
   create_optimizer,

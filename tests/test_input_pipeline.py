@@ -18,11 +18,11 @@ from mixer.data.input_pipeline import (
   eval_batches,
   train_batches,
 )
-from mixer.data.prefetch import prefetch_to_device
 from mixer.data.shuffle import IndexShuffler
 from mixer.data.sources import Source, open_source
 from mixer.data.workers import Workers
 from mixer.errors import UserError
+from mixer.training.prefetch import prefetch_to_device
 
 SHIFT = preprocess.parse("pad(1) | random_crop(8)")
 PLAIN = preprocess.parse("resize(8)")

@@ -59,7 +59,7 @@ def test_digits_are_those_of_scikit_learn_bit_for_bit(digits_dir):
 def test_reading_a_batch_does_not_import_tensorflow(digits_dir):
   code = f"""
 import sys
-from mixer.data import prefetch, input_pipeline, preprocess
+from mixer.data import input_pipeline, preprocess
 from mixer.data.sources import open_source
 assert "tensorflow_datasets" not in sys.modules
 source = open_source("digits", "train", {digits_dir!r})

@@ -17,9 +17,9 @@ from jax import export as jax_export
 from benchmarks.throughput.programs import CLASSES, draw_params
 from mixer import weights
 from mixer.classifier import bind_to_devices
-from mixer.data.prefetch import prefetch_to_device
 from mixer.export import write_program
 from mixer.models import create, flops
+from mixer.training.prefetch import prefetch_to_device
 from mixer.training.step import normalise
 
 TOPK = 5  # as mixer.predict has it

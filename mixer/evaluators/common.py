@@ -13,9 +13,9 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from mixer.data.prefetch import prefetch_to_device
 from mixer.data.sources import Source
 from mixer.data.workers import Workers
+from mixer.training.prefetch import prefetch_to_device
 from mixer.training.sharding import pmap_step
 
 Batch = dict[str, np.ndarray]
