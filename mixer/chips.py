@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What accelerators could do at most, by their makers' figures."""
+"""Peak rates of accelerators, from their makers' data sheets."""
 
 import dataclasses
 import re

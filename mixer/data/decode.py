@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the bytes of an image file to its pixels."""
+"""Decodes the bytes of an image file to pixels."""
 
 import io
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the label of a TFDS example is: a feature of it, or a rule over several.
+"""Labels of TFDS examples: one feature, or a rule over several.
 
 VTAB asks questions that data sets do not answer with a feature, such as how
 many objects there are. The rules here are those of the benchmark's public code
@@ -20,7 +20,7 @@ Features = Mapping[str, object]
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-  """How a label is read.
+  """Label of an example: the features and the rule that reads them.
 
   Attributes:
     class_names: one for each class, in order.
@@ -92,7 +92,7 @@ def find_label(features, name: str, key: str) -> Label:
 
 
 def _fits(features, label: Label) -> bool:
-  """Whether a data set has the features that a rule reads."""
+  """Returns whether a data set has the features that a rule reads."""
   for key in label.keys:
     outer, _, inner = key.partition("/")
     if outer not in features:
@@ -132,7 +132,7 @@ def _thirds(features: Features, key: str) -> np.ndarray:
 
 
 def _above(value: float, borders: tuple[float, ...]) -> int:
-  """Which stretch between borders a value is in; on one, in the lower."""
+  """Returns the bin that contains a value; one on an edge is in the lower bin."""
   return int(np.searchsorted(borders, value)) - 1
 
 

@@ -33,12 +33,12 @@ def permutation(n: int, seed: int, stream: int) -> np.ndarray:
 
 
 def patch_order(patches: int, seed: int) -> np.ndarray:
-  """Which of an image's patches, counted row by row, comes to each place."""
+  """Permutation of an image's patches, counted row by row."""
   return permutation(patches, seed, _PATCHES)
 
 
 def within_patch_order(patch: int, seed: int) -> np.ndarray:
-  """Which of a patch's pixels, counted row by row, comes to each place.
+  """Permutation of a patch's pixels, counted row by row.
 
   The same for all patches.
 
@@ -93,7 +93,7 @@ def take(image: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def _frozen(index: np.ndarray) -> np.ndarray:
-  """What all images share must not be written to."""
+  """Makes an index read-only, because all images share it."""
   index = np.ascontiguousarray(index)
   index.flags.writeable = False
   return index

@@ -213,7 +213,7 @@ def either_sign(value: float, rng: np.random.Generator) -> float:
 def source_pixels(
   h: int, w: int, matrix: tuple[float, float, float, float, float, float]
 ) -> np.ndarray:
-  """Where each pixel comes from: the nearest to an affine map of its place.
+  """Source of each pixel: the nearest to an affine map of its position.
 
   Args:
     h, w: of the image.
@@ -245,7 +245,7 @@ def resample(image: np.ndarray, *matrix: float) -> np.ndarray:
 
 
 def rotate(image, level, rng):
-  """By up to 30 degrees times level, about the centre of the pixels."""
+  """Rotates about the pixels' centre, by up to 30 degrees times level."""
   h, w = image.shape[:2]
   angle = math.radians(either_sign(level * 30, rng))
   # In float32 and in this order, as TensorFlow Addons computes the matrix.

@@ -92,7 +92,7 @@ def check_size(height: int, width: int) -> None:
 
 
 def _step(size: int, new_size: int) -> np.float32:
-  """How many old pixels a new one is long."""
+  """Length of a new pixel, in old pixels."""
   return np.float32(size) / np.float32(new_size)
 
 
@@ -116,7 +116,7 @@ def _matrix(
 
 @cached
 def area_weights(size: int, new_size: int) -> sparse.csr_array:
-  """How much of each old pixel lies under a new one, in old pixels."""
+  """Overlap of each old pixel with a new one, in old pixels."""
   step = _step(size, new_size)
   edges = np.arange(new_size + 1, dtype=np.float32)[:, None] * step
   begin, end = edges[:-1], edges[1:]

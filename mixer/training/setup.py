@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a plan to its optimizer, its update, its state and its checkpoints."""
+"""Creates the optimizer, update, state and checkpoints of a plan."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parameters of a ViT or a BiT say about the model they are of."""
+"""Sizes of a ViT or a BiT, inferred from their parameters."""
 
 import dataclasses
 import re
@@ -49,7 +49,7 @@ class VitSizes(OfTokens):
 
   @property
   def details(self) -> str:
-    """What there is to say beside the name and the head."""
+    """Describes the sizes besides the name and the head."""
     layer = ""
     if self.representation:
       layer = f", {self.representation:,} hidden units under the head"
@@ -127,7 +127,7 @@ class BitSizes:
 
   @property
   def details(self) -> str:
-    """What there is to say beside the name and the head."""
+    """Describes the sizes besides the name and the head."""
     return "images of any size"
 
 
@@ -157,6 +157,6 @@ def bit_sizes_of(params: dict) -> BitSizes | None:
 
 
 def _width(shapes: dict[str, tuple[int, ...]], layer: str) -> int | None:
-  """Of a dense layer; None if there is none."""
+  """Returns the width of a dense layer; None if it is missing."""
   shape = shapes.get(f"{layer}/bias")
   return shape if shape is None else shape[0]

@@ -79,7 +79,7 @@ def read(init: str | os.PathLike) -> Checkpoint:
 
 
 def _published_at(path: Path) -> Published | None:
-  """What a file is by its place, as in the cache."""
+  """Returns the published weights that a file in the cache is."""
   place = "/".join(path.absolute().parts[-2:]).removesuffix(path.suffix)
   return registry.REGISTRY.get(place)
 
@@ -109,7 +109,7 @@ def _read_file(
 
 
 def _has_grown(params: dict, published: Published) -> bool:
-  """Whether a file in the place of published weights is for other images."""
+  """Returns whether a published file was grown to another resolution."""
   sizes = read_sizes(params)
   if sizes is None or sizes.takes_any_size:
     return False

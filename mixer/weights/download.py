@@ -140,7 +140,7 @@ def _write_state(
 
 
 def _validator(headers: http.client.HTTPMessage) -> str:
-  """By what the server knows this very file; "" if it does not."""
+  """Returns the server's tag of this version of a file; "" without one."""
   tag = headers.get("ETag", "")
   # By a weak ETag, W/..., no range may be asked for.
   return tag if tag.startswith('"') else headers.get("Last-Modified", "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why parameters do not fit a model, and what to do about it."""
+"""Explains a mismatch between parameters and a model."""
 
 import math
 
@@ -9,7 +9,7 @@ from mixer.weights.sizes import Sizes
 
 
 def explain(params: dict, wanted: dict, head: str) -> str:
-  """What the shapes come to, and what to do.
+  """Explains the differences in shape, and the way out.
 
   Args:
     params: nested dict of arrays.
@@ -112,7 +112,7 @@ def _explain_families(params: dict, wanted: dict) -> str:
 
 
 def _family(params: dict) -> str:
-  """By the names that the authors gave."""
+  """Returns the family that the parameters' names belong to, in words."""
   for name, family in (
     ("MixerBlock_0", "a Mixer"),
     ("Transformer", "a ViT"),

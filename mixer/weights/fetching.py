@@ -113,7 +113,7 @@ def _fetch(published: Published, folder: Path) -> Path:
 
 
 def _wrong(path: Path, mirror: Mirror, digest: str) -> str:
-  """What is not as published, or nothing."""
+  """Describes a difference from the published file; "" without one."""
   if mirror.size is not None:
     number, unit = mirror.size.split()
     decimals = len(number.partition(".")[2])

@@ -35,7 +35,7 @@ _GELU = "gelu"
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-  """What a file holds.
+  """Contents of a file of weights.
 
   params: nested dict of float32 arrays, under the published names.
   gelu: the form that the file says the model has, None if it does not say.

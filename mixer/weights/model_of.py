@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From parameters to the model that they are of, in any of the families."""
+"""Infers the model of any family from its parameters."""
 
 from flax import linen as nn
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a published checkpoint, and where its file lies.
+"""Published checkpoint: its model, its results and its mirrors.
 
 Names and sizes of Google's files are those of the listings and tables that the
 authors' repositories show (google-research/vision_transformer,
@@ -84,7 +84,7 @@ class Published:
 
   @property
   def preprocessing(self) -> str:
-    """With which it was measured, and with which to use the model."""
+    """Pixel range, resize and crop behind the published result, in words."""
     return (
       f"pixels in [-1, 1], short side {self.short_side}, central "
       f"{self.image_size[0]}"

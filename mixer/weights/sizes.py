@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Mixer's parameters say about the model that they are of."""
+"""Sizes of a Mixer, inferred from its parameters."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from mixer.models import mixer
 
 
 class OfTokens:
-  """What sizes have in common that count tokens of patches."""
+  """Base of the sizes of models with tokens of patches."""
 
   takes_any_size = False
 
@@ -55,7 +55,7 @@ class Sizes(OfTokens):
 
   @property
   def factor(self) -> int | None:
-    """By how much a variant of the paper has grown to become this (1: it is).
+    """Growth factor from the paper's variant (1: not grown).
 
     None if it is none.
     """
@@ -83,7 +83,7 @@ class Sizes(OfTokens):
 
   @property
   def details(self) -> str:
-    """What there is to say beside the name and the head."""
+    """Describes the sizes besides the name and the head."""
     return f"{self.counted}, tokens_mlp {self.tokens_mlp:,}"
 
   def _growth_of(self, variant: list[int]) -> int | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where examples come from: TFDS data sets, images in folders; random access.
+"""Sources of examples, TFDS data sets and image folders, by random access.
 
 Everything is read from the folder alone, so a data set whose builder is unknown
 here works as well, and TensorFlow is never imported.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loader asks of a data set, wherever its examples lie."""
+"""Interface between the input pipeline and any data set."""
 
 import abc
 import dataclasses
@@ -66,7 +66,7 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def locate(self, i: int) -> str:
-    """Where a person finds an example: a file, or a file and its record."""
+    """Returns an example's place in words: a file, or a file and its record."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

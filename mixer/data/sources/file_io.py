@@ -38,7 +38,7 @@ class LocalFile:
 
 
 class RemoteFile:
-  """The same in a bucket, one thread after the other."""
+  """File in a bucket, read by one thread at a time."""
 
   def __init__(self, path: str):
     self._lock = threading.Lock()
@@ -60,7 +60,7 @@ def open_file(path: str) -> LocalFile | RemoteFile:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether a path lies in a bucket, out of reach of the system's calls."""
+  """Returns whether a path is in a bucket, which system calls cannot read."""
   return "://" in os.fspath(path)
 
 

@@ -41,13 +41,13 @@ _THREADS = 32
 
 
 def is_hidden(name: str) -> bool:
-  """Whether a file or folder is none of the user's own."""
+  """Returns whether a file or folder is hidden or the system's."""
   return name.startswith(".") or name in _IGNORED
 
 
 @dataclasses.dataclass(frozen=True)
 class Entries:
-  """What a folder holds: names of folders and of images, sorted."""
+  """Contents of a folder: names of its folders and images, sorted."""
 
   folders: list[str]
   images: list[str]
@@ -74,7 +74,7 @@ class FolderSplit:
 
   @functools.cached_property
   def entries(self) -> list[Entries]:
-    """What each class folder holds."""
+    """Returns the images of each class folder."""
     folders = [f"{self.folder}/{name}" for name in self.classes]
     entries = _scan_all(folders)
     for folder, found in zip(folders, entries, strict=True):

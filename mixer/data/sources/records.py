@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which record of which file an example of a split is."""
+"""Maps an example's index to (file, record)."""
 
 import abc
 import bisect

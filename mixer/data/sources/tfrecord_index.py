@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each record of TFRecord files begins: the index the format lacks.
+"""Index of the records in TFRecord files, which the format lacks.
 
 A file is a chain of records: the length of the contents in 8 bytes, a checksum
 of those in 4, the contents, a checksum of these in 4. The index is made once by
@@ -155,7 +155,7 @@ def _write(path: Path, offsets: np.ndarray) -> None:
 
 
 def _fits(offsets: np.ndarray, split: SplitFiles, sizes: list[int]) -> bool:
-  """Whether an index is whole, and files on a disk are still those it is of."""
+  """Returns whether an index is whole and its files are unchanged."""
   firsts = np.array(split.firsts())
   ends = firsts + split.lengths
   if (
@@ -178,7 +178,7 @@ def _fits(offsets: np.ndarray, split: SplitFiles, sizes: list[int]) -> bool:
 
 
 def _holds(path: str, offsets: np.ndarray, checks: int) -> bool:
-  """Whether a file has records at these offsets, by a look at some of them."""
+  """Returns whether a file has records at some of these offsets."""
   file = open_file(path)
   # From the end, which is what changes most easily.
   checks = min(checks, len(offsets) - 1)
