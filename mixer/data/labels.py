@@ -132,7 +132,7 @@ def _thirds(features: Features, key: str) -> np.ndarray:
 
 
 def _above(value: float, borders: tuple[float, ...]) -> int:
-  """Returns the bin that contains a value; one on an edge is in the lower bin."""
+  """Returns the bin of a value; a value on an edge is in the lower bin."""
   return int(np.searchsorted(borders, value)) - 1
 
 
