@@ -17,7 +17,6 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from mixer.config import RENAMED
 from mixer.errors import RetryableError, UserError
 
 EX_OK, EX_USAGE, EX_TEMPFAIL = 0, 2, 75
@@ -27,7 +26,7 @@ PROCESS_START = time.monotonic()  # before the imports that take seconds
 def run(main: Callable[[], int]):
   """Parses the flags, runs `main` and exits with its exit code."""
   # In place, because config_flags reads sys.argv itself.
-  sys.argv[1:] = [_FORMER_KEY.sub(_rename_key, arg) for arg in sys.argv[1:]]
+  sys.argv[1:] = map(_rename_key, sys.argv[1:])
   app.run(lambda _: _call(main), flags_parser=_parse)
 
 
@@ -157,12 +156,17 @@ def _user_frames(error: Exception) -> list[str]:
   ]
 
 
-def _rename_key(match: re.Match) -> str:
-  return match[1] + RENAMED[match[2]]
+def _rename_key(argument: str) -> str:
+  """Returns a flag that sets a config key by its present name."""
+  from mixer.config import RENAMED  # small programs do without ml_collections
+
+  return re.sub(
+    rf"^(--?config\.(?:\w+\.)?)({'|'.join(RENAMED)})(?==)",
+    lambda match: match[1] + RENAMED[match[2]],
+    argument,
+  )
 
 
-# A flag that sets a key by its former name.
-_FORMER_KEY = re.compile(rf"^(--?config\.(?:\w+\.)?)({'|'.join(RENAMED)})(?==)")
 # Messages of absl's parsers, and the kind of value they expect.
 _KINDS = {
   "invalid literal for int": "a whole number",

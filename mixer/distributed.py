@@ -176,7 +176,8 @@ class Hosts:
       from jax._src import distributed
 
       self._store = distributed.global_state.client
-      threading.Thread(target=self._watch, daemon=True).start()
+      self._watcher = threading.Thread(target=self._watch, daemon=True)
+      self._watcher.start()
 
   def gather(self, value: object) -> list:
     """Returns the values of all hosts, in their order.
@@ -249,6 +250,8 @@ class Hosts:
 
     self.gather(None)
     self._closed.set()
+    # A thread that is in C++ while Python exits would abort the process.
+    self._watcher.join()
     jax.distributed.shutdown()
 
   def abort(self, error: BaseException) -> None:
