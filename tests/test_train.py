@@ -131,7 +131,9 @@ def has_logged(workdir, step):
 
 def is_saving(workdir):
   folder = workdir / "checkpoints"
-  return any(not path.name.isdecimal() for path in folder.glob("*"))
+  return any(
+    path.is_dir() and not path.name.isdecimal() for path in folder.glob("*")
+  )
 
 
 def event_steps(workdir):
