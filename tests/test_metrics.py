@@ -293,6 +293,29 @@ def test_a_fresh_start_hides_the_events_of_an_earlier_run(tmp_path):
   assert events(tmp_path) == [(1, "a", 2.0)]
 
 
+def test_tensorboard_shows_a_run_that_clu_logged_at_first(tmp_path):
+  from clu.metric_writers import SummaryWriter
+
+  former = SummaryWriter(str(tmp_path))
+  rows = [{"step": step, "a": 1.0} for step in range(1, 6)]
+  for row in rows:
+    former.write_scalars(row["step"], {"a": row["a"]})
+  former.close()
+  (path,) = tmp_path.glob("events*")
+  path.rename(tmp_path / "events.out.tfevents.1700000000.host.123.0.v2")
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "metrics.jsonl").write_text(text)
+
+  with open_writer(tmp_path, 3) as writer:
+    for step in range(4, 8):
+      writer.write(step, {"a": 2.0})
+
+  assert steps_of(tmp_path) == list(range(1, 8))
+  assert events(tmp_path) == [
+    (step, "a", 1.0 if step <= 3 else 2.0) for step in range(1, 8)
+  ]
+
+
 def test_event_files_are_flushed_now_and_then(tmp_path, monkeypatch):
   monkeypatch.setattr(metrics, "FLUSH_SECONDS", 0.0)
   with open_writer(tmp_path) as writer:

@@ -24,3 +24,16 @@ def test_the_second_start_finds_the_programs_of_the_first(
   assert len(programs[0]) >= 1
   assert programs[0] == programs[1]
   assert len(messages) == 2
+
+
+def test_training_does_not_import_tensorflow(digits_dir, environment, tmp_path):
+  python, *arguments = command(digits_dir, tmp_path, total_steps=6)
+
+  done = run([python, "-X", "importtime", *arguments], environment)
+
+  imports = {
+    line.rpartition("|")[2].strip() for line in done.stderr.split("\n")
+  }
+  assert done.returncode == 0, done.stderr
+  assert "tensorboardX.event_file_writer" in imports
+  assert "tensorflow" not in imports

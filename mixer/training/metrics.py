@@ -277,6 +277,8 @@ class MetricWriter:
     self._events = EventsWriter(path, f".{time.time_ns()}")
     # TensorBoard hides the events of earlier files from this step on.
     start = SessionLog(status=SessionLog.START)
+    # Twice, since files of older runs have none and the first hides nothing.
+    self._put_event(from_step, session_log=start)
     self._put_event(from_step, session_log=start)
     self._flush_events()
     if self._row["step"] == from_step:
