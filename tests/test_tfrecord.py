@@ -449,7 +449,7 @@ def test_a_file_that_changes_under_the_reader_is_noticed(copied):
   file.write_bytes(content)
 
   assert len(source.read([3])) == 1
-  with pytest.raises(UserError, match=f"{file} is not what it was.*record 20"):
+  with pytest.raises(UserError, match=f"{file} has changed since.*record 20"):
     source.read([20])
 
 

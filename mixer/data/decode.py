@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes the bytes of an image file to pixels."""
+"""Decodes image files to pixels."""
 
 import io
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of TFDS examples: one feature, or a rule over several.
+"""Labels of TFDS examples: a feature, or a rule over several features.
 
 VTAB asks questions that data sets do not answer with a feature, such as how
 many objects there are. The rules here are those of the benchmark's public code
@@ -132,7 +132,7 @@ def _thirds(features: Features, key: str) -> np.ndarray:
 
 
 def _above(value: float, borders: tuple[float, ...]) -> int:
-  """Returns the bin of a value; a value on an edge is in the lower bin."""
+  """Returns the bin of `value`; a value on an edge goes to the lower bin."""
   return int(np.searchsorted(borders, value)) - 1
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of examples, TFDS data sets and image folders, by random access.
+"""Data sets with random access: TFDS data sets and folders of images.
 
 Everything is read from the folder alone, so a data set whose builder is unknown
 here works as well, and TensorFlow is never imported.

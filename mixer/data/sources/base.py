@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface between the input pipeline and any data set."""
+"""Interface between data sets and the input pipeline."""
 
 import abc
 import dataclasses
@@ -9,16 +9,21 @@ import numpy as np
 
 from mixer.errors import UserError
 
+# The way out where a data set's files are damaged.
+COPY_AGAIN = (
+  "Copy the file again, or delete the folder and prepare the data set again."
+)
+
 
 class DatasetNotFoundError(UserError):
-  """The data set is known, but not on disk in a form that can be read."""
+  """The data set is known, but not on disk in a readable form."""
 
 
 def split_error(name: str, split: str, sizes: Mapping[str, int]) -> UserError:
-  """Says which splits there are, and how a part of one is written."""
-  there = ", ".join(f"{each} ({size})" for each, size in sizes.items())
+  """Returns an error that lists the splits and the syntax of parts."""
+  listed = ", ".join(f"{each} ({size})" for each, size in sizes.items())
   return UserError(
-    f"{name} has no split {split!r}, or not so much in it. There are: {there};"
+    f"{name} has no split {split!r}, or not so much in it. There are: {listed};"
     " parts are written as train[:99%] or train[1000:], sums as train+test."
   )
 
@@ -30,8 +35,8 @@ class Source(abc.ABC):
   Every worker process is sent a copy; many threads read it at once.
 
   Attributes:
-    name: as asked for, such as `imagenet2012`.
-    split: as asked for, such as `train[:99%]`.
+    name: as requested, such as `imagenet2012`.
+    split: as requested, such as `train[:99%]`.
     class_names: one for each label, in order.
   """
 
@@ -61,12 +66,12 @@ class Source(abc.ABC):
     """
 
   def read_labels(self, ids: Sequence[int]) -> list[int | np.ndarray]:
-    """Returns the labels alone."""
+    """Returns only the labels."""
     return [label for _, label in self.read(ids)]
 
   @abc.abstractmethod
   def locate(self, i: int) -> str:
-    """Returns an example's place in words: a file, or a file and its record."""
+    """Returns an example's file, and its record if the file has several."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +79,7 @@ class Subset(Source):
   """Some examples of a source, renumbered.
 
   Attributes:
-    source: that has them.
+    source: the whole one.
     ids: their numbers there, int64 [n].
   """
 

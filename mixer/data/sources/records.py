@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps an example's index to (file, record)."""
+"""Random access to the records of ArrayRecord and TFRecord files."""
 
 import abc
 import bisect
@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from mixer.data.sources import tfrecord_index
+from mixer.data.sources.base import COPY_AGAIN
 from mixer.data.sources.file_io import (
   MAX_OPEN,
   LocalFile,
@@ -24,10 +25,10 @@ from mixer.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-  """The files that hold a split, and the window of records in each.
+  """Maps an example of a split to a file and a record in it.
 
   Attributes:
-    files: paths; one that a sum of splits names twice is there twice.
+    files: paths; a file that a sum of splits names twice is listed twice.
     skips: records of each file before the first one that belongs to the split.
     ends: examples up to the end of each window.
   """
@@ -38,7 +39,7 @@ class Shards:
 
   @classmethod
   def of(cls, instructions: Iterable) -> "Shards":
-    """Takes the file_instructions of a split of TFDS."""
+    """Creates it from the file_instructions of a TFDS split."""
     instructions = list(instructions)
     return cls(
       files=tuple(each.filename for each in instructions),
@@ -78,14 +79,14 @@ class Records(Sequence[bytes], abc.ABC):
 
 
 class ArrayRecords(Records):
-  """The records of a split.
+  """Reads ArrayRecord files, which have an index of their own.
 
-  array_record's own data source keeps every file open, which fails with a
-  thousand shards where the system does not allow for so many.
+  array_record's data source keeps every file open; a thousand shards exceed the
+  limit of many systems.
   """
 
   def __init__(self, shards: Shards):
-    """Raises UserError where files are missing or out of reach."""
+    """Raises UserError if files are missing or in a bucket."""
     super().__init__(shards)
     for file in shards.files:
       if is_remote(file):
@@ -104,14 +105,13 @@ class ArrayRecords(Records):
       reason = str(error).partition(";")[0].partition("\n")[0]
       raise UserError(
         f"Cannot read {path}, record {record} ({reason}): the file is missing"
-        " or damaged. Copy it again, or delete the folder and prepare the data"
-        " set again."
+        f" or damaged. {COPY_AGAIN}"
       ) from error
 
 
 @functools.lru_cache(MAX_OPEN)
 def _open_array_record(path: str, version: str):
-  """Opens a file; it is closed when nobody reads it any more."""
+  """Opens a file; it is closed when its last reader drops it."""
   from array_record.python import array_record_module
 
   del version  # The same path may stand for another file later.
@@ -124,15 +124,14 @@ def _open_array_record(path: str, version: str):
 
 
 class TFRecords(Records):
-  """The records of a split.
+  """Reads TFRecord files by an index of their offsets.
 
-  The checksum of the contents is not looked at: nothing at hand computes it
-  fast enough. A file that was replaced or cut short is noticed by the length
-  that stands before each record.
+  The checksum of the contents is not verified, because that would cost too
+  much time. The length before each record reveals a replaced or truncated file.
   """
 
   def __init__(self, shards: Shards, splits: Iterable[SplitFiles]):
-    """Takes every base split that has files in `shards`.
+    """Opens the index of every base split with files in `shards`.
 
     Raises:
       UserError: a file is missing, damaged or not as TFDS describes it.
@@ -145,7 +144,7 @@ class TFRecords(Records):
       for which, split in enumerate(splits)
       for file, first in zip(split.files, split.firsts(), strict=True)
     }
-    # Which index, and where in it a file begins.
+    # Of each file, its index and its first place in it.
     self._places = [places[file] for file in shards.files]
 
   def _read(self, file: int, record: int) -> memoryview:
@@ -158,15 +157,14 @@ class TFRecords(Records):
       data = _open_tfrecord(path, index.fingerprint).read(begin, end - begin)
     except OSError as error:
       raise UserError(
-        f"Cannot read {path}, record {record}: {error.strerror or error}. Copy"
-        " the file again, or prepare the data set again."
+        f"Cannot read {path}, record {record}: {error.strerror or error}."
+        f" {COPY_AGAIN}"
       ) from error
     if data[:8] != length.to_bytes(8, "little") or len(data) != end - begin:
       raise UserError(
-        f"{path} is not what it was when it was opened: there is no record of"
+        f"{path} has changed since it was opened: there is no record of"
         f" {length} bytes at byte {begin} any more (record {record}). Start"
-        " again; if that does not help, copy the file again or prepare the"
-        " data set again."
+        f" again. If that does not help: {COPY_AGAIN}"
       )
     # A view, because a copy costs more than parsing.
     return memoryview(data)[HEADER:-FOOTER]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFDS data sets on disk: where they lie, and one split opened."""
+"""Prepared TFDS data sets: finds their folders, and opens a split."""
 
 import dataclasses
 import difflib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Index of the records in TFRecord files, which the format lacks.
+"""Index of the offsets of TFRecord files, which the format lacks.
 
 A file is a chain of records: the length of the contents in 8 bytes, a checksum
 of those in 4, the contents, a checksum of these in 4. The index is made once by
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer.cache import cache_folder
+from mixer.data.sources.base import COPY_AGAIN
 from mixer.data.sources.file_io import (
   fingerprint,
   is_remote,
@@ -99,7 +100,7 @@ def open_index(split: SplitFiles) -> Index:
   path = _cached_at(split, sizes)
   try:
     offsets = _map(path)
-    if _fits(offsets, split, sizes):
+    if _is_valid(offsets, split, sizes):
       return Index(version, path, offsets)
   except (OSError, EOFError, ValueError):
     pass  # There is none, or it is damaged.
@@ -108,7 +109,7 @@ def open_index(split: SplitFiles) -> Index:
   if left_behind:
     _say(
       f"The index of the TFRecord files of {split.name} no longer fits them:"
-      " making it anew."
+      " making it again."
     )
   offsets = _build(split, sizes)
   try:
@@ -120,7 +121,7 @@ def open_index(split: SplitFiles) -> Index:
   except (OSError, ValueError) as error:
     _say_once(
       f"The index of TFRecord files cannot be kept in {path.parent.parent}"
-      f" ({error}), and is made anew at every start. Set MIXER_CACHE_DIR to a"
+      f" ({error}), and is made again at every start. Set MIXER_CACHE_DIR to a"
       " folder that can be written."
     )
     return Index(version, None, offsets)
@@ -154,8 +155,8 @@ def _write(path: Path, offsets: np.ndarray) -> None:
     unfinished.unlink(missing_ok=True)
 
 
-def _fits(offsets: np.ndarray, split: SplitFiles, sizes: list[int]) -> bool:
-  """Returns whether an index is whole and its files are unchanged."""
+def _is_valid(offsets: np.ndarray, split: SplitFiles, sizes: list[int]) -> bool:
+  """Returns whether an index is complete and matches the files on disk."""
   firsts = np.array(split.firsts())
   ends = firsts + split.lengths
   if (
@@ -173,11 +174,13 @@ def _fits(offsets: np.ndarray, split: SplitFiles, sizes: list[int]) -> bool:
     spans = [
       offsets[first : end + 1] for first, end in zip(firsts, ends, strict=True)
     ]
-    sound = pool.map(_holds, split.files, spans, itertools.repeat(checks))
+    sound = pool.map(
+      _verify_offsets, split.files, spans, itertools.repeat(checks)
+    )
     return all(sound)
 
 
-def _holds(path: str, offsets: np.ndarray, checks: int) -> bool:
+def _verify_offsets(path: str, offsets: np.ndarray, checks: int) -> bool:
   """Returns whether a file has records at some of these offsets."""
   file = open_file(path)
   # From the end, which is what changes most easily.
@@ -191,12 +194,12 @@ def _holds(path: str, offsets: np.ndarray, checks: int) -> bool:
 
 
 def _build(split: SplitFiles, sizes: Sequence[int]) -> np.ndarray:
-  """Hops through all files, on threads because disks and buckets wait."""
+  """Scans all files, on threads because disks and buckets have latency."""
   begin = said = time.monotonic()
   parts = []
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     jobs = [
-      pool.submit(_hop, *facts)
+      pool.submit(_scan_offsets, *facts)
       for facts in zip(split.files, sizes, split.lengths, strict=True)
     ]
     try:
@@ -214,7 +217,7 @@ def _build(split: SplitFiles, sizes: Sequence[int]) -> np.ndarray:
   return np.concatenate(parts)
 
 
-def _hop(path: str, size: int, expected: int) -> np.ndarray:
+def _scan_offsets(path: str, size: int, expected: int) -> np.ndarray:
   """Returns where the records of a file begin, and its size, int64."""
   offsets, headers, offset = [], [], 0
   try:
@@ -229,25 +232,24 @@ def _hop(path: str, size: int, expected: int) -> np.ndarray:
     raise UserError(
       f"Cannot read {path}: {error.strerror or error}."
     ) from error
-  again = "Copy the file again, or delete the folder and prepare it again."
   damaged = np.flatnonzero(~_lengths_are_sound(b"".join(headers)))
   if damaged.size:
     record = int(damaged[0])
     raise UserError(
       f"{path} is damaged: at byte {offsets[record]}, where record {record}"
-      f" should begin, there is none. {again}"
+      f" should begin, there is none. {COPY_AGAIN}"
     )
   if offset > size:
     raise UserError(
       f"{path} was cut short: it ends at byte {size}, within record"
-      f" {len(offsets) - 1}, which begins at byte {offsets[-1]}. {again}"
+      f" {len(offsets) - 1}, which begins at byte {offsets[-1]}. {COPY_AGAIN}"
     )
   if offset < size or len(offsets) != expected:
     found = f"more than {expected}" if offset < size else len(offsets)
     raise UserError(
       f"{path} holds {found} records, but dataset_info.json beside it says"
       f" {expected}: they are not of the same data set, or the file was cut"
-      f" short. {again}"
+      f" short. {COPY_AGAIN}"
     )
   return np.array([*offsets, size], np.int64)
 
