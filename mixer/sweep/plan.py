@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 
 from mixer.config_check import resolve, validate
 from mixer.errors import UserError, did_you_mean, format_list
-from mixer.plan import Plan, known_results, make_plan
-from mixer.plan import plan_summary as write_start
+from mixer.plan import Plan, known_results, make_plan, plan_summary
 from mixer.sweep.runs import (
   Outcome,
   SweepRun,
@@ -234,7 +233,7 @@ def _other_configs(plan: Plan, runs: list[SweepRun]) -> Iterator[str]:
 def describe(sweep: SweepPlan) -> str:
   """The plan for a person: what a run is, and how many there are."""
   options = sweep.config.sweep
-  lines = [write_start(sweep.part)]
+  lines = [plan_summary(sweep.part)]
   grid = sweep.grid
   seeds = [sweep.config.seed + i for i in range(options.seeds)]
   rates = ", ".join(f"{run.learning_rate:g}" for run in grid)
