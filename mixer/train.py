@@ -191,7 +191,8 @@ def train(
             is_stopping = True
             save()
           except Exception:
-            if hosts.count == 1:  # others would wait in a collective
+            # A sharded state would need hosts that are still evaluating.
+            if hosts.count == 1 or not plan.config.shard_state:
               save()
             raise
           else:
