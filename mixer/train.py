@@ -124,7 +124,10 @@ def train(
     sharding = create_sharding(plan)
     checkpoints = open_checkpoints(plan, folder)
     template = abstract_state(plan, optimizer)
-    start, state = restore_or_init(plan, folder, checkpoints, template, hosts)
+    start, state = restore(plan, folder, checkpoints, template, hosts) or (
+      0,
+      initial_state(plan, optimizer),
+    )
     state = sharding.put(state, devices)
 
     # Make the step; open batches, evaluators and the log.
@@ -303,14 +306,14 @@ def drop_missing_evals(plan: Plan, is_first: bool = True):
     print(note, flush=True)
 
 
-def restore_or_init(
+def restore(
   plan: Plan,
   folder: Path,
   checkpoints: Checkpoints,
   template: TrainState,
   hosts: Hosts,
-) -> tuple[int, TrainState]:
-  """Returns step and state of the newest sound checkpoint, or the first ones.
+) -> tuple[int, TrainState] | None:
+  """Returns step and state of the newest sound checkpoint; None without any.
 
   The first host chooses the checkpoint, and all restore that one.
 
@@ -323,14 +326,13 @@ def restore_or_init(
       restored = checkpoints.restore(template)
   step = hosts.gather(restored and restored[0])[0]
   if step is None:
-    _, optimizer = create_optimizer(plan)
-    return 0, initial_state(plan, optimizer)
+    return None
   with hosts.raise_on_all():
     if step > plan.total_steps:
       raise UserError(
-        f"{folder} has come to step {step:,} already, "
-        f"beyond the {plan.total_steps:,} of this config: choose another "
-        "--workdir, or lengthen the run."
+        f"{folder} has come to step {step:,} already, beyond the "
+        f"{plan.total_steps:,} of this config: choose another --workdir, or "
+        "lengthen the run."
       )
     if not hosts.is_first:
       wait_for_path(folder / run_dir.CHECKPOINTS / str(step))
