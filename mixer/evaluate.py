@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from mixer.cli import EX_OK, sigterm_to_keyboard_interrupt
 from mixer.cluster import ONE_HOST, Cluster
-from mixer.distributed import Hosts, initialize
+from mixer.distributed import initialize
 from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
-from mixer.plan import Plan, check_classes, leave_out_missing, make_plan
+from mixer.plan import Plan, check_classes, make_plan
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
@@ -73,7 +73,9 @@ def evaluate(
       begins = folder is None or not Checkpoints(folder / CHECKPOINTS).steps
       if not begins:
         run_dir.inherit_gelu(folder, config)
-      plan = make_plan(config, trains=False, begins=begins)
+      plan = make_plan(
+        config, trains=False, begins=begins, skip_missing=skip_missing
+      )
       if not plan.config.evals:
         plan.problems.append(
           "The config has no evaluators: add to config.evals."
@@ -82,14 +84,17 @@ def evaluate(
       if begins:
         origin_dir = Path(config.init).expanduser() if config.init else None
       _check_classes(plan, origin_dir)
-      left_out = leave_out_missing(plan) if skip_missing else ""
       plan.raise_complaints()
       params, origin = _find_params(plan, folder, step, best)
     check_same_plan(hosts, plan)
-    with hosts.raise_on_all():
-      _check_same_origin(hosts, f"{origin}.{left_out}", params)
+    if hosts.count > 1:  # the checksum of large weights takes seconds
+      hosts.check_same(
+        {"evaluates": origin, "weights": checksum(params)},
+        "evaluates other weights than host 0: give all hosts the same "
+        "--workdir and weights",
+      )
     if hosts.is_first:
-      print(f"Evaluates {origin}. {left_out}".strip(), flush=True)
+      print(f"Evaluates {origin}. {plan.left_out}".strip(), flush=True)
       if warning := run_dir.warn_other_split(origin_dir, plan.config):
         print(warning, flush=True)
     devices = local_devices()
@@ -106,19 +111,6 @@ def evaluate(
     if plan.bad_images and (report := plan.bad_images.report()):
       print(report)
   return EX_OK
-
-
-def _check_same_origin(hosts: Hosts, origin: str, params: dict):
-  """Raises UserError if hosts are about to evaluate different weights."""
-  if hosts.count == 1:
-    return
-  first, *others = hosts.gather([origin, checksum(params)])
-  for host, other in enumerate(others, start=1):
-    if other != first:
-      raise UserError(
-        f"Host 0 evaluates {first[0]} Host {host} evaluates {other[0]} Give "
-        "all the same --workdir, weights and data."
-      )
 
 
 def _print(results: dict[str, float], published: float | None):

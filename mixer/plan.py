@@ -79,6 +79,7 @@ class Plan:
   initial_note: str = ""
   source: Source | None = None
   evals: dict[str, EvalPlan] = dataclasses.field(default_factory=dict)
+  left_out: str = ""  # a sentence about evaluators without data
   bad_images: BadImages | None = None  # of training and evaluators together
   problems: list[str] = dataclasses.field(default_factory=list)
   missing: list[str] = dataclasses.field(default_factory=list)
@@ -116,6 +117,7 @@ def make_plan(
   devices: int | None = None,
   trains: bool = True,
   begins: bool = True,
+  skip_missing: bool = False,
 ) -> Plan:
   """Resolves a config and collects complaints.
 
@@ -124,6 +126,8 @@ def make_plan(
     devices: that share a batch; those of all processes if None.
     trains: False does without training data, length of the run and batch.
     begins: False does without config.init, which a checkpoint supersedes.
+    skip_missing: leave out evaluators whose data are missing, unless none would
+      be left or training data are missing as well.
 
   Raises:
     UserError: keys that the schema does not have; nothing else can be said
@@ -147,6 +151,8 @@ def make_plan(
     take_start(plan)
   plan_evals(plan, trains)
   open_evals(plan)
+  if skip_missing and (plan.source is not None or not trains):
+    _leave_out_missing(plan)
   return plan
 
 
@@ -584,20 +590,16 @@ def _open_eval(plan: Plan, name: str, evaluation: EvalPlan):
   evaluation.source = source
 
 
-def leave_out_missing(plan: Plan) -> str:
-  """Drops evaluators whose data are missing, and returns a sentence about it.
-
-  Nothing is dropped if no evaluator would be left.
-  """
-  missing = [name for name, each in plan.evals.items() if each.source is None]
-  if not plan.missing or len(missing) == len(plan.evals):
-    return ""
+def _leave_out_missing(plan: Plan):
+  """Drops the evaluators whose data are missing, unless none would be left."""
+  names = [name for name, each in plan.evals.items() if each.source is None]
+  if not plan.missing or len(names) == len(plan.evals):
+    return
   reasons = "\n  ".join(plan.missing)
-  plan.evals = {
-    name: each for name, each in plan.evals.items() if name not in missing
-  }
+  plan.left_out = f"Leaves out {', '.join(names)}:\n  {reasons}"
   plan.missing = []
-  return f"Leaves out {', '.join(missing)}:\n  {reasons}"
+  for name in names:
+    del plan.evals[name]
 
 
 def plan_summary(plan: Plan) -> str:
@@ -660,4 +662,6 @@ def plan_summary(plan: Plan) -> str:
     else "at the end"
   )
   lines.append(f"checkpoints   {often}, newest {config.checkpoint.keep} kept")
+  if plan.left_out:
+    lines.append(plan.left_out)
   return "\n".join(lines)

@@ -27,13 +27,7 @@ from mixer.distributed import Hosts, initialize
 from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
-from mixer.plan import (
-  Plan,
-  check_classes,
-  leave_out_missing,
-  make_plan,
-  plan_summary,
-)
+from mixer.plan import Plan, check_classes, make_plan, plan_summary
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
@@ -242,9 +236,7 @@ def dry_run(
   config: ConfigDict, workdir: str | None = None, *, skip_missing: bool = False
 ) -> int:
   """Prints the resolved config; raises UserError with everything missing."""
-  plan = make_plan(config)
-  if skip_missing:
-    drop_missing_evals(plan)
+  plan = make_plan(config, skip_missing=skip_missing)
   print(plan.config)
   print(plan_summary(plan))
   plan.raise_complaints()
@@ -287,23 +279,12 @@ def make_run_plan(
   with hosts.raise_on_all():
     if not begins:
       run_dir.inherit_gelu(folder, config)
-    plan = make_plan(config, begins=begins)
-    if skip_missing:
-      drop_missing_evals(plan, hosts.is_first)
+    plan = make_plan(config, begins=begins, skip_missing=skip_missing)
     plan.raise_complaints()
     run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
     if classes := weights.trained_classes(folder):
       check_classes(plan.source, classes, str(folder / weights.CLASSES))
   return plan
-
-
-def drop_missing_evals(plan: Plan, is_first: bool = True):
-  """Leaves out evaluators without data, if the training data are there."""
-  if plan.source is None:
-    return
-  note = leave_out_missing(plan)
-  if note and is_first:
-    print(note, flush=True)
 
 
 def restore(
