@@ -74,7 +74,7 @@ def train(steps, *, devices=1, model=None, objective=None, **options):
     ),
     some,
   )
-  state = create_state(params, optimizer, average=objective.average_decay > 0)
+  state = create_state(params, optimizer, average=objective.ema_decay > 0)
   state = replicate(state, some)
   history = []
   for step in range(steps):
@@ -94,7 +94,7 @@ def losses(history):
 EVERYTHING = dict(
   model=make_model(stoch_depth=0.3, dropout=0.1),
   objective=LossConfig(
-    "sigmoid", 5, label_smoothing=0.1, mixup=0.5, average_decay=0.9, seed=3
+    "sigmoid", 5, label_smoothing=0.1, mixup=0.5, ema_decay=0.9, seed=3
   ),
   weight_decay=1e-3,
 )
@@ -302,7 +302,7 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 
 def test_the_average_follows_the_parameters():
-  objective = LossConfig("softmax", 5, average_decay=0.9)
+  objective = LossConfig("softmax", 5, ema_decay=0.9)
 
   before, _ = train(1, objective=objective)
   after, _ = train(2, objective=objective)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixer.models.blocks import ResidualBlock, survival_probs
+from mixer.models.blocks import survival_probs
 from mixer.models.layers import apply_mask, check_gelu, patch_embedding
 
 
@@ -92,7 +92,12 @@ class ImageModel(nn.Module, kw_only=True):
 
 
 class TokenModel(ImageModel, kw_only=True):
-  """A model of patches, each a token. Options of Mixer and ViT:
+  """A model of patches, each a token.
+
+  A subclass defines `make_block`, which makes a block from index=,
+  survival_prob=, and Flax's name= or parent= (decorated with `nn.nowrap`, so
+  that a nested module may call it), and `trained_tokens`, which returns the
+  number of tokens that parameters were made for. Options of Mixer and ViT:
 
   patch: side of a patch in pixels, P.
   hidden: channels of a token, C.
@@ -108,17 +113,6 @@ class TokenModel(ImageModel, kw_only=True):
   blocks: int
   gelu: str = "tanh"
   scan: bool = False
-
-  def make_block(self, **fields) -> ResidualBlock:
-    """Makes a block from index=, survival_prob=, and Flax's name= or parent=.
-
-    Decorate it with `nn.nowrap`, so that a nested module may call it.
-    """
-    raise NotImplementedError
-
-  def trained_tokens(self, params: dict) -> int:
-    """Returns the number of tokens that parameters were made for."""
-    raise NotImplementedError
 
   def check(self, images: jax.Array, verb: str = "mix"):
     """Raises ValueError unless images fit the model and its parameters.

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
-# Checkpoint names, which the remat policies in base.py refer to.
+# Checkpoint names, which the remat policies in blocks.py refer to.
 HIDDEN = "hidden"  # product before the GELU in a block's second branch
 PRODUCT = "product"  # product with a derivative of its own
 

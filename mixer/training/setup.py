@@ -60,7 +60,7 @@ def create_update(
     cutmix=config.cutmix,
     cutmix_share=config.cutmix_share,
     accumulation=plan.accumulation,
-    average_decay=config.ema_decay,
+    ema_decay=config.ema_decay,
     seed=config.seed,
   )
   sharding = create_sharding(plan)

@@ -58,7 +58,7 @@ class LossConfig:
   cutmix: p of Beta(p, p), from which a step's box is drawn; 0 is off.
   cutmix_share: share of the steps that take CutMix, where mixup is on as well.
   accumulation: micro-batches that a device's part of the batch is cut into.
-  average_decay: decay of the EMA of parameters; 0 is off.
+  ema_decay: decay of the EMA of parameters; 0 is off.
   seed: of mixup weights and drop masks.
   """
 
@@ -69,7 +69,7 @@ class LossConfig:
   cutmix: float = 0.0
   cutmix_share: float = 0.5
   accumulation: int = 1
-  average_decay: float = 0.0
+  ema_decay: float = 0.0
   seed: int = 0
 
 
@@ -158,7 +158,7 @@ def train_step(
     loss,
     gradients,
     optimizer=optimizer,
-    average_decay=objective.average_decay,
+    ema_decay=objective.ema_decay,
     sharding=sharding,
   )
 
@@ -169,7 +169,7 @@ def apply_gradients(
   gradients: dict,
   *,
   optimizer: optax.GradientTransformation,
-  average_decay: float,
+  ema_decay: float,
   sharding: Replicated,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Returns the next state, from loss and gradients averaged over devices.
@@ -179,7 +179,7 @@ def apply_gradients(
     loss: float32 [].
     gradients: as `sharding.mean_grads` returns them.
     optimizer: as `train_step` takes it.
-    average_decay: decay of the EMA of parameters.
+    ema_decay: decay of the EMA of parameters.
     sharding: as `train_step` takes it.
 
   Returns:
@@ -215,7 +215,7 @@ def apply_gradients(
   }
   average = state.average
   if average is not None:
-    moved = optax.incremental_update(params, average, 1 - average_decay)
+    moved = optax.incremental_update(params, average, 1 - ema_decay)
     average = keep_if_skipped(average, moved)
   counts = {
     "skipped": state.skipped + skip,
