@@ -20,9 +20,9 @@ class Chip:
   source: where the figures are from.
   devices: jax devices that share the chip.
   memory: bytes, None where the kind does not say.
-  program_memory: of these, what a program may use.
+  program_memory: the part of them that a program may use.
   bandwidth: between chip and memory, bytes/s.
-  interconnect: what a chip sends at once over all of its links to neighbours
+  interconnect: rate of a chip over all of its links to neighbours together
     of its kind, bytes/s; in an all-reduce it receives as much.
   axes: of the torus that the links make; 0 where a switch joins all.
   per_host: chips of a host.
@@ -49,8 +49,9 @@ class Chip:
 
 # TPUs: pages "TPU v3" and so on of Google Cloud's documentation; where these
 # have an "all-reduce bandwidth per Pod", the interconnect is that, divided by
-# the chips of a Pod. `program_memory` is what the TPU compiler of libtpu 0.0.42
-# says it has when a program does not fit, times the devices of a chip.
+# the chips of a Pod. `program_memory` is the limit in the message of the TPU
+# compiler (libtpu 0.0.42) for a program that does not fit, times the devices of
+# a chip.
 # On v2 and v3 a jax device is one core, half a chip.
 _TPU = "Google Cloud documentation, page "
 _TPUS = (

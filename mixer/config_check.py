@@ -47,7 +47,7 @@ PER_HOST_KEYS = (
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-  """Fills in the defaults and takes former names of keys for today's.
+  """Fills in the defaults and renames former keys.
 
   A locked ConfigDict does not notice `config.optimizer = {"learning_rat": 3}`.
 

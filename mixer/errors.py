@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-  """One or two sentences: what is wrong, and how to correct it.
+  """One or two sentences: the fault, and how to correct it.
 
   The CLI prints the message without a traceback and exits with code 2.
   """

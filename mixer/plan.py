@@ -41,10 +41,9 @@ from mixer.weights import Checkpoint
 class EvalPlan:
   """One evaluator of the config, resolved.
 
-  every: updates between two runs; None for the end alone.
-  source: the split that is evaluated; None where a complaint says why.
-  pool: the split that examples are drawn from, where the type does so; there
-    if the source is.
+  every: updates between two runs; None: only at the end.
+  source: the split to evaluate; None if there is a complaint about it.
+  pool: the split to sample examples from, for a type that does so.
   """
 
   options: ConfigDict
@@ -59,7 +58,7 @@ class EvalPlan:
 class Plan:
   """A config, resolved against this machine's devices and data.
 
-  Fields are None where a complaint says why.
+  A field is None if there is a complaint about it.
   """
 
   config: ConfigDict
@@ -122,7 +121,7 @@ def make_plan(
   """Resolves a config and collects complaints.
 
   Args:
-    config: as a recipe and the command line made it.
+    config: from a recipe and the command line.
     devices: that share a batch; those of all processes if None.
     trains: False does without training data, length of the run and batch.
     begins: False does without config.init, which a checkpoint supersedes.
@@ -130,8 +129,7 @@ def make_plan(
       be left or training data are missing as well.
 
   Raises:
-    UserError: keys that the schema does not have; nothing else can be said
-      about such a config.
+    UserError: keys that the schema does not have; no other check runs then.
   """
   plan = Plan(resolve(config), devices or jax.device_count())
   plan.problems += validate(plan.config)
@@ -248,14 +246,14 @@ def _plan_training_data(plan: Plan):
 def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
   """Raises UserError if a folder's labels stand for other classes.
 
-  Data sets of TFDS are not looked at: some spell the same classes otherwise.
+  TFDS data sets are not compared: some spell class names differently.
   """
   is_folder = source.name.startswith(image_folder.PREFIX)
   if is_folder and source.class_names != tuple(trained):
-    strange = sorted({*source.class_names} ^ {*trained})
+    different = sorted({*source.class_names} ^ {*trained})
     raise UserError(
       f"{source.name} has other classes than {where}, or in another order"
-      f"{strange and f' ({format_list(strange)})'}: give both the same file,"
+      f"{different and f' ({format_list(different)})'}: give both the same file,"
       " one class a line, with config.data.classes, such as a run's"
       " classes.txt."
     )
@@ -280,7 +278,7 @@ def open_split(
   classes: str = "",
   has_several: bool = False,
 ) -> Source:
-  """Opens a split and compares it with what the config says of it.
+  """Opens a split and compares it with the config.
 
   Args:
     config: the whole.
@@ -292,7 +290,7 @@ def open_split(
 
   Raises:
     DatasetNotFoundError: there is no such data set on disk.
-    UserError: it is not what the config says, or the ops fail on its images.
+    UserError: it differs from the config, or the ops fail on its images.
   """
   if not options.split:
     raise UserError("split is not set, such as 'validation'.")
@@ -311,13 +309,13 @@ def open_split(
       "which takes what there is."
     )
   if bool(source.label_shape) != has_several:
-    there = "any number of classes" if source.label_shape else "one class"
+    labels = "any number of classes" if source.label_shape else "one class"
     raise UserError(
-      f"The label {options.label!r} of {name} is {there} an image, which is "
+      f"The label {options.label!r} of {name} is {labels} an image, which is "
       + (
-        "not what the type 'real' is for: take 'classification'."
+        "not for the type 'real': take 'classification'."
         if has_several
-        else "for evaluators of the type 'real' alone."
+        else "only for evaluators of the type 'real'."
       )
     )
   _try_examples(source, options.ops)
@@ -329,13 +327,13 @@ def _try_examples(source: Source, ops: str | None):
   try:
     transform = preprocess.parse(ops or "")
   except UserError:
-    return  # is complained of with the image size
+    return  # reported with the image size
   for i in {0, len(source) - 1}:
     [(data, _)] = source.read([i])
     try:
       image = decode(data)
     except ValueError:
-      continue  # which data.on_bad_image may let pass
+      continue  # data.on_bad_image decides
     try:
       transform(image, np.random.default_rng(0))
     except ValueError as error:
@@ -349,9 +347,9 @@ def plan_model(plan: Plan, trains: bool):
   """Creates the model, and counts its parameters and operations."""
   config = plan.config
   with plan.collecting("config.model: "):
-    fields, strange = _model_fields(config.model)
-    plan.problems += strange
-    if not strange:
+    fields, problems = _model_fields(config.model)
+    plan.problems += problems
+    if not problems:
       plan.model = create(config.model.name, **fields)
   with plan.collecting("config.data.ops: "):
     ops = config.data.ops or (not trains and _first_ops(plan))
@@ -375,26 +373,26 @@ def _model_fields(options: ConfigDict) -> tuple[dict, list[str]]:
   """Splits the model's part of the config.
 
   Returns:
-    What `create` takes, and a complaint for each key that is set although the
-    model's family does not have it.
+    Arguments of `create`, and a complaint for each key that is set although
+    the model's family does not have it.
 
   Raises:
     ValueError: there is no such model.
   """
   name, off = options.name, default().model
   known = {"num_classes", *fields_of(family_of(name))}
-  given, strange = {}, []
+  fields, problems = {}, []
   for key, value in options.to_dict().items():
     if key in known:
       if value is not None:
-        given[key] = value
+        fields[key] = value
     elif key != "name" and value != off[key]:
       owners = [family for family in FAMILIES if key in fields_of(family)]
-      strange.append(
+      problems.append(
         f"config.model.{key} is of {', '.join(owners)}; {name} has no such "
         "field: leave it out."
       )
-  return given, strange
+  return fields, problems
 
 
 def _first_ops(plan: Plan) -> str | None:
@@ -425,9 +423,9 @@ def read_start(plan: Plan, trains: bool):
 
 
 def _keep_head(config: ConfigDict):
-  """Keeps the head if an evaluator needs it: no head of zeros is judged."""
-  judged = any(not TYPES[x.type].own_classes for x in config.evals.values())
-  config.init_head = "keep" if judged else "auto"
+  """Keeps the head if an evaluator needs it: no head of zeros is evaluated."""
+  needs_head = any(not TYPES[x.type].own_classes for x in config.evals.values())
+  config.init_head = "keep" if needs_head else "auto"
 
 
 def take_start(plan: Plan):
@@ -448,26 +446,26 @@ def take_start(plan: Plan):
 
 
 def _grow(plan: Plan) -> tuple[dict, str]:
-  """Returns the weights for the run's token grid, and what was done."""
-  params, how = plan.checkpoint.params, plan.config.init_growth
-  if how == "none":
+  """Returns the weights for the run's token grid, and a note about it."""
+  params, growth = plan.checkpoint.params, plan.config.init_growth
+  if growth == "none":
     return params, ""
   _check_growth(plan.config)
   grid = weights.token_grid(params, plan.checkpoint.image_size)
-  wanted = tuple(side // plan.model.patch for side in plan.image_size)
-  if grid == wanted:
+  new_grid = tuple(side // plan.model.patch for side in plan.image_size)
+  if grid == new_grid:
     return params, ""
-  if how == "tiles":
-    factor = weights.whole_factor(grid, wanted)
+  if growth == "tiles":
+    factor = weights.whole_factor(grid, new_grid)
     grown = weights.grow(params, factor=factor, grid=grid)
-    said = f"{factor} x {factor} tiles of the old mixing"
+    how = f"{factor} x {factor} tiles of the old mixing"
   else:
-    grown = weights.grow(params, tokens=wanted, grid=grid)
-    said = "the old mixing interpolated, which is beyond the paper"
+    grown = weights.grow(params, tokens=new_grid, grid=grid)
+    how = "the old mixing interpolated, which is beyond the paper"
     if family_of(plan.config.model.name) == "ViT":
-      said = "the old position embeddings interpolated"
-  sizes = " to ".join(f"{h} x {w}" for h, w in (grid, wanted))
-  return grown, f"Grown from {sizes} tokens: {said}. "
+      how = "the old position embeddings interpolated"
+  sizes = " to ".join(f"{h} x {w}" for h, w in (grid, new_grid))
+  return grown, f"Grown from {sizes} tokens: {how}. "
 
 
 def _check_growth(config: ConfigDict):

@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 # No such bytes stand in the compressed pixels, only in the header.
 ADOBE_MARKER = re.compile(rb"\xff\xee..Adobe", re.DOTALL)
 
-# What is wrong with an image, the exception says.
+# The exception describes the fault of an image.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -60,7 +60,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _read_jpeg(data: bytes) -> tuple[np.ndarray | None, str]:
-  """Returns the pixels, or None and what is wrong."""
+  """Returns the pixels, or None and the fault."""
   try:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     if height * width > LARGEST_IMAGE:
@@ -93,13 +93,13 @@ def _read_flawed_jpeg(
 def _from_ink(ink: np.ndarray, data: bytes) -> np.ndarray:
   """Multiplies three inks of uint8 [h, w, 4] by black, as TensorFlow does."""
   ink = ink.astype(np.uint16)
-  if not ADOBE_MARKER.search(data):  # Adobe stores what is left of white.
+  if not ADOBE_MARKER.search(data):  # Adobe inverts CMYK.
     ink = 255 - ink
   return (ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8)
 
 
 def _read_other(data: bytes) -> tuple[np.ndarray | None, str]:
-  """Returns the pixels, or None and what is wrong."""
+  """Returns the pixels, or None and the fault."""
   if data.startswith(PNG):
     width, height = (int.from_bytes(data[i : i + 4]) for i in (16, 20))
     if height * width > LARGEST_IMAGE:

@@ -62,7 +62,7 @@ class Hashes:
 
   Attributes:
     codes: uint64 [2, n].
-    names: what each image is called, such as `cifar10 test 17`.
+    names: of the images, such as `cifar10 test 17`.
   """
 
   codes: np.ndarray

@@ -13,7 +13,7 @@ from mixer.errors import UserError, format_list
 
 
 def find_images(given: Sequence[str]) -> list[str]:
-  """Returns the paths of images, each once, in the order of what is given.
+  """Returns the paths of images, each once, in the given order.
 
   Args:
     given: files, whatever their suffix; folders, in which the files with the

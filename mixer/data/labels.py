@@ -42,7 +42,7 @@ class Label:
     """Returns the class, or int32 [classes] if there are several.
 
     Raises:
-      IndexError: what the features hold is no label.
+      IndexError: the features hold no label.
     """
     found = self.rule(features)
     if not self.several:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one-line language of recipes: `inception_crop(224) | flip`.
 
-Ops are written as Python calls with plain values, separated by bars. What an
-op is and which arguments it takes, a registry of dataclasses says.
+Ops are written as Python calls with plain values, separated by bars. A
+registry of dataclasses defines the ops and their arguments.
 """
 
 import ast

@@ -21,13 +21,13 @@ from mixer.data.pp_parser import Size
 from mixer.data.resize import Method, check_method, check_size, resize
 from mixer.errors import UserError
 
-# What a seed's streams are for, as entropy beside the seed.
+# Streams of a seed, by purpose: entropy next to the seed.
 _PATCHES, _WITHIN, _PIXELS = range(3)
 
 
 def permutation(n: int, seed: int, stream: int) -> np.ndarray:
   """A random permutation of range(n), int64 [n]."""
-  # RandomState, because NumPy promises never to change what it draws.
+  # RandomState, because NumPy promises never to change its draws.
   bits = np.random.MT19937(np.random.SeedSequence([seed, stream]))
   return np.random.RandomState(bits).permutation(n)
 

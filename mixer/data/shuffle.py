@@ -48,7 +48,7 @@ class IndexShuffler:
       return self._permutation(epoch)[places]
 
   def _permute(self, epoch: int) -> np.ndarray:
-    # RandomState, because NumPy promises never to change what it draws.
+    # RandomState, because NumPy promises never to change its draws.
     bits = np.random.MT19937(self._seed(epoch))
     # uint32 halves the memory of the table, which every worker process has.
     return np.random.RandomState(bits).permutation(self.examples).astype("u4")

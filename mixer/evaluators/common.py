@@ -23,7 +23,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class EvalSetup:
-  """Everything that an evaluator is created from.
+  """Arguments of an evaluator's `create`.
 
   name: of the evaluator in the config.
   options: its part of the config.

@@ -34,7 +34,7 @@ class EvalRunner:
       folder: for files next to the numbers.
       devices: of this host.
       hosts: that share the work, in step.
-      should_stop: from `preemption.catch_signals`; asked once a batch.
+      should_stop: from `preemption.catch_signals`; called once per batch.
     """
     self._plan = plan
     self._hosts = hosts

@@ -393,7 +393,7 @@ def _remove_tree(path: epath.Path) -> None:
 
 
 def _find_system_error(error: Exception) -> str | None:
-  """Returns what the operating system refused, None if it is not to blame."""
+  """Returns the error of the operating system; None if it has none."""
   # TensorStore raises a ValueError and hides the number in its text.
   hidden = re.search(r"os_error_code='(\d+)'", str(error))
   number = int(hidden[1]) if hidden else getattr(error, "errno", None)

@@ -6,8 +6,8 @@ One update of parameter p at step s, with g the clipped gradient:
   p <- p - schedule(s) * (learning_rate * multiplier * direction(g) + decay * p)
 
 Weight decay is decoupled: it is multiplied by the schedule, which runs from 0
-to 1 and down again, and not by the learning rate. What the paper's table 4
-calls weight decay 0.1 is AdamW's coefficient, so decay = 0.1 * learning_rate.
+to 1 and down again, and not by the learning rate. The weight decay 0.1 of
+the paper's table 4 is AdamW's coefficient, so decay = 0.1 * learning_rate.
 """
 
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights as they are read, with what is known about them."""
+"""Weights read from a file, a run or the cache, with their properties."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from mixer.weights.published import Published
 RUN_FILE = "weights.npz"  # in a run's folder, written when the run is done
 CLASSES = "classes.txt"  # there too, in the order of the labels
 _RUN_FILES = (RUN_FILE, "weights.safetensors")
-# How timm's hub and its releases call what they took over from Google.
+# timm's names, on its hub and in its releases, for weights from Google.
 _TIMMS_OF_GOOGLE = r"mixer_[sbl]\d+_224\.goog|jx_mixer_[bl]\d+_224"
 # Weights of others in timm, which take pixels in [0, 1].
 _TIMMS_OF_MIIL = r"mixer_b16_224[._]miil"
@@ -62,7 +62,7 @@ def load(init: str | os.PathLike) -> dict:
 
 
 def read(init: str | os.PathLike) -> Checkpoint:
-  """Loads parameters with what is known about them; see `load`."""
+  """Loads parameters with their properties; see `load`."""
   name = os.fspath(init)
   path = Path(name).expanduser()
   if path.is_dir():

@@ -32,7 +32,7 @@ def download(url: str, path: Path, title: str) -> Path:
   Args:
     url: of http or https.
     path: of the whole file; not written to.
-    title: what the progress bar says.
+    title: of the progress bar.
 
   Raises:
     Unavailable: the server refuses, or cannot be reached.
@@ -122,7 +122,7 @@ def _copy(
 
 
 def _resumable(url: str, partial: Path) -> tuple[int, str]:
-  """Bytes that are there, and by what the server knows their file."""
+  """Bytes downloaded so far, and the server's tag of their file."""
   try:
     state = json.loads(_state(partial).read_text())
     if state["url"] == url and state["validator"]:

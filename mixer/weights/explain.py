@@ -14,7 +14,7 @@ def explain(params: dict, wanted: dict, head: str) -> str:
   Args:
     params: nested dict of arrays.
     wanted: the model's parameters, or their shapes.
-    head: what is to become of theirs, as in `fit`.
+    head: as in `fit`.
   """
   given, model = read_sizes(params), read_sizes(wanted)
   if given is None or model is None or given.family != model.family:

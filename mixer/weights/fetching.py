@@ -55,7 +55,7 @@ def _find(published: Published, folder: Path) -> Path | None:
   """The file in the cache.
 
   Raises:
-    UserError: it is not what was fetched, or not what was published.
+    UserError: it differs from the fetched or from the published file.
   """
   for mirror in published.mirrors:
     path = _place(published, mirror, folder)

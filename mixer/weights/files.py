@@ -159,7 +159,7 @@ def _number(array: np.ndarray) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-  """The line of PyTorch's long message that names what it refuses."""
+  """The line of PyTorch's long message that names the refused type."""
   lines = str(error).splitlines()
   return next((x.strip() for x in lines if "GLOBAL" in x), lines[0])
 

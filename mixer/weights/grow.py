@@ -93,9 +93,9 @@ def grow(
   as large. Until then the model's pre_logits are the mean of those that the
   old model gives for the K * K parts.
 
-  With `tokens`, beyond the paper: what a hidden unit looks for, and where it
-  writes to, are pictures over the tokens; they are resized to the new grid,
-  bilinearly, and D_S stays. A ViT, which has no tiles, has its position
+  With `tokens`, beyond the paper: the input and output weights of a hidden unit
+  are pictures over the tokens; they are resized to the new grid, bilinearly,
+  and D_S stays. A ViT, which has no tiles, has its position
   embeddings resized so, as the ViT paper does.
 
   Args:

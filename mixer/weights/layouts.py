@@ -17,7 +17,7 @@ Arrays = dict[str, np.ndarray]
 
 _OLD_BLOCK = r"Mixer/encoderblock_(\d+)"
 _OLD_PHASE = _OLD_BLOCK + r"/(token|channel)_mixing_phase_0/(kernel|bias)"
-# Each pattern, what it becomes, and what happens to the array. The first one
+# Each pattern, its replacement, and the change of the array. The first one
 # that covers a whole name holds.
 _OLD_MIXER = (
   (_OLD_PHASE + "1", r"MixerBlock_\1/\2_mixing/Dense_0/\3", np.squeeze),

@@ -29,7 +29,7 @@ def model_of(params: dict, *, gelu: str = "tanh", **fields) -> nn.Module:
   Args:
     params: nested dict of arrays.
     gelu: "tanh" or "exact", see `Checkpoint.gelu`; a BiT has none.
-    **fields: any field of the model, over what the shapes say.
+    **fields: any field of the model, over those of the shapes.
 
   Raises:
     UserError: they are not those of a Mixer, a ViT or a BiT.

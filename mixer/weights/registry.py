@@ -19,7 +19,7 @@ class Unpublished:
 
   pattern: of the names under which they look.
   what: they are.
-  instead: what to do without.
+  instead: the alternative.
   """
 
   pattern: str
@@ -80,7 +80,7 @@ WARNINGS = (
 
 
 def find(name: str) -> Published:
-  """Returns what was published under a name.
+  """Returns the published weights of a name.
 
   Raises:
     UserError: nothing was; with the nearest names, or why there is none.

@@ -88,7 +88,7 @@ def stat_files(files: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def fingerprint(*facts: object) -> str:
-  """Returns a short name for what is known of some files."""
+  """Returns a hash of the properties of some files."""
   return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 

@@ -173,7 +173,7 @@ def scan(folder: str) -> Entries:
     for entry in _entries(folder):
       if is_hidden(entry.name):
         continue
-      # By name first: asking a bucket what is a folder takes long.
+      # By name first: a bucket takes long to tell folders from files.
       if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
         images.append(entry.name)
       elif entry.is_dir():

@@ -135,11 +135,11 @@ def formats(folder: epath.Path) -> set[str]:
 
 
 def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
-  """Returns a TFDS builder for what is in a version folder.
+  """Returns a TFDS builder for the files in a version folder.
 
   Args:
     folder: of one version.
-    name: of the data set, for a folder that does not say what it holds.
+    name: of the data set, for a folder without it in its files.
     file_format: one of `formats(folder)`; None means the first.
 
   Raises:
@@ -180,7 +180,7 @@ def _versions(folder: epath.Path) -> list[epath.Path]:
   found = [
     child
     for child in folder.iterdir()
-    # TFDS begins so what it has not finished.
+    # TFDS's prefix of unfinished folders.
     if (child / INFO).exists() and not child.name.startswith("incomplete.")
   ]
   return sorted(found, key=_version_order)
@@ -292,7 +292,7 @@ _NAME = re.compile(
 
 
 def split_name(name: str) -> tuple[str, str | None, str | None]:
-  """Splits `NAME/CONFIG:VERSION` into its parts; None for what is not there.
+  """Splits `NAME/CONFIG:VERSION` into its parts; None for a missing one.
 
   Raises:
     UserError: it is no such name.
