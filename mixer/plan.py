@@ -253,9 +253,9 @@ def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
     different = sorted({*source.class_names} ^ {*trained})
     raise UserError(
       f"{source.name} has other classes than {where}, or in another order"
-      f"{different and f' ({format_list(different)})'}: give both the same file,"
-      " one class a line, with config.data.classes, such as a run's"
-      " classes.txt."
+      f"{different and f' ({format_list(different)})'}: give both the same "
+      "file, one class a line, with config.data.classes, such as a run's "
+      "classes.txt."
     )
 
 
