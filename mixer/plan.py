@@ -155,7 +155,10 @@ def make_plan(
 
 
 def _skip_evals(plan: Plan):
-  """Removes the evaluators that config.skip_evals names."""
+  """Removes the evaluators that config.skip_evals names, and the key's value.
+
+  The resolved config can then be planned again, from a run's config.json.
+  """
   evals = plan.config.evals
   known = list(evals)
   names = [name.strip() for name in plan.config.skip_evals.split(",")]
@@ -167,6 +170,7 @@ def _skip_evals(plan: Plan):
       )
     elif name in evals:
       del evals[name]
+  plan.config.skip_evals = ""
 
 
 def _plan_durations(plan: Plan):
