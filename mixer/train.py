@@ -83,7 +83,8 @@ def train(
   configure_xla(deterministic=config.get("deterministic_operations"))
   enable_compilation_cache()
   with contextlib.ExitStack() as stack:
-    # Connect the hosts, which must agree on the config and on the folder.
+    # Connect the hosts, which must agree on the config and on the folder. Until
+    # signals are caught below, there is nothing to save: SIGTERM ends at once.
     stack.enter_context(sigterm_to_keyboard_interrupt())
     hosts = stack.enter_context(initialize(cluster))
     stack.enter_context(disk_errors(workdir))

@@ -124,7 +124,7 @@ class Checkpoints:
         temporary.write_text(json.dumps(metrics))
 
   def _read_metrics(self) -> dict[int, float]:
-    """Returns metrics by step; old checkpoints hold theirs themselves."""
+    """Returns metrics by step; older checkpoints contain their own."""
     file = self._folder / _METRICS
     if file.exists():
       return {int(s): x for s, x in json.loads(file.read_text()).items()}
@@ -378,7 +378,7 @@ def _rename(path: epath.Path, suffix: str) -> epath.Path:
 
 
 def _delete(path: epath.Path) -> None:
-  """Deletes a checkpoint; it ends to be one before its files go."""
+  """Deletes a checkpoint; it stops being one before its files are deleted."""
   if is_in_bucket(path):
     (path / _COMMITTED).unlink(missing_ok=True)
   else:

@@ -26,8 +26,8 @@ def catch_signals(hosts: Hosts) -> Iterator[Callable[[], bool]]:
 
   All hosts call it equally often, from their main threads: it turns True in the
   same call on all of them, which jax's preemption service agrees on (17 to 33
-  us a call, no collective). It stays True. A second signal acts as it would
-  without this function.
+  us a call, no collective). It stays True. The same signal again, after a
+  second or more, ends the process at once.
 
   Args:
     hosts: after `distributed.initialize`.

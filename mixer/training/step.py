@@ -24,7 +24,7 @@ class TrainState:
   """The whole state of a run at step n, that is after n updates.
 
   In a run that shards its state, each device holds its share of params,
-  opt_state and ema_params.
+  opt_state and average.
 
   step: int32 [].
   params: nested dict of float32 arrays under the published names.
