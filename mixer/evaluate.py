@@ -70,18 +70,21 @@ def evaluate(
     check_same_config(hosts, config)
     check_same_devices(hosts)
     with hosts.raise_on_all():
-      begins = folder is None or not Checkpoints(folder / CHECKPOINTS).steps
-      if not begins:
+      is_new_run = folder is None or not Checkpoints(folder / CHECKPOINTS).steps
+      if not is_new_run:
         run_dir.inherit_gelu(folder, config)
       plan = make_plan(
-        config, trains=False, begins=begins, skip_missing=skip_missing
+        config,
+        for_training=False,
+        load_init=is_new_run,
+        skip_missing=skip_missing,
       )
       if not plan.config.evals:
         plan.problems.append(
           "The config has no evaluators: add to config.evals."
         )
       origin_dir = folder
-      if begins:
+      if is_new_run:
         origin_dir = Path(config.init).expanduser() if config.init else None
       _check_classes(plan, origin_dir)
       plan.raise_complaints()

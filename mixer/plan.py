@@ -114,8 +114,8 @@ def make_plan(
   config: ConfigDict,
   *,
   devices: int | None = None,
-  trains: bool = True,
-  begins: bool = True,
+  for_training: bool = True,
+  load_init: bool = True,
   skip_missing: bool = False,
 ) -> Plan:
   """Resolves a config and collects complaints.
@@ -123,8 +123,8 @@ def make_plan(
   Args:
     config: from a recipe and the command line.
     devices: that share a batch; those of all processes if None.
-    trains: False does without training data, length of the run and batch.
-    begins: False does without config.init, which a checkpoint supersedes.
+    for_training: False does without training data, length of the run and batch.
+    load_init: False does without config.init, which a checkpoint supersedes.
     skip_missing: leave out evaluators whose data are missing, unless none would
       be left or training data are missing as well.
 
@@ -138,18 +138,18 @@ def make_plan(
   _skip_evals(plan)
   if plan.config.data.on_bad_image == "replace":
     plan.bad_images = BadImages()
-  if trains:
+  if for_training:
     _plan_training_data(plan)
     _plan_durations(plan)
-  _plan_batch(plan, trains)
-  if begins:
-    read_start(plan, trains)
-  plan_model(plan, trains)
-  if begins:
+  _plan_batch(plan, for_training)
+  if load_init:
+    read_start(plan, for_training)
+  plan_model(plan, for_training)
+  if load_init:
     take_start(plan)
-  plan_evals(plan, trains)
+  plan_evals(plan, for_training)
   open_evals(plan)
-  if skip_missing and (plan.source is not None or not trains):
+  if skip_missing and (plan.source is not None or not for_training):
     _leave_out_missing(plan)
   return plan
 
@@ -201,9 +201,9 @@ def _plan_durations(plan: Plan):
     plan.milestone_every = read(config.checkpoint, "milestone")
 
 
-def _plan_batch(plan: Plan, trains: bool):
+def _plan_batch(plan: Plan, for_training: bool):
   config, devices = plan.config, plan.devices
-  if not trains:  # evaluators take as many images at once, about
+  if not for_training:  # evaluators take as many images at once, about
     share = -(-config.batch // devices)
     plan.per_device = min(share, config.max_per_device or share)
     return
@@ -347,7 +347,7 @@ def _try_examples(source: Source, ops: str | None):
       ) from error
 
 
-def plan_model(plan: Plan, trains: bool):
+def plan_model(plan: Plan, for_training: bool):
   """Creates the model, and counts its parameters and operations."""
   config = plan.config
   with plan.collecting("config.model: "):
@@ -356,7 +356,7 @@ def plan_model(plan: Plan, trains: bool):
     if not problems:
       plan.model = create(config.model.name, **fields)
   with plan.collecting("config.data.ops: "):
-    ops = config.data.ops or (not trains and _first_ops(plan))
+    ops = config.data.ops or (not for_training and _first_ops(plan))
     if not ops:
       raise UserError("is not set, such as 'inception_crop(224) | flip'.")
     plan.image_size = output_size(ops)
@@ -367,7 +367,7 @@ def plan_model(plan: Plan, trains: bool):
     plan.multiply_accumulates = flops.multiply_accumulates(
       plan.model, plan.image_size
     )
-  if plan.abstract_params is None or not trains:
+  if plan.abstract_params is None or not for_training:
     return
   with plan.collecting("config."):
     lr_multiplier_tree(plan.abstract_params, config.optimizer.multipliers)
@@ -404,13 +404,13 @@ def _first_ops(plan: Plan) -> str | None:
   return next((o.ops for o in plan.config.evals.values() if o.ops), None)
 
 
-def read_start(plan: Plan, trains: bool):
+def read_start(plan: Plan, for_training: bool):
   """Reads config.init, which also says how the model's GELU is computed."""
   config = plan.config
-  if not trains:
+  if not for_training:
     _keep_head(config)
   for key, off in (("init_head", "auto"), ("init_growth", "none")):
-    if trains and config[key] != off and not config.init:
+    if for_training and config[key] != off and not config.init:
       plan.problems.append(
         f"config.{key} = {config[key]!r}, but config.init names no weights: "
         f"give --config.init=FILE, or --config.{key}={off} to start from "
@@ -503,15 +503,15 @@ def _check_head(plan: Plan):
     )
 
 
-def plan_evals(plan: Plan, trains: bool):
+def plan_evals(plan: Plan, for_training: bool):
   for name, options in plan.config.evals.items():
     here = f"config.evals.{name}"
-    plan.evals[name] = _plan_one(plan, here, options, trains)
+    plan.evals[name] = _plan_one(plan, here, options, for_training)
   _check_best(plan)
 
 
 def _plan_one(
-  plan: Plan, here: str, options: ConfigDict, trains: bool
+  plan: Plan, here: str, options: ConfigDict, for_training: bool
 ) -> EvalPlan:
   config = plan.config
   batch = options.batch or plan.devices * (plan.per_device or 1)
@@ -520,7 +520,7 @@ def _plan_one(
       f"{here}.batch = {batch} is no multiple of the {plan.devices} devices."
     )
   every = None
-  if trains:
+  if for_training:
     with plan.collecting(f"{here}."):
       every = resolve_steps(
         options, "every", batch=config.batch, examples=config.data.examples

@@ -54,7 +54,7 @@ def draw(
   Raises:
     UserError: the data are not there, or the picture cannot be written.
   """
-  plan = make_plan(config, begins=False)
+  plan = make_plan(config, load_init=False)
   if plan.source is None or plan.image_size is None:
     plan.raise_complaints()
   pixels, labels = fed_examples(plan, step, images)

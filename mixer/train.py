@@ -275,12 +275,12 @@ def make_run_plan(
     UserError: all complaints about the plan; or the folder's run has another
       config or other classes.
   """
-  begins = not Checkpoints(folder / run_dir.CHECKPOINTS).steps
-  [begins, *_] = hosts.gather(begins)
+  is_new_run = not Checkpoints(folder / run_dir.CHECKPOINTS).steps
+  [is_new_run, *_] = hosts.gather(is_new_run)
   with hosts.raise_on_all():
-    if not begins:
+    if not is_new_run:
       run_dir.inherit_gelu(folder, config)
-    plan = make_plan(config, begins=begins, skip_missing=skip_missing)
+    plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
     plan.raise_complaints()
     run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
     if classes := weights.trained_classes(folder):

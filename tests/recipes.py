@@ -85,8 +85,10 @@ def text(config: ConfigDict) -> str:
   from mixer.plan import make_plan
 
   # A recipe without training data is for evaluation alone.
-  trains = config.data.name is not None
-  plan = make_plan(config, devices=1, trains=trains, begins=False)
+  for_training = config.data.name is not None
+  plan = make_plan(
+    config, devices=1, for_training=for_training, load_init=False
+  )
   assert not plan.problems, plan.problems
   return (
     f"{plan.config}"

@@ -99,7 +99,7 @@ def test_published_figures_are_shares(digits_dir, init):
   config = config_of(digits_dir, init, test=TEST | {"published": 76.44})
 
   with pytest.raises(UserError, match="published = 76.44 must be 0 to 1"):
-    make_plan(config, trains=False).raise_complaints()
+    make_plan(config, for_training=False).raise_complaints()
 
 
 def test_everything_missing_is_listed_at_once(
@@ -207,13 +207,13 @@ def test_keys_of_another_type_are_refused(digits_dir, init, options, words):
   config = config_of(digits_dir, init, x=options)
 
   with pytest.raises(UserError, match=words):
-    make_plan(config, trains=False)
+    make_plan(config, for_training=False)
 
 
 def test_an_evaluator_needs_a_data_set_of_its_own_without_training(init):
   config = config_of("", init, x={"split": "test"})
 
-  problems = make_plan(config, trains=False).problems
+  problems = make_plan(config, for_training=False).problems
 
   assert "config.evals.x.name, the data set, is not set." in problems
 
@@ -248,7 +248,7 @@ def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
 def test_published_weights_are_evaluated_as_their_authors_did():
   config = recipes.load("evaluate", "imagenet1k/Mixer-B_16")
 
-  plan = make_plan(config, trains=False, begins=False)
+  plan = make_plan(config, for_training=False, load_init=False)
 
   assert not plan.problems
   assert {*plan.evals} == {"val", "val_resize", "real", "v2", "imagenet"}

@@ -226,7 +226,7 @@ def plan_with(folder, **options):
     ops="resize(224)",
     **options,
   )
-  return make_plan(config, trains=False, begins=False)
+  return make_plan(config, for_training=False, load_init=False)
 
 
 def test_the_data_set_has_classes_of_its_own(cifar):
@@ -271,7 +271,7 @@ def test_a_checkpoint_can_be_the_best_by_its_shots(cifar):
   config.evals.cifar = evaluator(type="fewshot", name="cifar10", split="test")
   config.checkpoint.best = "eval/fewshot/cifar/6shot"
 
-  problems = make_plan(config, trains=False, begins=False).problems
+  problems = make_plan(config, for_training=False, load_init=False).problems
 
   assert any("did you mean eval/fewshot/cifar/5shot?" in x for x in problems)
   assert not any(

@@ -45,7 +45,7 @@ def test_images_of_ones_own_are_counted_and_take_the_settings_of_their_number(
 ):
   config = finetune(f"dataset=folder:{images},res=32")
 
-  plan = make_plan(config, begins=False)
+  plan = make_plan(config, load_init=False)
 
   assert not plan.problems
   assert config.model.num_classes == 3
@@ -143,7 +143,7 @@ def test_fine_tuning_goes_to_any_resolution(arg, growth, tokens_mlp, ops):
   assert config.init_growth == growth
   assert config.model.tokens_mlp == tokens_mlp
   assert config.data.ops == ops
-  assert make_plan(config, begins=False).abstract_params is not None
+  assert make_plan(config, load_init=False).abstract_params is not None
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_fine_tuning_takes_the_published_s_8(arg, tokens, tokens_mlp):
   config = finetune(f"dataset=cifar10,model=Mixer-S/16,{arg}")
   config.model.patch = 8
 
-  plan = make_plan(config, begins=False)
+  plan = make_plan(config, load_init=False)
 
   mixing = plan.abstract_params["MixerBlock_0"]["token_mixing"]["Dense_0"]
   assert mixing["kernel"].shape == (tokens, tokens_mlp)

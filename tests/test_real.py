@@ -70,7 +70,7 @@ def plan_with(folder, **options):
   config = default()
   config.data.data_dir = str(folder)
   config.evals.real = evaluator(ops="resize(224)", **options)
-  return make_plan(config, trains=False, begins=False)
+  return make_plan(config, for_training=False, load_init=False)
 
 
 def test_real_and_classification_tell_each_others_labels_apart(tmp_path):

@@ -142,7 +142,7 @@ def test_fine_tuning_without_weights_is_no_accident():
 
 def test_fine_tuning_at_448_px_takes_the_model_of_appendix_c():
   plan = make_plan(
-    recipes.load("finetune", "model=Mixer-L/16,res=448"), begins=False
+    recipes.load("finetune", "model=Mixer-L/16,res=448"), load_init=False
   )
 
   # Derived in the paper's terms: 279.5 M parameters and 237.4 GMAC, headless.

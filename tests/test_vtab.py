@@ -106,7 +106,7 @@ def test_a_task_resolves_and_feeds_a_batch(miniatures, task):
   for options in config.evals.values():
     options.split, options.examples = shrunk(options.split), None
 
-  plan = make_plan(config, begins=False)
+  plan = make_plan(config, load_init=False)
 
   plan.raise_complaints()
   assert len(plan.source) == 8
@@ -172,7 +172,7 @@ def test_the_sprites_are_black_and_white(miniatures):
   config = recipes.load("vtab", "dataset=dsprites_x_position")
   config.data.data_dir = miniatures
   config.data.split, config.data.examples = "train", None
-  source = make_plan(config, begins=False).source
+  source = make_plan(config, load_init=False).source
   [(data, _)] = source.read([0])
   ops = parse(config.data.ops.replace("224", "64"))
 
@@ -210,7 +210,7 @@ def test_what_a_label_says_survives_the_augmentation():
 
 @pytest.mark.parametrize("task", ["resisc45", "diabetic_retinopathy"])
 def test_files_that_only_a_person_can_fetch_are_named(task):
-  plan = make_plan(recipes.load("vtab", f"dataset={task}"), begins=False)
+  plan = make_plan(recipes.load("vtab", f"dataset={task}"), load_init=False)
 
   assert plan.missing and all(
     "cannot be downloaded by a program" in text for text in plan.missing

@@ -149,13 +149,13 @@ def _plan_runs(
 ) -> Plan:
   """Plans what the runs have in common."""
   config = config.copy_and_resolve_references()
-  begins = any(run.needs_start for run in runs)
+  load_init = any(run.needs_start for run in runs)
   if sweep.part is not None and sweep.part.initial_params is not None:
     # Those of the part, which has read and judged the same weights.
-    config.model.gelu, begins = sweep.part.config.model.gelu, False
-  elif not begins and runs:
+    config.model.gelu, load_init = sweep.part.config.model.gelu, False
+  elif not load_init and runs:
     run_dir.inherit_gelu(runs[0].folder, config)
-  plan = make_plan(config, begins=begins)
+  plan = make_plan(config, load_init=load_init)
   return plan
 
 
