@@ -27,7 +27,7 @@ of a softmax, whatever the weights were trained with.
 
 from mixer.config import default, evaluator
 from mixer.recipe import parse_arg
-from mixer.weights import registry
+from mixer.weights import zoo
 
 # ReaL and V2, in percent.
 PUBLISHED = {
@@ -46,7 +46,7 @@ PUBLISHED = {
 def get_config(arg=None):
   """Returns the config for a name such as "imagenet1k/Mixer-B_16"."""
   arg = parse_arg(arg, weights="imagenet1k/Mixer-B_16")
-  published = registry.find(arg.weights)
+  published = zoo.find(arg.weights)
   res = published.image_size[0]
   # 256 for 224.
   larger = {"resize_small": published.short_side, "resize": res * 8 // 7}

@@ -93,7 +93,7 @@ def open_classifier(
     UserError: there is no head, or these do not fit one another.
   """
   checkpoint = weights.read(init)
-  model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu)
+  model = weights.infer_model(checkpoint.params, gelu=checkpoint.gelu)
   if not model.num_classes:
     raise UserError(
       f"{init} has no head, so nothing to name classes with: fine-tune it first"
@@ -123,7 +123,7 @@ def _run_config(init: str) -> dict:
 
 
 def _choose_ops(
-  checkpoint: weights.Checkpoint, config: dict, ops: str | None
+  checkpoint: weights.LoadedWeights, config: dict, ops: str | None
 ) -> tuple[str, str]:
   """Returns a spec and where it is from."""
   if ops:
@@ -137,17 +137,17 @@ def _choose_ops(
   return f"resize_small({larger}) | central_crop({crop})", "as in the paper"
 
 
-def made_for(checkpoint: weights.Checkpoint) -> tuple[int, int]:
+def made_for(checkpoint: weights.LoadedWeights) -> tuple[int, int]:
   """Height and width of the images, square if it is not known."""
   sizes = weights.read_sizes(checkpoint.params)
   if sizes is not None and sizes.takes_any_size:
     return checkpoint.image_size or PAPERS_SIZE
-  rows, columns = weights.token_grid(checkpoint.params, checkpoint.image_size)
+  rows, columns = weights.grid_shape(checkpoint.params, checkpoint.image_size)
   return sizes.patch * rows, sizes.patch * columns
 
 
 def _choose_names(
-  checkpoint: weights.Checkpoint, number: int, file: str | None
+  checkpoint: weights.LoadedWeights, number: int, file: str | None
 ) -> tuple[tuple[str, ...], str]:
   """Returns a name for each output and where they are from."""
   if file:

@@ -31,7 +31,7 @@ from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
 from mixer.models.kernels import plain_model
 from mixer.training.step import normalise
-from mixer.weights import layouts
+from mixer.weights import convert
 
 PROGRAM = ".stablehlo"
 LAYOUTS = (".npz", ".safetensors")
@@ -83,14 +83,14 @@ def run(init: str, out: str, **options: str | int | None) -> str:
   if suffix == ".safetensors":
     _check_timm_layout(checkpoint.params)
   weights.save(out, checkpoint.params, gelu=checkpoint.gelu)
-  about = weights.about_gelu(out, checkpoint.params, checkpoint.gelu)
+  about = weights.gelu_note(out, checkpoint.params, checkpoint.gelu)
   return f"Wrote {out}. {about}".rstrip()
 
 
 def _check_timm_layout(params: dict) -> None:
   """Raises UserError for what timm's layout is not for, with another ending."""
   try:
-    layouts.to_timm(flatten_dict(params, sep="/"))
+    convert.to_timm(flatten_dict(params, sep="/"))
   except UserError as error:
     raise UserError(f"{error} End --out in .npz or {PROGRAM}.") from error
 
@@ -112,7 +112,7 @@ def _check_choices(options: dict[str, str | int]) -> None:
 
 
 def write_program(
-  checkpoint: weights.Checkpoint,
+  checkpoint: weights.LoadedWeights,
   out: Path,
   *,
   image_size: int | None = None,
@@ -137,7 +137,9 @@ def write_program(
     UserError: the images do not fit the weights, or the results differ.
   """
   size = (image_size, image_size) if image_size else made_for(checkpoint)
-  model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu, dtype=dtype)
+  model = weights.infer_model(
+    checkpoint.params, gelu=checkpoint.gelu, dtype=dtype
+  )
   # Kernels are of one kind of device, and of a known number of images.
   model = plain_model(model)
   shape = (*size, model.image_channels)
@@ -205,7 +207,7 @@ def serialize(
 
 def _compare(
   program: bytes,
-  checkpoint: weights.Checkpoint,
+  checkpoint: weights.LoadedWeights,
   shape: tuple[int, int, int],
   input: str,
   dtype: str,
@@ -216,7 +218,7 @@ def _compare(
     UserError: too far.
   """
   call = jax_export.deserialize(bytearray(program)).call
-  model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu)
+  model = weights.infer_model(checkpoint.params, gelu=checkpoint.gelu)
   model = plain_model(model)  # as the program is
   apply = jax.jit(lambda params, x: model.apply({"params": params}, x)[0])
   pixels = np.random.default_rng(0).integers(

@@ -34,7 +34,7 @@ from mixer.errors import UserError, did_you_mean, format_list
 from mixer.evaluators import TYPES, result_name
 from mixer.models import FAMILIES, create, family_of, fields_of, flops
 from mixer.training.optimizer import lr_multiplier_tree
-from mixer.weights import Checkpoint
+from mixer.weights import LoadedWeights
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ class Plan:
   image_size: tuple[int, int] | None = None
   abstract_params: dict | None = None
   multiply_accumulates: int | None = None
-  checkpoint: Checkpoint | None = None  # that config.init names
+  checkpoint: LoadedWeights | None = None  # that config.init names
   initial_params: dict | None = None
   initial_note: str = ""
   source: Source | None = None
@@ -440,7 +440,7 @@ def take_start(plan: Plan):
   with plan.collecting(f"config.init = {config.init}: "):
     _check_head(plan)
     params, grown = _grow(plan)
-    plan.initial_params, head = weights.fit(
+    plan.initial_params, head = weights.merge_params(
       params,
       plan.abstract_params,
       head=config.init_head,
@@ -455,12 +455,12 @@ def _grow(plan: Plan) -> tuple[dict, str]:
   if growth == "none":
     return params, ""
   _check_growth(plan.config)
-  grid = weights.token_grid(params, plan.checkpoint.image_size)
+  grid = weights.grid_shape(params, plan.checkpoint.image_size)
   new_grid = tuple(side // plan.model.patch for side in plan.image_size)
   if grid == new_grid:
     return params, ""
   if growth == "tiles":
-    factor = weights.whole_factor(grid, new_grid)
+    factor = weights.integer_factor(grid, new_grid)
     grown = weights.grow(params, factor=factor, grid=grid)
     how = f"{factor} x {factor} tiles of the old mixing"
   else:

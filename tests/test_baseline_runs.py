@@ -67,7 +67,7 @@ def test_its_weights_say_what_model_they_are_of(run):
 
   checkpoint = weights.read(folder)
 
-  found = weights.model_of(checkpoint.params)
+  found = weights.infer_model(checkpoint.params)
   sizes = {k: v for k, v in MODELS[model].items() if v and k != "name"}
   assert {key: getattr(found, key) for key in sizes} == sizes
   assert checkpoint.image_size == (8, 8)

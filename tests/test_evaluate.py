@@ -16,7 +16,7 @@ from mixer.config import default, evaluator
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan
-from mixer.weights import registry
+from mixer.weights import zoo
 
 SIZES = {
   "patch": 4,
@@ -268,7 +268,7 @@ def test_a_head_of_imagenet_21k_is_not_judged_on_imagenet():
 
 
 def test_every_published_mixer_has_its_recipe():
-  from mixer.weights.published_mixers import MIXERS
+  from mixer.weights.zoo import MIXERS
 
   for published in MIXERS:
     options = recipes.load("evaluate", published.name).model.to_dict()
@@ -326,7 +326,7 @@ def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(
 
 
 def test_every_published_name_has_a_model_and_its_own_preprocessing():
-  for name, published in registry.REGISTRY.items():
+  for name, published in zoo.REGISTRY.items():
     config = recipes.load("evaluate", name)
     side = published.image_size[0]
 

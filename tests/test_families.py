@@ -13,7 +13,7 @@ from mixer.errors import UserError
 from mixer.models import create, family_of, flops, names, sizes
 from mixer.plan import make_plan
 from mixer.weights.__main__ import main
-from mixer.weights.registry import REGISTRY
+from mixer.weights.zoo import REGISTRY
 
 GOLDENS = "tests/goldens"
 VIT = dict(name="ViT", patch=2, hidden=16, blocks=2, mlp=32, heads=2)
@@ -93,7 +93,7 @@ def test_the_shapes_make_the_model_and_it_gives_the_golden_logits(family):
   checkpoint = weights.read(f"{GOLDENS}/{family}_tiny.npz")
   golden = np.load(f"{GOLDENS}/{family}_tiny_io.npz")
 
-  model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu)
+  model = weights.infer_model(checkpoint.params, gelu=checkpoint.gelu)
 
   logits, _ = jax.jit(model.apply)(
     {"params": checkpoint.params}, golden["images"]
@@ -101,7 +101,7 @@ def test_the_shapes_make_the_model_and_it_gives_the_golden_logits(family):
   np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
   assert checkpoint.image_size == ((32, 32) if family == "vit" else None)
   body = {k: v for k, v in checkpoint.params.items() if k != "head"}
-  assert weights.model_of(body).num_classes is None
+  assert weights.infer_model(body).num_classes is None
 
 
 def old_names(params):
@@ -128,7 +128,7 @@ def test_a_vits_file_of_old_is_evaluated_with_its_hidden_layer(tmp_path):
 
   found = weights.load(tmp_path / "old.npz")
 
-  model = weights.model_of(found)
+  model = weights.infer_model(found)
   _, out = jax.jit(model.apply)({"params": found}, golden["images"])
   head = params["head"]
   expected = np.arctanh(out["pre_logits"]) @ head["kernel"] + head["bias"]
@@ -137,7 +137,7 @@ def test_a_vits_file_of_old_is_evaluated_with_its_hidden_layer(tmp_path):
   # Fine-tuned it goes with the head.
   wanted = create("ViT", patch=8, hidden=24, blocks=2, mlp=48, heads=4)
   wanted = flops.abstract_params(wanted.clone(num_classes=3), (32, 32))
-  fitted, _ = weights.fit(found, wanted)
+  fitted, _ = weights.merge_params(found, wanted)
   assert "pre_logits" not in fitted
 
 
@@ -208,7 +208,7 @@ def test_the_first_sentence_says_why_weights_do_not_fit(given, model, words):
   name, size, fields = given
 
   with pytest.raises(UserError) as error:
-    weights.fit(
+    weights.merge_params(
       shapes(name, size, **fields), shapes(model[0], model[1], **model[2])
     )
 

@@ -190,5 +190,5 @@ def test_weights_without_token_mixing_are_refused():
 )
 def test_a_factor_that_is_not_whole_is_told(old, new, words):
   with pytest.raises(UserError, match=words):
-    weights.whole_factor(old, new)
-  assert weights.whole_factor((14, 14), (28, 28)) == 2
+    weights.integer_factor(old, new)
+  assert weights.integer_factor((14, 14), (28, 28)) == 2

@@ -23,6 +23,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mixer.data.__main__ import main, prepare
 from mixer.data.sources import open_source
+from mixer.datasets import class_names
 from mixer.datasets.imagenet21k import archive, imagenet21k_dataset_builder
 from mixer.errors import UserError
 
@@ -155,7 +156,7 @@ def examples(data_dir, folder=FOLDER):
 
 
 def test_every_image_that_can_be_decoded_keeps_its_bytes_and_class(prepared):
-  classes = sorted(imagenet21k_dataset_builder.synsets())
+  classes = sorted(class_names.synsets())
 
   found = examples(prepared)
 
@@ -567,7 +568,7 @@ def test_an_archive_without_images_is_refused(tmp_path):
 
 
 def test_the_classes_are_those_of_the_published_heads():
-  synsets = imagenet21k_dataset_builder.synsets()
+  synsets = class_names.synsets()
 
   classes = list(synsets)
   assert len(classes) == 21_843

@@ -22,7 +22,7 @@ from mixer.paper.measured import records
 from mixer.paper.measured.protocols import Recipe
 from mixer.paper.measured.record import record
 from mixer.paper.tables.comparison import accuracy_note
-from mixer.weights.registry import REGISTRY
+from mixer.weights.zoo import REGISTRY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -45,7 +45,7 @@ def test_all_else_stays_and_the_model_takes_the_other_size():
 
   grown = weights.grow(params, tokens=(3, 5))
 
-  model = weights.model_of(grown)
+  model = weights.infer_model(grown)
   logits, _ = jax.jit(model.apply)({"params": grown}, np.zeros((1, 24, 40, 3)))
   assert logits.shape == (1, 7)
   assert grown["cls"] is params["cls"]

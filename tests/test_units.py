@@ -33,7 +33,9 @@ def waves(grid):
 
 
 def checkpoint(params, image_size=None):
-  return weights.Checkpoint(params, "tanh", None, image_size, "these weights")
+  return weights.LoadedWeights(
+    params, "tanh", None, image_size, "these weights"
+  )
 
 
 def with_units(pictures, image_size=None, block=0, patch=4):

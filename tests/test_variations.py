@@ -244,7 +244,7 @@ def test_a_variations_parameters_are_not_taken_for_a_mixers(plain):
   params = flops.abstract_params(vary(pyramid=(1, 2)), (32, 32))
 
   with pytest.raises(UserError, match="not the parameters of a"):
-    weights.model_of(params)
+    weights.infer_model(params)
 
 
 def test_a_variation_without_sizes_says_which_it_needs():

@@ -6,7 +6,7 @@ from old_checkpoints import old_bit, old_mixer, old_vit
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.weights import layouts
+from mixer.weights import convert
 
 FILE = "tests/goldens/mixer_tiny.npz"
 # What timm calls the parts of its MlpMixer, up to the second block.
@@ -50,7 +50,7 @@ def assert_same(given, wanted):
 
 
 def test_timms_names_and_shapes_are_timms():
-  timms = layouts.to_timm(flat_file())
+  timms = convert.to_timm(flat_file())
 
   first = {k: v.shape for k, v in timms.items() if "blocks.1." not in k}
   assert first == TIMM
@@ -61,7 +61,7 @@ def test_timms_names_and_shapes_are_timms():
 def test_a_patchs_pixels_and_a_layers_units_keep_their_places():
   ours = flat_file()
 
-  timms = layouts.to_timm(ours)
+  timms = convert.to_timm(ours)
 
   kernel, weight = ours["stem/kernel"], timms["stem.proj.weight"]
   for y, x, channel, unit in ((0, 5, 2, 7), (5, 0, 1, 23), (3, 4, 0, 0)):
@@ -75,7 +75,7 @@ def test_a_patchs_pixels_and_a_layers_units_keep_their_places():
 def test_back_from_timm_everything_is_as_it_was():
   ours = flat_file()
 
-  assert_same(layouts.from_timm(layouts.to_timm(ours)), ours)
+  assert_same(convert.from_timm(convert.to_timm(ours)), ours)
 
 
 @pytest.mark.parametrize("second_norm", ["LayerNorm_1", "LayerNorm_2"])

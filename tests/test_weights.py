@@ -115,7 +115,7 @@ def test_halves_become_float32(tmp_path, dtype, layout):
 def test_the_shapes_make_the_model():
   params = weights.load(FILE)
 
-  model = weights.model_of(params, gelu="exact", dropout=0.1)
+  model = weights.infer_model(params, gelu="exact", dropout=0.1)
 
   assert (model.gelu, model.dropout, model.num_classes) == ("exact", 0.1, 7)
   wanted = create("Mixer", num_classes=7, **TINY)
@@ -123,15 +123,15 @@ def test_the_shapes_make_the_model():
     wanted, (32, 32)
   )
   del params["head"]
-  assert weights.model_of(params).num_classes is None
+  assert weights.infer_model(params).num_classes is None
   with pytest.raises(UserError, match="not the parameters of a Mixer"):
-    weights.model_of({"cls": np.zeros(3)})
+    weights.infer_model({"cls": np.zeros(3)})
 
 
 def test_a_model_of_grown_weights_has_their_token_mixing():
   grown = weights.grow(weights.load(FILE), factor=2)
 
-  model = weights.model_of(grown)
+  model = weights.infer_model(grown)
 
   assert model.tokens_mlp == 4 * 12
   wanted = create("Mixer", num_classes=7, **(TINY | {"tokens_mlp": 48}))

@@ -87,5 +87,7 @@ def to_host(results: object) -> object:
 
 def _read(file: Path, dtype: str) -> tuple[nn.Module, dict]:
   checkpoint = weights.read(file)
-  model = weights.model_of(checkpoint.params, gelu=checkpoint.gelu, dtype=dtype)
+  model = weights.infer_model(
+    checkpoint.params, gelu=checkpoint.gelu, dtype=dtype
+  )
   return model, checkpoint.params

@@ -72,7 +72,7 @@ def grown_apart(pretrained: Path) -> float:
   tiles = images.reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5)
 
   def features(params, images):
-    model = weights.model_of(params)
+    model = weights.infer_model(params)
     return np.asarray(model.apply({"params": params}, images)[1]["pre_logits"])
 
   with jax.default_matmul_precision("highest"):

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the classes of the published heads are called, for people to read."""
+"""Readable class names of ImageNet and ImageNet-21k."""
 
 import collections
 import importlib.resources
 from collections.abc import Sequence
-
-from mixer.datasets.imagenet21k.imagenet21k_dataset_builder import synsets
+from pathlib import Path
 
 # The one class of ImageNet that ImageNet-21k does not have.
 TEDDY = {"n04399382": "teddy, teddy bear"}
 
 
+def synsets() -> dict[str, str]:
+  """Returns the names of ImageNet-21k's classes by synset, in heads' order."""
+  path = Path(__file__).parent / "imagenet21k" / "synsets.txt"
+  return dict(line.split("\t") for line in path.read_text("utf-8").splitlines())
+
+
 def imagenet2012() -> tuple[str, ...]:
-  """The names of ImageNet's 1,000 classes, in the order of the labels."""
+  """Returns the names of ImageNet's 1,000 classes, in the labels' order."""
   labels = importlib.resources.files("tensorflow_datasets").joinpath(
     "datasets", "imagenet2012", "labels.txt"
   )
@@ -20,19 +25,19 @@ def imagenet2012() -> tuple[str, ...]:
 
 
 def imagenet21k() -> tuple[str, ...]:
-  """The names of the 21,843 classes, in the order of the published heads."""
+  """Returns the names of the 21,843 classes, in the published heads' order."""
   return readable(tuple(synsets()))
 
 
 def readable(classes: Sequence[str]) -> tuple[str, ...]:
-  """Puts names in the place of WordNet's ids, by which TFDS calls classes.
+  """Replaces WordNet ids, which TFDS uses for classes, by names.
 
   Args:
-    classes: such as "n02123045", or what is no such id, which stays.
+    classes: ids such as "n02123045"; any other text stays.
 
   Returns:
-    Such as "tabby, tabby cat"; with the id behind it, "crane (n02012849)",
-    where several of the classes have the same name.
+    Names such as "tabby, tabby cat"; where several classes have the same name,
+    followed by the id: "crane (n02012849)".
   """
   known = synsets() | TEDDY
   names = [known.get(each, each) for each in classes]

@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters on disk, under the names that the authors published."""
 
-from mixer.weights.checkpoint import (
+from mixer.weights.grow import grid_shape, grow, integer_factor
+from mixer.weights.infer_model import infer_model, read_sizes
+from mixer.weights.io import gelu_note, save
+from mixer.weights.load import (
   CLASSES,
   RUN_FILE,
-  Checkpoint,
+  LoadedWeights,
   load,
   read,
   trained_classes,
 )
-from mixer.weights.files import about_gelu, save
-from mixer.weights.fit import fit
-from mixer.weights.grow import grow, token_grid, whole_factor
-from mixer.weights.model_of import model_of, read_sizes
+from mixer.weights.merge_params import merge_params
 
 __all__ = [
   "CLASSES",
-  "Checkpoint",
+  "LoadedWeights",
   "RUN_FILE",
-  "about_gelu",
-  "fit",
+  "gelu_note",
+  "merge_params",
   "grow",
   "load",
-  "model_of",
+  "infer_model",
   "read",
   "read_sizes",
   "save",
-  "token_grid",
+  "grid_shape",
   "trained_classes",
-  "whole_factor",
+  "integer_factor",
 ]

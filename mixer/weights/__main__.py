@@ -12,12 +12,18 @@ import sys
 import textwrap
 
 from mixer import cli
-from mixer.weights import fetching, files
-from mixer.weights.checkpoint import Checkpoint, read
-from mixer.weights.grow import grow, token_grid
-from mixer.weights.model_of import read_sizes
-from mixer.weights.published import Mirror, Published
-from mixer.weights.registry import REGISTRY, UNPUBLISHED, WARNINGS, find
+from mixer.weights import download, io
+from mixer.weights.grow import grid_shape, grow
+from mixer.weights.infer_model import read_sizes
+from mixer.weights.load import LoadedWeights, read
+from mixer.weights.zoo import (
+  REGISTRY,
+  UNPUBLISHED,
+  WARNINGS,
+  Mirror,
+  Published,
+  find,
+)
 
 _WIDTH = 100
 
@@ -122,7 +128,7 @@ def _item(text: str) -> str:
 
 def _fetch(name: str, cache: str | None) -> str:
   published = find(name)
-  path = fetching.fetch(published, cache)
+  path = download.fetch(published, cache)
   size = f"{path.stat().st_size / 2**20:,.2f} MiB"
   return f"{_tell(published)}\nfile       {path}, {size}"
 
@@ -167,17 +173,17 @@ def _convert(
     if tokens and "MixerBlock_0" in params:
       how += ", beyond the paper"
     done.append(f"Grown {how}: {_describe(params)}.")
-  files.save(target, params, gelu=checkpoint.gelu)
+  io.save(target, params, gelu=checkpoint.gelu)
   layout = "Google's" if target.endswith(".npz") else "timm's"
   done.append(f"Written to {target} in {layout} layout.")
-  done.append(files.about_gelu(target, params, checkpoint.gelu))
+  done.append(io.gelu_note(target, params, checkpoint.gelu))
   return "\n".join(filter(None, done))
 
 
 def _enlarge(
-  checkpoint: Checkpoint, factor: int | None, tokens: tuple[int, int] | None
+  checkpoint: LoadedWeights, factor: int | None, tokens: tuple[int, int] | None
 ) -> dict:
-  grid = token_grid(checkpoint.params, checkpoint.image_size)
+  grid = grid_shape(checkpoint.params, checkpoint.image_size)
   return grow(checkpoint.params, factor=factor, tokens=tokens, grid=grid)
 
 

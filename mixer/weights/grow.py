@@ -15,7 +15,7 @@ import numpy as np
 
 from mixer.errors import UserError
 from mixer.weights.baseline_sizes import VitSizes
-from mixer.weights.model_of import read_sizes
+from mixer.weights.infer_model import read_sizes
 from mixer.weights.positions import resize_positions
 from mixer.weights.sizes import Sizes
 
@@ -23,7 +23,7 @@ MIXING = "token_mixing"
 Grid = tuple[int, int]  # rows and columns of tokens
 
 
-def token_grid(params: dict, image_size: Grid | None = None) -> Grid:
+def grid_shape(params: dict, image_size: Grid | None = None) -> Grid:
   """Rows and columns of the tokens that weights were made for.
 
   Args:
@@ -59,7 +59,7 @@ def _sizes(params: dict) -> Sizes | VitSizes:
   return sizes
 
 
-def whole_factor(old: Grid, new: Grid) -> int:
+def integer_factor(old: Grid, new: Grid) -> int:
   """The K of appendix C, by which both sides of a token grid grow.
 
   Raises:
@@ -114,7 +114,7 @@ def grow(
   """
   if (factor is None) == (tokens is None):
     raise UserError("Give grow either factor=2 or tokens=(24, 24).")
-  old = token_grid(params) if grid is None else tuple(grid)
+  old = grid_shape(params) if grid is None else tuple(grid)
   if factor is not None and (factor != int(factor) or factor < 1):
     raise UserError(
       f"factor={factor} is no whole number from 1 on, as the paper's growth "

@@ -37,6 +37,7 @@ from tensorflow_datasets.core import dataset_builder
 from mixer.data import dedup
 from mixer.data.sources import DatasetNotFoundError
 from mixer.data.workers import usable_cores
+from mixer.datasets.class_names import synsets
 from mixer.datasets.imagenet21k import archive, shards, unfinished
 from mixer.errors import UserError, format_list
 
@@ -232,12 +233,6 @@ class Builder(dataset_builder.FileReaderBuilder):
       f" {unreadable:,} that cannot be decoded (unreadable.txt), {excluded:,}"
       " that other data sets hold (excluded.txt)."
     )
-
-
-def synsets() -> dict[str, str]:
-  """Returns the names of each class by its synset, in the heads' order."""
-  text = Path(__file__).with_name("synsets.txt").read_text(encoding="utf-8")
-  return dict(line.split("\t") for line in text.splitlines())
 
 
 def _link(file: Path, target: Path) -> None:

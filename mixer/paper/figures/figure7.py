@@ -20,7 +20,7 @@ from mixer import weights
 from mixer.paper.figures import files, panels, pictures
 from mixer.paper.figures.stems import read_filters
 from mixer.paper.figures.units import frequencies
-from mixer.weights import Checkpoint
+from mixer.weights import LoadedWeights
 
 _PIXELS = 32  # of a filter's picture, about
 _HOW = (
@@ -63,7 +63,7 @@ def draw(init: Sequence[str], out: str = "figure7.svg") -> str:
 
 
 def filter_mosaic(
-  checkpoint: Checkpoint, *, pixels: int, ratio: float = 1.0
+  checkpoint: LoadedWeights, *, pixels: int, ratio: float = 1.0
 ) -> tuple[np.ndarray, str]:
   """Draws a model's filters, sorted by frequency.
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from mixer.errors import UserError
 from mixer.models.bit import standardize_filters
-from mixer.weights import Checkpoint
+from mixer.weights import LoadedWeights
 
 # Names of the first convolution's part of the parameters.
 _PLACES = {
@@ -15,7 +15,7 @@ _PLACES = {
 }
 
 
-def read_filters(checkpoint: Checkpoint) -> np.ndarray:
+def read_filters(checkpoint: LoadedWeights) -> np.ndarray:
   """Takes the filters out of weights of a Mixer, a ViT or a BiT.
 
   Those of a BiT as the network uses them, standardised: what mean and scale its

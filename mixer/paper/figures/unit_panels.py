@@ -12,7 +12,7 @@ from mixer.paper.figures.units import (
   read_units,
   some_pairs,
 )
-from mixer.weights import Checkpoint
+from mixer.weights import LoadedWeights
 
 HOW = (
   "red: positive weights, blue: negative, each picture by its own largest; "
@@ -40,7 +40,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def choose_blocks(
-  checkpoint: Checkpoint, blocks: list[int] | None, most: int
+  checkpoint: LoadedWeights, blocks: list[int] | None, most: int
 ) -> list[int]:
   """Those asked for, else the first ones that the model has.
 
@@ -61,7 +61,7 @@ def block_name(block: int) -> str:
 
 
 def unit_mosaic(
-  checkpoint: Checkpoint,
+  checkpoint: LoadedWeights,
   block: int,
   *,
   most: int | None,

@@ -28,7 +28,7 @@ import numpy as np
 from scipy import fft
 
 from mixer.errors import UserError
-from mixer.weights import Checkpoint, token_grid
+from mixer.weights import LoadedWeights, grid_shape
 
 
 def blocks_of(params: dict) -> list[int]:
@@ -46,7 +46,7 @@ def blocks_of(params: dict) -> list[int]:
   return sorted(numbers)
 
 
-def read_units(checkpoint: Checkpoint, block: int) -> np.ndarray:
+def read_units(checkpoint: LoadedWeights, block: int) -> np.ndarray:
   """Takes the units' pictures out of weights.
 
   Args:
@@ -88,10 +88,10 @@ def read_units(checkpoint: Checkpoint, block: int) -> np.ndarray:
   return kernel.T.reshape(-1, *grid)  # d h w
 
 
-def _grid(checkpoint: Checkpoint) -> tuple[int, int]:
+def _grid(checkpoint: LoadedWeights) -> tuple[int, int]:
   """Rows and columns of the tokens."""
   try:
-    return token_grid(checkpoint.params, checkpoint.image_size)
+    return grid_shape(checkpoint.params, checkpoint.image_size)
   except UserError as error:
     raise UserError(
       f"{checkpoint.name} does not say how many rows and columns its tokens "

@@ -21,7 +21,7 @@ from mixer.errors import UserError
 from mixer.paper.measured import offered, records
 from mixer.paper.measured.offered import Offered, Part
 from mixer.paper.measured.protocols import Protocol, Recipe
-from mixer.weights.registry import REGISTRY
+from mixer.weights.zoo import REGISTRY
 
 # Keys that may differ. TPUs round factors to bfloat16, as the authors' runs
 # were: dtype is the user's.

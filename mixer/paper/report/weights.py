@@ -35,7 +35,7 @@ def pictures(record: Record) -> Markup:
   return markup.section("What it has learned", *parts) if parts else Markup("")
 
 
-def _units(checkpoint: weights.Checkpoint) -> list[Markup]:
+def _units(checkpoint: weights.LoadedWeights) -> list[Markup]:
   """Those of the first blocks; nothing of a model without."""
   figures = []
   for block in blocks_of(checkpoint.params)[:_BLOCKS]:
@@ -55,7 +55,7 @@ def _units(checkpoint: weights.Checkpoint) -> list[Markup]:
   ]
 
 
-def _filters(checkpoint: weights.Checkpoint) -> list[Markup]:
+def _filters(checkpoint: weights.LoadedWeights) -> list[Markup]:
   """Of the stem, as in figure 7; nothing of a model without."""
   try:
     pixels, shown = filter_mosaic(

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mixer.errors import UserError
-from mixer.weights import fetching, files, registry
-from mixer.weights.model_of import read_sizes
-from mixer.weights.published import Published
+from mixer.weights import download, io, zoo
+from mixer.weights.infer_model import read_sizes
+from mixer.weights.zoo import Published
 
 RUN_FILE = "weights.npz"  # in a run's folder, written when the run is done
 CLASSES = "classes.txt"  # there too, in the order of the labels
@@ -24,7 +24,7 @@ _TIMMS_OF_MIIL = r"mixer_b16_224[._]miil"
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class LoadedWeights:
   """Parameters and where they come from.
 
   Attributes:
@@ -61,7 +61,7 @@ def load(init: str | os.PathLike) -> dict:
   return read(init).params
 
 
-def read(init: str | os.PathLike) -> Checkpoint:
+def read(init: str | os.PathLike) -> LoadedWeights:
   """Loads parameters with their properties; see `load`."""
   name = os.fspath(init)
   path = Path(name).expanduser()
@@ -69,25 +69,25 @@ def read(init: str | os.PathLike) -> Checkpoint:
     return _read_run(path, name)
   if path.exists():
     return _read_file(path, name, _published_at(path))
-  if path.is_absolute() or path.suffix in (*files.SUFFIXES, *files.PICKLES):
+  if path.is_absolute() or path.suffix in (*io.SUFFIXES, *io.PICKLES):
     raise UserError(
       f"There are no weights at {name}: give a file, the folder of a run that "
       "is done, or a published name (python -m mixer.weights list)."
     )
-  published = registry.find(name)
-  return _read_file(fetching.fetch(published), name, published)
+  published = zoo.find(name)
+  return _read_file(download.fetch(published), name, published)
 
 
 def _published_at(path: Path) -> Published | None:
   """Returns the published weights that a file in the cache is."""
   place = "/".join(path.absolute().parts[-2:]).removesuffix(path.suffix)
-  return registry.REGISTRY.get(place)
+  return zoo.REGISTRY.get(place)
 
 
 def _read_file(
   path: Path, name: str, published: Published | None
-) -> Checkpoint:
-  content = files.read_file(path)
+) -> LoadedWeights:
+  content = io.read_file(path)
   if re.search(_TIMMS_OF_MIIL, str(path.absolute())):
     _take_symmetric_pixels(content.params)
   gelu = content.gelu
@@ -105,7 +105,7 @@ def _read_file(
   image_size = sizes and sizes.image_size
   if published is not None and not _has_grown(content.params, published):
     image_size = published.image_size
-  return Checkpoint(content.params, gelu, class_names, image_size, name)
+  return LoadedWeights(content.params, gelu, class_names, image_size, name)
 
 
 def _has_grown(params: dict, published: Published) -> bool:
@@ -134,7 +134,7 @@ def _names_of(classes: str) -> tuple[str, ...]:
   return getattr(class_names, classes)()
 
 
-def _read_run(folder: Path, name: str) -> Checkpoint:
+def _read_run(folder: Path, name: str) -> LoadedWeights:
   path = next((folder / f for f in _RUN_FILES if (folder / f).exists()), None)
   if path is None and (folder / "sweep.json").is_file():
     raise UserError(
@@ -146,7 +146,7 @@ def _read_run(folder: Path, name: str) -> Checkpoint:
       f"{folder} holds no {RUN_FILE}, which a run writes when it is done: let "
       "it finish (the same command goes on), or name a file."
     )
-  content = files.read_file(path)
+  content = io.read_file(path)
   config = folder / "config.json"
   gelu, image_size = content.gelu, None
   if config.is_file():
@@ -154,7 +154,7 @@ def _read_run(folder: Path, name: str) -> Checkpoint:
   if image_size is None and (sizes := read_sizes(content.params)):
     image_size = sizes.image_size
   names = trained_classes(folder)
-  return Checkpoint(
+  return LoadedWeights(
     content.params, gelu or "tanh", names and tuple(names), image_size, name
   )
 

@@ -21,8 +21,8 @@ def shapes(name="Mixer", num_classes=7, size=32, **fields):
 def test_a_head_of_the_same_width_is_kept_unless_told_otherwise():
   params = weights.load(FILE)
 
-  kept, note = weights.fit(params, shapes())
-  zeros, _ = weights.fit(params, shapes(), head="zeros")
+  kept, note = weights.merge_params(params, shapes())
+  zeros, _ = weights.merge_params(params, shapes(), head="zeros")
 
   assert np.array_equal(kept["head"]["kernel"], params["head"]["kernel"])
   assert "kept" in note
@@ -30,7 +30,7 @@ def test_a_head_of_the_same_width_is_kept_unless_told_otherwise():
 
 
 def test_a_head_of_another_width_is_replaced_by_zeros_and_said():
-  fitted, note = weights.fit(weights.load(FILE), shapes(num_classes=5))
+  fitted, note = weights.merge_params(weights.load(FILE), shapes(num_classes=5))
 
   assert fitted["head"]["kernel"].shape == (24, 5)
   assert not fitted["head"]["kernel"].any()
@@ -38,7 +38,7 @@ def test_a_head_of_another_width_is_replaced_by_zeros_and_said():
 
 
 def test_a_new_head_has_the_models_bias():
-  fitted, _ = weights.fit(
+  fitted, _ = weights.merge_params(
     weights.load(FILE), shapes(num_classes=5), head_bias=-6.9
   )
 
@@ -49,11 +49,11 @@ def test_a_new_head_has_the_models_bias():
 def test_the_hidden_layer_under_a_head_goes_with_it():
   given = weights.load(FILE) | {"pre_logits": {"bias": np.zeros(24)}}
 
-  fitted, _ = weights.fit(given, shapes(num_classes=5))
+  fitted, _ = weights.merge_params(given, shapes(num_classes=5))
 
   assert "pre_logits" not in fitted
   with pytest.raises(UserError, match="pre_logits/bias: .*missing in the mod"):
-    weights.fit(given, shapes())
+    weights.merge_params(given, shapes())
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,16 @@ def test_the_hidden_layer_under_a_head_goes_with_it():
 )
 def test_what_does_not_fit_is_listed_with_both_shapes(options, words):
   with pytest.raises(UserError) as error:
-    weights.fit(weights.load(FILE), shapes(**options))
+    weights.merge_params(weights.load(FILE), shapes(**options))
 
   assert words in str(error.value)
 
 
 def test_a_long_list_ends_with_a_count_and_block_10_is_behind_block_9():
   with pytest.raises(UserError) as error:
-    weights.fit(shapes("Mixer-B/16", 1000, 224), shapes("Mixer-B/16", 7, 448))
+    weights.merge_params(
+      shapes("Mixer-B/16", 1000, 224), shapes("Mixer-B/16", 7, 448)
+    )
 
   lines = str(error.value).splitlines()
   # Of each of 12 blocks, both kernels and the second bias.
@@ -133,7 +135,7 @@ def test_the_first_sentence_says_why_weights_do_not_fit(wanted, words):
   params = shapes("Mixer-B/16", 1000, 224)  # shapes are all that is looked at
 
   with pytest.raises(UserError) as error:
-    weights.fit(params, shapes(name, 7, size, **fields))
+    weights.merge_params(params, shapes(name, 7, size, **fields))
 
   assert words in str(error.value).splitlines()[0]
 
@@ -142,14 +144,14 @@ def test_weights_that_were_grown_are_recognised():
   given = shapes("Mixer-B/16", 7, 448, tokens_mlp=4 * 384)
 
   with pytest.raises(UserError, match="tokens_mlp=1536, as they were grown by"):
-    weights.fit(given, shapes("Mixer-B/16", 7, 448))
+    weights.merge_params(given, shapes("Mixer-B/16", 7, 448))
 
 
 def test_other_token_mixing_is_not_taken_for_grown():
   given = shapes("Mixer-B/16", 7, 448, tokens_mlp=5 * 384)
 
   with pytest.raises(UserError, match=r"config.model.tokens_mlp=1920\."):
-    weights.fit(given, shapes("Mixer-B/16", 7, 448))
+    weights.merge_params(given, shapes("Mixer-B/16", 7, 448))
 
 
 def test_weights_of_another_family_are_named():
@@ -158,13 +160,13 @@ def test_weights_of_another_family_are_named():
   with pytest.raises(
     UserError, match="They are of a ViT, the model is a Mixer"
   ):
-    weights.fit(vit, shapes())
+    weights.merge_params(vit, shapes())
   with pytest.raises(UserError, match=r"another model \(conv1, fc\)"):
-    weights.fit({"conv1": np.zeros(1), "fc": np.zeros(1)}, shapes())
+    weights.merge_params({"conv1": np.zeros(1), "fc": np.zeros(1)}, shapes())
 
 
 def test_a_kept_head_of_another_width_is_refused():
   with pytest.raises(UserError, match=r"head/bias: \(7,\).*\(5,\)") as error:
-    weights.fit(weights.load(FILE), shapes(num_classes=5), head="keep")
+    weights.merge_params(weights.load(FILE), shapes(num_classes=5), head="keep")
 
   assert "keeps, has 7 classes, the model's 5" in str(error.value)

@@ -13,9 +13,9 @@ from mixer import weights
 from mixer.cache import cache_folder
 from mixer.errors import UserError
 from mixer.models import create, flops
-from mixer.weights import layouts
+from mixer.weights import convert
 from mixer.weights.__main__ import main
-from mixer.weights.registry import REGISTRY, UNPUBLISHED, find
+from mixer.weights.zoo import REGISTRY, UNPUBLISHED, find
 
 MIXERS = [name for name in REGISTRY if "/Mixer" in name]
 OTHERS = [name for name in REGISTRY if "/Mixer" not in name]
@@ -54,7 +54,7 @@ def put(published, folder, arrays, suffix):
     np.savez(path, **arrays)
   elif suffix == ".pth":
     torch = pytest.importorskip("torch")
-    timms = layouts.to_timm(arrays)
+    timms = convert.to_timm(arrays)
     tensors = {name: torch.tensor(each) for name, each in timms.items()}
     torch.save(tensors, path)
   else:
@@ -90,7 +90,7 @@ def test_mixers_are_read_by_their_names_in_every_layout(cache, name, suffix):
     assert np.array_equal(found[key], arrays[key])
   assert checkpoint.gelu == "tanh" and checkpoint.image_size == (224, 224)
   assert len(checkpoint.class_names) == published.num_classes
-  model = weights.model_of(checkpoint.params)
+  model = weights.infer_model(checkpoint.params)
   assert model.num_classes == published.num_classes
 
 

@@ -23,12 +23,12 @@ def read_sizes(params: dict) -> Sizes | VitSizes | BitSizes | None:
   return sizes_of(params) or vit_sizes_of(params) or bit_sizes_of(params)
 
 
-def model_of(params: dict, *, gelu: str = "tanh", **fields) -> nn.Module:
+def infer_model(params: dict, *, gelu: str = "tanh", **fields) -> nn.Module:
   """Creates the model that parameters are of.
 
   Args:
     params: nested dict of arrays.
-    gelu: "tanh" or "exact", see `Checkpoint.gelu`; a BiT has none.
+    gelu: "tanh" or "exact", see `LoadedWeights.gelu`; a BiT has none.
     **fields: any field of the model, over those of the shapes.
 
   Raises:

@@ -7,12 +7,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixer.errors import UserError
-from mixer.weights.explain import explain
+from mixer.weights.mismatch import explain
 
 _SHOWN = 8
 
 
-def fit(
+def merge_params(
   params: dict, wanted: dict, *, head: str = "auto", head_bias: float = 0.0
 ) -> tuple[dict, str]:
   """Checks names and shapes, and keeps or replaces the head.

@@ -15,10 +15,10 @@ import pytest
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.weights import download, registry
+from mixer.weights import download, zoo
 from mixer.weights.__main__ import main
-from mixer.weights.fetching import fetch
-from mixer.weights.published import Mirror, Published
+from mixer.weights.download import fetch
+from mixer.weights.zoo import Mirror, Published
 
 FILE = Path("tests/goldens/mixer_tiny.npz")
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -334,7 +334,7 @@ def published(server, monkeypatch):
   """Puts a name into the registry that the server has."""
   server.files["/a.npz"] = {"content": FILE.read_bytes(), "ETag": '"1"'}
   each = entry(Mirror(f"{server.url}/a.npz"))
-  monkeypatch.setitem(registry.REGISTRY, each.name, each)
+  monkeypatch.setitem(zoo.REGISTRY, each.name, each)
 
 
 def test_a_name_is_fetched_when_it_is_loaded(

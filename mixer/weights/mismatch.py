@@ -4,7 +4,7 @@
 import math
 
 from mixer.weights.baseline_sizes import BitSizes, VitSizes
-from mixer.weights.model_of import read_sizes
+from mixer.weights.infer_model import read_sizes
 from mixer.weights.sizes import Sizes
 
 
@@ -14,7 +14,7 @@ def explain(params: dict, wanted: dict, head: str) -> str:
   Args:
     params: nested dict of arrays.
     wanted: the model's parameters, or their shapes.
-    head: as in `fit`.
+    head: as in `merge_params`.
   """
   given, model = read_sizes(params), read_sizes(wanted)
   if given is None or model is None or given.family != model.family:

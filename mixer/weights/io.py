@@ -24,9 +24,9 @@ from safetensors.numpy import save as save_bytes
 from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.models import fields_of
-from mixer.weights import layouts
-from mixer.weights.layouts import Arrays
-from mixer.weights.model_of import read_sizes
+from mixer.weights import convert
+from mixer.weights.convert import Arrays
+from mixer.weights.infer_model import read_sizes
 
 SUFFIXES = (".npz", ".safetensors")  # that are written
 PICKLES = (".pth", ".pt", ".bin")  # that are read if torch is there
@@ -64,9 +64,9 @@ def read_file(path: Path) -> Content:
   arrays, gelu = readers[path.suffix](path)
   try:
     if path.suffix == ".npz":
-      arrays = layouts.to_published(arrays)
+      arrays = convert.to_published(arrays)
     else:
-      arrays = layouts.from_timm(arrays)
+      arrays = convert.from_timm(arrays)
   except UserError as error:
     raise UserError(f"{path} holds something else. {error}") from error
   arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
@@ -200,14 +200,14 @@ def _write(path: Path, arrays: Arrays, gelu: str) -> None:
       with zipfile.ZipFile(path, "a") as file:
         file.comment = f"{_GELU}={gelu}".encode()
     return
-  arrays = layouts.to_timm(arrays)
+  arrays = convert.to_timm(arrays)
   # It is written from memory as it lies, whatever the strides.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
   # Not save_file, which lets nobody else read it.
   path.write_bytes(save_bytes(arrays, {"format": "pt", _GELU: gelu}))
 
 
-def about_gelu(path: str | os.PathLike, params: dict, gelu: str) -> str:
+def gelu_note(path: str | os.PathLike, params: dict, gelu: str) -> str:
   """Says what other programs compute with the weights in a file.
 
   Args:
