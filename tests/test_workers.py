@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mixer.data import preprocess
+from mixer.data import pp_parser, preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
 from mixer.data.workers import Workers, usable_cores
@@ -187,4 +187,4 @@ def test_a_recipe_s_own_op_works_in_worker_processes(digits_dir, tmp_path):
 
   assert np.array_equal(images[0] + 3, images[1])
 
-  preprocess.OPS.pop("brighten")
+  pp_parser.OPS.pop("brighten")

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mixer import train, weights
-from mixer.data.preprocess import patch_order, within_patch_order
+from mixer.data.permutations import patch_order, within_patch_order
 from mixer.plan import make_plan
 from mixer.training.metrics import read_rows
 from mixer.training.setup import create_optimizer, initial_state

@@ -14,18 +14,18 @@ Workers compute a batch in chunks of CHUNK examples.
 import collections
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grain
 import numpy as np
 
 from mixer.data.decode import decode
+from mixer.data.pp_parser import Op
 from mixer.data.shuffle import IndexShuffler, augmentation_rng
 from mixer.data.sources import Source
 from mixer.data.workers import DEFAULT_WORKERS, Workers
 from mixer.errors import UserError
 
-Ops = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Arrays = dict[str, np.ndarray]
 
 # Smaller chunks spread a batch better over the workers, larger ones cost less
@@ -90,7 +90,7 @@ class BadImages:
 
 def train_batches(
   source: Source,
-  ops: Ops,
+  ops: Op,
   *,
   batch: int,
   seed: int,
@@ -140,7 +140,7 @@ def train_batches(
 
 def eval_batches(
   source: Source,
-  ops: Ops,
+  ops: Op,
   *,
   batch: int,
   host: int = 0,
@@ -217,7 +217,7 @@ def _chunk_positions(
 
 def _load_train(
   source: Source,
-  ops: Ops,
+  ops: Op,
   shuffler: IndexShuffler,
   positions: np.ndarray,
   replace_bad: bool,
@@ -254,7 +254,7 @@ def _next_decodable(
 
 
 def _load_eval(
-  source: Source, ops: Ops, positions: np.ndarray, skip_bad: bool
+  source: Source, ops: Op, positions: np.ndarray, skip_bad: bool
 ) -> Arrays:
   """Reads and decodes examples; pads beyond the end and masks bad images."""
   ids = positions[positions < len(source)]
@@ -298,7 +298,7 @@ def _decode(
 def _augment(
   source: Source,
   i: int,
-  ops: Ops,
+  ops: Op,
   image: np.ndarray,
   rng: np.random.Generator,
 ) -> np.ndarray:

@@ -1,122 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image operations, and the one-line language in which recipes name them.
+"""Image operations, the ops of a recipe: `inception_crop(224) | flip`.
 
-A recipe says `inception_crop(224) | flip`; `parse` turns that into a function
-from a uint8 image [h, w, 3] and a NumPy Generator to a uint8 image. Results
-agree with those of the TensorFlow operations of the paper's training code.
+`parse` turns such a line into a function from a uint8 image [h, w, 3] and a
+NumPy Generator to a uint8 image. Results agree with those of the TensorFlow
+operations of the paper's training code. `randaug` and the permutations are in
+files of their own.
 """
 
 import dataclasses
-import functools
-import sys
-from collections.abc import Callable
 from typing import Literal
 
-import cloudpickle
 import cv2
 import numpy as np
 
-from mixer.data import pp_parser, randaugment
-from mixer.data.pp_parser import Size
+from mixer.data import permutations, pp_parser, randaugment  # noqa: F401
+from mixer.data.pp_parser import Op, Size, op
 from mixer.data.resize import Method, check_method, check_size, resize
 from mixer.errors import UserError
 
-# Streams of a seed, by purpose: entropy next to the seed.
-_PATCHES, _WITHIN, _PIXELS = range(3)
-
-
-def permutation(n: int, seed: int, stream: int) -> np.ndarray:
-  """A random permutation of range(n), int64 [n]."""
-  # RandomState, because NumPy promises never to change its draws.
-  bits = np.random.MT19937(np.random.SeedSequence([seed, stream]))
-  return np.random.RandomState(bits).permutation(n)
-
-
-def patch_order(patches: int, seed: int) -> np.ndarray:
-  """Permutation of an image's patches, counted row by row."""
-  return permutation(patches, seed, _PATCHES)
-
-
-def within_patch_order(patch: int, seed: int) -> np.ndarray:
-  """Permutation of a patch's pixels, counted row by row.
-
-  The same for all patches.
-
-  Args:
-    patch: side in pixels.
-    seed: of the permutation.
-  """
-  return permutation(patch**2, seed, _WITHIN)
-
-
-@functools.lru_cache(maxsize=16)
-def patches_index(height: int, width: int, patch: int, seed: int) -> np.ndarray:
-  """Permutes the patches of an image, and the pixels within each of them alike.
-
-  Args:
-    height, width: of the image in pixels.
-    patch: side of a patch in pixels; divides both.
-    seed: of both permutations.
-
-  Returns:
-    int64 [height * width], of pixels counted row by row.
-
-  Raises:
-    UserError: the patch does not divide the image.
-  """
-  if height % patch or width % patch:
-    near = [max(round(side / patch), 1) * patch for side in (height, width)]
-    raise UserError(
-      f"permute_patches cannot cut an image of {height} x {width} pixels into "
-      f"patches of {patch} x {patch}: crop or resize it to {near[0]} x "
-      f"{near[1]} first."
-    )
-  h, w = height // patch, width // patch
-  pixels = np.arange(height * width).reshape(h, patch, w, patch)
-  tokens = pixels.transpose(0, 2, 1, 3).reshape(h * w, patch**2)  # s p*p
-  tokens = tokens[patch_order(h * w, seed)]
-  tokens = tokens[:, within_patch_order(patch, seed)]
-  pixels = tokens.reshape(h, w, patch, patch).transpose(0, 2, 1, 3)
-  return _frozen(pixels.ravel())
-
-
-@functools.lru_cache(maxsize=16)
-def pixels_index(height: int, width: int, seed: int) -> np.ndarray:
-  """Permutes all pixels of an image, int64 [height * width]."""
-  return _frozen(permutation(height * width, seed, _PIXELS))
-
-
-def take(image: np.ndarray, index: np.ndarray) -> np.ndarray:
-  """Applies an index of pixels to an image [h, w, c]."""
-  h, w, c = image.shape
-  return image.reshape(h * w, c)[index].reshape(h, w, c)
-
-
-def _frozen(index: np.ndarray) -> np.ndarray:
-  """Makes an index read-only, because all images share it."""
-  index = np.ascontiguousarray(index)
-  index.flags.writeable = False
-  return index
-
-
-OPS: dict[str, type] = {}
-
-# The loader runs one image per thread; OpenCV's own threads on top of those
-# would only fight for the same cores.
+# Workers use all cores already, an image a thread.
 cv2.setNumThreads(0)
-
-
-def op(name: str) -> Callable[[type], type]:
-  """Registers a frozen dataclass: its fields are the op's arguments."""
-
-  def register(cls: type) -> type:
-    OPS[name] = dataclasses.dataclass(frozen=True)(cls)
-    if not cls.__module__.startswith("mixer."):
-      # A recipe's own op: worker processes cannot import recipes by name.
-      cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
-    return OPS[name]
-
-  return register
 
 
 def _height_width(size: Size) -> tuple[int, int]:
@@ -359,89 +262,26 @@ class RandomErasing:
     return 0, 0, 0, 0
 
 
-@op("randaug")
-class RandAugment:
-  """RandAugment: `layers` random distortions, each of strength `magnitude`."""
-
-  layers: int
-  magnitude: float
-  contrast: Literal["paper", "fixed"] = "paper"
-
-  def __post_init__(self) -> None:
-    randaugment.check(self.layers, self.magnitude, self.contrast)
-
-  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return randaugment.randaug(
-      np.ascontiguousarray(image),
-      rng,
-      layers=self.layers,
-      magnitude=self.magnitude,
-      contrast=self.contrast,
-    )
-
-
-@op("permute_patches")
-class PermutePatches:
-  """Permutes the patches, and the pixels within every patch alike.
-
-  `patch` is a patch's side in pixels. The permutation follows from the seed: it
-  is the same for all images.
-  """
-
-  patch: int
-  seed: int = 0
-
-  def __post_init__(self) -> None:
-    if self.patch < 1:
-      raise ValueError("patch must be above 0")
-    _check_seed(self.seed)
-
-  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    h, w = image.shape[:2]
-    index = patches_index(h, w, self.patch, self.seed)
-    return take(image, index)
-
-
-@op("permute_pixels")
-class PermutePixels:
-  """Permutes all pixels; likewise the same for all images of one size."""
-
-  seed: int = 0
-
-  def __post_init__(self) -> None:
-    _check_seed(self.seed)
-
-  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    index = pixels_index(*image.shape[:2], self.seed)
-    return take(image, index)
-
-
-def _check_seed(seed: int) -> None:
-  if seed < 0:
-    raise ValueError("seed must not be negative")
-
-
 @dataclasses.dataclass(frozen=True)
-class Ops:
+class Compose:
   """A chain of ops that is called like one of them."""
 
-  spec: str
-  chain: tuple[Callable[[np.ndarray, np.random.Generator], np.ndarray], ...]
+  ops: tuple[Op, ...]
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Maps uint8 [h, w, 3] to uint8 [h', w', 3]."""
-    for step in self.chain:
-      image = step(image, rng)
+    for transform in self.ops:
+      image = transform(image, rng)
     return image
 
 
-def parse(spec: str) -> Ops:
+def parse(spec: str) -> Compose:
   """Turns `resize_small(256) | central_crop(224)` into a callable.
 
   Raises:
-    UserError: a part cannot be read; says which, where, and what would do.
+    UserError: a part cannot be read; says which, where, and how to write it.
   """
-  return Ops(spec, tuple(pp_parser.parse(spec, OPS)))
+  return Compose(pp_parser.parse(spec))
 
 
 def output_size(ops: str) -> tuple[int, int]:
@@ -456,7 +296,7 @@ def output_size(ops: str) -> tuple[int, int]:
   for size in ((480, 640), (640, 480), (500, 375)):
     try:
       sizes.add(transform(np.zeros((*size, 3), np.uint8), rng).shape[:2])
-    except UserError as error:
+    except ValueError as error:
       raise UserError(
         f"{ops!r} fails on a photograph of {size[0]} x {size[1]}: {error}"
       ) from error

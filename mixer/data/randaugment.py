@@ -10,11 +10,12 @@ threshold of 384 wraps to 128.
 import functools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from mixer.errors import UserError
+from mixer.data.pp_parser import op
 
 GREY = 128
 LARGEST_MAGNITUDE = 30
@@ -24,55 +25,39 @@ LARGEST_MAGNITUDE = 30
 Operation = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 
-def randaug(
-  image: np.ndarray,
-  rng: np.random.Generator,
-  *,
-  layers: int,
-  magnitude: float,
-  contrast: str = "paper",
-) -> np.ndarray:
+@op("randaug")
+class RandAugment:
   """Applies `layers` operations, each drawn uniformly from the sixteen.
 
-  Args:
-    image: uint8 [h, w, 3]; left as it is.
-    rng: draws the operations, the signs and the place of the cutout.
+  Attributes:
     layers: number of operations, one after the other; 2 in the recipes.
     magnitude: 0 to 30, the same for all operations; 15 in the recipes.
     contrast: "paper" blends with the grey level h * w / 256 (196 at 224 x
       224), a slip in the authors' code (big_vision issue 109); "fixed" blends
       with the image's mean grey level.
-
-  Returns:
-    uint8 [h, w, 3].
-
-  Raises:
-    UserError: an argument is out of range.
   """
-  check(layers, magnitude, contrast)
-  for _ in range(layers):
-    name = NAMES[rng.integers(len(NAMES))]
-    image = apply(name, image, rng, magnitude=magnitude, contrast=contrast)
-  return image
 
+  layers: int
+  magnitude: float
+  contrast: Literal["paper", "fixed"] = "paper"
 
-def check(layers: int, magnitude: float, contrast: str) -> None:
-  """Raises UserError if `randaug` would not take these arguments."""
-  if not isinstance(layers, int) or layers < 0:
-    raise UserError(
-      f"randaug: layers={layers!r} is no whole number from 0 on. Use 2, as "
-      "the authors do, or leave randaug out."
-    )
-  if not 0 <= magnitude <= LARGEST_MAGNITUDE:
-    raise UserError(
-      f"randaug: magnitude={magnitude!r} is not within 0 and "
-      f"{LARGEST_MAGNITUDE}. The authors use 10 to 20."
-    )
-  if contrast not in ("paper", "fixed"):
-    raise UserError(
-      f'randaug: contrast={contrast!r} is neither "paper" (the authors\' '
-      'slip included) nor "fixed".'
-    )
+  def __post_init__(self) -> None:
+    if self.layers < 0:
+      raise ValueError("layers must not be negative; the authors use 2")
+    if not 0 <= self.magnitude <= LARGEST_MAGNITUDE:
+      raise ValueError(
+        f"magnitude={self.magnitude} is not within 0..{LARGEST_MAGNITUDE}; the"
+        " authors use 10 to 20"
+      )
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    image = np.ascontiguousarray(image)
+    for _ in range(self.layers):
+      name = NAMES[rng.integers(len(NAMES))]
+      image = apply(
+        name, image, rng, magnitude=self.magnitude, contrast=self.contrast
+      )
+    return image
 
 
 def apply(
@@ -83,7 +68,7 @@ def apply(
   magnitude: float,
   contrast: str = "paper",
 ) -> np.ndarray:
-  """One operation by its name in `NAMES`; else like `randaug`."""
+  """Applies one operation by its name in `NAMES`; see RandAugment."""
   if name == "Contrast" and contrast == "fixed":
     name = "ContrastFixed"
   return OPERATIONS[name](image, magnitude / 10, rng)
