@@ -3,7 +3,6 @@
 
 import concurrent.futures
 import contextlib
-import hashlib
 import os
 import resource
 import threading
@@ -70,26 +69,16 @@ def stat_files(files: Sequence[str]) -> list[tuple[int, int]]:
   Raises:
     DatasetNotFoundError: files are missing; shows the first of them.
   """
-  if any(map(is_remote, files)):
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-      found = list(pool.map(_stat, files))
-  else:
-    found = list(map(_stat, files))
-  missing = [
-    file for file, stat in zip(files, found, strict=True) if stat is None
-  ]
+  with concurrent.futures.ThreadPoolExecutor(32) as pool:
+    stats = list(pool.map(_stat, files))
+  missing = [file for file, stat in zip(files, stats, strict=True) if not stat]
   if missing:
     raise DatasetNotFoundError(
       f"{len(missing)} of {len(files)} record files are missing, the first is"
-      f" {missing[0]}. Copy what is missing again, or delete the folder and"
+      f" {missing[0]}. Copy the missing ones again, or delete the folder and"
       " prepare the data set again."
     )
-  return found
-
-
-def fingerprint(*facts: object) -> str:
-  """Returns a hash of the properties of some files."""
-  return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+  return stats
 
 
 def _stat(file: str) -> tuple[int, int] | None:

@@ -15,8 +15,7 @@ from etils import epath
 from mixer.data.labels import Label, find_label
 from mixer.data.sources.base import DatasetNotFoundError, Source, split_error
 from mixer.data.sources.file_io import is_remote
-from mixer.data.sources.records import ArrayRecords, Records, Shards, TFRecords
-from mixer.data.sources.tfrecord_index import SplitFiles
+from mixer.data.sources.records import ArrayRecords, Records, TFRecords
 from mixer.errors import UserError
 
 INFO = "dataset_info.json"
@@ -94,13 +93,18 @@ def open_split(
       f" {', '.join(sorted(features))}."
     )
   label = find_label(features, name, label_key)
+  instructions = _split_info(builder, name, split).file_instructions
+  if file_format == "array_record":
+    records = ArrayRecords(instructions)
+  else:
+    records = TFRecords(instructions, builder.info.splits.values())
   return TfdsSource(
     name=name,
     split=split,
     class_names=label.class_names,
     image_key=image_key,
     label=label,
-    records=_open_records(builder, name, split, file_format),
+    records=records,
   )
 
 
@@ -263,26 +267,6 @@ def _split_info(builder, name: str, split: str):
   if num_examples < 1:
     raise UserError(f"The split {split!r} of {name} holds no examples.")
   return info
-
-
-def _open_records(builder, name: str, split: str, file_format: str) -> Records:
-  shards = Shards.of(_split_info(builder, name, split).file_instructions)
-  if file_format == "array_record":
-    return ArrayRecords(shards)
-  wholes = map(_split_files, builder.info.splits.values())
-  return TFRecords(
-    shards, [whole for whole in wholes if {*whole.files} & {*shards.files}]
-  )
-
-
-def _split_files(info) -> SplitFiles:
-  """Returns all record files of a split of TFDS that hold something."""
-  instructions = info.file_instructions
-  return SplitFiles(
-    name=info.name,
-    files=tuple(each.filename for each in instructions),
-    lengths=tuple(each.take for each in instructions),
-  )
 
 
 # With a dot or a slash in other places it would lead to other folders.
