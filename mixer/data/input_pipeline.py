@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of decoded, augmented images, as a function of (seed, step).
 
-A step and a host give positions in one endless global order. A position gives
-the example (`shuffle.IndexShuffler`) and its augmentation
-(`shuffle.augmentation_rng`); the source reads the example's bytes, `decode` and
-the ops turn them into pixels, and pixels are stacked to batches. A batch
-therefore depends neither on the workers, nor on the number of hosts, nor on the
-step at which a run was interrupted.
+An example on its way to the devices:
+  1. A step and a host give positions in one endless global order (`_batches`).
+  2. A position gives an example's number (`shuffle.IndexShuffler`).
+  3. The source reads its bytes and its label (`sources.Source.read`).
+  4. `decode` turns the bytes into pixels.
+  5. The recipe's ops crop and augment them (`preprocess`), with the random
+     generator of the position (`shuffle.augmentation_rng`).
+  6. Images are stacked to batches (`_join_chunks`).
+Steps 2 to 5 are `_load_train` and `_load_eval`. Workers run them ahead, CHUNK
+examples at a time.
 
-Workers compute a batch in chunks of CHUNK examples.
+A batch therefore depends neither on the workers, nor on the number of hosts,
+nor on the step at which a run was interrupted.
 """
+
+from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -35,57 +43,13 @@ CHUNK = 16
 # More steps than any run takes; Grain needs a length.
 ENDLESS_STEPS = 2**31
 
-# Shows the output shape of the ops where a chunk has no image.
+# Shows the output shape of the ops.
 DUMMY_IMAGE = np.zeros((512, 512, 3), np.uint8)
 
 MAX_CONSECUTIVE_BAD = 100
 
 # Examples that BadImages.report lists of each split.
 MAX_LISTED = 10
-
-
-class BadImages:
-  """Counts the images that could not be decoded, by split."""
-
-  def __init__(self):
-    # split -> example id -> occurrences, in the order of the first ones
-    self._counts = collections.defaultdict(collections.Counter)
-    self._places: dict[tuple[str, int], str] = {}
-
-  def add(self, source: Source, i: int) -> None:
-    """Counts example `i` of a source."""
-    split = f"{source.name}, split {source.split}"
-    counts = self._counts[split]
-    counts[i] += 1
-    if (split, i) not in self._places and len(counts) <= MAX_LISTED:
-      self._places[split, i] = source.locate(i)
-
-  @property
-  def met(self) -> int:
-    """Number of occurrences in all splits."""
-    return sum(counts.total() for counts in self._counts.values())
-
-  def report(self) -> str:
-    """Returns the counts and the first examples of each split; "" if none."""
-    return "\n".join(
-      line
-      for split, counts in self._counts.items()
-      for line in self._lines(split, counts)
-    )
-
-  def _lines(self, split: str, counts: collections.Counter) -> list[str]:
-    lines = [
-      f"{len(counts):,} image{'s' * (len(counts) > 1)} of {split}, could not be"
-      f" decoded, met {counts.total():,} times. Training takes the next of the"
-      " order in their place, evaluation leaves them out:"
-    ]
-    lines += [
-      f"  example {i} ({self._places[split, i]})"
-      for i in list(counts)[:MAX_LISTED]
-    ]
-    if len(counts) > MAX_LISTED:
-      lines.append(f"  and {len(counts) - MAX_LISTED:,} more")
-    return lines
 
 
 def train_batches(
@@ -121,21 +85,14 @@ def train_batches(
     so does dropping the iterator.
 
   Raises:
-    UserError: an example cannot be decoded, or the arguments do not fit.
+    UserError: an example cannot be decoded.
   """
-  if seed < 0 or start_step < 0:
-    raise UserError(f"seed={seed} and start_step={start_step} count from 0 on.")
   shuffler = IndexShuffler(len(source), seed)
-  size = _host_batch(source, batch, host, hosts)
-  chunks = -(-size // CHUNK)
-
-  def load(number: int) -> Arrays:
-    positions = _chunk_positions(number, batch, host * size, size)
-    return _load_train(source, ops, shuffler, positions, bad_images is not None)
-
-  numbers = grain.MapDataset.range(start_step * chunks, ENDLESS_STEPS * chunks)
-  results = workers.run(numbers.map(load), chunks)
-  return _join_chunks(source, results, size, chunks, bad_images)
+  load = functools.partial(
+    _load_train, source, ops, shuffler, bad_images is not None
+  )
+  steps = range(start_step, ENDLESS_STEPS)
+  return _batches(load, steps, source, batch, host, hosts, workers, bad_images)
 
 
 def eval_batches(
@@ -159,17 +116,12 @@ def eval_batches(
     examples have several), mask bool [n] (False for padding and images left
     out), position int64 [n], the example's number, with n = batch // hosts.
   """
-  size = _host_batch(source, batch, host, hosts)
-  chunks = -(-size // CHUNK)
-
-  def load(number: int) -> Arrays:
-    positions = _chunk_positions(number, batch, host * size, size)
-    return _load_eval(source, ops, positions, bad_images is not None)
-
-  steps = -(-len(source) // batch)
-  numbers = grain.MapDataset.range(steps * chunks)
-  results = workers.run(numbers.map(load), chunks)
-  return _join_chunks(source, results, size, chunks, bad_images)
+  blank = np.zeros_like(ops(DUMMY_IMAGE, augmentation_rng(0, 0)))
+  load = functools.partial(
+    _load_eval, source, ops, blank, bad_images is not None
+  )
+  steps = range(-(-len(source) // batch))
+  return _batches(load, steps, source, batch, host, hosts, workers, bad_images)
 
 
 def read_labels(
@@ -190,43 +142,47 @@ def read_labels(
     return np.array([label for labels in parts for label in labels], np.int32)
 
 
-def _host_batch(source: Source, batch: int, host: int, hosts: int) -> int:
-  """Returns the number of examples of a global batch that fall to one host."""
-  if batch < 1 or batch % hosts:
-    raise UserError(
-      f"A batch of {batch} examples cannot be shared equally by {hosts} hosts."
-    )
-  if not 0 <= host < hosts:
-    raise UserError(f"Host {host} is not one of the {hosts} hosts from 0 on.")
-  if not len(source):
-    raise UserError(f"{source.name} {source.split} holds no examples.")
-  return batch // hosts
+def _batches(
+  load: Callable[[np.ndarray], Arrays],
+  steps: range,
+  source: Source,
+  batch: int,
+  host: int,
+  hosts: int,
+  workers: Workers,
+  bad_images: BadImages | None,
+) -> Iterator[Arrays]:
+  """Yields batches of what `load` returns for positions, int64 [n <= CHUNK].
 
-
-def _chunk_positions(
-  number: int, batch: int, first: int, size: int
-) -> np.ndarray:
-  """Returns the positions, int64, of a chunk, counted over all steps.
-
-  A host has the `size` positions from `first` on in each global batch.
+  Host h has the h-th of `hosts` equal slices of each global batch.
   """
-  step, chunk = divmod(number, -(-size // CHUNK))
-  begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
-  return step * batch + first + np.arange(begin, end, dtype=np.int64)
+  assert batch % hosts == 0 and 0 <= host < hosts, (batch, host, hosts)
+  size = batch // hosts
+  chunks = -(-size // CHUNK)
+
+  def load_chunk(number: int) -> Arrays:
+    step, chunk = divmod(number, chunks)
+    begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, size)
+    first = step * batch + host * size
+    return load(first + np.arange(begin, end, dtype=np.int64))
+
+  numbers = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks)
+  results = workers.run(numbers.map(load_chunk), chunks)
+  return _join_chunks(source, results, size, chunks, bad_images)
 
 
 def _load_train(
   source: Source,
   ops: Op,
   shuffler: IndexShuffler,
-  positions: np.ndarray,
   replace_bad: bool,
+  positions: np.ndarray,
 ) -> Arrays:
   """Reads, decodes and augments the examples at some positions."""
-  ids = shuffler(positions)
   images, labels, bad = [], [], []
-  for i, position, (data, label) in zip(
-    ids, positions, source.read(ids), strict=True
+  ids = shuffler(positions)
+  for position, i, (data, label) in zip(
+    positions, ids, source.read(ids), strict=True
   ):
     image = _decode(source, i, data, allow_bad=replace_bad)
     if image is None:
@@ -235,7 +191,7 @@ def _load_train(
     rng = augmentation_rng(shuffler.seed, int(position))
     images.append(_augment(source, i, ops, image, rng))
     labels.append(label)
-  return _stack(source, images, labels, positions, bad)
+  return _stack(images, labels, positions, bad)
 
 
 def _next_decodable(
@@ -254,30 +210,28 @@ def _next_decodable(
 
 
 def _load_eval(
-  source: Source, ops: Op, positions: np.ndarray, skip_bad: bool
+  source: Source,
+  ops: Op,
+  blank: np.ndarray,
+  skip_bad: bool,
+  positions: np.ndarray,
 ) -> Arrays:
-  """Reads and decodes examples; pads beyond the end and masks bad images."""
+  """Reads and decodes examples; blanks and masks padding and bad images."""
   ids = positions[positions < len(source)]
-  images, labels, bad = [], [], []
-  for i, (data, label) in zip(ids, source.read(ids), strict=True):
+  images = [blank] * len(positions)
+  labels = [np.zeros(source.label_shape, np.int32)] * len(positions)
+  mask = np.zeros(len(positions), bool)
+  bad = []
+  for n, (i, (data, labels[n])) in enumerate(
+    zip(ids, source.read(ids), strict=True)
+  ):
     image = _decode(source, i, data, allow_bad=skip_bad)
     if image is None:
       bad.append(i)
     else:
-      image = _augment(source, i, ops, image, augmentation_rng(0, int(i)))
-    images.append(image)
-    labels.append(label)
-  missing = len(positions) - len(ids)
-  images += [None] * missing
-  labels += [np.zeros(source.label_shape, np.int32)] * missing
-  mask = np.array([image is not None for image in images])
-  if mask.any():
-    example = images[mask.argmax()]
-  else:
-    example = ops(DUMMY_IMAGE, augmentation_rng(0, 0))
-  padding = np.zeros_like(example)
-  images = [padding if image is None else image for image in images]
-  return _stack(source, images, labels, positions, bad) | {"mask": mask}
+      images[n] = _augment(source, i, ops, image, augmentation_rng(0, int(i)))
+      mask[n] = True
+  return _stack(images, labels, positions, bad) | {"mask": mask}
 
 
 def _decode(
@@ -296,11 +250,7 @@ def _decode(
 
 
 def _augment(
-  source: Source,
-  i: int,
-  ops: Op,
-  image: np.ndarray,
-  rng: np.random.Generator,
+  source: Source, i: int, ops: Op, image: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
   try:
     return ops(image, rng)
@@ -315,13 +265,11 @@ def _describe(source: Source, i: int) -> str:
 
 
 def _stack(
-  source: Source,
   images: list[np.ndarray],
   labels: list[int | np.ndarray],
   positions: np.ndarray,
   bad: list[int],
 ) -> Arrays:
-  _check_shapes(source, {image.shape for image in images})
   return {
     "image": np.stack(images),
     "label": np.array(labels, np.int32),
@@ -348,7 +296,6 @@ def _join_chunks(
         for key, values in chunk.items():
           if not filled:
             batch[key] = np.empty((size, *values.shape[1:]), values.dtype)
-          _check_shapes(source, {batch[key].shape[1:], values.shape[1:]})
           batch[key][filled : filled + len(values)] = values
         filled += len(values)
       if not filled:
@@ -356,10 +303,32 @@ def _join_chunks(
       yield batch
 
 
-def _check_shapes(source: Source, shapes: set[tuple[int, ...]]) -> None:
-  if len(shapes) > 1:
-    raise UserError(
-      f"The ops leave images of {source.name} {source.split} in different"
-      f" sizes, {' and '.join(map(str, sorted(shapes)[:2]))}: end them with a"
-      " crop or a resize to a fixed size."
-    )
+class BadImages:
+  """Counts the images that could not be decoded, by split and example."""
+
+  def __init__(self):
+    self._splits = collections.defaultdict(collections.Counter)
+
+  def add(self, source: Source, i: int) -> None:
+    """Counts example `i` of a source."""
+    split = f"{source.name}, split {source.split}"
+    self._splits[split][f"example {i} ({source.locate(i)})"] += 1
+
+  @property
+  def total(self) -> int:
+    """Number of occurrences in all splits."""
+    return sum(counts.total() for counts in self._splits.values())
+
+  def report(self) -> str:
+    """Returns the counts and the first examples of each split; "" if none."""
+    lines = []
+    for split, counts in self._splits.items():
+      lines.append(
+        f"{len(counts):,} image{'s' * (len(counts) > 1)} of {split}, could not"
+        f" be decoded, and came up {counts.total():,} times. Training takes the"
+        " next of the order in their place, evaluation leaves them out:"
+      )
+      lines += [f"  {example}" for example in list(counts)[:MAX_LISTED]]
+      if len(counts) > MAX_LISTED:
+        lines.append(f"  and {len(counts) - MAX_LISTED:,} more")
+    return "\n".join(lines)

@@ -79,11 +79,11 @@ class EvalRunner:
     results = {}
     for name in names:
       bad_images = self._plan.bad_images
-      before = bad_images.met if bad_images else 0
+      before = bad_images.total if bad_images else 0
       kind = self._plan.evals[name].options.type
       for key, value in self._evaluators[name].run(params).items():
         results[result_name(kind, name, key)] = value
-      left_out = bad_images.met - before if bad_images else 0
+      left_out = bad_images.total - before if bad_images else 0
       if left_out := sum(self._hosts.gather(left_out)):
         results[result_name(kind, name, "left_out")] = left_out
     return results
