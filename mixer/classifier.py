@@ -23,6 +23,8 @@ from mixer.data.shuffle import augmentation_rng
 from mixer.data.workers import DEFAULT_WORKERS
 from mixer.datasets import class_names
 from mixer.errors import UserError
+from mixer.models.base import TokenModel
+from mixer.models.infer import infer, infer_model
 from mixer.training.prefetch import prefetch_to_device
 from mixer.training.sharding import pmap_step, replicate
 from mixer.training.step import normalise
@@ -93,7 +95,7 @@ def open_classifier(
     UserError: there is no head, or these do not fit one another.
   """
   checkpoint = weights.read(init)
-  model = weights.infer_model(checkpoint.params, gelu=checkpoint.gelu)
+  model = infer_model(checkpoint.params, gelu=checkpoint.gelu)
   if not model.num_classes:
     raise UserError(
       f"{init} has no head, so nothing to name classes with: fine-tune it first"
@@ -139,11 +141,11 @@ def _choose_ops(
 
 def made_for(checkpoint: weights.LoadedWeights) -> tuple[int, int]:
   """Height and width of the images, square if it is not known."""
-  sizes = weights.read_sizes(checkpoint.params)
-  if sizes is not None and sizes.takes_any_size:
+  model = infer(checkpoint.params)
+  if not isinstance(model, TokenModel):
     return checkpoint.image_size or PAPERS_SIZE
   rows, columns = weights.grid_shape(checkpoint.params, checkpoint.image_size)
-  return sizes.patch * rows, sizes.patch * columns
+  return model.patch * rows, model.patch * columns
 
 
 def _choose_names(

@@ -29,6 +29,7 @@ from mixer import cli, weights
 from mixer.atomic_write import atomic_write, check_writable
 from mixer.classifier import check_shape, made_for
 from mixer.errors import UserError
+from mixer.models.infer import infer_model
 from mixer.models.kernels import plain_model
 from mixer.training.step import normalise
 from mixer.weights import convert
@@ -137,9 +138,7 @@ def write_program(
     UserError: the images do not fit the weights, or the results differ.
   """
   size = (image_size, image_size) if image_size else made_for(checkpoint)
-  model = weights.infer_model(
-    checkpoint.params, gelu=checkpoint.gelu, dtype=dtype
-  )
+  model = infer_model(checkpoint.params, gelu=checkpoint.gelu, dtype=dtype)
   # Kernels are of one kind of device, and of a known number of images.
   model = plain_model(model)
   shape = (*size, model.image_channels)
@@ -218,7 +217,7 @@ def _compare(
     UserError: too far.
   """
   call = jax_export.deserialize(bytearray(program)).call
-  model = weights.infer_model(checkpoint.params, gelu=checkpoint.gelu)
+  model = infer_model(checkpoint.params, gelu=checkpoint.gelu)
   model = plain_model(model)  # as the program is
   apply = jax.jit(lambda params, x: model.apply({"params": params}, x)[0])
   pixels = np.random.default_rng(0).integers(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mixer import evaluate, export, predict, train, weights
 from mixer.errors import UserError
+from mixer.models.infer import infer_model
 from mixer.plan import make_plan
 
 MIXERS = dict.fromkeys(("tokens_mlp", "channels_mlp"))
@@ -67,7 +68,7 @@ def test_its_weights_say_what_model_they_are_of(run):
 
   checkpoint = weights.read(folder)
 
-  found = weights.infer_model(checkpoint.params)
+  found = infer_model(checkpoint.params)
   sizes = {k: v for k, v in MODELS[model].items() if v and k != "name"}
   assert {key: getattr(found, key) for key in sizes} == sizes
   assert checkpoint.image_size == (8, 8)

@@ -11,6 +11,7 @@ from mixer import weights
 from mixer.classifier import made_for
 from mixer.errors import UserError
 from mixer.models import create, family_of, flops, names, sizes
+from mixer.models.infer import describe, infer, infer_model
 from mixer.plan import make_plan
 from mixer.weights.__main__ import main
 from mixer.weights.zoo import REGISTRY
@@ -93,7 +94,7 @@ def test_the_shapes_make_the_model_and_it_gives_the_golden_logits(family):
   checkpoint = weights.read(f"{GOLDENS}/{family}_tiny.npz")
   golden = np.load(f"{GOLDENS}/{family}_tiny_io.npz")
 
-  model = weights.infer_model(checkpoint.params, gelu=checkpoint.gelu)
+  model = infer_model(checkpoint.params, gelu=checkpoint.gelu)
 
   logits, _ = jax.jit(model.apply)(
     {"params": checkpoint.params}, golden["images"]
@@ -101,7 +102,34 @@ def test_the_shapes_make_the_model_and_it_gives_the_golden_logits(family):
   np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
   assert checkpoint.image_size == ((32, 32) if family == "vit" else None)
   body = {k: v for k, v in checkpoint.params.items() if k != "head"}
-  assert weights.infer_model(body).num_classes is None
+  assert infer_model(body).num_classes is None
+
+
+@pytest.mark.parametrize(
+  "name, fields, words",
+  [
+    ("Mixer-S/32", {}, "Mixer-S/32"),
+    ("Mixer-S/16", dict(patch=8), "Mixer-S/8"),
+    ("Mixer-S/16", dict(tokens_mlp=1024), "Mixer-S/16 with tokens_mlp=1024"),
+    ("ViT-B/32", {}, "ViT-B/32"),
+    ("ViT-B/16", dict(pool="mean"), "ViT-B/16 with pool='mean'"),
+    ("ViT-B/16", dict(image_channels=1), "ViT-B/16 with image_channels=1"),
+    ("BiT-R50x3", {}, "BiT-R50x3"),
+  ],
+)
+def test_shapes_name_the_variant_and_the_fields_that_differ(
+  name, fields, words
+):
+  model = create(name, num_classes=7, **fields)
+  shapes = jax.eval_shape(
+    model.init,
+    jax.random.key(0),
+    np.zeros((1, 96, 96, model.image_channels), "f"),
+  )
+
+  inferred = infer(shapes["params"])
+
+  assert inferred == model and describe(inferred) == words
 
 
 def old_names(params):
@@ -128,7 +156,7 @@ def test_a_vits_file_of_old_is_evaluated_with_its_hidden_layer(tmp_path):
 
   found = weights.load(tmp_path / "old.npz")
 
-  model = weights.infer_model(found)
+  model = infer_model(found)
   _, out = jax.jit(model.apply)({"params": found}, golden["images"])
   head = params["head"]
   expected = np.arctanh(out["pre_logits"]) @ head["kernel"] + head["bias"]
@@ -152,8 +180,8 @@ def shapes(name, size=224, **fields):
     (
       ("ViT-B/16", 224, {}),
       ("ViT-B/16", 384, {}),
-      "know the places of 196 tokens (224 px / 16), the model has 576 tokens "
-      "(384 px / 16): interpolate them (config.init_growth='interpolate')",
+      "for 196 tokens (224 px / 16), the model is for 576 tokens (384 px / "
+      "16): interpolate them (config.init_growth='interpolate')",
     ),
     (
       ("ViT-B/16", 224, {}),
@@ -163,24 +191,26 @@ def shapes(name, size=224, **fields):
     (
       ("ViT-B/16", 224, {}),
       ("ViT-B/16", 224, dict(heads=6)),
-      "the model is a ViT of 12 blocks, 768 channels, 6 heads and 3,072",
+      "the model is a ViT with patch=16, hidden=768, blocks=12, mlp=3072, "
+      "heads=6",
     ),
     (
       ("ViT-B/16", 224, {}),
       ("ViT-B/32", 224, {}),
-      "for patches of 16 px, the model has 32",
+      "are of ViT-B/16, the model is ViT-B/32: choose the same with "
+      "config.model.name",
     ),
     (
       ("ViT-B/16", 224, {}),
       ("ViT-B/16", 224, dict(pool="mean")),
-      "have a class token, and the model pools by 'mean': set "
+      "pool is 'token' in the weights, 'mean' in the model: set "
       "config.model.pool='token'",
     ),
     (
       ("ViT-B/16", 224, dict(representation=768)),
       ("ViT-B/16", 224, {}),
-      "have 768 hidden units under the head, the model none: set "
-      "config.model.representation=768",
+      "representation is 768 in the weights, None in the model: set "
+      "config.model.representation=768, or begin with a new head",
     ),
     (
       ("ViT-B/16", 224, {}),
@@ -190,7 +220,7 @@ def shapes(name, size=224, **fields):
     (
       ("BiT-R50x1", 224, {}),
       ("BiT-R50x1", 224, dict(width=0.5)),
-      "are of BiT-R50x1, the model is a BiT of width 0.5 with (3, 4, 6, 3)",
+      "are of BiT-R50x1, the model is a BiT with width=0.5, units=(3, 4, 6, 3)",
     ),
     (
       ("BiT-R50x1", 224, {}),
@@ -200,7 +230,7 @@ def shapes(name, size=224, **fields):
     (
       ("BiT-R50x1", 224, {}),
       ("BiT-R50x1", 224, dict(image_channels=1)),
-      "for images of 3 channels, the model for 1",
+      "image_channels is 3 in the weights, 1 in the model",
     ),
   ],
 )
@@ -226,11 +256,11 @@ def test_convert_says_what_it_has_converted(tmp_path, capsys):
 
   told = capsys.readouterr().out
   for words in (
-    "a ViT of 2 blocks, 24 channels, 4 heads and 48 hidden units, 16 tokens "
-    "(32 x 32 px), a class token, 7 classes",
-    "a BiT of width 0.5 with (2, 1) units, images of any size, 7 classes",
+    "a ViT with patch=8, hidden=24, blocks=2, mlp=48, heads=4, 16 tokens "
+    "(32 px / 8), 7 classes",
+    "a BiT with width=0.5, units=(2, 1), images of any size, 7 classes",
     "Grown by interpolation: a ViT",
-    "36 tokens (48 x 48 px)",
+    "36 tokens (48 px / 8)",
   ):
     assert words in told
   assert weights.read(vit).image_size == (48, 48)

@@ -99,9 +99,9 @@ def test_a_long_list_ends_with_a_count_and_block_10_is_behind_block_9():
   [
     (
       ("Mixer-B/16", 448),
-      "mix 196 tokens (224 px / 16), the model 784 tokens (448 px / 16): grow "
-      "them by 2 (config.init_growth='tiles' with config.model.tokens_mlp="
-      "1536).",
+      "for 196 tokens (224 px / 16), the model is for 784 tokens (448 px / "
+      "16): grow them by 2 (config.init_growth='tiles' with "
+      "config.model.tokens_mlp=1536).",
     ),
     (
       ("Mixer-B/16", 448, dict(tokens_mlp=4 * 384)),
@@ -109,23 +109,25 @@ def test_a_long_list_ends_with_a_count_and_block_10_is_behind_block_9():
     ),
     (
       ("Mixer-B/16", 192),
-      "the model 144 tokens (192 px / 16): no whole factor apart, so "
+      "the model is for 144 tokens (192 px / 16): no whole factor apart, so "
       "interpolate (config.init_growth='interpolate', beyond the paper)",
     ),
-    (("Mixer-B/32", 224), "for patches of 16 px, the model has 32"),
+    (("Mixer-B/32", 224), "are of Mixer-B/16, the model is Mixer-B/32"),
     (("Mixer-L/16", 224), "are of Mixer-B/16, the model is Mixer-L/16"),
     (
       ("Mixer-B/16", 224, dict(blocks=13)),
-      "the model is a Mixer of 13 blocks, 768 channels and 3,072 hidden units",
+      "the model is a Mixer with patch=16, hidden=768, blocks=13, "
+      "tokens_mlp=384, channels_mlp=3072: choose",
     ),
     (
       ("Mixer-B/16", 224, dict(tokens_mlp=400)),
-      "have 384 hidden units in token mixing, the model 400: set "
+      "tokens_mlp is 384 in the weights, 400 in the model: set "
       "config.model.tokens_mlp=384.",
     ),
     (
       ("Mixer-B/16", 224, dict(image_channels=1)),
-      "for images of 3 channels, the model for 1",
+      "image_channels is 3 in the weights, 1 in the model: take weights for "
+      "1-channel images.",
     ),
   ],
 )
@@ -169,4 +171,4 @@ def test_a_kept_head_of_another_width_is_refused():
   with pytest.raises(UserError, match=r"head/bias: \(7,\).*\(5,\)") as error:
     weights.merge_params(weights.load(FILE), shapes(num_classes=5), head="keep")
 
-  assert "keeps, has 7 classes, the model's 5" in str(error.value)
+  assert "num_classes is 7 in the weights, 5 in the model" in str(error.value)

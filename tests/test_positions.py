@@ -7,6 +7,7 @@ import pytest
 
 from mixer import weights
 from mixer.errors import UserError
+from mixer.models.infer import infer_model
 
 FILE = "tests/goldens/vit_tiny.npz"
 
@@ -45,7 +46,7 @@ def test_all_else_stays_and_the_model_takes_the_other_size():
 
   grown = weights.grow(params, tokens=(3, 5))
 
-  model = weights.infer_model(grown)
+  model = infer_model(grown)
   logits, _ = jax.jit(model.apply)({"params": grown}, np.zeros((1, 24, 40, 3)))
   assert logits.shape == (1, 7)
   assert grown["cls"] is params["cls"]
@@ -82,5 +83,5 @@ def test_what_a_vit_does_not_do_is_refused(given, words):
 
 
 def test_a_bit_has_nothing_to_grow():
-  with pytest.raises(UserError, match="of width 0.5.*any size as it is"):
+  with pytest.raises(UserError, match="width=0.5.*any size as it is"):
     weights.grow(weights.load("tests/goldens/bit_tiny.npz"), tokens=(3, 3))

@@ -10,6 +10,7 @@ from benchmarks.variations.__main__ import PAPER, RESULT, compare
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import create, flops
+from mixer.models.infer import infer_model
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
 S, C, D_S = 16, 24, 12  # tokens, channels, hidden units of TINY at 32 px
@@ -244,7 +245,7 @@ def test_a_variations_parameters_are_not_taken_for_a_mixers(plain):
   params = flops.abstract_params(vary(pyramid=(1, 2)), (32, 32))
 
   with pytest.raises(UserError, match="not the parameters of a"):
-    weights.infer_model(params)
+    infer_model(params)
 
 
 def test_a_variation_without_sizes_says_which_it_needs():

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import create, flops
+from mixer.models.infer import infer_model
 from mixer.weights.__main__ import main
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
@@ -115,7 +116,7 @@ def test_halves_become_float32(tmp_path, dtype, layout):
 def test_the_shapes_make_the_model():
   params = weights.load(FILE)
 
-  model = weights.infer_model(params, gelu="exact", dropout=0.1)
+  model = infer_model(params, gelu="exact", dropout=0.1)
 
   assert (model.gelu, model.dropout, model.num_classes) == ("exact", 0.1, 7)
   wanted = create("Mixer", num_classes=7, **TINY)
@@ -123,15 +124,15 @@ def test_the_shapes_make_the_model():
     wanted, (32, 32)
   )
   del params["head"]
-  assert weights.infer_model(params).num_classes is None
+  assert infer_model(params).num_classes is None
   with pytest.raises(UserError, match="not the parameters of a Mixer"):
-    weights.infer_model({"cls": np.zeros(3)})
+    infer_model({"cls": np.zeros(3)})
 
 
 def test_a_model_of_grown_weights_has_their_token_mixing():
   grown = weights.grow(weights.load(FILE), factor=2)
 
-  model = weights.infer_model(grown)
+  model = infer_model(grown)
 
   assert model.tokens_mlp == 4 * 12
   wanted = create("Mixer", num_classes=7, **(TINY | {"tokens_mlp": 48}))
@@ -298,7 +299,7 @@ def test_convert_grows_and_says_what_it_did(tmp_path, capsys):
 
   out = capsys.readouterr().out
   assert code == 0
-  assert "16 tokens (32 x 32 px)" in out and "64 tokens (64 x 64 px)" in out
+  assert "16 tokens (32 px / 8)" in out and "64 tokens (64 px / 8)" in out
   assert "timm computes the exact one" in out
   assert_equal(weights.load(target), weights.grow(weights.load(FILE), factor=2))
 

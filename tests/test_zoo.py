@@ -13,6 +13,7 @@ from mixer import weights
 from mixer.cache import cache_folder
 from mixer.errors import UserError
 from mixer.models import create, flops
+from mixer.models.infer import infer_model
 from mixer.weights import convert
 from mixer.weights.__main__ import main
 from mixer.weights.zoo import REGISTRY, UNPUBLISHED, find
@@ -90,7 +91,7 @@ def test_mixers_are_read_by_their_names_in_every_layout(cache, name, suffix):
     assert np.array_equal(found[key], arrays[key])
   assert checkpoint.gelu == "tanh" and checkpoint.image_size == (224, 224)
   assert len(checkpoint.class_names) == published.num_classes
-  model = weights.infer_model(checkpoint.params)
+  model = infer_model(checkpoint.params)
   assert model.num_classes == published.num_classes
 
 

@@ -19,6 +19,7 @@ from mixer import weights
 from mixer.classifier import bind_to_devices
 from mixer.export import write_program
 from mixer.models import create, flops
+from mixer.models.infer import infer_model
 from mixer.training.prefetch import prefetch_to_device
 from mixer.training.step import normalise
 
@@ -87,7 +88,5 @@ def to_host(results: object) -> object:
 
 def _read(file: Path, dtype: str) -> tuple[nn.Module, dict]:
   checkpoint = weights.read(file)
-  model = weights.infer_model(
-    checkpoint.params, gelu=checkpoint.gelu, dtype=dtype
-  )
+  model = infer_model(checkpoint.params, gelu=checkpoint.gelu, dtype=dtype)
   return model, checkpoint.params

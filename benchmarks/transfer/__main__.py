@@ -17,6 +17,7 @@ from mixer import weights
 from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches
 from mixer.data.sources import open_source
+from mixer.models.infer import infer_model
 from mixer.table import render
 from mixer.training.step import normalise
 
@@ -72,7 +73,7 @@ def grown_apart(pretrained: Path) -> float:
   tiles = images.reshape(-1, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5)
 
   def features(params, images):
-    model = weights.infer_model(params)
+    model = infer_model(params)
     return np.asarray(model.apply({"params": params}, images)[1]["pre_logits"])
 
   with jax.default_matmul_precision("highest"):

@@ -2,7 +2,6 @@
 """Parameters on disk, under the names that the authors published."""
 
 from mixer.weights.grow import grid_shape, grow, integer_factor
-from mixer.weights.infer_model import infer_model, read_sizes
 from mixer.weights.io import gelu_note, save
 from mixer.weights.load import (
   CLASSES,
@@ -22,9 +21,7 @@ __all__ = [
   "merge_params",
   "grow",
   "load",
-  "infer_model",
   "read",
-  "read_sizes",
   "save",
   "grid_shape",
   "trained_classes",

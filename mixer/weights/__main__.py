@@ -12,9 +12,9 @@ import sys
 import textwrap
 
 from mixer import cli
+from mixer.models.infer import describe, describe_tokens, infer
 from mixer.weights import download, io
 from mixer.weights.grow import grid_shape, grow
-from mixer.weights.infer_model import read_sizes
 from mixer.weights.load import LoadedWeights, read
 from mixer.weights.zoo import (
   REGISTRY,
@@ -188,11 +188,11 @@ def _enlarge(
 
 
 def _describe(params: dict) -> str:
-  sizes = read_sizes(params)
-  if sizes is None:
+  model = infer(params)
+  if model is None:
     return "no Mixer, ViT or BiT"
-  head = f"{sizes.num_classes:,} classes" if sizes.num_classes else "no head"
-  return f"{sizes.name}, {sizes.details}, {head}"
+  head = f"{model.num_classes:,} classes" if model.num_classes else "no head"
+  return f"{describe(model)}, {describe_tokens(params)}, {head}"
 
 
 if __name__ == "__main__":

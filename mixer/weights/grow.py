@@ -1,69 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights for another resolution, which is another number of tokens.
 
-Of a Mixer only the token-mixing MLPs know how many tokens there are. Their
-first layer maps the S tokens to D_S hidden units, their second one back. Of a
-ViT only the position embeddings do (mixer/weights/positions.py). Letters in
-shape comments: h w rows and columns of tokens, s = h * w tokens in row-major
-order, d hidden units, t tiles.
+In a Mixer only the token-mixing MLPs depend on the number of tokens: their
+first layer maps the S tokens to D_S hidden units, their second one back. In a
+ViT only the position embeddings do.
+
+Letters in shape comments: h w rows and columns of tokens, s = h * w tokens in
+row-major order, c channels, d hidden units, t tiles.
 """
 
 import math
 
 import jax
 import numpy as np
+from scipy import ndimage
 
 from mixer.errors import UserError
-from mixer.weights.baseline_sizes import VitSizes
-from mixer.weights.infer_model import read_sizes
-from mixer.weights.positions import resize_positions
-from mixer.weights.sizes import Sizes
+from mixer.models.base import TokenModel
+from mixer.models.infer import describe, infer, infer_image_size
+from mixer.models.vit import VisionTransformer
 
-MIXING = "token_mixing"
 Grid = tuple[int, int]  # rows and columns of tokens
 
 
 def grid_shape(params: dict, image_size: Grid | None = None) -> Grid:
-  """Rows and columns of the tokens that weights were made for.
+  """Returns the rows and columns of the tokens that weights are for.
 
   Args:
     params: of a Mixer or a ViT, whose class token does not count.
-    image_size: height and width in pixels that they were made for, if known;
-      None means square images.
+    image_size: height and width in pixels that they are for, if known; None
+      means square images.
 
   Raises:
-    UserError: they are of neither, or the tokens make no square.
+    UserError: the weights are of neither, or the number of tokens is no square.
   """
-  sizes = _sizes(params)
-  image_size = image_size or sizes.image_size
+  model = _token_model(params)
+  image_size = image_size or infer_image_size(params)
   if image_size is None:
     raise UserError(
-      f"These weights are for {sizes.tokens} tokens, which make no square: say "
-      "how many rows and columns with grid=(rows, columns)."
+      f"These weights are for {model.trained_tokens(params)} tokens, which are "
+      "no square: give their rows and columns with grid=(rows, columns)."
     )
-  return image_size[0] // sizes.patch, image_size[1] // sizes.patch
+  return image_size[0] // model.patch, image_size[1] // model.patch
 
 
-def _sizes(params: dict) -> Sizes | VitSizes:
-  sizes = read_sizes(params)
-  if sizes is None:
+def _token_model(params: dict) -> TokenModel:
+  model = infer(params)
+  if model is None:
     raise UserError(
       "These weights have no token-mixing MLPs and no position embeddings: "
       "they are neither a Mixer's nor a ViT's."
     )
-  if sizes.takes_any_size:
+  if not isinstance(model, TokenModel):
     raise UserError(
-      f"These weights are of {sizes.name}, which takes images of any size as "
-      "it is: there is nothing to grow."
+      f"These weights are of {describe(model)}, which takes images of any size "
+      "as it is: there is nothing to grow."
     )
-  return sizes
+  return model
 
 
 def integer_factor(old: Grid, new: Grid) -> int:
-  """The K of appendix C, by which both sides of a token grid grow.
+  """Returns the K of appendix C, by which both sides of a token grid grow.
 
   Raises:
-    UserError: it is no whole number.
+    UserError: it is not an integer.
   """
   factor = new[0] // old[0]
   if factor < 1 or new != (factor * old[0], factor * old[1]):
@@ -85,35 +85,36 @@ def grow(
   tokens: Grid | None = None,
   grid: Grid | None = None,
 ) -> dict:
-  """Makes weights for images of another size.
+  """Grows weights to images of another size.
 
-  With `factor` as the paper does (section 3, appendix C): every K x K-th part
-  of the larger image is mixed by itself, as before, by a copy of the old
-  token-mixing MLPs; fine-tuning then joins the parts. D_S becomes K * K times
-  as large. Until then the model's pre_logits are the mean of those that the
-  old model gives for the K * K parts.
+  With `factor`, as the paper does (section 3, appendix C): a copy of the old
+  token-mixing MLPs mixes each of the K x K tiles of the larger image by itself;
+  fine-tuning then joins the tiles. D_S becomes K * K times as large. The grown
+  model's pre_logits are the mean of those that the old model gives for the
+  K * K tiles.
 
   With `tokens`, beyond the paper: the input and output weights of a hidden unit
   are pictures over the tokens; they are resized to the new grid, bilinearly,
-  and D_S stays. A ViT, which has no tiles, has its position
-  embeddings resized so, as the ViT paper does.
+  and D_S stays. A ViT has no tiles: its position embeddings are resized, as
+  the ViT paper does.
 
   Args:
-    params: of a Mixer or a ViT, as `load` gives them.
-    factor: K, a whole number: 2 for 448 px instead of 224.
-    tokens: rows and columns wanted, such as (24, 24).
-    grid: rows and columns that there are; None means a square.
+    params: of a Mixer or a ViT, from `load`.
+    factor: K, an integer: 2 for 448 px instead of 224.
+    tokens: new rows and columns, such as (24, 24).
+    grid: old rows and columns; None means a square.
 
   Returns:
     Nested dict like `params`; all but the token-mixing MLPs, or the position
     embeddings, are the same arrays.
 
   Raises:
-    UserError: the factor is not whole or not for a Mixer, both or neither are
+    UserError: the factor is no integer or not for a Mixer, both or neither are
       given, or the weights are of another family.
   """
   if (factor is None) == (tokens is None):
     raise UserError("Give grow either factor=2 or tokens=(24, 24).")
+  model = _token_model(params)
   old = grid_shape(params) if grid is None else tuple(grid)
   if factor is not None and (factor != int(factor) or factor < 1):
     raise UserError(
@@ -121,22 +122,22 @@ def grow(
       "needs: give tokens=(rows, columns) to interpolate, which is beyond the "
       "paper."
     )
-  sizes = _sizes(params)
-  if math.prod(old) != sizes.tokens:
+  trained = model.trained_tokens(params)
+  if math.prod(old) != trained:
     raise UserError(
       f"grid={old} makes {old[0]} x {old[1]} tokens, but these weights are for "
-      f"{sizes.tokens} tokens."
+      f"{trained} tokens."
     )
   if tokens is not None and min(tokens) < 1:
     raise UserError(f"tokens={tokens} must be rows and columns, from 1 on.")
-  if isinstance(sizes, VitSizes):
+  if isinstance(model, VisionTransformer):
     if factor is not None:
       raise UserError(
         "A ViT has no token-mixing MLPs to copy for every tile: give "
         "tokens=(rows, columns), which interpolates its position embeddings "
         "(config.init_growth='interpolate')."
       )
-    return resize_positions(params, sizes, old, tuple(tokens))
+    return resize_posemb(params, old, tuple(tokens))
 
   def change(mixing: dict) -> dict:
     if factor is not None:
@@ -144,15 +145,36 @@ def grow(
     return _interpolate(mixing, old, tuple(tokens))
 
   return {
-    name: part | {MIXING: change(part[MIXING])}
-    if isinstance(part, dict) and MIXING in part
+    name: part | {"token_mixing": change(part["token_mixing"])}
+    if name.startswith("MixerBlock_")
     else part
     for name, part in params.items()
   }
 
 
+def resize_posemb(params: dict, old: Grid, new: Grid) -> dict:
+  """Resizes a ViT's position embeddings, as the ViT paper does.
+
+  Bilinear, with the corners' embeddings staying in the corners, as in the
+  authors' code (google-research/vision_transformer). The class token's is kept.
+
+  Args:
+    params: of a ViT.
+    old, new: grids of patches.
+  """
+  encoder = params["Transformer"]
+  [positions] = np.asarray(encoder["posembed_input"]["pos_embedding"])  # s c
+  token, grid = np.split(positions, [len(positions) - math.prod(old)])
+  grid = grid.reshape(*old, -1)  # h w c
+  zoom = [after / before for after, before in zip(new, old, strict=True)]
+  grid = ndimage.zoom(grid, (*zoom, 1), order=1)
+  resized = np.concatenate([token, grid.reshape(math.prod(new), -1)])
+  embedded = {"pos_embedding": resized[None]}  # 1 s c
+  return params | {"Transformer": encoder | {"posembed_input": embedded}}
+
+
 def _tile(mixing: dict, grid: Grid, factor: int) -> dict:
-  """Copies of a token-mixing MLP side by side, one a tile."""
+  """Puts copies of a token-mixing MLP side by side, one per tile."""
   places = _tile_places(grid, factor)  # t s
   t, s = places.shape
   first, second = mixing["Dense_0"], mixing["Dense_1"]
@@ -174,14 +196,14 @@ def _tile(mixing: dict, grid: Grid, factor: int) -> dict:
 
 
 def _tile_places(grid: Grid, factor: int) -> np.ndarray:
-  """[t, s]: where in the large image's row-major order a tile's token lies."""
+  """Returns [t, s] indices of the tiles' tokens in the large image."""
   (h, w), k = grid, factor
   places = np.arange(k * h * k * w).reshape(k, h, k, w)
   return places.transpose(0, 2, 1, 3).reshape(k * k, h * w)
 
 
 def _interpolate(mixing: dict, old: Grid, new: Grid) -> dict:
-  """Resizes what hidden units look for and where they write to."""
+  """Resizes the input and output weights of hidden units, as pictures."""
   first, second = mixing["Dense_0"], mixing["Dense_1"]
 
   def resize(pictures: np.ndarray) -> np.ndarray:  # n s -> n s'
@@ -190,7 +212,7 @@ def _interpolate(mixing: dict, old: Grid, new: Grid) -> dict:
     )
     return np.asarray(resized).reshape(len(pictures), math.prod(new))
 
-  # A hidden unit sums over the tokens: of more tokens each one counts less.
+  # A hidden unit sums over the tokens: with more tokens, each counts less.
   share = np.float32(math.prod(old) / math.prod(new))
   return {
     "Dense_0": {

@@ -23,10 +23,9 @@ from safetensors.numpy import save as save_bytes
 
 from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
-from mixer.models import fields_of
+from mixer.models.infer import infer
 from mixer.weights import convert
 from mixer.weights.convert import Arrays
-from mixer.weights.infer_model import read_sizes
 
 SUFFIXES = (".npz", ".safetensors")  # that are written
 PICKLES = (".pth", ".pt", ".bin")  # that are read if torch is there
@@ -217,8 +216,7 @@ def gelu_note(path: str | os.PathLike, params: dict, gelu: str) -> str:
   Returns:
     A sentence; "" where the model has no GELU, or is not known.
   """
-  sizes = read_sizes(params)
-  if sizes is None or "gelu" not in fields_of(sizes.family):
+  if not hasattr(infer(params), "gelu"):
     return ""
   trained = f"They were trained with the {gelu} form of GELU"
   if Path(path).suffix == ".npz":

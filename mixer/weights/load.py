@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights read from a file, a run or the cache, with their properties."""
+"""Weights from a file, a run's folder or the cache, with their properties."""
 
 import dataclasses
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mixer.errors import UserError
+from mixer.models.infer import infer_image_size
 from mixer.weights import download, io, zoo
-from mixer.weights.infer_model import read_sizes
 from mixer.weights.zoo import Published
 
 RUN_FILE = "weights.npz"  # in a run's folder, written when the run is done
@@ -98,22 +98,13 @@ def _read_file(
       or re.search(_TIMMS_OF_GOOGLE, str(path.absolute()))
     )
     gelu = "tanh" if of_google else "exact"
-  sizes = read_sizes(content.params)
   class_names = None
   if published is not None and _has_head(content.params, published):
     class_names = _names_of(published.classes)
-  image_size = sizes and sizes.image_size
-  if published is not None and not _has_grown(content.params, published):
+  image_size = infer_image_size(content.params)
+  if published is not None and published.model.startswith("BiT"):
     image_size = published.image_size
   return LoadedWeights(content.params, gelu, class_names, image_size, name)
-
-
-def _has_grown(params: dict, published: Published) -> bool:
-  """Returns whether a published file was grown to another resolution."""
-  sizes = read_sizes(params)
-  if sizes is None or sizes.takes_any_size:
-    return False
-  return sizes.image_size != published.image_size
 
 
 def _take_symmetric_pixels(params: dict):
@@ -151,8 +142,8 @@ def _read_run(folder: Path, name: str) -> LoadedWeights:
   gelu, image_size = content.gelu, None
   if config.is_file():
     gelu, image_size = _recorded(config, gelu)
-  if image_size is None and (sizes := read_sizes(content.params)):
-    image_size = sizes.image_size
+  if image_size is None:
+    image_size = infer_image_size(content.params)
   names = trained_classes(folder)
   return LoadedWeights(
     content.params, gelu or "tanh", names and tuple(names), image_size, name

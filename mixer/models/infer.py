@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Infers a model from its parameters."""
+
+import dataclasses
+import math
+import re
+
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from mixer.errors import UserError
+from mixer.models import FAMILIES, create, fields_of
+from mixer.models.base import TokenModel
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def infer(params: dict) -> nn.Module | None:
+  """Returns the model that parameters belong to, with default options.
+
+  Args:
+    params: nested dict of arrays, or of anything that has a shape.
+
+  Returns:
+    A Mixer, a ViT or a BiT, without num_classes if it has no head; None for
+    other parameters. The shapes of a MixerVariation leave its options open.
+  """
+  shapes = {k: v.shape for k, v in flatten_dict(params, sep="/").items()}
+  families = {"Mixer": _mixer_fields, "ViT": _vit_fields, "BiT": _bit_fields}
+  for family, fields_from in families.items():
+    try:
+      fields = fields_from(shapes)
+    except (KeyError, ValueError):  # parameters of another family
+      continue
+    return create(family, num_classes=_width(shapes, "head"), **fields)
+  return None
+
+
+def infer_model(params: dict, *, gelu: str = "tanh", **fields) -> nn.Module:
+  """Creates the model that parameters belong to.
+
+  Args:
+    params: nested dict of arrays.
+    gelu: "tanh" or "exact"; ignored by a BiT, which has none.
+    **fields: override any field of the inferred model.
+
+  Raises:
+    UserError: the parameters do not belong to a Mixer, a ViT or a BiT.
+  """
+  model = infer(params)
+  if model is None:
+    raise UserError(
+      "These are not the parameters of a Mixer, a ViT or a BiT, so the model "
+      "cannot be inferred: create it with mixer.models.create."
+    )
+  if hasattr(model, "gelu"):
+    fields = {"gelu": gelu} | fields
+  return model.clone(**fields)
+
+
+def infer_image_size(params: dict) -> tuple[int, int] | None:
+  """Returns height and width of the square image that parameters are for.
+
+  None for a BiT, which takes any size, for a number of tokens that is not a
+  square, and for parameters of another family.
+  """
+  model = infer(params)
+  if not isinstance(model, TokenModel):
+    return None
+  tokens = model.trained_tokens(params)
+  side = math.isqrt(tokens)
+  return (side * model.patch,) * 2 if side * side == tokens else None
+
+
+def describe_tokens(params: dict) -> str:
+  """Describes the tokens of parameters, such as "196 tokens (224 px / 16)"."""
+  model = infer(params)
+  if not isinstance(model, TokenModel):
+    return "images of any size"
+  size = infer_image_size(params)
+  pixels = f" ({size[0]} px / {model.patch})" if size else ""
+  return f"{model.trained_tokens(params):,} tokens{pixels}"
+
+
+def family_name(model: nn.Module) -> str:
+  """Returns the family of a model, such as "ViT"."""
+  return next(k for k, v in FAMILIES.items() if v.module is type(model))
+
+
+def describe(model: nn.Module) -> str:
+  """Describes a model: "Mixer-B/16", or "a Mixer with patch=8, hidden=24, ...".
+
+  Fields that differ from the variant follow its name, except the patch, which
+  is part of it: "Mixer-S/8 with tokens_mlp=1024".
+  """
+  family = family_name(model)
+  _, variants, columns, _ = FAMILIES[family]
+  sizes = {column: getattr(model, column) for column in columns}
+  for variant, values in variants.items():
+    differences = {
+      column: sizes[column]
+      for column, value in zip(columns, values, strict=True)
+      if column != "patch" and sizes[column] != value
+    }
+    if differences.keys() <= {"tokens_mlp"}:
+      name = re.sub(r"/\d+$", f"/{sizes.get('patch')}", variant)
+      break
+  else:
+    name, differences = f"a {family}", sizes
+  for field in fields_of(family).values():
+    value = getattr(model, field.name)
+    if field.default not in (dataclasses.MISSING, value):
+      differences[field.name] = value
+  listed = ", ".join(f"{key}={value!r}" for key, value in differences.items())
+  return f"{name} with {listed}" if listed else name
+
+
+def _mixer_fields(shapes: Shapes) -> dict[str, object]:
+  patch, _, image_channels, hidden = shapes["stem/kernel"]
+  mixing = "MixerBlock_0/{}_mixing/Dense_0/kernel"
+  _, tokens_mlp = shapes[mixing.format("token")]
+  _, channels_mlp = shapes[mixing.format("channel")]
+  return {
+    "patch": patch,
+    "hidden": hidden,
+    "blocks": _count(shapes, r"MixerBlock_\d+/"),
+    "tokens_mlp": tokens_mlp,
+    "channels_mlp": channels_mlp,
+    "image_channels": image_channels,
+  }
+
+
+def _vit_fields(shapes: Shapes) -> dict[str, object]:
+  patch, _, image_channels, hidden = shapes["embedding/kernel"]
+  block = "Transformer/encoderblock_0"
+  _, mlp = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"]
+  _, heads, _ = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"]
+  _, _, _ = shapes["Transformer/posembed_input/pos_embedding"]
+  return {
+    "patch": patch,
+    "hidden": hidden,
+    "blocks": _count(shapes, r"Transformer/encoderblock_\d+/"),
+    "mlp": mlp,
+    "heads": heads,
+    "pool": "token" if "cls" in shapes else "mean",
+    "representation": _width(shapes, "pre_logits"),
+    "image_channels": image_channels,
+  }
+
+
+def _bit_fields(shapes: Shapes) -> dict[str, object]:
+  _, _, image_channels, channels = shapes["root_block/conv_root/kernel"]
+  stages = range(1, _count(shapes, r"block\d+/") + 1)
+  return {
+    "width": channels / 64,
+    "units": tuple(_count(shapes, rf"block{i}/unit\d+/") for i in stages),
+    "image_channels": image_channels,
+  }
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+  """Returns the number of modules whose path matches a pattern."""
+  return len({m[0] for name in shapes if (m := re.match(pattern, name))})
+
+
+def _width(shapes: Shapes, layer: str) -> int | None:
+  """Returns the width of a dense layer; None if it is missing."""
+  bias = shapes.get(f"{layer}/bias")
+  return None if bias is None else bias[0]
