@@ -167,7 +167,7 @@ def test_every_entry_is_whole():
   for name, published in REGISTRY.items():
     assert published.name == name
     assert published.num_classes in (1000, 21843)
-    assert published.recipe and published.preprocessing and published.licence
+    assert published.recipe and published.preprocessing
     for mirror in published.mirrors:
       assert re.fullmatch(r"https://[\w./%=-]+", mirror.url)
       assert mirror.suffix in (".npz", ".safetensors", ".pth")
@@ -194,12 +194,12 @@ def test_every_entry_is_whole():
     ("imagenet21k/Mixer-L_16-448", "at 224 px"),
     ("imagenet1k/Mixer-S_32", "gsam/ has"),
     ("imagenet1k/Mixer-B_32", "gsam/ has"),
-    ("imagenet21k/Mixer-B_32", "Mixer-B_16 and -L_16 alone"),
+    ("imagenet21k/Mixer-B_32", "only Mixer-B_16 and -L_16"),
     ("sam/Mixer-S_16", "Mixer-S with SAM"),
     ("gsam/Mixer-L_16", "Mixer-L with SAM or GSAM"),
     ("imagenet1k/ViT-B_16", "augreg/ViT-B_16-i1k"),
     ("bit/BiT-L-R152x4", "BiT-L"),
-    ("bit/BiT-M-R200x3", "BiT of these sizes"),
+    ("bit/BiT-M-R200x3", "BiT-R200x3, BiT-R152x1"),
   ],
 )
 def test_what_was_never_published_is_said_to_be(name, words):
@@ -228,7 +228,7 @@ def test_the_list_has_everything_in_a_hundred_columns(capsys):
   assert all(f"\n{name} " in out for name in REGISTRY)
   joined = " ".join(out.split())
   for never in UNPUBLISHED:
-    assert f"{never.what[1:]}. {never.instead}" in joined
+    assert f"{never.description[1:]}. {never.instead}" in joined
   assert "goog_in21k_ft_in1k" in out and "11,221 classes" in out
   assert "unknown" in out
 

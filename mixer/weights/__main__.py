@@ -15,23 +15,23 @@ from mixer import cli
 from mixer.models.infer import describe, describe_tokens, infer
 from mixer.weights import download, io
 from mixer.weights.grow import grid_shape, grow
-from mixer.weights.load import LoadedWeights, read
-from mixer.weights.zoo import (
-  REGISTRY,
-  UNPUBLISHED,
-  WARNINGS,
+from mixer.weights.load import read
+from mixer.weights.published import (
+  AUTHORS,
+  GELU,
+  LICENCE,
   Mirror,
   Published,
-  find,
 )
+from mixer.weights.zoo import REGISTRY, UNPUBLISHED, WARNINGS, find
 
 _WIDTH = 100
 
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  given = vars(_parser().parse_args(arguments))
-  return cli.run_cli(given.pop("run"), **given)
+  options = vars(_parser().parse_args(arguments))
+  return cli.run_cli(options.pop("run"), **options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,10 +39,10 @@ def _parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(required=True)
 
   list_parser = commands.add_parser(
-    "list", help="what was published, and what was not"
+    "list", help="list published weights, and those never published"
   )
   list_parser.add_argument(
-    "names", nargs="*", metavar="NAME", help="to tell all that is known of"
+    "names", nargs="*", metavar="NAME", help="show every detail of these"
   )
   list_parser.set_defaults(run=_list)
 
@@ -68,13 +68,17 @@ def _parser() -> argparse.ArgumentParser:
   )
   larger = convert_parser.add_mutually_exclusive_group()
   larger.add_argument(
-    "--grow", type=int, metavar="K", help="2 for 448 px instead of 224"
+    "--grow",
+    dest="factor",
+    type=int,
+    metavar="K",
+    help="2 for 448 px instead of 224",
   )
   larger.add_argument(
     "--tokens",
     type=_grid,
     metavar="24x24",
-    help="interpolate to so many rows and columns; of a Mixer beyond the paper",
+    help="interpolate to this grid of tokens; for a Mixer beyond the paper",
   )
   convert_parser.set_defaults(run=_convert)
   return parser
@@ -89,7 +93,7 @@ def _grid(text: str) -> tuple[int, int]:
 
 def _list(names: list[str]) -> str:
   if names:
-    return "\n\n".join(_tell(find(name)) for name in names)
+    return "\n\n".join(_describe_published(find(name)) for name in names)
   head = f"{'name':37} {'classes':>7} {'size':>10} {'top-1':<5}  measured by"
   rows = [head]
   for each in REGISTRY.values():
@@ -99,8 +103,8 @@ def _list(names: list[str]) -> str:
       f"{each.name:37} {each.num_classes:>7,} {size:>10} {top1:<5}  "
       f"{each.measured}".rstrip()
     )
-  never = [
-    f"{each.what[0].upper()}{each.what[1:]}. {each.instead}"
+  unpublished = [
+    f"{each.description[0].upper()}{each.description[1:]}. {each.instead}"
     for each in UNPUBLISHED
   ]
   return "\n".join(
@@ -112,7 +116,7 @@ def _list(names: list[str]) -> str:
       "baselines.",
       "",
       "Never published:",
-      *map(_item, never),
+      *map(_item, unpublished),
       "",
       "Beware:",
       *map(_item, WARNINGS),
@@ -130,11 +134,11 @@ def _fetch(name: str, cache: str | None) -> str:
   published = find(name)
   path = download.fetch(published, cache)
   size = f"{path.stat().st_size / 2**20:,.2f} MiB"
-  return f"{_tell(published)}\nfile       {path}, {size}"
+  return f"{_describe_published(published)}\nfile       {path}, {size}"
 
 
-def _tell(published: Published) -> str:
-  """All that is known of published weights."""
+def _describe_published(published: Published) -> str:
+  """Describes published weights in full."""
   top1 = "" if published.top1 is None else f"{published.top1} % "
   facts = {
     "name": published.name,
@@ -145,14 +149,14 @@ def _tell(published: Published) -> str:
     "trained": published.recipe,
     "top-1": f"{top1}{published.measured and f'({published.measured})'}",
     "images": published.preprocessing,
-    "GELU": published.gelu,
-    "by": f"{published.authors}; {published.licence}",
-    "mirrors": f"\n{' ' * 11}".join(map(_where, published.mirrors)),
+    "GELU": "" if published.model.startswith("BiT") else GELU,
+    "by": f"{AUTHORS}; {LICENCE}",
+    "mirrors": f"\n{' ' * 11}".join(map(_describe_mirror, published.mirrors)),
   }
   return "\n".join(f"{key:10} {value}" for key, value in facts.items() if value)
 
 
-def _where(mirror: Mirror) -> str:
+def _describe_mirror(mirror: Mirror) -> str:
   size = f", {mirror.size}" if mirror.size else ""
   sha256 = f", sha256 {mirror.sha256}..." if mirror.sha256 else ""
   return f"{mirror.url}{size}{sha256}"
@@ -161,33 +165,27 @@ def _where(mirror: Mirror) -> str:
 def _convert(
   source: str,
   target: str,
-  grow: int | None,
+  factor: int | None,
   tokens: tuple[int, int] | None,
 ) -> str:
   checkpoint = read(source)
-  done = [f"{source}: {_describe(checkpoint.params)}."]
   params = checkpoint.params
-  if grow is not None or tokens is not None:
-    params = _enlarge(checkpoint, grow, tokens)
-    how = f"by {grow}" if grow else "by interpolation"
+  lines = [f"{source}: {_describe_params(params)}."]
+  if factor is not None or tokens is not None:
+    grid = grid_shape(params, checkpoint.image_size)
+    params = grow(params, factor=factor, tokens=tokens, grid=grid)
+    how = f"by {factor}" if factor else "by interpolation"
     if tokens and "MixerBlock_0" in params:
       how += ", beyond the paper"
-    done.append(f"Grown {how}: {_describe(params)}.")
+    lines.append(f"Grown {how}: {_describe_params(params)}.")
   io.save(target, params, gelu=checkpoint.gelu)
   layout = "Google's" if target.endswith(".npz") else "timm's"
-  done.append(f"Written to {target} in {layout} layout.")
-  done.append(io.gelu_note(target, params, checkpoint.gelu))
-  return "\n".join(filter(None, done))
+  lines.append(f"Written to {target} in {layout} layout.")
+  lines.append(io.gelu_note(target, params, checkpoint.gelu))
+  return "\n".join(filter(None, lines))
 
 
-def _enlarge(
-  checkpoint: LoadedWeights, factor: int | None, tokens: tuple[int, int] | None
-) -> dict:
-  grid = grid_shape(checkpoint.params, checkpoint.image_size)
-  return grow(checkpoint.params, factor=factor, tokens=tokens, grid=grid)
-
-
-def _describe(params: dict) -> str:
+def _describe_params(params: dict) -> str:
   model = infer(params)
   if model is None:
     return "no Mixer, ViT or BiT"

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mixer.cache import cache_folder
 from mixer.errors import UserError
-from mixer.weights.zoo import Mirror, Published
+from mixer.weights.published import Mirror, Published
 
 _UNITS = {"MiB": 2**20, "GiB": 2**30}
 _TIMEOUT = 30  # seconds without a byte

@@ -12,7 +12,7 @@ import numpy as np
 from mixer.errors import UserError
 from mixer.models.infer import infer_image_size
 from mixer.weights import download, io, zoo
-from mixer.weights.zoo import Published
+from mixer.weights.published import Published
 
 RUN_FILE = "weights.npz"  # in a run's folder, written when the run is done
 CLASSES = "classes.txt"  # there too, in the order of the labels
