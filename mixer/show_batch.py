@@ -11,7 +11,8 @@ from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.errors import UserError
 from mixer.plan import Plan, make_plan
-from mixer.training.step import apply_mixup, sample_mixup, step_keys
+from mixer.training.mixup import sample_mixup
+from mixer.training.step import apply_mixup, step_keys
 
 COLUMNS = 6
 SMALLEST_SHARE = 0.005  # of a label, to be shown

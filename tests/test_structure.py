@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mixer"
 FLOORS = {
   "ground": "errors cache malloc table chips atomic_write jax_setup models"
   " training/losses training/sharding training/step training/optimizer"
-  " training/prefetch training/__init__ __init__",
+  " training/mixup training/prefetch training/__init__ __init__",
   "config": "config config_check recipe cli cluster distributed",
   "data": "data datasets",
   "weights": "weights",

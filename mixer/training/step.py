@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training state and one update of it: mixup, loss, gradients, optimizer.
+"""The training state and one update of it.
 
 `train_step` is a pure function of the state and one device's part of the batch;
-`sharding.pmap_step` runs it on all devices, over the axis "batch". Imports jax,
-flax and optax only.
+`sharding.pmap_step` runs it on all devices, over the axis "batch". In order:
+  1. draw the step's mixup or CutMix (`mixup.sample_mixup`);
+  2. mix the images and labels, compute loss and gradients (`mean_loss`), in
+     micro-batches (`accumulate`);
+  3. average both over the devices;
+  4. update parameters and EMA (`apply_gradients`). Clipping, the optimizer, the
+     learning rate and weight decay are one optax transformation
+     (`optimizer.make_optimizer`).
+Imports jax, flax and optax only.
 """
 
 import dataclasses
@@ -16,6 +23,7 @@ from flax import linen as nn
 from flax import struct
 
 from mixer.training.losses import LOSSES, soft_labels
+from mixer.training.mixup import MixupWeights, add_partners, sample_mixup
 from mixer.training.sharding import AXIS, REPLICATED, Replicated
 
 
@@ -49,7 +57,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """The training objective and its regularisers.
+  """Options of the update that are not the optimizer's.
 
   loss: "softmax" or "sigmoid".
   num_classes: width of the labels.
@@ -121,6 +129,7 @@ def train_step(
     parameter_norm (after the update); int32 skipped and skipped_in_a_row, as in
     the state.
   """
+  # 1. Mixup and CutMix, the same for the whole global batch.
   mixup_key, drop_key = step_keys(objective.seed, state.step)
   mixup = sample_mixup(
     mixup_key,
@@ -132,6 +141,7 @@ def train_step(
   if mixup is not None:
     batch = add_partners(batch)
 
+  # 2. Loss and gradients of this device's part of the batch.
   def mean_loss(params, part):
     images, labels = apply_mixup(
       part,
@@ -152,7 +162,9 @@ def train_step(
     batch,
     objective.accumulation,
   )
+  # 3. Means over the devices.
   loss, gradients = jax.lax.pmean(loss, AXIS), sharding.mean_grads(gradients)
+  # 4. Optimizer and EMA.
   return apply_gradients(
     state,
     loss,
@@ -172,18 +184,9 @@ def apply_gradients(
   ema_decay: float,
   sharding: Replicated,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Returns the next state, from loss and gradients averaged over devices.
+  """Applies loss and gradients that are averaged over devices.
 
-  Args:
-    state: as `train_step` takes it.
-    loss: float32 [].
-    gradients: as `sharding.mean_grads` returns them.
-    optimizer: as `train_step` takes it.
-    ema_decay: decay of the EMA of parameters.
-    sharding: as `train_step` takes it.
-
-  Returns:
-    As `train_step`.
+  Arguments and results are those of `train_step`.
   """
   gradient_norm = sharding.norm(gradients)
   # Loss and gradients are read anyway; a look at the new parameters would take
@@ -191,12 +194,13 @@ def apply_gradients(
   skip = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm))
 
   def keep_if_skipped(old, new):
-    def keep(old, new):
-      # The schedule's count follows the step, skipped or not.
+    def select(old, new):
+      # The learning rate's count follows the step, skipped or not.
       return new if is_schedule(new) else jnp.where(skip, old, new)
 
-    return jax.tree.map(keep, old, new, is_leaf=is_schedule)
+    return jax.tree.map(select, old, new, is_leaf=is_schedule)
 
+  # Clips, scales by the learning rate of this step, and decays weights.
   updates, opt_state = optimizer.update(
     gradients, state.opt_state, state.params, norm=sharding.norm
   )
@@ -213,7 +217,7 @@ def apply_gradients(
     "update_norm": sharding.norm(change),
     "parameter_norm": sharding.norm(params),
   }
-  average = state.average
+  average = state.average  # EMA
   if average is not None:
     moved = optax.incremental_update(params, average, 1 - ema_decay)
     average = keep_if_skipped(average, moved)
@@ -228,7 +232,7 @@ def apply_gradients(
 
 
 def is_schedule(state: object) -> bool:
-  """Returns whether a part of an optimizer's state is a schedule's count."""
+  """Returns whether a part of the optimizer's state counts learning rates."""
   return isinstance(state, optax.ScaleByScheduleState)
 
 
@@ -241,7 +245,7 @@ def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
 
 
 def accumulate(value_and_grad, params, batch, parts: int):
-  """Averages values and gradients over equal micro-batches, in turn."""
+  """Averages values and gradients over `parts` equal micro-batches."""
   if parts == 1:
     return value_and_grad(params, batch)
   batch = jax.tree.map(
@@ -259,97 +263,6 @@ def accumulate(value_and_grad, params, batch, parts: int):
   return jax.tree.map(lambda x: x / parts, total)
 
 
-# Mixup and CutMix.
-
-
-@struct.dataclass
-class MixupWeights:
-  """An example's own share in its mixture, one for the whole global batch.
-
-  pixels: float32 [] or [h, w, 1], the share of each pixel.
-  label: float32 [], the share of the label.
-  """
-
-  pixels: jax.Array
-  label: jax.Array
-
-
-def sample_mixup(
-  key: jax.Array,
-  size: tuple[int, int],
-  *,
-  mixup: float,
-  cutmix: float,
-  cutmix_share: float,
-) -> MixupWeights | None:
-  """Draws a step's mixup weights; None where both are off.
-
-  Args:
-    key: of this step.
-    size: height and width of the images.
-    mixup: p of Beta(p, p) of mixup; 0 is off.
-    cutmix: p of Beta(p, p) of CutMix; 0 is off.
-    cutmix_share: share of the steps that take CutMix, where both are on.
-  """
-  if not mixup and not cutmix:
-    return None
-  if not cutmix:
-    return _mixup(key, mixup)
-  box_key, choice_key = jax.random.split(jax.random.fold_in(key, 1))
-  cut = _cutmix(box_key, size, cutmix)
-  if not mixup:
-    return cut
-  is_cut = jax.random.uniform(choice_key) < cutmix_share
-  return jax.tree.map(
-    lambda a, b: jnp.where(is_cut, a, b), cut, _mixup(key, mixup)
-  )
-
-
-def _mixup(key: jax.Array, p: float) -> MixupWeights:
-  """Mixup (arXiv 1710.09412): one share for all, the larger of the two."""
-  share = jax.random.beta(key, p, p)
-  share = jnp.maximum(share, 1 - share)
-  return MixupWeights(pixels=share, label=share)
-
-
-def _cutmix(key: jax.Array, size: tuple[int, int], p: float) -> MixupWeights:
-  """CutMix (arXiv 1905.04899): all but a box; the label follows its true area.
-
-  The box has the image's aspect, a share 1 - Beta(p, p) of its area and its
-  centre anywhere; it is cropped at the image's border.
-  """
-  share_key, centre_key = jax.random.split(key)
-  side = jnp.sqrt(1 - jax.random.beta(share_key, p, p))
-  outside = []
-  for n, centre in zip(size, jax.random.split(centre_key), strict=True):
-    half = jnp.floor(n * side).astype(jnp.int32) // 2
-    distance = jnp.arange(n) - jax.random.randint(centre, (), 0, n)
-    outside.append((distance < -half) | (distance >= half))
-  rows, columns = outside
-  pixels = (rows[:, None, None] | columns[None, :, None]).astype(jnp.float32)
-  return MixupWeights(pixels=pixels, label=pixels.mean())
-
-
-def add_partners(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """Adds each example's mixup partner, the one before it in the batch."""
-  return batch | {
-    "partner_image": roll_by_one(batch["image"]),
-    "partner_label": roll_by_one(batch["label"]),
-  }
-
-
-def roll_by_one(x: jax.Array) -> jax.Array:
-  """Computes numpy.roll(x, 1, axis=0) of the global batch, across devices.
-
-  The authors roll inside each device's part, which makes the result depend on
-  the number of devices.
-  """
-  devices = jax.lax.axis_size(AXIS)
-  ring = [(i, (i + 1) % devices) for i in range(devices)]
-  first = jax.lax.ppermute(x[-1:], AXIS, ring)
-  return jnp.concatenate([first, x[:-1]])
-
-
 def apply_mixup(
   batch: dict[str, jax.Array],
   mixup: MixupWeights | None,
@@ -362,7 +275,7 @@ def apply_mixup(
   Args:
     batch: "image" uint8 [n, h, w, 3] and "label" int32 [n]; with mixup,
       "partner_image" and "partner_label" as well.
-    mixup: from `sample_mixup`.
+    mixup: from `sample_mixup`; None leaves the examples as they are.
     num_classes: width of the labels.
     label_smoothing: share of the uniform distribution in the labels.
 

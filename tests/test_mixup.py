@@ -5,12 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from mixer.training.step import (
-  add_partners,
-  apply_mixup,
-  roll_by_one,
-  sample_mixup,
-)
+from mixer.training.mixup import add_partners, roll_by_one, sample_mixup
+from mixer.training.step import apply_mixup
 
 
 def draw(steps, size=(32, 48), *, mixup=0.0, cutmix=0.0, cutmix_share=0.5):
