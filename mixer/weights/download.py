@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads of published files into the user's cache.
 
-Mirrors are tried in order. An interrupted download resumes, which a downloader
-such as pooch does not do: files have up to several GiB. Next to a file in the
-cache lies its sha256, in the format of sha256sum, to detect later damage.
+Mirrors are tried in order. An interrupted download resumes, which pooch does
+not offer: files have up to several GiB. Size and sha256 are compared with the
+published ones, as far as these are known.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ def fetch(published: Published, cache: str | None = None) -> Path:
       cache.
 
   Raises:
-    UserError: no mirror gives the file, the disk is full, or the file has
-      changed since it was downloaded.
+    UserError: no mirror gives the file, the disk is full, or the cache holds
+      another file in its place.
   """
   folder = Path(cache).expanduser() if cache else cache_folder("weights")
   if (path := _find_cached(published, folder)) is not None:
@@ -70,28 +70,18 @@ def _find_cached(published: Published, folder: Path) -> Path | None:
   """Returns the file in the cache, or None.
 
   Raises:
-    UserError: it differs from the downloaded or from the published file.
+    UserError: it is not the published file.
   """
   for mirror in published.mirrors:
     path = _cached_path(published, mirror, folder)
-    if not path.exists():
-      continue
-    record, digest = _sha256_file(path), _sha256(path)
-    if record.exists():
-      if record.read_text().split()[:1] != [digest]:
+    if path.exists():
+      if difference := _difference(path, mirror):
         raise UserError(
-          f"{path} has changed since it was fetched, or {record.name} next to "
-          "it has: delete both, and give the same command again."
+          f"{path} is not the file that was published: {difference}. Delete it "
+          "and give the same command again, or copy all of "
+          f"{mirror.url} there."
         )
-    elif difference := _difference(path, mirror, digest):  # copied by hand
-      raise UserError(
-        f"{path} is not the file that was published: {difference}. Delete it, "
-        f"and copy all of {mirror.url} there."
-      )
-    else:
-      with contextlib.suppress(OSError):  # a shared cache may be read-only
-        _write_sha256(path, digest)
-    return path
+      return path
   return None
 
 
@@ -105,15 +95,13 @@ def _download(published: Published, folder: Path) -> Path:
         raise Unavailable("PyTorch, which reads it, is not installed")
       partial = path.with_name(f"{path.name}.partial")
       _download_resumably(mirror.url, partial, published.name + mirror.suffix)
-      digest = _sha256(partial)
-      if difference := _difference(partial, mirror, digest):
+      if difference := _difference(partial, mirror):
         partial.unlink()
         raise Unavailable(difference)
     except Unavailable as error:
       failures.append(f"  {mirror.url}\n    {error}")
       _log(f"{mirror.url}: {error}.")
       continue
-    _write_sha256(path, digest)
     partial.replace(path)
     return path
   tried = "\n".join(failures)
@@ -219,7 +207,7 @@ def _copy(
       bar.update(len(chunk))
 
 
-def _difference(path: Path, mirror: Mirror, digest: str) -> str:
+def _difference(path: Path, mirror: Mirror) -> str:
   """Describes how a file differs from the published one; "" if it does not."""
   if mirror.size is not None:
     number, unit = mirror.size.split()
@@ -228,25 +216,13 @@ def _difference(path: Path, mirror: Mirror, digest: str) -> str:
     # Listings round, in an unknown direction.
     if abs(size - float(number)) >= 10**-decimals:
       return f"it has {size:.{decimals}f} {unit} instead of {mirror.size}"
-  if mirror.sha256 is not None and not digest.startswith(mirror.sha256):
-    return (
-      f"its sha256 begins with {digest[: len(mirror.sha256)]} instead of "
-      f"{mirror.sha256}"
-    )
+  if mirror.sha256 is not None:
+    with path.open("rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(mirror.sha256):
+      begin = digest[: len(mirror.sha256)]
+      return f"its sha256 begins with {begin} instead of {mirror.sha256}"
   return ""
-
-
-def _sha256(path: Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sha256_file(path: Path) -> Path:
-  return path.with_name(f"{path.name}.sha256")
-
-
-def _write_sha256(path: Path, digest: str) -> None:
-  _sha256_file(path).write_text(f"{digest}  {path.name}\n")
 
 
 def _size(path: Path) -> int:

@@ -94,7 +94,7 @@ def _read_npz(path: Path) -> tuple[Arrays, str | None]:
   ) as error:
     raise UserError(
       f"{path} is not an .npz file of arrays of numbers, or it is damaged: "
-      "fetch it again."
+      "delete it and fetch it again."
     ) from error
   said = comment.removeprefix(f"{_GELU}=")
   return arrays, None if said == comment else said
@@ -108,7 +108,7 @@ def _read_safetensors(path: Path) -> tuple[Arrays, str | None]:
   except (OSError, TypeError, safetensors.SafetensorError) as error:
     raise UserError(
       f"{path} is not a .safetensors file of numbers, or it is damaged "
-      f"({error}): fetch it again."
+      f"({error}): delete it and fetch it again."
     ) from error
 
 
@@ -131,7 +131,8 @@ def _read_pickle(path: Path) -> tuple[Arrays, str | None]:
     ) from error
   except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
     raise UserError(
-      f"{path} is not a file of PyTorch's, or it is damaged: fetch it again."
+      f"{path} is not a file of PyTorch's, or it is damaged: "
+      "delete it and fetch it again."
     ) from error
   for key in ("state_dict", "model"):
     if isinstance(content, dict) and isinstance(content.get(key), dict):
