@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names and shapes of parameters: as published, as of old, and timm's.
+"""Converts names and shapes of parameters: published, older, and timm's.
 
-Every function takes and returns a flat dict of arrays. The names that this
-project uses are those of Google's Mixer files, `MixerBlock_0/...`, and for the
-baselines those that Flax Linen gives.
+Every function takes and returns a flat dict of arrays. This project uses the
+names of Google's Mixer files, `MixerBlock_0/...`, and for the baselines those
+that Flax Linen gives.
 """
 
 import re
@@ -17,12 +17,12 @@ Arrays = dict[str, np.ndarray]
 
 _OLD_BLOCK = r"Mixer/encoderblock_(\d+)"
 _OLD_PHASE = _OLD_BLOCK + r"/(token|channel)_mixing_phase_0/(kernel|bias)"
-# Each pattern, its replacement, and the change of the array. The first one
-# that covers a whole name holds.
+# Patterns, replacements and changes of the array. The first pattern that
+# matches a whole name applies.
 _OLD_MIXER = (
   (_OLD_PHASE + "1", r"MixerBlock_\1/\2_mixing/Dense_0/\3", np.squeeze),
   (_OLD_PHASE + "2", r"MixerBlock_\1/\2_mixing/Dense_1/\3", np.squeeze),
-  # Flax once numbered the layers of a block through, whatever their kind.
+  # Flax once numbered all layers of a block in one sequence.
   (_OLD_BLOCK + r"/LayerNorm_0/(\w+)", r"MixerBlock_\1/LayerNorm_0/\2", None),
   (
     _OLD_BLOCK + r"/LayerNorm_[12]/(\w+)",
@@ -71,8 +71,8 @@ _OLD_BIT = (
 
 
 def to_published(arrays: Arrays) -> Arrays:
-  """Gives parameters from Google's files, of any age, the names of today."""
-  if any(name.startswith("params/") for name in arrays):  # beside optimizer's
+  """Renames parameters from Google's files of any age to today's names."""
+  if any(name.startswith("params/") for name in arrays):  # a training state
     arrays = {
       name.removeprefix("params/"): array
       for name, array in arrays.items()
@@ -100,12 +100,12 @@ def _rename(
         array = array if change is None else change(array)
         break
     if new in renamed:
-      raise UserError(f"Two of its arrays are {new}, one of them is {name}.")
+      raise UserError(f"Two arrays have the name {new}, one of them as {name}.")
     renamed[new] = array
   return renamed
 
 
-# Published module -> timm's; blocks are numbered alike.
+# Published module -> timm's; block numbers are the same.
 _TIMM_MODULES = {
   "stem": "stem.proj",
   "LayerNorm_0": "norm1",
@@ -123,53 +123,53 @@ _TIMM_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
 def to_timm(arrays: Arrays) -> Arrays:
-  """Gives a Mixer's parameters the names and shapes of timm.
+  """Converts a Mixer's parameters to timm's names and shapes.
 
   Raises:
     UserError: they are not a Mixer's.
   """
-  renamed, strange = {}, []
+  renamed, unknown = {}, []
   for name, array in arrays.items():
     match = re.fullmatch(
       r"(?:MixerBlock_(\d+)/)?(.+)/(kernel|scale|bias)", name
     )
     block, module, kind = match.groups() if match else (None, name, "")
     if module not in _TIMM_MODULES or array.ndim not in _TIMM_AXES:
-      strange.append(name)
+      unknown.append(name)
       continue
     prefix = "" if block is None else f"blocks.{block}."
     suffix = "bias" if kind == "bias" else "weight"
     array = array.transpose(_TIMM_AXES[array.ndim])
     renamed[f"{prefix}{_TIMM_MODULES[module]}.{suffix}"] = array
-  _refuse(strange, "MixerBlock_0/LayerNorm_0/scale")
+  _require_mixer(unknown, "MixerBlock_0/LayerNorm_0/scale")
   return renamed
 
 
 def from_timm(arrays: Arrays) -> Arrays:
-  """Gives parameters of timm's Mixer the published names and shapes.
+  """Converts parameters of timm's Mixer to the published names and shapes.
 
   Raises:
     UserError: they are not a Mixer's.
   """
-  renamed, strange = {}, []
+  renamed, unknown = {}, []
   for name, array in arrays.items():
     match = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
     block, module, kind = match.groups() if match else (None, name, "")
     if module not in _PUBLISHED_MODULES or array.ndim not in _TIMM_AXES:
-      strange.append(name)
+      unknown.append(name)
       continue
     prefix = "" if block is None else f"MixerBlock_{block}/"
     if kind == "weight":
       kind = "scale" if array.ndim == 1 else "kernel"
       array = array.transpose(np.argsort(_TIMM_AXES[array.ndim]))
     renamed[f"{prefix}{_PUBLISHED_MODULES[module]}/{kind}"] = array
-  _refuse(strange, "blocks.0.norm1.weight")
+  _require_mixer(unknown, "blocks.0.norm1.weight")
   return renamed
 
 
-def _refuse(strange: list[str], such_as: str) -> None:
-  if strange:
+def _require_mixer(unknown: list[str], example: str) -> None:
+  if unknown:
     raise UserError(
-      f"Only a Mixer's parameters, {such_as} for one, have both Google's names"
-      f" and timm's; these have not: {format_list(strange, 3)}."
+      f"Only a Mixer's parameters, such as {example}, have both Google's names"
+      f" and timm's; these do not: {format_list(unknown, 3)}."
     )

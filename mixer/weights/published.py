@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published checkpoints: their models, recipes, results and mirrors.
 
-Names and sizes of Google's files are those of the listings and tables that the
-authors' repositories show (google-research/vision_transformer,
-google-research/big_transfer); where these say no size, none is checked. The
+Names and sizes of Google's files are from the listings and tables in the
+authors' repositories (google-research/vision_transformer,
+google-research/big_transfer); without a listed size, none is checked. The
 paper's own ViT and BiT of tables 2 and 3 are nearest to augreg/ViT-*-i21k-i1k
-and -i1k, and to bit/BiT-M-R152x4-ILSVRC2012; those trained on JFT are nowhere.
+and -i1k, and to bit/BiT-M-R152x4-ILSVRC2012; those trained on JFT are not
+published.
 """
 
 import dataclasses
@@ -30,8 +31,8 @@ GELU = "tanh"  # the form that Mixers and ViTs were trained with
 class Mirror:
   """A place to fetch a file from.
 
-  url: its ending tells the layout.
-  size: as a listing shows it, to the last digit shown; None if not known.
+  url: its suffix is that of the layout.
+  size: as listed, such as "228.47 MiB"; None if not known.
   sha256: its first digits; None if not known.
   """
 
@@ -48,17 +49,17 @@ class Mirror:
 class Published:
   """A published checkpoint.
 
-  name: as `config.init` takes it.
+  name: for `config.init`.
   model: name for `mixer.models.create`.
   classes: of the head, "imagenet2012" or "imagenet21k".
   recipe: data and training, in words.
-  mirrors: the same weights, in the order in which they are tried.
-  top1: accuracy on ImageNet's 50,000 validation images as the file is, in
-    percent; None if nobody says, or the head is of other classes.
-  measured: who measured it, or what stands in for it.
-  image_size: height and width that it was trained for last, or measured at.
-  short_side: of images before the central crop of that size, when measured.
-  patch: side of a patch, where it is not the one that `model` stands for.
+  mirrors: sources of the same weights, in the order in which they are tried.
+  top1: accuracy on ImageNet's 50,000 validation images, in percent, without
+    fine-tuning; None if not reported, or if the head has other classes.
+  measured: source of top1, or a result after fine-tuning.
+  image_size: height and width in pixels of the last training, or of top1.
+  short_side: in pixels, of images before their central crop, for top1.
+  patch: side of a patch, if it is not that of `model`.
   representation: of a ViT, units of the hidden layer under the head.
   """
 
@@ -80,10 +81,13 @@ class Published:
 
   @property
   def fields(self) -> dict[str, int]:
-    """For `create`, beside `model`."""
-    others = {"patch": self.patch, "representation": self.representation}
-    given = {key: value for key, value in others.items() if value is not None}
-    return {"num_classes": self.num_classes, **given}
+    """Fields for `create`, besides the model's name."""
+    fields = {
+      "num_classes": self.num_classes,
+      "patch": self.patch,
+      "representation": self.representation,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
 
   @property
   def preprocessing(self) -> str:
@@ -139,7 +143,7 @@ def _entry(
   classes, words = recipe
   pattern = r"(Mixer|ViT|BiT)\S*?-([A-Z]_?\d+(?:x\d)?)"
   family, variant = re.search(pattern, name).groups()
-  # No table has a variant with patches of 8 px.
+  # The papers' tables have no variant with patches of 8 px.
   patch = 8 if variant.endswith("_8") else None
   model = f"{family}-{variant.replace('_8', '_16').replace('_', '/')}"
   path = f"{family.lower()}_models/{file or name.removeprefix('bit/')}.npz"

@@ -114,5 +114,5 @@ def test_two_arrays_that_would_get_one_name_are_refused(tmp_path):
   name = "Transformer/encoderblock_0/LayerNorm_{}/bias"
   old[name.format(1)] = old[name.format(2)]
 
-  with pytest.raises(UserError, match="Two of its arrays are .*LayerNorm_1"):
+  with pytest.raises(UserError, match="Two arrays have the name .*LayerNorm_1"):
     load_as_file(old, tmp_path)
