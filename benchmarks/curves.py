@@ -132,10 +132,10 @@ def config(curve: Curve, seed: int, changes: dict | None) -> ConfigDict:
 def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
   """Trains to the end, and returns results and where they come from."""
   plan = make_plan(config)
-  plan.raise_complaints()
+  plan.complaints.raise_all()
   run_dir.check_config(folder, plan.config, accept_changes=False)
   rows = read_rows(folder)
-  if not rows or rows[-1]["step"] != plan.total_steps:
+  if not rows or rows[-1]["step"] != plan.schedule.total_steps:
     print(f"\n{folder}", flush=True)
     if mixer.train.train(config, str(folder)) == EX_TEMPFAIL:
       raise RetryableError("Stopped, all is saved. The same command goes on.")

@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 
 from mixer.cli import EX_OK, sigterm_to_keyboard_interrupt
 from mixer.cluster import ONE_HOST, Cluster
+from mixer.data_plan import check_classes
 from mixer.distributed import initialize
 from mixer.errors import UserError
 from mixer.evaluators import TYPES
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
-from mixer.plan import Plan, check_classes, make_plan
+from mixer.plan import Plan, make_plan
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
@@ -80,14 +81,14 @@ def evaluate(
         skip_missing=skip_missing,
       )
       if not plan.config.evals:
-        plan.problems.append(
+        plan.complaints.problems.append(
           "The config has no evaluators: add to config.evals."
         )
       origin_dir = folder
       if is_new_run:
         origin_dir = Path(config.init).expanduser() if config.init else None
       _check_classes(plan, origin_dir)
-      plan.raise_complaints()
+      plan.complaints.raise_all()
       params, origin = _find_params(plan, folder, step, best)
     check_same_plan(hosts, plan)
     if hosts.count > 1:  # the checksum of large weights takes seconds
@@ -97,21 +98,21 @@ def evaluate(
         "--workdir and weights",
       )
     if hosts.is_first:
-      print(f"Evaluates {origin}. {plan.left_out}".strip(), flush=True)
+      print(f"Evaluates {origin}. {plan.data.left_out}".strip(), flush=True)
       if warning := run_dir.warn_other_split(origin_dir, plan.config):
         print(warning, flush=True)
     devices = local_devices()
     evaluations = EvalRunner(plan, (folder or Path()) / "eval", devices, hosts)
     params = replicate(params, devices)
     all_results = {}
-    for name in plan.evals:
+    for name in plan.data.evals:
       results = evaluations.run([name], params)
       all_results |= results
       if hosts.is_first:
-        _print(results, plan.evals[name].options.get("published"))
+        _print(results, plan.data.evals[name].options.get("published"))
     if folder and hosts.is_first:
       _write(folder, plan.config, origin, all_results)
-    if plan.bad_images and (report := plan.bad_images.report()):
+    if plan.data.bad_images and (report := plan.data.bad_images.report()):
       print(report)
   return EX_OK
 
@@ -135,10 +136,10 @@ def _write(folder: Path, config: ConfigDict, origin: str, results: dict):
 def _check_classes(plan: Plan, folder: Path | None):
   """Compares the classes of image folders with those of the run."""
   trained = folder and trained_classes(folder)
-  for name, evaluation in plan.evals.items():
+  for name, evaluation in plan.data.evals.items():
     if evaluation.source is None or TYPES[evaluation.options.type].own_classes:
       continue
-    with plan.collecting(f"config.evals.{name}: "):
+    with plan.complaints.collect(f"config.evals.{name}: "):
       if trained:
         check_classes(evaluation.source, trained, str(folder / CLASSES))
 
@@ -165,7 +166,7 @@ def _find_params(
   if step is not None or checkpoints.steps:
     # The state has one count for any schedule.
     optimizer = make_optimizer(
-      plan.abstract_params,
+      plan.model.abstract_params,
       optax.constant_schedule(1.0),
       **plan.config.optimizer,
     )
@@ -177,9 +178,9 @@ def _find_params(
 
 def _initial_params(plan: Plan, why: str) -> tuple[dict, str]:
   """Returns the parameters of config.init."""
-  if plan.initial_params is None:
+  if plan.model.initial_params is None:
     raise UserError(
       f"{why}, and config.init is not set: name a run's folder with --workdir, "
       "or weights with --config.init."
     )
-  return plan.initial_params, plan.config.init
+  return plan.model.initial_params, plan.config.init

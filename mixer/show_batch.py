@@ -56,13 +56,13 @@ def draw(
     UserError: the data are not there, or the picture cannot be written.
   """
   plan = make_plan(config, load_init=False)
-  if plan.source is None or plan.image_size is None:
-    plan.raise_complaints()
+  if plan.data.source is None or plan.data.image_size is None:
+    plan.complaints.raise_all()
   pixels, labels = fed_examples(plan, step, images)
   rows = -(-len(pixels) // COLUMNS)
   figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows + 0.5), layout="constrained")
   figure.suptitle(
-    f"{plan.source.name}, {plan.source.split}, step {step:,}: "
+    f"{plan.data.source.name}, {plan.data.source.split}, step {step:,}: "
     f"{plan.config.data.ops}"
   )
   axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -70,7 +70,7 @@ def draw(
     axis.axis("off")
   for axis, image, label in zip(axes, pixels, labels, strict=False):
     axis.imshow(image, interpolation="nearest")
-    axis.set_title(describe(label, plan.class_names), fontsize=7)
+    axis.set_title(describe(label, plan.data.source.class_names), fontsize=7)
   try:
     figure.savefig(out, dpi=150)
   except (OSError, ValueError) as error:
@@ -88,13 +88,13 @@ def fed_examples(
   """
   config = plan.config
   batches = train_batches(
-    plan.source,
+    plan.data.source,
     preprocess.parse(config.data.ops),
     batch=config.batch,
     seed=config.seed,
     start_step=step,
-    workers=plan.workers,
-    bad_images=plan.bad_images,
+    workers=plan.data.workers,
+    bad_images=plan.data.bad_images,
   )
   batch = next(batches)
   batches.close()
@@ -116,7 +116,7 @@ def fed_examples(
   pixels, labels = apply_mixup(
     part,
     mixing,
-    num_classes=plan.source.num_classes,
+    num_classes=plan.data.source.num_classes,
     label_smoothing=0.0,
   )
   pixels = np.asarray((pixels + 1) * 127.5).round().astype(np.uint8)

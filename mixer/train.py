@@ -23,11 +23,12 @@ from mixer.cluster import ONE_HOST, Cluster
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.shuffle import IndexShuffler
+from mixer.data_plan import check_classes
 from mixer.distributed import Hosts, initialize
 from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
-from mixer.plan import Plan, check_classes, make_plan, plan_summary
+from mixer.plan import Plan, make_plan, plan_summary
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
@@ -112,7 +113,8 @@ def train(
       skip_missing=skip_missing,
     )
     check_same_plan(hosts, plan)
-    total_steps, log_every = plan.total_steps, plan.config.log.every_steps
+    total_steps = plan.schedule.total_steps
+    log_every = plan.config.log.every_steps
 
     # Restore the newest checkpoint or initialise; put the state on devices.
     schedule, optimizer = create_optimizer(plan)
@@ -134,7 +136,7 @@ def train(
       folder,
       from_step=start,
       batch=plan.config.batch,
-      order=IndexShuffler(len(plan.source), plan.config.seed),
+      order=IndexShuffler(len(plan.data.source), plan.config.seed),
       checkpoints=checkpoints,
       max_skipped=plan.config.max_skipped,
       enabled=hosts.is_first,
@@ -151,7 +153,7 @@ def train(
         batch=plan.config.batch,
         devices=plan.devices,
         # The backward pass takes twice the arithmetic of the forward pass.
-        flops_per_image=6 * plan.multiply_accumulates,
+        flops_per_image=6 * plan.model.multiply_accumulates,
         profile_steps=plan.config.log.profile_steps,
         enabled=hosts.is_first,
       ) as log,
@@ -221,7 +223,7 @@ def train(
           lr = plan.config.optimizer.learning_rate * schedule(step)
           log.write(step + 1, to_row(metrics, lr) | log.timer.rates(step + 1))
 
-    if plan.bad_images and (report := plan.bad_images.report()):
+    if plan.data.bad_images and (report := plan.data.bad_images.report()):
       print(report)
     if is_stopping:
       if hosts.is_first:
@@ -240,7 +242,7 @@ def dry_run(
   plan = make_plan(config, skip_missing=skip_missing)
   print(plan.config)
   print(plan_summary(plan))
-  plan.raise_complaints()
+  plan.complaints.raise_all()
   if workdir:
     run_dir.check_config(Path(workdir), plan.config, accept_changes=False)
   print("Nothing is missing: without --dry_run this trains.")
@@ -281,10 +283,10 @@ def make_run_plan(
     if not is_new_run:
       run_dir.inherit_gelu(folder, config)
     plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
-    plan.raise_complaints()
+    plan.complaints.raise_all()
     run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
     if classes := weights.trained_classes(folder):
-      check_classes(plan.source, classes, str(folder / weights.CLASSES))
+      check_classes(plan.data.source, classes, str(folder / weights.CLASSES))
   return plan
 
 
@@ -310,11 +312,11 @@ def restore(
   if step is None:
     return None
   with hosts.raise_on_all():
-    if step > plan.total_steps:
+    if step > plan.schedule.total_steps:
       raise UserError(
         f"{folder} has come to step {step:,} already, beyond the "
-        f"{plan.total_steps:,} of this config: choose another --workdir, or "
-        "lengthen the run."
+        f"{plan.schedule.total_steps:,} of this config: choose another "
+        "--workdir, or lengthen the run."
       )
     if not hosts.is_first:
       wait_for_path(folder / run_dir.CHECKPOINTS / str(step))
@@ -326,15 +328,15 @@ def open_batches(plan: Plan, hosts: Hosts, start: int) -> Iterator[dict]:
   """Yields the batches from step `start` on, on this host's devices."""
   config = plan.config
   batches = train_batches(
-    plan.source,
+    plan.data.source,
     preprocess.parse(config.data.ops),
     batch=config.batch,
     seed=config.seed,
     start_step=start,
     host=hosts.index,
     hosts=hosts.count,
-    workers=plan.workers,
-    bad_images=plan.bad_images,
+    workers=plan.data.workers,
+    bad_images=plan.data.bad_images,
   )
   return prefetch_to_device(
     index_examples(batches, config.batch),
@@ -354,15 +356,15 @@ def index_examples(
 
 def log_start(plan: Plan, folder: Path, start: int):
   """Writes the files that describe the run, and prints its summary."""
-  if start < plan.total_steps:
+  if start < plan.schedule.total_steps:
     # The weights of a shorter run, which this one continues.
     (folder / weights.RUN_FILE).unlink(missing_ok=True)
   run_dir.write_start(folder, plan.config, from_step=start)
-  names = "".join(f"{name}\n" for name in plan.source.class_names)
+  names = "".join(f"{name}\n" for name in plan.data.source.class_names)
   with atomic_write(folder / weights.CLASSES) as aside:
     aside.write_text(names)
   overview = parameter_overview.get_parameter_overview(
-    plan.abstract_params, include_stats=False
+    plan.model.abstract_params, include_stats=False
   )
   (folder / "parameters.txt").write_text(f"{overview}\n")
   print(plan_summary(plan), flush=True)
@@ -372,7 +374,7 @@ def log_start(plan: Plan, folder: Path, start: int):
 
 def is_save_due(plan: Plan, step: int) -> bool:
   """Returns whether a checkpoint is due by its cadence."""
-  cadences = plan.checkpoint_every, plan.milestone_every
+  cadences = plan.schedule.checkpoint_every, plan.schedule.milestone_every
   return any(n and step % n == 0 for n in cadences)
 
 
@@ -406,11 +408,11 @@ def finish(plan: Plan, folder: Path, params: dict):
   weights.save(
     folder / weights.RUN_FILE,
     params,
-    gelu=getattr(plan.model, "gelu", "tanh"),  # BiT has none
+    gelu=getattr(plan.model.module, "gelu", "tanh"),  # BiT has none
   )
   curve = draw_learning_curve(folder)
   print(
-    f"Done: {plan.total_steps:,} steps.\n"
+    f"Done: {plan.schedule.total_steps:,} steps.\n"
     f"weights        {folder / weights.RUN_FILE}\n"
     f"checkpoints    {folder / run_dir.CHECKPOINTS}\n"
     f"numbers        {folder / 'metrics.jsonl'}, and for TensorBoard: "

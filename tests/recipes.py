@@ -89,16 +89,16 @@ def text(config: ConfigDict) -> str:
   plan = make_plan(
     config, devices=1, for_training=for_training, load_init=False
   )
-  assert not plan.problems, plan.problems
+  assert not plan.complaints.problems, plan.complaints.problems
   return (
     f"{plan.config}"
-    f"total steps: {plan.total_steps}\n"
-    f"warm-up steps: {plan.warmup_steps}\n"
-    f"checkpoint every: {plan.checkpoint_every}\n"
-    f"image size: {plan.image_size}\n"
-    f"on one device: {plan.accumulation} x {plan.per_device}\n"
+    f"total steps: {plan.schedule.total_steps}\n"
+    f"warm-up steps: {plan.schedule.warmup_steps}\n"
+    f"checkpoint every: {plan.schedule.checkpoint_every}\n"
+    f"image size: {plan.data.image_size}\n"
+    f"on one device: {plan.data.accumulation} x {plan.data.per_device}\n"
     f"evaluations every: "
-    f"{ {name: part.every for name, part in plan.evals.items()} }\n"
+    f"{ {name: part.every for name, part in plan.data.evals.items()} }\n"
   )
 
 

@@ -114,16 +114,16 @@ def test_its_weights_are_taken_at_another_resolution(run, digits_dir):
 
   plan = make_plan(config)
 
-  assert not plan.problems
+  assert not plan.complaints.problems
   kept = "The head of the weights is kept."
   grown = "Grown from 2 x 2 to 3 x 3 tokens: the old position embeddings "
-  assert plan.initial_note == (
+  assert plan.model.initial_note == (
     f"{grown}interpolated. {kept}" if model == "ViT" else kept
   )
   config.init_growth = "tiles"
   words = "any size" if model == "BiT" else "take 'interpolate', which resizes"
   with pytest.raises(UserError, match=words):
-    make_plan(config).raise_complaints()
+    make_plan(config).complaints.raise_all()
 
 
 @pytest.mark.parametrize(

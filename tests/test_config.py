@@ -119,14 +119,14 @@ def test_only_changes_of_the_result_count_as_differences():
 def test_the_digits_recipe_is_without_complaints(digits_dir):
   plan = plan_digits(digits_dir)
 
-  assert not plan.problems and not plan.missing
+  assert not plan.complaints.problems and not plan.complaints.missing
 
 
 def test_the_micro_batch_is_the_largest_that_obeys_the_limit(digits_dir):
   plan = plan_digits(digits_dir, batch=96, max_per_device=5)
 
   # 12 images a device: 4 at once, three times.
-  assert (plan.per_device, plan.accumulation) == (4, 3)
+  assert (plan.data.per_device, plan.data.accumulation) == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,10 @@ def test_the_micro_batch_is_the_largest_that_obeys_the_limit(digits_dir):
     (dict(data__split="trian"), "no split 'trian'"),
     (dict(data__ops="pad(1) | random_corp(8)"), "did you mean 'random_crop'"),
     (dict(data__ops="flip"), "end it with a crop or a resize"),
-    (dict(data__ops="central_crop(4)"), "makes images of 8 x 8 px, training"),
+    (
+      dict(data__ops="central_crop(4)"),
+      "of 8 x 8 px, config.data.ops of 4",
+    ),
     (dict(model__name="Mixer-B/17"), "Nearest: Mixer-B/16"),
     (dict(model__name="mixer-b/16"), "Nearest: Mixer-B/16"),
     (dict(model__name="Mixer", model__blocks=None), "needs blocks"),
@@ -160,7 +163,8 @@ def test_what_does_not_fit_together_is_said_before_anything_compiles(
 ):
   plan = plan_digits(digits_dir, **changes)
 
-  assert any(words in problem for problem in plan.problems), plan.problems
+  problems = plan.complaints.problems
+  assert any(words in problem for problem in problems), problems
 
 
 def test_all_complaints_come_together(digits_dir):
@@ -170,7 +174,7 @@ def test_all_complaints_come_together(digits_dir):
   plan.config.evals.test.ops = "flip"
 
   with pytest.raises(UserError) as error:
-    plan.raise_complaints()
+    plan.complaints.raise_all()
 
   assert len(str(error.value).splitlines()) >= 4
 
@@ -198,8 +202,8 @@ def test_evaluators_can_be_left_out_by_name(digits_dir):
   config.data.data_dir = digits_dir
   config.checkpoint.best = ""
   config.skip_evals = "test"
-  assert not make_plan(config).evals
+  assert not make_plan(config).data.evals
 
   config.skip_evals = "tset"
-  [problem] = make_plan(config).problems
+  [problem] = make_plan(config).complaints.problems
   assert "'tset' is not an evaluator; did you mean test?" in problem

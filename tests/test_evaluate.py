@@ -99,7 +99,7 @@ def test_published_figures_are_shares(digits_dir, init):
   config = config_of(digits_dir, init, test=TEST | {"published": 76.44})
 
   with pytest.raises(UserError, match="published = 76.44 must be 0 to 1"):
-    make_plan(config, for_training=False).raise_complaints()
+    make_plan(config, for_training=False).complaints.raise_all()
 
 
 def test_everything_missing_is_listed_at_once(
@@ -213,9 +213,9 @@ def test_keys_of_another_type_are_refused(digits_dir, init, options, words):
 def test_an_evaluator_needs_a_data_set_of_its_own_without_training(init):
   config = config_of("", init, x={"split": "test"})
 
-  problems = make_plan(config, for_training=False).problems
+  problems = make_plan(config, for_training=False).complaints.problems
 
-  assert "config.evals.x.name, the data set, is not set." in problems
+  assert "config.evals.x: name, the data set, is not set." in problems
 
 
 def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
@@ -250,14 +250,14 @@ def test_published_weights_are_evaluated_as_their_authors_did():
 
   plan = make_plan(config, for_training=False, load_init=False)
 
-  assert not plan.problems
-  assert {*plan.evals} == {"val", "val_resize", "real", "v2", "imagenet"}
-  assert len(plan.missing) == 3
-  val, real = plan.evals["val"].options, plan.evals["real"].options
+  assert not plan.complaints.problems
+  assert {*plan.data.evals} == {"val", "val_resize", "real", "v2", "imagenet"}
+  assert len(plan.complaints.missing) == 3
+  val, real = plan.data.evals["val"].options, plan.data.evals["real"].options
   assert val.ops == "resize_small(256) | central_crop(224)"
   assert val.published == pytest.approx(0.7644)
   assert real.published == pytest.approx(0.8236)
-  assert plan.evals["imagenet"].options.pool_split == "train[:65000]"
+  assert plan.data.evals["imagenet"].options.pool_split == "train[:65000]"
 
 
 def test_a_head_of_imagenet_21k_is_not_judged_on_imagenet():

@@ -52,12 +52,12 @@ def test_a_name_of_no_family_gets_the_nearest():
 def test_a_config_makes_a_model_of_any_family(digits_dir, model):
   found = plan(digits_dir, model)
 
-  assert not found.problems
+  assert not found.complaints.problems
   fields = {key: value for key, value in model.items() if key != "name"}
-  assert found.model == create(
+  assert found.model.module == create(
     model["name"], num_classes=10, dtype="float32", **fields
   )
-  assert found.multiply_accumulates > 0
+  assert found.model.multiply_accumulates > 0
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_config_makes_a_model_of_any_family(digits_dir, model):
 def test_a_model_that_cannot_be_is_said_before_anything_compiles(
   digits_dir, model, words
 ):
-  problems = plan(digits_dir, model).problems
+  problems = plan(digits_dir, model).complaints.problems
 
   assert any(words in problem for problem in problems), problems
 

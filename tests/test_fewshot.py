@@ -232,10 +232,10 @@ def plan_with(folder, **options):
 def test_the_data_set_has_classes_of_its_own(cifar):
   plan = plan_with(cifar, pool_split="train[:50]")
 
-  plan.raise_complaints()
+  plan.complaints.raise_all()
 
-  assert len(plan.evals["cifar"].pool) == 50
-  assert len(plan.evals["cifar"].source) == 70
+  assert len(plan.data.evals["cifar"].pool) == 50
+  assert len(plan.data.evals["cifar"].source) == 70
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_the_data_set_has_classes_of_its_own(cifar):
 )
 def test_bad_options_are_said_beforehand(cifar, options, words):
   with pytest.raises(UserError, match=words):
-    plan_with(cifar, **options).raise_complaints()
+    plan_with(cifar, **options).complaints.raise_all()
 
 
 def test_a_pool_that_is_too_small_is_named(cifar):
@@ -261,8 +261,8 @@ def test_a_pool_that_is_too_small_is_named(cifar):
 def test_a_missing_pool_is_reported_once_with_its_command(tmp_path):
   plan = plan_with(str(tmp_path))
 
-  assert plan.evals["cifar"].source is None
-  [missing] = plan.missing
+  assert plan.data.evals["cifar"].source is None
+  [missing] = plan.complaints.missing
   assert "python -m mixer.data prepare cifar10" in missing
 
 
@@ -271,9 +271,9 @@ def test_a_checkpoint_can_be_the_best_by_its_shots(cifar):
   config.evals.cifar = evaluator(type="fewshot", name="cifar10", split="test")
   config.checkpoint.best = "eval/fewshot/cifar/6shot"
 
-  problems = make_plan(config, for_training=False, load_init=False).problems
+  plan = make_plan(config, for_training=False, load_init=False)
 
+  problems = plan.complaints.problems
   assert any("did you mean eval/fewshot/cifar/5shot?" in x for x in problems)
-  assert not any(
-    "checkpoint.best" in problem for problem in plan_with(cifar).problems
-  )
+  others = plan_with(cifar).complaints.problems
+  assert not any("checkpoint.best" in problem for problem in others)

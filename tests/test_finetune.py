@@ -47,12 +47,12 @@ def test_images_of_ones_own_are_counted_and_take_the_settings_of_their_number(
 
   plan = make_plan(config, load_init=False)
 
-  assert not plan.problems
+  assert not plan.complaints.problems
   assert config.model.num_classes == 3
   assert plan.config.data.examples == 54
-  assert len(plan.evals["minival"].source) == 6
-  assert len(plan.evals["test"].source) == 60
-  assert (plan.total_steps, plan.warmup_steps) == (500, 100)
+  assert len(plan.data.evals["minival"].source) == 6
+  assert len(plan.data.evals["test"].source) == 60
+  assert (plan.schedule.total_steps, plan.schedule.warmup_steps) == (500, 100)
   assert config.sweep.full_split == "train"
 
 
@@ -103,7 +103,7 @@ def test_a_sweep_on_images_of_ones_own_is_checked_whole(images, tmp_path):
 
   plan = plan_sweep(config, tmp_path / "sweep")
 
-  assert not plan.problems + plan.missing
+  assert not plan.complaints.problems + plan.complaints.missing
   assert plan.whole.config.data.examples == 60
 
 
@@ -143,7 +143,7 @@ def test_fine_tuning_goes_to_any_resolution(arg, growth, tokens_mlp, ops):
   assert config.init_growth == growth
   assert config.model.tokens_mlp == tokens_mlp
   assert config.data.ops == ops
-  assert make_plan(config, load_init=False).abstract_params is not None
+  assert make_plan(config, load_init=False).model.abstract_params is not None
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,15 @@ def test_fine_tuning_takes_the_published_s_8(arg, tokens, tokens_mlp):
 
   plan = make_plan(config, load_init=False)
 
-  mixing = plan.abstract_params["MixerBlock_0"]["token_mixing"]["Dense_0"]
+  mixing = plan.model.abstract_params["MixerBlock_0"]["token_mixing"]["Dense_0"]
   assert mixing["kernel"].shape == (tokens, tokens_mlp)
   if arg == "res=224":
     # 78.79 MiB of float32 with the head of ImageNet's 1,000 classes.
     published = 78.79 * 2**20 / 4
     head = 512 * (1000 - 10)
-    assert flops.count_params(plan.abstract_params) + head == pytest.approx(
-      published, rel=1e-3
-    )
+    assert flops.count_params(
+      plan.model.abstract_params
+    ) + head == pytest.approx(published, rel=1e-3)
 
 
 def test_the_fine_tuning_grid_is_the_papers():

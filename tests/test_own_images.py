@@ -164,14 +164,14 @@ def test_a_head_of_other_classes_is_not_taken_for_the_own_one(
   (workdir / "classes.txt").write_text("light\ngrey\ndark\n")
   config.init = str(workdir)
 
-  assert "another order" in "".join(make_plan(config).problems)
+  assert "another order" in "".join(make_plan(config).complaints.problems)
 
   # The user may know better, or want the classes of the run.
   config.init_head = "zeros"
-  assert not make_plan(config).problems
+  assert not make_plan(config).complaints.problems
   config.init_head = "auto"
   config.data.classes = str(workdir / "classes.txt")
-  assert not make_plan(config).problems
+  assert not make_plan(config).complaints.problems
 
 
 def test_an_epoch_is_as_long_as_what_there_is(config):
@@ -180,15 +180,15 @@ def test_an_epoch_is_as_long_as_what_there_is(config):
 
   plan = make_plan(config)
 
-  assert not plan.problems
+  assert not plan.complaints.problems
   assert plan.config.data.examples == 36
-  assert plan.total_steps == 9
+  assert plan.schedule.total_steps == 9
 
 
 def test_ops_that_do_not_fit_the_images_are_refused_beforehand(config):
   config.data.ops = "random_crop(250) | resize(8)"
 
-  [problem] = make_plan(config).problems
+  [problem] = make_plan(config).complaints.problems
 
   assert "The ops fail on example" in problem
   assert ".png" in problem and "8 x 8" in problem

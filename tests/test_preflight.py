@@ -287,10 +287,10 @@ def test_a_gpus_stand_in_takes_as_many_images_per_device():
 
   other = on_stand_in(plan, config, stand_in)
 
-  assert other.per_device == plan.per_device
-  assert other.accumulation == plan.accumulation
+  assert other.data.per_device == plan.data.per_device
+  assert other.data.accumulation == plan.data.accumulation
   shares = [
-    {name: each.batch // p.devices for name, each in p.evals.items()}
+    {name: each.batch // p.devices for name, each in p.data.evals.items()}
     for p in (plan, other)
   ]
   assert shares == [{"heldout": 256, "train": 512}] * 2

@@ -66,25 +66,26 @@ def test_a_split_without_any_label_is_an_error(examples):
     evaluate(examples | {"label": np.zeros_like(examples["label"])})
 
 
-def plan_with(folder, **options):
+def problems_with(folder, **options):
   config = default()
   config.data.data_dir = str(folder)
   config.evals.real = evaluator(ops="resize(224)", **options)
-  return make_plan(config, for_training=False, load_init=False)
+  plan = make_plan(config, for_training=False, load_init=False)
+  return plan.complaints.problems
 
 
 def test_real_and_classification_tell_each_others_labels_apart(tmp_path):
   write_tfds(tmp_path, "imagenet2012_real", {"validation": 3})
 
-  assert not plan_with(tmp_path, type="real").problems
-  [problem] = plan_with(tmp_path, type="real", label="original_label").problems
+  assert not problems_with(tmp_path, type="real")
+  [problem] = problems_with(tmp_path, type="real", label="original_label")
   assert "'original_label'" in problem and "take 'classification'" in problem
-  [problem] = plan_with(
+  [problem] = problems_with(
     tmp_path,
     name="imagenet2012_real",
     split="validation",
     label="real_label",
-  ).problems
+  )
   assert "only for evaluators of the type 'real'" in problem
 
 

@@ -137,7 +137,9 @@ def test_a_code_path_takes_two_steps_on_records_as_tfds_lays_them_out(
 def test_fine_tuning_without_weights_is_no_accident():
   plan = make_plan(recipes.load("finetune", "dataset=cifar10"))
 
-  assert any("--config.init=FILE" in problem for problem in plan.problems)
+  assert any(
+    "--config.init=FILE" in problem for problem in plan.complaints.problems
+  )
 
 
 def test_fine_tuning_at_448_px_takes_the_model_of_appendix_c():
@@ -147,10 +149,10 @@ def test_fine_tuning_at_448_px_takes_the_model_of_appendix_c():
 
   # Derived in the paper's terms: 279.5 M parameters and 237.4 GMAC, headless.
   head = 1024 * 1000 + 1000
-  assert flops.count_params(plan.abstract_params) - head == pytest.approx(
+  assert flops.count_params(plan.model.abstract_params) - head == pytest.approx(
     279.5e6, rel=1e-3
   )
-  assert plan.multiply_accumulates == pytest.approx(237.4e9, rel=1e-3)
+  assert plan.model.multiply_accumulates == pytest.approx(237.4e9, rel=1e-3)
 
 
 def test_imagenet_is_judged_by_real_and_v2_on_request():
@@ -168,4 +170,4 @@ def test_an_unknown_data_set_or_argument_of_a_recipe_is_named():
   with pytest.raises(UserError, match="'resolution'.*res=224"):
     recipes.load("finetune", "resolution=448")
   plan = make_plan(recipes.load("pretrain_i21k", "B/17"))
-  assert "Nearest: Mixer-B/16" in plan.problems[0]
+  assert "Nearest: Mixer-B/16" in plan.complaints.problems[0]

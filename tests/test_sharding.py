@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mixer.config import default
+from mixer.data_plan import DataPlan
 from mixer.models import create, flops
-from mixer.plan import Plan
+from mixer.plan import ModelPlan, Plan, SchedulePlan
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.setup import (
   abstract_inputs,
@@ -76,13 +77,14 @@ def make_plan(*, sharded, num_classes=5, **options):
   return Plan(
     config,
     devices=8,
-    total_steps=10,
-    model=model,
-    image_size=(16, 16),
-    accumulation=accumulation,
-    abstract_params=params,
-    initial_params=jax.tree.map(
-      lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), params
+    data=DataPlan(image_size=(16, 16), accumulation=accumulation),
+    schedule=SchedulePlan(total_steps=10),
+    model=ModelPlan(
+      model,
+      abstract_params=params,
+      initial_params=jax.tree.map(
+        lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), params
+      ),
     ),
   )
 

@@ -79,10 +79,10 @@ def test_a_run_begins_with_weights_grown_to_its_images(
 
   plan = make_plan(config)
 
-  plan.raise_complaints()
+  plan.complaints.raise_all()
   expected = weights.grow(weights.load(pretrained), **grown)
-  assert_equal(without_head(plan.initial_params), without_head(expected))
-  assert not np.any(plan.initial_params["head"]["kernel"])
+  assert_equal(without_head(plan.model.initial_params), without_head(expected))
+  assert not np.any(plan.model.initial_params["head"]["kernel"])
   assert words in plan_summary(plan)
 
 
@@ -92,7 +92,7 @@ def test_growth_by_a_part_is_refused_where_tiles_are_asked_for(
   config = transfer(half_digits, pretrained, "finetune,res=12")
   config.init_growth = "tiles"
 
-  [problem] = make_plan(config).problems
+  [problem] = make_plan(config).complaints.problems
 
   assert "4 x 4 tokens grow to 6 x 6 by 1.5" in problem
   assert "init_growth='interpolate'" in problem
@@ -101,7 +101,7 @@ def test_growth_by_a_part_is_refused_where_tiles_are_asked_for(
 def test_without_growth_the_way_to_it_is_shown(half_digits, pretrained):
   config = transfer(half_digits, pretrained, init_growth="none")
 
-  [problem] = make_plan(config).problems
+  [problem] = make_plan(config).complaints.problems
 
   assert (
     "16 tokens (8 px / 2)" in problem and "64 tokens (16 px / 2)" in problem
@@ -112,7 +112,9 @@ def test_without_growth_the_way_to_it_is_shown(half_digits, pretrained):
 def test_growth_without_weights_is_refused(half_digits, pretrained):
   plan = make_plan(transfer(half_digits, pretrained, init=""))
 
-  assert any("config.init_growth = 'tiles'" in each for each in plan.problems)
+  assert any(
+    "config.init_growth = 'tiles'" in each for each in plan.complaints.problems
+  )
 
 
 def test_weights_grown_before_start_a_run_of_their_resolution(
@@ -123,9 +125,9 @@ def test_weights_grown_before_start_a_run_of_their_resolution(
 
   plan = make_plan(transfer(half_digits, tmp_path / "grown.npz"))
 
-  plan.raise_complaints()
-  assert_equal(without_head(plan.initial_params), without_head(grown))
-  assert "Grown" not in plan.initial_note
+  plan.complaints.raise_all()
+  assert_equal(without_head(plan.model.initial_params), without_head(grown))
+  assert "Grown" not in plan.model.initial_note
 
 
 def test_gelu_is_that_of_the_weights_until_a_config_says_otherwise(
@@ -135,7 +137,7 @@ def test_gelu_is_that_of_the_weights_until_a_config_says_otherwise(
   weights.save(exact, weights.load(pretrained), gelu="exact")
 
   def gelu(init, **changes):
-    return make_plan(transfer(half_digits, init, **changes)).model.gelu
+    return make_plan(transfer(half_digits, init, **changes)).model.module.gelu
 
   assert gelu(pretrained) == "tanh"
   assert gelu(exact) == "exact"
@@ -177,8 +179,8 @@ def test_weights_for_images_that_are_no_squares_start_a_run_of_their_size(
 
   plan = make_plan(config)
 
-  plan.raise_complaints()
-  assert_equal(without_head(plan.initial_params), without_head(params))
+  plan.complaints.raise_all()
+  assert_equal(without_head(plan.model.initial_params), without_head(params))
 
 
 def test_growth_that_does_not_go_with_the_resolution_is_refused():

@@ -15,7 +15,7 @@ FLOORS = {
   "data": "data datasets",
   "weights": "weights",
   "evaluators": "evaluators",
-  "plan": "plan",
+  "plan": "plan data_plan initial_weights",
   "run": "training evaluators/runner",
   "core": "train evaluate",
   "tools": "classifier export predict show_batch paper preflight sweep"

@@ -341,14 +341,15 @@ def test_folders_with_other_runs_are_refused_unless_told(
 
   plan = plan_sweep(config, swept)
 
-  [of_grid, of_finals] = plan.problems
+  [of_grid, of_finals] = plan.complaints.problems
   assert f"{swept / 'lr_0.001'} holds a run with another config" in of_grid
   assert "optimizer.b1: 0.9 -> 0.8" in of_grid
   assert f"The same holds for {swept / 'lr_0.01'}" in of_grid
   assert "final_lr_0.01_seed_0 holds a run" in of_finals
-  assert not plan_sweep(config, swept, accept_changes=True).problems
-  [inside] = plan_sweep(small(digits_dir), swept / "lr_0.01").problems
-  assert "holds a run, and no sweep" in inside
+  assert not plan_sweep(config, swept, accept_changes=True).complaints.problems
+  inside = plan_sweep(small(digits_dir), swept / "lr_0.01")
+  [problem] = inside.complaints.problems
+  assert "holds a run, and no sweep" in problem
 
 
 def test_a_result_that_finished_runs_lack_is_asked_for_in_vain(
@@ -357,7 +358,7 @@ def test_a_result_that_finished_runs_lack_is_asked_for_in_vain(
   config = small(digits_dir, sweep__metric="eval/other/accuracy")
   config.evals.other = evaluator(split="train[90%:]", ops="central_crop(8)")
 
-  first, *_ = plan_sweep(config, swept).problems
+  first, *_ = plan_sweep(config, swept).complaints.problems
 
   assert "lr_0.001 ended without eval/other/accuracy" in first
   assert METRIC in first
@@ -375,7 +376,7 @@ def test_where_no_split_is_held_back_the_final_runs_keep_all_evaluators(
 
   plan = plan_sweep(config, tmp_path)
 
-  assert not plan.problems
+  assert not plan.complaints.problems
   assert plan.final_config.data.split == "train[:90%]"
   assert set(plan.final_config.evals) == {"minival", "test"}
   assert plan.final_config.checkpoint.best == METRIC
@@ -398,6 +399,6 @@ def test_the_weights_of_a_sweep_are_read_once_for_its_plan(
 
   plan = plan_sweep(config, tmp_path / "sweep")
 
-  assert not plan.problems
+  assert not plan.complaints.problems
   assert names == [config.init]
-  assert plan.part.model.gelu == plan.whole.model.gelu == "exact"
+  assert plan.part.model.module.gelu == plan.whole.model.module.gelu == "exact"

@@ -108,11 +108,11 @@ def test_a_task_resolves_and_feeds_a_batch(miniatures, task):
 
   plan = make_plan(config, load_init=False)
 
-  plan.raise_complaints()
-  assert len(plan.source) == 8
-  assert len(plan.evals["minival"].source) == 4
+  plan.complaints.raise_all()
+  assert len(plan.data.source) == 8
+  assert len(plan.data.evals["minival"].source) == 4
   batch = next(
-    train_batches(plan.source, parse(config.data.ops), batch=8, seed=0)
+    train_batches(plan.data.source, parse(config.data.ops), batch=8, seed=0)
   )
   assert batch["image"].shape == (8, 224, 224, 3)
   assert 0 <= batch["label"].min()
@@ -172,7 +172,7 @@ def test_the_sprites_are_black_and_white(miniatures):
   config = recipes.load("vtab", "dataset=dsprites_x_position")
   config.data.data_dir = miniatures
   config.data.split, config.data.examples = "train", None
-  source = make_plan(config, load_init=False).source
+  source = make_plan(config, load_init=False).data.source
   [(data, _)] = source.read([0])
   ops = parse(config.data.ops.replace("224", "64"))
 
@@ -212,8 +212,9 @@ def test_what_a_label_says_survives_the_augmentation():
 def test_files_that_only_a_person_can_fetch_are_named(task):
   plan = make_plan(recipes.load("vtab", f"dataset={task}"), load_init=False)
 
-  assert plan.missing and all(
-    "cannot be downloaded by a program" in text for text in plan.missing
+  assert plan.complaints.missing and all(
+    "cannot be downloaded by a program" in text
+    for text in plan.complaints.missing
   )
 
 

@@ -107,6 +107,6 @@ def compare(
 def first_params(config: ConfigDict) -> dict:
   """The random parameters that a run of this config begins with."""
   plan = make_plan(config)
-  plan.raise_complaints()
+  plan.complaints.raise_all()
   _, optimizer = create_optimizer(plan)
   return jax.device_get(initial_state(plan, optimizer).params)

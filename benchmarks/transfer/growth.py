@@ -73,8 +73,8 @@ def row(
   plan = make_plan(config)
   return (
     f"{res} x {res}, {growth}",
-    f"{flops.count_params(plan.abstract_params):,}",
-    f"{plan.multiply_accumulates / 1e6:.2f}",
+    f"{flops.count_params(plan.model.abstract_params):,}",
+    f"{plan.model.multiply_accumulates / 1e6:.2f}",
     probed(probe_at_start(f"finetune,{arguments}", pretrained), 5),
     trained(tuned),
     trained(scratch),

@@ -37,7 +37,7 @@ def probe_at_start(arg: str, init: Path | None) -> dict[str, float]:
   else:
     config.init = str(init)
   plan = make_plan(config)
-  plan.raise_complaints()
+  plan.complaints.raise_all()
   _, optimizer = create_optimizer(plan)
   devices = jax.local_devices()
   params = replicate(initial_state(plan, optimizer).params, devices)

@@ -70,8 +70,8 @@ def measure(workdir: Path, epochs: float, seeds: int, results: Path) -> str:
   )
   for curve, of in zip(trained, CURVES, strict=True):
     plan = make_plan(curves.config(of, 0, changes))
-    curve["parameters"] = flops.count_params(plan.abstract_params)
-    curve["multiply_accumulates"] = plan.multiply_accumulates
+    curve["parameters"] = flops.count_params(plan.model.abstract_params)
+    curve["multiply_accumulates"] = plan.model.multiply_accumulates
   found = compare(trained)
   content = {"findings": found, "curves": trained}
   curves.record(results / "variations.json", content)

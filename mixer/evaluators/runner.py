@@ -47,22 +47,22 @@ class EvalRunner:
           evaluation.source,
           evaluation.pool,
           self._make_batches(name),
-          model=plan.model,
+          model=plan.model.module,
           loss=plan.config.loss,
           devices=devices,
-          workers=plan.workers,
+          workers=plan.data.workers,
           folder=folder if hosts.is_first else None,
         )
       )
-      for name, evaluation in plan.evals.items()
+      for name, evaluation in plan.data.evals.items()
     }
 
   def due(self, step: int) -> list[str]:
     """Returns the names of the evaluators that run after this many updates."""
     return [
       name
-      for name, evaluation in self._plan.evals.items()
-      if step == self._plan.total_steps
+      for name, evaluation in self._plan.data.evals.items()
+      if step == self._plan.schedule.total_steps
       or (evaluation.every and step % evaluation.every == 0)
     ]
 
@@ -78,9 +78,9 @@ class EvalRunner:
     """
     results = {}
     for name in names:
-      bad_images = self._plan.bad_images
+      bad_images = self._plan.data.bad_images
       before = bad_images.total if bad_images else 0
-      kind = self._plan.evals[name].options.type
+      kind = self._plan.data.evals[name].options.type
       for key, value in self._evaluators[name].run(params).items():
         results[result_name(kind, name, key)] = value
       left_out = bad_images.total - before if bad_images else 0
@@ -90,7 +90,7 @@ class EvalRunner:
 
   def _make_batches(self, name: str) -> Callable[..., Iterator[Batch]]:
     """Returns a function that starts a pass over a split."""
-    evaluation = self._plan.evals[name]
+    evaluation = self._plan.data.evals[name]
     ops = preprocess.parse(evaluation.options.ops)
 
     def batches(source: Source = evaluation.source) -> Iterator[Batch]:
@@ -100,8 +100,8 @@ class EvalRunner:
         batch=evaluation.batch,
         host=self._hosts.index,
         hosts=self._hosts.count,
-        workers=self._plan.workers,
-        bad_images=self._plan.bad_images,
+        workers=self._plan.data.workers,
+        bad_images=self._plan.data.bad_images,
       ):
         if self._should_stop():
           raise PreemptedError

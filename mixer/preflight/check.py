@@ -70,7 +70,7 @@ class Report:
 
   @property
   def parameters(self) -> int:
-    return flops.count_params(self.plan.abstract_params)
+    return flops.count_params(self.plan.model.abstract_params)
 
   @property
   def limit(self) -> float:
@@ -83,8 +83,8 @@ class Report:
 
     Those that are kept ready, and those of updates that are in flight.
     """
-    height, width = self.plan.image_size
-    image = height * width * self.plan.model.image_channels
+    height, width = self.plan.data.image_size
+    image = height * width * self.plan.model.module.image_channels
     share = self.plan.config.batch // self.topology.devices
     return (self.plan.config.data.prefetch + DISPATCH_AHEAD) * share * image
 
@@ -144,7 +144,7 @@ def preflight(
       target_plan = on_stand_in(plan, config, target)
     training = _or_refusal(compile_training, target_plan, devices)
     evaluation = None
-    if plan.evals:
+    if plan.data.evals:
       evaluation = _or_refusal(compile_evaluation, target_plan, devices)
     estimated = None
     # The compiler counts a loop over blocks as one block.
@@ -176,7 +176,7 @@ def on_stand_in(plan: Plan, config: ConfigDict, target: Topology) -> Plan:
   changed = change(
     config,
     batch=share(plan.config.batch),
-    accumulation=plan.accumulation,
+    accumulation=plan.data.accumulation,
     **batches,
     **_LENGTH,
   )

@@ -82,15 +82,15 @@ def estimate(
     program: the update.
     compiled_for: if another machine, whose seconds say nothing.
   """
-  parts = plan.accumulation
+  parts = plan.data.accumulation
   # The compiler counts the body of a loop once. Products are all inside.
   traffic = program.traffic
   moved = traffic.outside + parts * traffic.inside
-  model_flops = 6.0 * plan.multiply_accumulates
+  model_flops = 6.0 * plan.model.multiply_accumulates
   flops = program.flops
   if flops is None:
     # Without what the backward pass computes again.
-    flops = model_flops * plan.per_device
+    flops = model_flops * plan.data.per_device
   flops *= parts
   least = roofline(
     topology,
@@ -111,9 +111,9 @@ def estimate(
   return Estimate(
     topology=topology,
     batch=plan.config.batch,
-    per_device=plan.per_device,
+    per_device=plan.data.per_device,
     accumulation=parts,
-    total_steps=plan.total_steps,
+    total_steps=plan.schedule.total_steps,
     model_flops=model_flops,
     flops=flops,
     bytes_moved=moved,

@@ -28,8 +28,8 @@ def plan_for(config: ConfigDict, devices: int) -> Plan:
     UserError: the config is wrong, or cannot be cut into the devices.
   """
   plan = make_plan(config.copy_and_resolve_references(), devices=devices)
-  if plan.problems:
-    raise UserError("\n".join(plan.problems))
+  if plan.complaints.problems:
+    raise UserError("\n".join(plan.complaints.problems))
   return plan
 
 
@@ -64,13 +64,13 @@ def compile_evaluation(plan: Plan, devices: Sequence[jax.Device]) -> Program:
     DoesNotFit: there is not enough memory.
   """
   n = len(devices)
-  rows = n, max(each.batch for each in plan.evals.values()) // n
+  rows = n, max(each.batch for each in plan.data.evals.values()) // n
   step = pmap_eval_step(
-    eval_step, plan.model, tuple(devices), loss=plan.config.loss
+    eval_step, plan.model.module, tuple(devices), loss=plan.config.loss
   )
-  image = (*plan.image_size, plan.model.image_channels)
+  image = (*plan.data.image_size, plan.model.module.image_channels)
   batch = {
     "image": jax.ShapeDtypeStruct((*rows, *image), jnp.uint8),
     "label": jax.ShapeDtypeStruct(rows, jnp.int32),
   }
-  return compile_program(step, plan.abstract_params, batch, devices=n)
+  return compile_program(step, plan.model.abstract_params, batch, devices=n)

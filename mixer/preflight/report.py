@@ -89,8 +89,9 @@ def _machine(report: Report) -> Iterator[str]:
   )
   yield _line(
     "batch",
-    f"{plan.config.batch:,} = {topology.devices:,} devices x {plan.per_device} "
-    f"x {plan.accumulation} accumulated; {plan.total_steps:,} steps",
+    f"{plan.config.batch:,} = {topology.devices:,} devices x "
+    f"{plan.data.per_device} x {plan.data.accumulation} accumulated; "
+    f"{plan.schedule.total_steps:,} steps",
   )
   stand_in = report.compiled_for
   if stand_in is topology and not chip.is_tpu:
@@ -195,7 +196,7 @@ def published(report: Report) -> float | None:
   examples = plan.config.data.examples
   if not examples:
     return None
-  epochs = plan.total_steps * plan.config.batch / examples
+  epochs = plan.schedule.total_steps * plan.config.batch / examples
   return paper_core_days(plan.config, epochs)
 
 
@@ -249,9 +250,9 @@ def to_json(report: Report) -> dict:
     "devices": topology.devices,
     "chip": dataclasses.asdict(topology.chip),
     "batch": plan.config.batch,
-    "per_device": plan.per_device,
-    "accumulation": plan.accumulation,
-    "total_steps": plan.total_steps,
+    "per_device": plan.data.per_device,
+    "accumulation": plan.data.accumulation,
+    "total_steps": plan.schedule.total_steps,
     "parameters": report.parameters,
     "memory_per_device": report.limit,
     "waiting_batches": report.waiting,

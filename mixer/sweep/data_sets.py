@@ -164,12 +164,12 @@ def _check(
       config, several.folder / name, accept_changes=accept_changes
     )
     print(f"== {name} ==\n{describe(plan)}", flush=True)
-    for problem in plan.problems:
+    for problem in plan.complaints.problems:
       # Most are the same for all.
       if not any(problem in each for each in problems):
         problems.append(f"{name}: {problem}")
-    if plan.missing:
-      missing[name] = plan.missing
+    if plan.complaints.missing:
+      missing[name] = plan.complaints.missing
     else:
       there.append(name)
   complaints = list(dict.fromkeys(sum(missing.values(), [])))
@@ -177,7 +177,7 @@ def _check(
     listed = "\n  ".join(complaints)
     print(f"\nLeaves out {', '.join(missing)}:\n  {listed}", flush=True)
   elif problems or missing:
-    raise UserError("\n".join(problems + complaints))
+    raise UserError("\n".join(complaints + problems))
   return there
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mixer.config_check import resolve, validate
+from mixer.data_plan import Complaints, known_results
 from mixer.errors import UserError, did_you_mean, format_list
-from mixer.plan import Plan, known_results, make_plan, plan_summary
+from mixer.plan import Plan, make_plan, plan_summary
 from mixer.sweep.runs import (
   Outcome,
   SweepRun,
@@ -33,8 +34,7 @@ class SweepPlan:
     part: plan of the runs that the learning rate is chosen by.
     whole: plan of the final runs.
     final_config: of the final runs, but for rate and seed.
-    problems: what is wrong.
-    missing: data sets that are not there.
+    complaints: about the sweep and all of its runs.
   """
 
   config: ConfigDict
@@ -42,8 +42,7 @@ class SweepPlan:
   part: Plan | None = None
   whole: Plan | None = None
   final_config: ConfigDict | None = None
-  problems: list[str] = dataclasses.field(default_factory=list)
-  missing: list[str] = dataclasses.field(default_factory=list)
+  complaints: Complaints = dataclasses.field(default_factory=Complaints)
 
   @property
   def grid(self) -> list[SweepRun]:
@@ -54,12 +53,8 @@ class SweepPlan:
 
   def outcomes(self) -> list[Outcome | None]:
     """What has come of the grid so far."""
-    return [read_outcome(run, self.part.total_steps) for run in self.grid]
-
-  def raise_complaints(self):
-    """Raises UserError with everything that stands in the way."""
-    if complaints := self.problems + self.missing:
-      raise UserError("\n".join(complaints))
+    steps = self.part.schedule.total_steps
+    return [read_outcome(run, steps) for run in self.grid]
 
 
 def plan_sweep(
@@ -80,7 +75,7 @@ def plan_sweep(
   if problems := list(validate(sweep.config)):
     raise UserError("\n".join(problems))
   if (folder / "config.json").exists() or (folder / CHECKPOINTS).exists():
-    sweep.problems.append(
+    sweep.complaints.problems.append(
       f"{folder} holds a run, and no sweep: choose another --workdir."
     )
   _check_grid(sweep)
@@ -90,31 +85,35 @@ def plan_sweep(
   finals = [run for rate in _rates(sweep) for run in sweep.finals(rate)]
   sweep.whole = _plan_runs(sweep, sweep.final_config, finals)
   _check_result(sweep, sweep.whole, finals, "report")
-  for plan in sweep.part, sweep.whole:
-    # Every run reads its own: they are large.
-    plan.checkpoint = plan.initial_params = None
+  # Every run reads its own weights: they are large.
+  sweep.part, sweep.whole = map(_without_weights, (sweep.part, sweep.whole))
   _collect(sweep)
   if not accept_changes:
-    sweep.problems += _other_configs(sweep.part, sweep.grid)
-    sweep.problems += _other_configs(sweep.whole, finals)
+    sweep.complaints.problems += _other_configs(sweep.part, sweep.grid)
+    sweep.complaints.problems += _other_configs(sweep.whole, finals)
   return sweep
+
+
+def _without_weights(plan: Plan) -> Plan:
+  model = dataclasses.replace(plan.model, initial_params=None)
+  return dataclasses.replace(plan, model=model)
 
 
 def _check_grid(sweep: SweepPlan):
   rates = sweep.config.sweep.learning_rates
   if not rates:
-    sweep.problems.append(
+    sweep.complaints.problems.append(
       "config.sweep.learning_rates is empty: give the rates to choose from, "
       'such as --config.sweep.learning_rates="(0.003, 0.01)".'
     )
   if sweep.config.sweep.full_examples and not sweep.config.sweep.full_split:
-    sweep.problems.append(
+    sweep.complaints.problems.append(
       "config.sweep.full_examples is set, but full_split is not, such as "
       "'train'."
     )
   names = [run.folder.name for run in sweep.grid]
   if twice := sorted({name for name in names if names.count(name) > 1}):
-    sweep.problems.append(
+    sweep.complaints.problems.append(
       f"config.sweep.learning_rates = {rates} has rates that are the same to "
       f"six digits ({', '.join(twice)}): leave one of them."
     )
@@ -122,7 +121,7 @@ def _check_grid(sweep: SweepPlan):
 
 def _rates(sweep: SweepPlan) -> list[float]:
   """The rates that final runs may still be made with."""
-  if sweep.part.total_steps:
+  if sweep.part.schedule.total_steps:
     outcomes = sweep.outcomes()
     if None not in outcomes:
       best = choose(sweep.config, outcomes)
@@ -150,25 +149,26 @@ def _plan_runs(
   """Plans what the runs have in common."""
   config = config.copy_and_resolve_references()
   load_init = any(run.needs_start for run in runs)
-  if sweep.part is not None and sweep.part.initial_params is not None:
+  if sweep.part is not None and sweep.part.model.initial_params is not None:
     # Those of the part, which has read and judged the same weights.
     config.model.gelu, load_init = sweep.part.config.model.gelu, False
   elif not load_init and runs:
     run_dir.inherit_gelu(runs[0].folder, config)
-  plan = make_plan(config, load_init=load_init)
-  return plan
+  return make_plan(config, load_init=load_init)
 
 
 def _collect(sweep: SweepPlan):
   """Adds what is wrong with the runs; most is the same for both kinds."""
-  sweep.problems += sweep.part.problems
-  sweep.problems += [
+  sweep.complaints.problems += sweep.part.complaints.problems
+  sweep.complaints.problems += [
     "In the final runs: "
     + problem.replace("config.data.examples", "config.sweep.full_examples")
-    for problem in sweep.whole.problems
-    if problem not in sweep.part.problems
+    for problem in sweep.whole.complaints.problems
+    if problem not in sweep.part.complaints.problems
   ]
-  sweep.missing += dict.fromkeys(sweep.part.missing + sweep.whole.missing)
+  sweep.complaints.missing += dict.fromkeys(
+    sweep.part.complaints.missing + sweep.whole.complaints.missing
+  )
 
 
 def _check_result(
@@ -176,20 +176,20 @@ def _check_result(
 ) -> str | None:
   """Returns the evaluator that config.sweep.KEY is a result of."""
   given = sweep.config.sweep[key]
-  evaluators = known_results(plan)
+  evaluators = known_results(plan.data.evals)
   if given in evaluators:
     _check_results_there(sweep, plan, runs, key)
     return evaluators[given]
-  if not plan.evals and plan.problems:
+  if not plan.data.evals and plan.complaints.problems:
     return None  # it has not come to the evaluators
   if not given:
-    sweep.problems.append(
+    sweep.complaints.problems.append(
       f"config.sweep.{key}, the result that runs are judged by, is not set"
       f"{did_you_mean('', evaluators)}"
     )
     return None
   which = "final runs have" if key == "report" else "config has"
-  sweep.problems.append(
+  sweep.complaints.problems.append(
     f"config.sweep.{key} = {given!r} is a result of no evaluator that the "
     f"{which}" + (did_you_mean(given, evaluators) if evaluators else ".")
   )
@@ -202,9 +202,10 @@ def _check_results_there(
   """Looks whether the finished runs have the result that they are judged by."""
   wanted = sweep.config.sweep[key]
   for run in runs:
-    outcome = plan.total_steps and read_outcome(run, plan.total_steps)
+    steps = plan.schedule.total_steps
+    outcome = steps and read_outcome(run, steps)
     if outcome and not outcome.failure and wanted not in outcome.results:
-      sweep.problems.append(
+      sweep.complaints.problems.append(
         f"The run in {run.folder} ended without {wanted}, which is "
         f"config.sweep.{key}: take one of {', '.join(outcome.results)}, or "
         "move the folder away to run it again."
@@ -247,7 +248,7 @@ def describe(sweep: SweepPlan) -> str:
     f"final         {len(seeds)} runs on {data.split}{examples} with that "
     f"rate, seeds {', '.join(map(str, seeds))}; mean of {options.report}"
   )
-  lengths = sweep.part.total_steps, sweep.whole.total_steps
+  lengths = sweep.part.schedule.total_steps, sweep.whole.schedule.total_steps
   if all(lengths):
     steps = len(grid) * lengths[0] + len(seeds) * lengths[1]
     lines.append(
@@ -264,7 +265,7 @@ def _there(sweep: SweepPlan) -> list[str]:
   lines = []
   for plan, runs in (sweep.part, sweep.grid), (sweep.whole, finals):
     for run in runs:
-      outcome = read_outcome(run, plan.total_steps)
+      outcome = read_outcome(run, plan.schedule.total_steps)
       if outcome:
         state = "failed" if outcome.failure else "finished"
       elif saved := run.steps_saved:

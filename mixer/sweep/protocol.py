@@ -44,15 +44,15 @@ def sweep(
   folder = run_dir.make_folder(workdir)
   with run_dir.locked(folder):
     plan = plan_sweep(config, folder, accept_changes=accept_changes)
-    plan.raise_complaints()
+    plan.complaints.raise_all()
     print(describe(plan), flush=True)
     how = {"accept_changes": accept_changes, "stop_asked": stop_asked}
-    grid = _carry_out_all(plan.grid, plan.part.total_steps, **how)
+    grid = _carry_out_all(plan.grid, plan.part.schedule.total_steps, **how)
     if grid is None:
       return EX_TEMPFAIL
     best = _choose(plan, grid)
     finals = plan.finals(best.run.learning_rate)
-    finals = _carry_out_all(finals, plan.whole.total_steps, **how)
+    finals = _carry_out_all(finals, plan.whole.schedule.total_steps, **how)
     if finals is None:
       return EX_TEMPFAIL
     _raise_if_failed(finals, plan.config.sweep.report)
@@ -69,7 +69,7 @@ def dry_run(
   folder = Path(workdir).expanduser().absolute()
   plan = plan_sweep(config, folder, accept_changes=accept_changes)
   print(describe(plan))
-  plan.raise_complaints()
+  plan.complaints.raise_all()
   print("Nothing is missing: without --dry_run this trains.")
   return EX_OK
 

@@ -91,26 +91,26 @@ def check_same_plan(hosts: Hosts, plan: Plan) -> None:
   """
   if hosts.count == 1:  # checksums of large weights take seconds
     return
-  sources = {"data": plan.source} | {
+  sources = {"data": plan.data.source} | {
     f"evals.{name}{part}": source
-    for name, each in plan.evals.items()
+    for name, each in plan.data.evals.items()
     for part, source in (("", each.source), (".pool", each.pool))
   }
   summary = {
-    "steps": plan.total_steps,
-    "warmup_steps": plan.warmup_steps,
-    "checkpoint_every": plan.checkpoint_every,
-    "milestone_every": plan.milestone_every,
-    "evals_every": {name: each.every for name, each in plan.evals.items()},
-    "accumulation": plan.accumulation,
-    "model": repr(plan.model),
+    "steps": plan.schedule.total_steps,
+    "warmup_steps": plan.schedule.warmup_steps,
+    "checkpoint_every": plan.schedule.checkpoint_every,
+    "milestone_every": plan.schedule.milestone_every,
+    "evals_every": {name: each.every for name, each in plan.data.evals.items()},
+    "accumulation": plan.data.accumulation,
+    "model": repr(plan.model.module),
     "examples": {k: len(x) for k, x in sources.items() if x is not None},
     "classes": {
       name: zlib.crc32("\n".join(source.class_names).encode())
       for name, source in sources.items()
       if source is not None
     },
-    "weights": checksum(plan.initial_params),
+    "weights": checksum(plan.model.initial_params),
   }
   hosts.check_same(
     summary,

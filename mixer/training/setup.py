@@ -29,19 +29,19 @@ def create_optimizer(
   config = plan.config
   schedule = make_schedule(
     kind=config.schedule.kind,
-    total_steps=plan.total_steps,
-    warmup_steps=plan.warmup_steps,
+    total_steps=plan.schedule.total_steps,
+    warmup_steps=plan.schedule.warmup_steps,
     end=config.schedule.end,
   )
   return schedule, make_optimizer(
-    plan.abstract_params, schedule, **config.optimizer
+    plan.model.abstract_params, schedule, **config.optimizer
   )
 
 
 def create_sharding(plan: Plan) -> Replicated:
   """Returns `Sharded` if the config shards the state, else `Replicated`."""
   if plan.config.shard_state:
-    return Sharded(plan.abstract_params)
+    return Sharded(plan.model.abstract_params)
   return REPLICATED
 
 
@@ -59,14 +59,14 @@ def create_update(
     mixup=config.mixup,
     cutmix=config.cutmix,
     cutmix_share=config.cutmix_share,
-    accumulation=plan.accumulation,
+    accumulation=plan.data.accumulation,
     ema_decay=config.ema_decay,
     seed=config.seed,
   )
   sharding = create_sharding(plan)
   step = functools.partial(
     train_step,
-    model=plan.model,
+    model=plan.model.module,
     optimizer=optimizer,
     objective=objective,
     sharding=sharding,
@@ -81,7 +81,7 @@ def open_checkpoints(plan: Plan, folder: Path) -> Checkpoints:
   return Checkpoints(
     folder / CHECKPOINTS,
     keep=options.keep,
-    keep_every_steps=plan.milestone_every,
+    keep_every_steps=plan.schedule.milestone_every,
     best="min" if options.best.endswith("/loss") else "max",
   )
 
@@ -92,11 +92,13 @@ def initial_state(
   """Returns the state at step 0, on the host."""
 
   def init():
-    images = jnp.zeros((1, *plan.image_size, plan.model.image_channels))
+    images = jnp.zeros(
+      (1, *plan.data.image_size, plan.model.module.image_channels)
+    )
     key = jax.random.key(plan.config.seed, impl="threefry2x32")
-    return plan.model.init(key, images)["params"]
+    return plan.model.module.init(key, images)["params"]
 
-  params = plan.initial_params
+  params = plan.model.initial_params
   if params is None:
     params = jax.jit(init)()
   return jax.device_get(jax.jit(_create(plan, optimizer))(params))
@@ -106,7 +108,7 @@ def abstract_state(
   plan: Plan, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """Returns shapes and dtypes of the whole state, as checkpoints hold it."""
-  return jax.eval_shape(_create(plan, optimizer), plan.abstract_params)
+  return jax.eval_shape(_create(plan, optimizer), plan.model.abstract_params)
 
 
 def _create(plan: Plan, optimizer: optax.GradientTransformation) -> Callable:
@@ -123,7 +125,7 @@ def abstract_inputs(
   """Returns shapes and dtypes of the update's state and batch."""
   n = len(devices)
   rows = n, plan.config.batch // n
-  image = (*plan.image_size, plan.model.image_channels)
+  image = (*plan.data.image_size, plan.model.module.image_channels)
   batch = {
     "image": jax.ShapeDtypeStruct((*rows, *image), jnp.uint8),
     "label": jax.ShapeDtypeStruct(rows, jnp.int32),

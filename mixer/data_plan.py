@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data of a plan: training split, micro-batches, evaluators."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mixer.config import resolve_steps
+from mixer.data import preprocess
+from mixer.data.decode import decode
+from mixer.data.input_pipeline import BadImages
+from mixer.data.sources import (
+  DatasetNotFoundError,
+  Source,
+  image_folder,
+  open_source,
+)
+from mixer.data.workers import Workers
+from mixer.errors import UserError, did_you_mean, format_list
+from mixer.evaluators import TYPES, result_name
+
+
+@dataclasses.dataclass
+class Complaints:
+  """Faults of a config: sentences that also say how to correct it.
+
+  missing: about data sets that are not on this machine.
+  problems: about everything else.
+  """
+
+  missing: list[str] = dataclasses.field(default_factory=list)
+  problems: list[str] = dataclasses.field(default_factory=list)
+
+  @contextlib.contextmanager
+  def collect(self, prefix: str = "") -> Iterator[None]:
+    """Collects errors raised inside; problems get the prefix."""
+    try:
+      yield
+    except DatasetNotFoundError as error:
+      if str(error) not in self.missing:
+        self.missing.append(str(error))
+    except ValueError as error:
+      self.problems.append(f"{prefix}{error}")
+
+  def raise_all(self):
+    """Raises UserError with all complaints, missing data sets first."""
+    if lines := self.missing + self.problems:
+      raise UserError("\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalPlan:
+  """One evaluator of the config, resolved.
+
+  options: its part of the config.
+  batch: images at once, over all devices.
+  every: updates between two runs; None: only at the end.
+  source: split to evaluate; None if there is a complaint about it.
+  pool: split to sample examples from, for a type that does so.
+  """
+
+  options: ConfigDict
+  batch: int
+  every: int | None
+  source: Source | None
+  pool: Source | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPlan:
+  """Training data and evaluators; None where there is a complaint.
+
+  source: training split; None without training.
+  image_size: (height, width) in pixels, in training and evaluation.
+  per_device: images of a micro-batch on one device.
+  accumulation: micro-batches per update; None without training.
+  evals: by name.
+  left_out: a sentence about evaluators without data.
+  bad_images: counter of replaced images; None if the first one is an error.
+  """
+
+  source: Source | None = None
+  image_size: tuple[int, int] | None = None
+  per_device: int | None = None
+  accumulation: int | None = None
+  evals: dict[str, EvalPlan] = dataclasses.field(default_factory=dict)
+  left_out: str = ""
+  workers: Workers = Workers()
+  bad_images: BadImages | None = None
+
+
+def plan_data(
+  config: ConfigDict,
+  devices: int,
+  complaints: Complaints,
+  *,
+  for_training: bool,
+  skip_missing: bool,
+) -> DataPlan:
+  """Opens all splits; sets config.data.examples to the training split's size.
+
+  Args: as of `mixer.plan.make_plan`.
+  """
+  data = config.data
+  source = per_device = accumulation = None
+  left_out = ""
+  if for_training:
+    with complaints.collect():
+      per_device, accumulation = _split_batch(config, devices)
+    with complaints.collect("config.data: "):
+      opened = _open_split(config, data, "data", classes=data.classes)
+      data.examples = len(opened)
+      _check_num_classes(opened, config)
+      source = opened
+  else:  # evaluators take as many images at once, about
+    share = -(-config.batch // devices)
+    per_device = min(share, config.max_per_device or share)
+  image_size = _check_image_size(config, complaints, for_training)
+  evals = {}
+  for name, options in config.evals.items():
+    where, every, splits = f"config.evals.{name}", None, (None, None)
+    batch = options.batch or devices * (per_device or 1)
+    if batch < 1 or batch % devices:
+      complaints.problems.append(
+        f"{where}.batch = {batch} is no multiple of the {devices} devices."
+      )
+    if for_training:
+      with complaints.collect(f"{where}."):
+        every = resolve_steps(
+          options, "every", batch=config.batch, examples=data.examples
+        )
+    with complaints.collect(f"{where}: "):
+      splits = _open_eval(config, name, source)
+    evals[name] = EvalPlan(options, batch, every, *splits)
+  best, results = config.checkpoint.best, known_results(evals)
+  if best and best not in results:
+    complaints.problems.append(
+      f"config.checkpoint.best = {best!r} is the result of no evaluator"
+      f"{did_you_mean(best, results)}"
+    )
+  if skip_missing and (source is not None or not for_training):
+    evals, left_out = _leave_out_missing(evals, complaints)
+  return DataPlan(
+    source=source,
+    image_size=image_size,
+    per_device=per_device,
+    accumulation=accumulation,
+    evals=evals,
+    left_out=left_out,
+    workers=Workers(data.workers or None, data.worker_kind),
+    bad_images=BadImages() if data.on_bad_image == "replace" else None,
+  )
+
+
+def _split_batch(config: ConfigDict, devices: int) -> tuple[int, int]:
+  """Returns images per micro-batch and device, and micro-batches per update."""
+  if config.batch % devices:
+    lower = config.batch // devices * devices
+    near = [str(n) for n in (lower, lower + devices) if n]
+    raise UserError(
+      f"config.batch = {config.batch} is not divided by the {devices} devices: "
+      f"take {' or '.join(near)}."
+    )
+  share = config.batch // devices
+  parts = config.accumulation
+  if parts is None:
+    limit = config.max_per_device or share
+    parts = next(
+      n for n in range(1, share + 1) if share % n == 0 and share <= n * limit
+    )
+  if share % parts:
+    raise UserError(
+      f"config.accumulation = {parts} does not divide the {share} images of "
+      f"each device ({config.batch} / {devices}): take a divisor, or set "
+      "config.max_per_device instead."
+    )
+  return share // parts, parts
+
+
+def _check_image_size(
+  config: ConfigDict, complaints: Complaints, for_training: bool
+) -> tuple[int, int] | None:
+  """Returns the one size that the ops of training and evaluators make."""
+  parts = {f"evals.{name}": part for name, part in config.evals.items()}
+  if for_training or config.data.ops:
+    parts = {"data": config.data} | parts
+  first = image_size = None
+  for where, part in parts.items():
+    with complaints.collect(f"config.{where}.ops: "):
+      if not part.ops:
+        raise UserError("is not set, such as 'resize_small(256)'.")
+      size = preprocess.output_size(part.ops)
+      if first is None:
+        first, image_size = where, size
+      elif size != image_size:
+        raise UserError(
+          f"makes images of {size[0]} x {size[1]} px, config.{first}.ops of "
+          f"{image_size[0]} x {image_size[1]}: end both alike."
+        )
+  return image_size
+
+
+def _open_eval(
+  config: ConfigDict, name: str, training: Source | None
+) -> tuple[Source, Source | None]:
+  """Opens an evaluator's split, and the pool that it samples from if any."""
+  options, where = config.evals[name], f"evals.{name}"
+  kind = TYPES[options.type]
+  data_name = options.name or config.data.name or ""
+  is_folder = data_name.startswith(image_folder.PREFIX)
+  source = _open_split(
+    config,
+    options,
+    where,
+    classes=config.data.classes if is_folder and not kind.own_classes else "",
+    multilabel=kind.multilabel,
+  )
+  if not kind.own_classes:
+    _check_num_classes(source, config)
+    if training is not None:
+      check_classes(source, training.class_names, "training")
+  if "pool_split" not in options:
+    return source, None
+  pool = options.copy_and_resolve_references()
+  pool.update(split=options.pool_split, examples=None)
+  return source, _open_split(config, pool, where)
+
+
+def _open_split(
+  config: ConfigDict,
+  options: ConfigDict,
+  where: str,
+  *,
+  classes: str = "",
+  multilabel: bool = False,
+) -> Source:
+  """Opens the split of one part of the config, and compares the two."""
+  name, split = options.name or config.data.name, options.split
+  if not name:
+    raise UserError("name, the data set, is not set.")
+  if not split:
+    raise UserError("split is not set, such as 'validation'.")
+  source = open_source(
+    name,
+    split,
+    data_dir=config.data.data_dir or None,
+    image_key=options.image,
+    label_key=options.label,
+    classes=classes or None,
+  )
+  if options.examples and options.examples != len(source):
+    raise UserError(
+      f"{name} has {len(source)} examples in {split!r}, and not "
+      f"{options.examples}: set config.{where}.examples = {len(source)}, or 0 "
+      "for the number on disk."
+    )
+  if bool(source.label_shape) != multilabel:
+    labels = "one class"
+    advice = "not for the type 'real': take 'classification'."
+    if source.label_shape:
+      labels = "any number of classes"
+      advice = "only for evaluators of the type 'real'."
+    raise UserError(
+      f"The label {options.label!r} of {name} is {labels} an image, which is "
+      f"{advice}"
+    )
+  _try_examples(source, options.ops)
+  return source
+
+
+def _try_examples(source: Source, ops: str | None):
+  """Applies the ops to the first and last example, to fail early."""
+  try:
+    transform = preprocess.parse(ops or "")
+  except UserError:
+    return  # reported with the image size
+  for i in {0, len(source) - 1}:
+    [(data, _)] = source.read([i])
+    try:
+      image = decode(data)
+    except ValueError:
+      continue  # data.on_bad_image decides
+    try:
+      transform(image, np.random.default_rng(0))
+    except ValueError as error:
+      raise UserError(
+        f"The ops fail on example {i} of {source.name}, split {source.split}"
+        f" ({source.locate(i)}): {error}"
+      ) from error
+
+
+def _check_num_classes(source: Source, config: ConfigDict):
+  """Raises UserError if the head has another width."""
+  if source.num_classes != config.model.num_classes:
+    raise UserError(
+      f"{source.name} has {source.num_classes} classes, the model "
+      f"{config.model.num_classes}: set config.model.num_classes = "
+      f"{source.num_classes}."
+    )
+
+
+def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
+  """Raises UserError if a folder's labels stand for other classes.
+
+  TFDS data sets are not compared: some spell class names differently.
+  """
+  is_folder = source.name.startswith(image_folder.PREFIX)
+  if is_folder and source.class_names != tuple(trained):
+    different = sorted({*source.class_names} ^ {*trained})
+    raise UserError(
+      f"{source.name} has other classes than {where}, or in another order"
+      f"{different and f' ({format_list(different)})'}: give both the same "
+      "file, one class a line, with config.data.classes, such as a run's "
+      "classes.txt."
+    )
+
+
+def known_results(evals: dict[str, EvalPlan]) -> dict[str, str]:
+  """Maps each result, such as "eval/test/loss", to its evaluator's name."""
+  return {
+    result_name(each.options.type, name, result): name
+    for name, each in evals.items()
+    for result in TYPES[each.options.type].results(each.options)
+  }
+
+
+def _leave_out_missing(
+  evals: dict[str, EvalPlan], complaints: Complaints
+) -> tuple[dict[str, EvalPlan], str]:
+  """Drops the evaluators whose data are missing, unless none would be left."""
+  opened = {name: x for name, x in evals.items() if x.source is not None}
+  if not complaints.missing or not opened:
+    return evals, ""
+  names = ", ".join(name for name in evals if name not in opened)
+  reasons = "\n  ".join(complaints.missing)
+  complaints.missing.clear()
+  return opened, f"Leaves out {names}:\n  {reasons}"

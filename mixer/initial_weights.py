@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of config.init, grown and fitted to the run's model."""
+
+import os
+from pathlib import Path
+
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mixer import weights
+from mixer.data.sources import Source
+from mixer.data_plan import Complaints, DataPlan
+from mixer.errors import UserError
+from mixer.evaluators import TYPES
+from mixer.models import FAMILIES, family_of, fields_of
+from mixer.weights import LoadedWeights
+
+
+def read_init(
+  config: ConfigDict, complaints: Complaints, for_training: bool
+) -> LoadedWeights | None:
+  """Reads config.init, which also decides config.model.gelu if that is None.
+
+  Returns:
+    The weights as they are in the file; None if config.init is not set.
+
+  Raises:
+    ValueError: there are no such weights, or they cannot be read.
+  """
+  if not for_training:  # no head of zeros is evaluated
+    types = [TYPES[each.type] for each in config.evals.values()]
+    needs_head = not all(each.own_classes for each in types)
+    config.init_head = "keep" if needs_head else "auto"
+  elif not config.init:
+    for key, off in (("init_head", "auto"), ("init_growth", "none")):
+      if config[key] != off:
+        complaints.problems.append(
+          f"config.{key} = {config[key]!r}, but config.init names no weights: "
+          f"give --config.init=FILE, or --config.{key}={off} to start from "
+          "random ones."
+        )
+  if not config.init:
+    return None
+  checkpoint = weights.read(os.path.expanduser(config.init))
+  family = config.model.name.partition("-")[0]
+  has_gelu = family in FAMILIES and "gelu" in fields_of(family)
+  if has_gelu and config.model.gelu is None:
+    config.model.gelu = checkpoint.gelu
+  return checkpoint
+
+
+def fit_init(
+  config: ConfigDict,
+  checkpoint: LoadedWeights,
+  data: DataPlan,
+  model: nn.Module,
+  abstract_params: dict,
+) -> tuple[dict, str]:
+  """Grows weights if the config says so, and fits them to the model.
+
+  Returns:
+    float32 parameters, and sentences about their growth and head.
+
+  Raises:
+    ValueError: the weights are of another model, or the head of other classes.
+  """
+  if config.init_head == "auto" and data.source is not None:
+    _check_head(config, data.source)
+  params, growth = checkpoint.params, ""
+  if config.init_growth != "none":
+    params, growth = _grow(config, checkpoint, model, data.image_size)
+  params, head = weights.merge_params(
+    params,
+    abstract_params,
+    head=config.init_head,
+    head_bias=config.model.head_bias,
+  )
+  return params, f"{growth}{head}"
+
+
+def _check_head(config: ConfigDict, source: Source) -> None:
+  """Raises UserError if a run's head would stand for other classes."""
+  folder = Path(config.init).expanduser()
+  names = list(source.class_names)
+  trained = weights.trained_classes(folder) or names
+  if len(trained) == source.num_classes and trained != names:
+    raise UserError(
+      "The head was trained on other classes, or in another order"
+      f" ({folder / weights.CLASSES}): give images in folders that file with"
+      " config.data.classes, or say with config.init_head whether to 'keep' the"
+      " head or to begin with 'zeros'."
+    )
+
+
+def _grow(
+  config: ConfigDict,
+  checkpoint: LoadedWeights,
+  model: nn.Module,
+  image_size: tuple[int, int],
+) -> tuple[dict, str]:
+  """Returns the weights for the run's token grid, and a note about it."""
+  params, growth = checkpoint.params, config.init_growth
+  family = family_of(config.model.name)
+  if family == "BiT":
+    raise UserError(
+      f"config.init_growth = {growth!r}, but {config.model.name} takes images "
+      "of any size as it is: leave it out."
+    )
+  if family == "ViT" and growth == "tiles":
+    raise UserError(
+      "config.init_growth = 'tiles' copies a Mixer's token-mixing MLPs for "
+      f"every tile of a larger image, and {config.model.name} has none: take "
+      "'interpolate', which resizes its position embeddings."
+    )
+  grid = weights.grid_shape(params, checkpoint.image_size)
+  new_grid = tuple(side // model.patch for side in image_size)
+  if grid == new_grid:
+    return params, ""
+  if growth == "tiles":
+    factor = weights.integer_factor(grid, new_grid)
+    params = weights.grow(params, factor=factor, grid=grid)
+    how = f"{factor} x {factor} tiles of the old mixing"
+  else:
+    params = weights.grow(params, tokens=new_grid, grid=grid)
+    how = "the old mixing interpolated, which is beyond the paper"
+    if family == "ViT":
+      how = "the old position embeddings interpolated"
+  sizes = " to ".join(f"{h} x {w}" for h, w in (grid, new_grid))
+  return params, f"Grown from {sizes} tokens: {how}. "
