@@ -138,7 +138,7 @@ def test_the_micro_batch_is_the_largest_that_obeys_the_limit(digits_dir):
     (dict(model__patch=3), "8 x 8 px are not divided by patches of 3 px"),
     (dict(data__examples=5), "has 1437 examples in 'train', and not 5"),
     (dict(data__split="trian"), "no split 'trian'"),
-    (dict(data__ops="pad(1) | random_corp(8)"), "did you mean 'random_crop'"),
+    (dict(data__ops="pad(1) | random_corp(8)"), "did you mean random_crop?"),
     (dict(data__ops="flip"), "end it with a crop or a resize"),
     (
       dict(data__ops="central_crop(4)"),

@@ -177,11 +177,11 @@ def test_what_is_wrong_with_several_is_said_once(recipe, tmp_path):
   with pytest.raises(UserError) as error:
     data_sets.dry_run(several, skip_missing=True, accept_changes=False)
 
-  said = str(error.value)
-  first, second = said.splitlines()[:2]
-  assert first.startswith("The data set cifar10 is not prepared")
-  assert said.count("eval/minivl/loss") == 1
-  assert said.count("cifar10 is not prepared") == 1
+  missing, problem, *_ = str(error.value).splitlines()
+  assert missing.startswith("cifar10 is not prepared")
+  assert problem.startswith("low: config.sweep.metric = 'eval/minivl/loss' is")
+  assert str(error.value).count("eval/minivl/loss") == 1
+  assert str(error.value).count("cifar10 is not prepared") == 1
 
 
 def command(recipe, workdir, *flags):
