@@ -10,102 +10,21 @@ three is set; the others are None or, when unset by a flag, 0.
 """
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from mixer.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-  """One key of the schema.
-
-  default: value that a recipe starts from; None is always allowed where it is
-    the default.
-  check: yields the end of a sentence "config.KEY = VALUE ..." for each fault of
-    a value; None allows every value of the type.
-  kind: type of a value; the type of the default if not given.
-  """
-
-  default: Any
-  check: Callable[[Any], Iterator[str]] | None = None
-  kind: type | None = None
-
-
-def at_least(low: float, high: float = math.inf, hint: str = "") -> Callable:
-  """Checks for finite numbers from `low` to `high`, both included."""
-  allowed = f"{low} to {high}" if high < math.inf else f"{low} or more"
-
-  def check(value):
-    if value is not None and not (
-      low <= value <= high and math.isfinite(value)
-    ):
-      yield f"must be {allowed}{hint}."
-
-  return check
-
-
-def one_of(*choices: str | None) -> Callable:
-  """Checks for one of several words."""
-
-  def check(value):
-    if value not in choices:
-      yield f"is none of {', '.join(map(repr, choices))}."
-
-  return check
-
-
-def counts_of(meaning: str) -> Callable:
-  """Checks for a tuple of whole numbers above 0."""
-
-  def check(value):
-    if value is not None and not (
-      value and all(isinstance(n, int) and n > 0 for n in value)
-    ):
-      yield f"must be {meaning}."
-
-  return check
-
-
-def _above_zero(value: float) -> Iterator[str]:
-  if not 0 < value < math.inf:
-    yield "must be above 0."
-
-
-def _rates(values: tuple) -> Iterator[str]:
-  for rate in values:
-    if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
-      yield f"has {rate!r}: rates are above 0."
-
-
-def _multipliers(pairs: tuple) -> Iterator[str]:
-  for pair in pairs:
-    match pair:
-      case (str(pattern), int() | float() as factor) if factor >= 0:
-        try:
-          re.compile(pattern)
-        except re.error as error:
-          yield f"has the pattern {pattern!r}: {error}."
-      case _:
-        yield (
-          f"has {pair!r}, which is not a pair of a pattern and a factor of at "
-          "least 0."
-        )
-
-
-def define_duration(prefix: str) -> dict[str, Key]:
-  """Returns the three keys of a duration, all unset."""
-  return {
-    f"{prefix}_steps": Key(None, kind=int),
-    f"{prefix}_epochs": Key(None, kind=float),
-    f"{prefix}_examples": Key(None, kind=int),
-  }
-
+from mixer.schema import (
+  Key,
+  above_zero,
+  at_least,
+  counts_of,
+  defaults,
+  define_duration,
+  multipliers,
+  one_of,
+  rates,
+)
 
 _SHARE = at_least(0, 1)
 _POSITIVE = at_least(1)
@@ -262,7 +181,7 @@ SCHEMA = {
     "accumulator_dtype": Key("float32", one_of("float32", "bfloat16")),
     # (pattern, factor) on the learning rate of parameters by name; the first
     # match counts, 0 freezes. Linear probe: (("head/.*", 1.0), (".*", 0.0)).
-    "multipliers": Key((), _multipliers),
+    "multipliers": Key((), multipliers),
   },
   "schedule": {
     "kind": Key("cosine", one_of("linear", "cosine", "constant")),
@@ -284,7 +203,7 @@ SCHEMA = {
   # `python -m mixer.sweep`: one run per learning rate, then the final runs with
   # the best of them. train.py ignores it.
   "sweep": {
-    "learning_rates": Key((), _rates),  # the grid
+    "learning_rates": Key((), rates),  # the grid
     # Result at the last step that selects the rate, as checkpoint.best. Final
     # runs on another split leave its evaluator out: they train on its images.
     "metric": Key(""),
@@ -315,31 +234,68 @@ _EVALUATOR = {
 _PUBLISHED = {
   "published": Key(None, at_least(0, 1, ": 76.44 % is 0.7644"), float)
 }
-# Type -> its further keys and other defaults; mixer.evaluators.TYPES has the
-# classes.
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatorType:
+  """One type of evaluator.
+
+  target: "MODULE:CLASS", imported when a run begins. The class has
+    `create(setup)`, of an `evaluators.common.EvalSetup`, and `run(params)`.
+  keys: of this type only, and other defaults of those of all types.
+  results: returns the results that may select the best checkpoint, from the
+    evaluator's part of the config.
+  prefix: of the results' names.
+  multilabel: an example has any number of classes.
+  own_classes: the data set's classes are not those of the head.
+  """
+
+  target: str
+  keys: dict[str, Key]
+  results: Callable[[ConfigDict], list[str]]
+  prefix: str = ""
+  multilabel: bool = False
+  own_classes: bool = False
+
+
 EVALUATORS = {
   # Loss and accuracy.
-  "classification": {
-    **_PUBLISHED,
-    "per_class": Key(False),  # writes WORKDIR/eval/NAME_per_class.csv
-    "confusion": Key(False),  # writes WORKDIR/eval/NAME_confusion.csv
-  },
+  "classification": EvaluatorType(
+    "mixer.evaluators.classification:Classification",
+    {
+      **_PUBLISHED,
+      "per_class": Key(False),  # writes WORKDIR/eval/NAME_per_class.csv
+      "confusion": Key(False),  # writes WORKDIR/eval/NAME_confusion.csv
+    },
+    results=lambda options: ["loss", "accuracy", "accuracy_top5"],
+  ),
   # Accuracy where an image has any number of right classes (ReaL).
-  "real": {
-    **_PUBLISHED,
-    "name": Key("imagenet2012_real"),
-    "split": Key("validation"),
-    "label": Key("real_label"),  # a feature that is a sequence of classes
-  },
+  "real": EvaluatorType(
+    "mixer.evaluators.imagenet_real:Real",
+    {
+      **_PUBLISHED,
+      "name": Key("imagenet2012_real"),
+      "split": Key("validation"),
+      "label": Key("real_label"),  # a feature that is a sequence of classes
+    },
+    results=lambda options: ["accuracy"],
+    multilabel=True,
+  ),
   # Linear regression on features from a few examples of each class, tested on
-  # `split`. The data set has classes of its own.
-  "fewshot": {
-    "pool_split": Key("train"),  # that the few are sampled from
-    # Examples of each class.
-    "shots": Key((5, 10), counts_of("numbers of examples, such as (5, 10)")),
-    "draws": Key(3, _POSITIVE),  # results are means over this many
-    "l2": Key(1024.0, _above_zero),  # penalty on the squared weights
-  },
+  # `split`.
+  "fewshot": EvaluatorType(
+    "mixer.evaluators.fewshot:Fewshot",
+    {
+      "pool_split": Key("train"),  # that the few are sampled from
+      # Examples of each class.
+      "shots": Key((5, 10), counts_of("numbers of examples, such as (5, 10)")),
+      "draws": Key(3, _POSITIVE),  # results are means over this many
+      "l2": Key(1024.0, above_zero),  # penalty on the squared weights
+    },
+    results=lambda options: [f"{shots}shot" for shots in options.shots],
+    prefix="fewshot/",
+    own_classes=True,
+  ),
 }
 
 # Former names of keys, in config.json of older runs, recipes and flags.
@@ -352,67 +308,23 @@ RENAMED = {
 
 def default() -> ConfigDict:
   """Returns a config of all defaults."""
-  return _defaults(SCHEMA)
+  return defaults(SCHEMA)
 
 
 def evaluator(type: str = "classification", **values) -> ConfigDict:
   """Returns the config of one evaluator of a type, with these keys set."""
-  config = _defaults(evaluator_schema(type))
+  config = defaults(evaluator_schema(type))
   for key, value in values.items():
     config[key] = value
   return config
 
 
 def evaluator_schema(type: str) -> dict[str, Key]:
-  return {"type": Key(type)} | _EVALUATOR | EVALUATORS.get(type, {})
+  """Returns an evaluator's keys; of an unknown type, those of every type."""
+  keys = EVALUATORS[type].keys if type in EVALUATORS else {}
+  return {"type": Key(type)} | _EVALUATOR | keys
 
 
-def _defaults(schema: dict) -> ConfigDict:
-  config = ConfigDict()
-  for name, key in schema.items():
-    if isinstance(key, dict):
-      config[name] = _defaults(key)
-    else:
-      empty = key.default is None
-      config[name] = placeholder(key.kind) if empty else key.default
-  return config
-
-
-def resolve_steps(
-  config: ConfigDict, prefix: str, *, batch: int, examples: int | None
-) -> int | None:
-  """Converts a duration to updates.
-
-  Args:
-    config: the part of the config that holds the duration's three keys.
-    prefix: the duration's name, such as "total".
-    batch: examples per update.
-    examples: examples per epoch.
-
-  Returns:
-    Updates, rounded to the nearest and at least 1; None if none is set.
-
-  Raises:
-    UserError: more than one unit is set, or an epoch's length is unknown.
-  """
-  units = ("steps", "epochs", "examples")
-  values = {u: config[f"{prefix}_{u}"] for u in units}
-  values = {unit: value for unit, value in values.items() if value}
-  if not values:
-    return None
-  if len(values) > 1:
-    both = " and ".join(f"{prefix}_{u} = {v}" for u, v in values.items())
-    raise UserError(f"{both} are both set: set all but one to 0.")
-  [(unit, value)] = values.items()
-  if not 0 <= value < math.inf:
-    raise UserError(f"{prefix}_{unit} = {value} is not a length.")
-  if unit == "steps":
-    return value
-  if unit == "epochs":
-    if not examples:
-      raise UserError(
-        f"{prefix}_epochs = {value} needs the number of training examples: set "
-        "data.examples."
-      )
-    value *= examples
-  return max(round(value / batch), 1)
+def result_name(type: str, name: str, result: str) -> str:
+  """Returns the name of an evaluator's result, such as "eval/test/loss"."""
+  return f"eval/{EVALUATORS[type].prefix}{name}/{result}"

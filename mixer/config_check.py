@@ -9,12 +9,12 @@ from mixer.config import (
   EVALUATORS,
   RENAMED,
   SCHEMA,
-  Key,
   default,
   evaluator,
   evaluator_schema,
 )
 from mixer.errors import UserError, did_you_mean
+from mixer.schema import Key
 
 # Keys, or parts of the config, that a resumed run may change, because they do
 # not change its result.

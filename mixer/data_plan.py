@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from mixer.config import resolve_steps
+from mixer.config import EVALUATORS, EvaluatorType, result_name
 from mixer.data import preprocess
 from mixer.data.decode import decode
 from mixer.data.input_pipeline import BadImages
@@ -20,7 +20,7 @@ from mixer.data.sources import (
 )
 from mixer.data.workers import Workers
 from mixer.errors import UserError, did_you_mean, format_list
-from mixer.evaluators import TYPES, result_name
+from mixer.schema import resolve_steps
 
 
 @dataclasses.dataclass
@@ -67,6 +67,10 @@ class EvalPlan:
   every: int | None
   source: Source | None
   pool: Source | None
+
+  @property
+  def type(self) -> EvaluatorType:
+    return EVALUATORS[self.options.type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +212,7 @@ def _open_eval(
 ) -> tuple[Source, Source | None]:
   """Opens an evaluator's split, and the pool that it samples from if any."""
   options, where = config.evals[name], f"evals.{name}"
-  kind = TYPES[options.type]
+  kind = EVALUATORS[options.type]
   data_name = options.name or config.data.name or ""
   is_folder = data_name.startswith(image_folder.PREFIX)
   source = _open_split(
@@ -323,7 +327,7 @@ def known_results(evals: dict[str, EvalPlan]) -> dict[str, str]:
   return {
     result_name(each.options.type, name, result): name
     for name, each in evals.items()
-    for result in TYPES[each.options.type].results(each.options)
+    for result in each.type.results(each.options)
   }
 
 

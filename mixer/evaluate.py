@@ -11,7 +11,6 @@ from mixer.cluster import ONE_HOST, Cluster
 from mixer.data_plan import check_classes
 from mixer.distributed import initialize
 from mixer.errors import UserError
-from mixer.evaluators import TYPES
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan
@@ -137,7 +136,7 @@ def _check_classes(plan: Plan, folder: Path | None):
   """Compares the classes of image folders with those of the run."""
   trained = folder and trained_classes(folder)
   for name, evaluation in plan.data.evals.items():
-    if evaluation.source is None or TYPES[evaluation.options.type].own_classes:
+    if evaluation.source is None or evaluation.type.own_classes:
       continue
     with plan.complaints.collect(f"config.evals.{name}: "):
       if trained:

@@ -8,10 +8,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.config import EVALUATORS
 from mixer.data.sources import Source
 from mixer.data_plan import Complaints, DataPlan
 from mixer.errors import UserError
-from mixer.evaluators import TYPES
 from mixer.models import FAMILIES, family_of, fields_of
 from mixer.weights import LoadedWeights
 
@@ -28,7 +28,7 @@ def read_init(
     ValueError: there are no such weights, or they cannot be read.
   """
   if not for_training:  # no head of zeros is evaluated
-    types = [TYPES[each.type] for each in config.evals.values()]
+    types = [EVALUATORS[options.type] for options in config.evals.values()]
     needs_head = not all(each.own_classes for each in types)
     config.init_head = "keep" if needs_head else "auto"
   elif not config.init:

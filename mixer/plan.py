@@ -11,12 +11,13 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from mixer.config import default, resolve_steps
+from mixer.config import default
 from mixer.config_check import resolve, validate
 from mixer.data_plan import Complaints, DataPlan, plan_data
 from mixer.errors import did_you_mean
 from mixer.initial_weights import fit_init, read_init
 from mixer.models import FAMILIES, create, family_of, fields_of, flops
+from mixer.schema import resolve_steps
 from mixer.training.optimizer import lr_multiplier_tree
 
 

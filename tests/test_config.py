@@ -3,11 +3,12 @@ import pytest
 import recipes
 from ml_collections import ConfigDict
 
-from mixer.config import default, evaluator, resolve_steps
+from mixer.config import default, evaluator
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
 from mixer.plan import make_plan
 from mixer.recipe import parse_arg
+from mixer.schema import resolve_steps
 
 
 def plan_digits(digits_dir, **changes):

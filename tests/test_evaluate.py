@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """eval.py: weights alone, what is missing, and what others report."""
 
+import importlib
 import json
 import re
 
@@ -12,10 +13,11 @@ import runs
 
 from mixer import evaluate, train, weights
 from mixer.cli import EX_OK
-from mixer.config import default, evaluator
+from mixer.config import EVALUATORS, EvaluatorType, default, evaluator
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan
+from mixer.schema import Key
 from mixer.weights import zoo
 
 SIZES = {
@@ -93,6 +95,46 @@ def test_what_others_report_stands_beside_what_is_measured(
   measured, published, difference = re.findall(r"[-+]?\d\.\d{5}", line)
   assert published == "0.50000"
   assert float(difference) == pytest.approx(float(measured) - 0.5, abs=1e-5)
+
+
+class CountImages:
+  """Counts the images of its split."""
+
+  def __init__(self, setup):
+    self.setup = setup
+
+  create = classmethod(lambda cls, setup: cls(setup))
+
+  def run(self, params):
+    images = sum(int(batch["mask"].sum()) for batch in self.setup.batches())
+    return {"images": images * self.setup.options.factor}
+
+
+def test_a_new_evaluator_is_one_row_of_the_table(
+  digits_dir, init, tmp_path, capsys, monkeypatch
+):
+  row = EvaluatorType(
+    f"{__name__}:CountImages",
+    {"factor": Key(1)},
+    results=lambda options: ["images"],
+    prefix="count/",
+  )
+  monkeypatch.setitem(EVALUATORS, "count", row)
+  config = config_of(digits_dir, init, x=TEST | {"type": "count", "factor": 2})
+  config.checkpoint.best = "eval/count/x/images"
+
+  evaluate.evaluate(config, str(tmp_path))
+
+  assert re.search(r"^eval/count/x/images +720", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize("type", EVALUATORS)
+def test_every_row_of_the_table_names_an_evaluator(type):
+  module, _, name = EVALUATORS[type].target.partition(":")
+
+  evaluator_class = getattr(importlib.import_module(module), name)
+
+  assert callable(evaluator_class.create) and callable(evaluator_class.run)
 
 
 def test_published_figures_are_shares(digits_dir, init):

@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from sklearn import metrics
 
-from mixer.evaluators import Classification
+from mixer.evaluators.classification import Classification
 from mixer.training.sharding import replicate
 
 EXAMPLES, CLASSES = 37, 7

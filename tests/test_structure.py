@@ -11,7 +11,7 @@ FLOORS = {
   "ground": "errors cache malloc table chips atomic_write jax_setup models"
   " training/losses training/sharding training/step training/optimizer"
   " training/mixup training/prefetch training/__init__ __init__",
-  "config": "config config_check recipe cli cluster distributed",
+  "config": "schema config config_check recipe cli cluster distributed",
   "data": "data datasets",
   "weights": "weights",
   "evaluators": "evaluators",

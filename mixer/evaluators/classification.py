@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from mixer.errors import UserError
 from mixer.evaluators.common import (
@@ -55,10 +54,6 @@ def eval_step(
 class Classification:
   """Loss, top-1 and top-5 accuracy, and on request details as CSV files."""
 
-  prefix = ""
-  multilabel = False
-  own_classes = False
-
   def __init__(
     self,
     batches: Callable[[], Iterable[Batch]],
@@ -100,12 +95,6 @@ class Classification:
       per_class=setup.csv_file("per_class"),
       confusion=setup.csv_file("confusion"),
     )
-
-  @staticmethod
-  def results(options: ConfigDict) -> list[str]:
-    """Lists the results that may select the best checkpoint."""
-    del options
-    return ["loss", "accuracy", "accuracy_top5"]
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters.

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import scipy.linalg
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from mixer.data.input_pipeline import read_labels
 from mixer.data.sources import Source, Subset
@@ -124,10 +123,6 @@ def feature_step(
 class Fewshot:
   """Accuracy of linear regression on features, learned from a few examples."""
 
-  prefix = "fewshot/"
-  multilabel = False
-  own_classes = True
-
   def __init__(
     self,
     batches: Callable[[Source], Iterable[Batch]],
@@ -187,11 +182,6 @@ class Fewshot:
       draws=setup.options.draws,
       l2=setup.options.l2,
     )
-
-  @staticmethod
-  def results(options: ConfigDict) -> list[str]:
-    """Lists the results that may select the best checkpoint."""
-    return [f"{k}shot" for k in options.shots]
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters that every device holds.

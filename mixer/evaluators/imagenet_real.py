@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from mixer.errors import UserError
 from mixer.evaluators.common import Batch, EvalSetup, pmap_eval_step, run_pass
@@ -30,10 +29,6 @@ class Real:
 
   Images without any label are left out, and counted.
   """
-
-  prefix = ""
-  multilabel = True
-  own_classes = False
 
   def __init__(
     self,
@@ -57,12 +52,6 @@ class Real:
   @classmethod
   def create(cls, setup: EvalSetup) -> Self:
     return cls(setup.batches, model=setup.model, devices=setup.devices)
-
-  @staticmethod
-  def results(options: ConfigDict) -> list[str]:
-    """Lists the results that may select the best checkpoint."""
-    del options
-    return ["accuracy"]
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters that every device holds.

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the evaluators of a plan when they are due, and names their results."""
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 
+from mixer.config import result_name
 from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches
 from mixer.data.sources import Source
 from mixer.distributed import Hosts
-from mixer.evaluators import TYPES, result_name
 from mixer.evaluators.common import Batch, EvalSetup
 from mixer.plan import Plan
 from mixer.training.preemption import PreemptedError
@@ -40,7 +41,7 @@ class EvalRunner:
     self._hosts = hosts
     self._should_stop = should_stop
     self._evaluators = {
-      name: TYPES[evaluation.options.type].create(
+      name: _load_class(evaluation.type.target).create(
         EvalSetup(
           name,
           evaluation.options,
@@ -108,3 +109,9 @@ class EvalRunner:
         yield batch
 
     return batches
+
+
+def _load_class(target: str) -> type:
+  """Imports a class by "MODULE:CLASS"."""
+  module, _, name = target.partition(":")
+  return getattr(importlib.import_module(module), name)
