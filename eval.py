@@ -18,7 +18,9 @@ CONFIG = config_flags.DEFINE_config_file(
   None,
   "The recipe; by default the config of the run.",
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder, local or gs://."
+)
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of this step.")
 BEST = flags.DEFINE_bool("best", False, "The best checkpoint.")
 SKIP_MISSING = flags.DEFINE_bool(

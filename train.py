@@ -14,7 +14,9 @@ from mixer.cluster import cluster_from_flags, define_flags
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's folder, local or gs://."
+)
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check and report, train nothing."
 )
@@ -33,7 +35,10 @@ def main() -> int:
 
   if DRY_RUN.value:
     return train.dry_run(
-      CONFIG.value, WORKDIR.value, skip_missing=SKIP_MISSING.value
+      CONFIG.value,
+      WORKDIR.value,
+      accept_changes=ACCEPT_CHANGES.value,
+      skip_missing=SKIP_MISSING.value,
     )
   return train.train(
     CONFIG.value,

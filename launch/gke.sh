@@ -13,7 +13,7 @@ usage() {
   cat >&2 <<'TEXT'
 usage: launch/gke.sh NAME --image=IMAGE --claim=CLAIM --accelerator=ACCELERATOR
          (--topology=2x2x4 [--chips=4] | --hosts=N --chips=8) [--dry_run]
-         -- --config=CONFIG --workdir=/runs/DIR [FLAG...]
+         -- --config=CONFIG --workdir=(/runs/DIR | gs://BUCKET/DIR) [FLAG...]
 --chips is how many a host has.
 TEXT
   exit 2
@@ -43,8 +43,8 @@ done
 [[ ${1-} == -- && $image && $claim && $accelerator ]] || usage
 shift
 [[ " $* " == *" --config="* && " $* " == *" --workdir="* ]] || usage
-[[ " $* " == *" --workdir=/runs/"* ]] ||
-  fail "The run's folder must be in the claim, which is mounted at /runs: --workdir=/runs/DIR."
+[[ " $* " == *" --workdir=/runs/"* || " $* " == *" --workdir=gs://"* ]] ||
+  fail "The run's folder must be in the claim, which is mounted at /runs, or in a bucket: --workdir=/runs/DIR or --workdir=gs://BUCKET/DIR."
 [[ $chips =~ ^[1-9][0-9]*$ ]] || fail "--chips=$chips is not a number."
 
 if [[ $accelerator == tpu-* ]]; then

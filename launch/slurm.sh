@@ -34,8 +34,8 @@ if [[ ${1-} == --dry_run ]]; then
   shift
 fi
 [[ $# -ge 2 && $1 != -* && $2 != -* ]] || usage
-[[ $2 != *://* ]] ||
-  fail "$2 is not a folder: mount the bucket, or name a folder that all nodes share."
+[[ $2 == gs://* || $2 != *://* ]] ||
+  fail "$2 is not supported: name a folder that all nodes share, or gs://BUCKET/DIR."
 [[ -e train.py ]] || fail "There is no train.py in $PWD: run this in the checkout."
 
 # The first task to leave must not cut short what others save, and srun's exit

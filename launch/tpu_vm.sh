@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Trains on a slice of TPU VMs, asked for as a queued resource:
 #   launch/tpu_vm.sh create NAME --zone=us-central2-b --type=v4-32 --spot
-#   launch/tpu_vm.sh run NAME --zone=us-central2-b --setup='sudo mount ...' \
-#     -- --config=configs/pretrain_i21k.py:B/16 --workdir=/mnt/runs/b16
+#   launch/tpu_vm.sh run NAME --zone=us-central2-b \
+#     -- --config=configs/pretrain_i21k.py:B/16 --workdir=gs://BUCKET/b16
 # run waits for the machines, brings them this checkout's commit and starts it on
-# all of them, where it goes on without us. WORKDIR is a folder that all of them
-# share, which --setup mounts.
+# all of them, where it goes on without us. WORKDIR is in a bucket, or in a folder
+# that all of them share, which --setup mounts.
 set -euo pipefail
 
 usage() {
@@ -98,7 +98,7 @@ git -c advice.detachedHead=false clone --quiet mixer.bundle mixer
 cd mixer
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --python=3.11 .venv
-python3 -m uv pip install --quiet --python=.venv/bin/python "jax[tpu]" -r requirements.txt'
+python3 -m uv pip install --quiet --python=.venv/bin/python "jax[tpu]" gcsfs -r requirements.txt'
 # shellcheck disable=SC2016  # their $HOME, not ours
 readonly start='sudo systemd-run --unit=mixer --collect --uid="$(id -u)"'\
 ' --working-directory="$HOME/mixer" --setenv=PYTHONUNBUFFERED=1'\
@@ -179,12 +179,10 @@ case $type in
 esac
 case $what in run | resume)
   [[ " ${flags[*]-} " == *" --config="* && " ${flags[*]-} " == *" --workdir="* ]] || usage
-  [[ " ${flags[*]} " != *" --workdir="*([! ])://* ]] ||
-    fail "--workdir takes a folder that all machines share: mount the bucket with --setup, or name a folder."
   for flag in "${flags[@]}"; do
     case $flag in
-      --workdir=/*) ;;
-      --workdir=*) fail "--workdir has to begin with /: anything else lies in the machines' checkout, which the next run replaces." ;;
+      --workdir=/* | --workdir=gs://*) ;;
+      --workdir=*) fail "--workdir has to begin with gs:// or /: anything else lies in the machines' checkout, which the next run replaces." ;;
       --config=*) recipe=${flag#*=} ;;
     esac
   done

@@ -2,17 +2,15 @@
 """Atomic writes: a reader sees the old file or the new one, never a part."""
 
 import contextlib
-import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
 from mixer.errors import UserError
-
-# Errors of a full or read-only disk; the system names no file with them.
-DISK_ERRORS = errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS
+from mixer.storage import DISK_ERRORS, is_in_bucket
 
 
 class WriteError(OSError, UserError):
@@ -22,51 +20,27 @@ class WriteError(OSError, UserError):
     return f"Cannot write {self.filename}: {self.strerror}."
 
 
-def storage_path(path: str | os.PathLike) -> epath.Path:
-  """Returns an absolute local path or a gs:// path, of epath.
-
-  Raises:
-    UserError: another kind of storage, for which Orbax would silently write a
-      local folder of that name.
-  """
-  scheme, separator, _ = str(path).partition("://")
-  if not separator:
-    return epath.Path(path).resolve()
-  if scheme != "gs":
-    raise UserError(
-      f"{path}: a run's folder is local or in a gs:// bucket, and nothing else "
-      "is supported. Choose one of these."
-    )
-  import fsspec
-
-  # Neither TensorFlow, nor cached listings: other processes write there, too.
-  os.environ.setdefault("EPATH_USE_TF", "false")
-  fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-  return epath.Path(path)
-
-
-def is_in_bucket(path: os.PathLike) -> bool:
-  """Returns True for gs://, where nothing can be renamed as a whole."""
-  return str(path).startswith("gs://")
-
-
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-  """Replaces a file by renaming, when the block has ended without an error.
+def atomic_write(path: epath.Path | Path) -> Iterator[Path]:
+  """Replaces a file as a whole, when the block has ended without an error.
 
   Args:
-    path: the file to replace or create.
+    path: the file to replace or create, on a disk or in a bucket.
 
   Yields:
-    A temporary path in the same folder, with the same suffix, to write to.
+    A temporary local path with the same suffix, to write to. On a disk it is in
+    the same folder, and renamed; for a bucket it is uploaded.
 
   Raises:
     WriteError: the system refuses to write the file.
   """
   if is_in_bucket(path):
-    yield path  # an object appears when it is closed
+    with tempfile.TemporaryDirectory() as folder:
+      temporary = Path(folder) / path.name
+      yield temporary
+      epath.Path(temporary).copy(path, overwrite=True)
     return
-  temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
+  temporary = Path(path.with_name(f"{path.stem}.partial{path.suffix}"))
   try:
     yield temporary
     with temporary.open("rb") as file:

@@ -25,6 +25,7 @@ from mixer.datasets import class_names
 from mixer.errors import UserError
 from mixer.models.base import TokenModel
 from mixer.models.infer import infer, infer_model
+from mixer.storage import storage_path
 from mixer.training.prefetch import prefetch_to_device
 from mixer.training.sharding import pmap_step, replicate
 from mixer.training.step import normalise
@@ -120,7 +121,7 @@ def open_classifier(
 
 def _run_config(init: str) -> dict:
   """The config of the run in a folder; {} of other weights."""
-  file = Path(init).expanduser() / "config.json"
+  file = storage_path(init) / "config.json"
   return json.loads(file.read_text()) if file.is_file() else {}
 
 

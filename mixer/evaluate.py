@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates a run's checkpoint, or weights, with a config's evaluators."""
 
-from pathlib import Path
-
 import optax
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixer.cli import EX_OK, sigterm_to_keyboard_interrupt
@@ -14,6 +13,7 @@ from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan
+from mixer.storage import storage_errors, storage_path
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
@@ -55,18 +55,23 @@ def evaluate(
   Raises:
     UserError: there is nothing to evaluate, or nothing to evaluate it on.
   """
-  folder = Path(workdir).expanduser() if workdir else None
+  folder = storage_path(workdir) if workdir else None
   if config is None:
     if folder is None:
       raise UserError(
         "Name a recipe, such as --config=configs/digits.py, or a run's folder "
         "with --workdir."
       )
-    config = run_dir.load_config(folder)
+    with storage_errors(workdir):
+      config = run_dir.load_config(folder)
   configure_xla()
   enable_compilation_cache()
   # After jax.distributed, which would take SIGTERM for its own.
-  with initialize(cluster) as hosts, sigterm_to_keyboard_interrupt():
+  with (
+    initialize(cluster) as hosts,
+    storage_errors(workdir),
+    sigterm_to_keyboard_interrupt(),
+  ):
     check_same_config(hosts, config)
     check_same_devices(hosts)
     with hosts.raise_on_all():
@@ -85,7 +90,7 @@ def evaluate(
         )
       origin_dir = folder
       if is_new_run:
-        origin_dir = Path(config.init).expanduser() if config.init else None
+        origin_dir = storage_path(config.init) if config.init else None
       _check_classes(plan, origin_dir)
       plan.complaints.raise_all()
       params, origin = _find_params(plan, folder, step, best)
@@ -101,7 +106,9 @@ def evaluate(
       if warning := run_dir.warn_other_split(origin_dir, plan.config):
         print(warning, flush=True)
     devices = local_devices()
-    evaluations = EvalRunner(plan, (folder or Path()) / "eval", devices, hosts)
+    evaluations = EvalRunner(
+      plan, (folder or epath.Path()) / "eval", devices, hosts
+    )
     params = replicate(params, devices)
     all_results = {}
     for name in plan.data.evals:
@@ -124,15 +131,15 @@ def _print(results: dict[str, float], published: float | None):
     print(f"{result:40} {value:.5f}{comparison}", flush=True)
 
 
-def _write(folder: Path, config: ConfigDict, origin: str, results: dict):
+def _write(folder: epath.Path, config: ConfigDict, origin: str, results: dict):
   """Writes evaluation.json, if the folder can be written to."""
   try:
     run_dir.write_evaluation(folder, config, origin, results)
   except OSError as error:
-    print(f"Not written to {folder}: {error.strerror}.", flush=True)
+    print(f"Not written to {folder}: {error.strerror or error}.", flush=True)
 
 
-def _check_classes(plan: Plan, folder: Path | None):
+def _check_classes(plan: Plan, folder: epath.Path | None):
   """Compares the classes of image folders with those of the run."""
   trained = folder and trained_classes(folder)
   for name, evaluation in plan.data.evals.items():
@@ -144,7 +151,7 @@ def _check_classes(plan: Plan, folder: Path | None):
 
 
 def _find_params(
-  plan: Plan, folder: Path | None, step: int | None, best: bool
+  plan: Plan, folder: epath.Path | None, step: int | None, best: bool
 ) -> tuple[dict, str]:
   """Returns the parameters to evaluate, and their origin in words."""
   if folder is None:

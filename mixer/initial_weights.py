@@ -2,7 +2,6 @@
 """The weights of config.init, grown and fitted to the run's model."""
 
 import os
-from pathlib import Path
 
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -13,6 +12,7 @@ from mixer.data.sources import Source
 from mixer.data_plan import Complaints, DataPlan
 from mixer.errors import UserError
 from mixer.models import FAMILIES, family_of, fields_of
+from mixer.storage import storage_path
 from mixer.weights import LoadedWeights
 
 
@@ -80,7 +80,7 @@ def fit_init(
 
 def _check_head(config: ConfigDict, source: Source) -> None:
   """Raises UserError if a run's head would stand for other classes."""
-  folder = Path(config.init).expanduser()
+  folder = storage_path(config.init)
   names = list(source.class_names)
   trained = weights.trained_classes(folder) or names
   if len(trained) == source.num_classes and trained != names:

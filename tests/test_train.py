@@ -35,6 +35,7 @@ from mixer.data.shuffle import IndexShuffler
 from mixer.errors import UserError
 from mixer.evaluators import runner
 from mixer.training import run_dir, setup
+from mixer.training.lock import locked
 
 
 @pytest.fixture(scope="module")
@@ -423,17 +424,17 @@ def test_damaged_records_of_a_run_are_named(undisturbed, digits_dir):
 def test_two_runs_in_one_folder_do_not_get_into_each_others_way(
   undisturbed, digits_dir
 ):
-  with run_dir.locked(undisturbed):
+  with locked(undisturbed):
     with pytest.raises(UserError, match="Another process trains in"):
       train.train(small(digits_dir), str(undisturbed))
 
 
 def test_a_folder_that_is_left_in_time_is_waited_for(tmp_path, caplog):
   with contextlib.ExitStack() as other:
-    other.enter_context(run_dir.locked(tmp_path))
+    other.enter_context(locked(tmp_path))
     threading.Timer(0.5, other.close).start()
 
-    with run_dir.locked(tmp_path, wait=60):
+    with locked(tmp_path, wait=60):
       pass
 
   assert "Another process trains in" in caplog.text
@@ -506,8 +507,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     ),
     (["--config=configs/pretrain_i21k.py:B/17"], "Mixer-B/16"),
     (
-      ["--config=configs/digits.py", "--workdir=gs://bucket/run"],
-      "not a folder of this machine",
+      ["--config=configs/digits.py", "--workdir=s3://bucket/run"],
+      "s3://bucket/run: a run's folder is local or in a gs:// bucket",
     ),
     (
       ["--config=configs/digits.py", "--config.data.data_dir={tmp}"],

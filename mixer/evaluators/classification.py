@@ -3,14 +3,15 @@
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import linen as nn
 
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.evaluators.common import (
   Batch,
@@ -62,8 +63,8 @@ class Classification:
     loss: str,
     devices: Sequence[jax.Device],
     class_names: Sequence[str],
-    per_class: Path | None = None,
-    confusion: Path | None = None,
+    per_class: epath.Path | None = None,
+    confusion: epath.Path | None = None,
   ):
     """Prepares the evaluator, which compiles in its first run.
 
@@ -145,7 +146,7 @@ class Classification:
     _write_csv(self._confusion, rows)
 
 
-def _write_csv(path: Path, rows: Iterable[Sequence]):
+def _write_csv(path: epath.Path, rows: Iterable[Sequence]):
   path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open("w", newline="") as file:
+  with atomic_write(path) as aside, aside.open("w", newline="") as file:
     csv.writer(file).writerows(rows)

@@ -5,10 +5,10 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from flax import linen as nn
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -47,9 +47,9 @@ class EvalSetup:
   loss: str
   devices: Sequence[jax.Device]
   workers: Workers
-  folder: Path | None
+  folder: epath.Path | None
 
-  def csv_file(self, kind: str) -> Path | None:
+  def csv_file(self, kind: str) -> epath.Path | None:
     """Returns the CSV file of that kind if the options ask for it."""
     if self.folder is None or not self.options[kind]:
       return None

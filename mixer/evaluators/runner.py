@@ -3,9 +3,9 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import jax
+from etils import epath
 
 from mixer.config import result_name
 from mixer.data import preprocess
@@ -23,7 +23,7 @@ class EvalRunner:
   def __init__(
     self,
     plan: Plan,
-    folder: Path,
+    folder: epath.Path,
     devices: Sequence[jax.Device],
     hosts: Hosts,
     should_stop: Callable[[], bool] = lambda: False,

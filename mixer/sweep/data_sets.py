@@ -12,18 +12,20 @@ import json
 import runpy
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from mixer.cli import EX_OK
 from mixer.errors import UserError, did_you_mean
 from mixer.jax_setup import configure_xla
+from mixer.storage import storage_path
 from mixer.sweep import protocol, report
 from mixer.sweep.plan import describe, plan_sweep
 from mixer.table import render
 from mixer.training import run_dir
+from mixer.training.lock import locked
 
 
 @dataclasses.dataclass
@@ -37,7 +39,7 @@ class Several:
     groups: name -> data sets; all those of the recipe are the last one.
   """
 
-  folder: Path
+  folder: epath.Path
   configs: dict[str, ConfigDict]
   average: str
   groups: dict[str, Sequence[str]]
@@ -81,7 +83,7 @@ def choose(
   overrides = config_flags.get_override_values(flag)
   average = recipe.get("AVERAGE", "mean")
   return Several(
-    Path(workdir).expanduser().absolute(),
+    storage_path(workdir),
     {
       name: _config(recipe["get_config"], arg, name, overrides)
       for name in names
@@ -123,7 +125,7 @@ def sweep(
   A data set on which no run has come to a result does not stop the others.
   """
   folder = run_dir.make_folder(str(several.folder))
-  with run_dir.locked(folder):
+  with locked(folder):
     there = _check(
       several, skip_missing=skip_missing, accept_changes=accept_changes
     )

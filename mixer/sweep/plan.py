@@ -4,8 +4,8 @@
 import collections
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixer.config_check import resolve, validate
@@ -38,7 +38,7 @@ class SweepPlan:
   """
 
   config: ConfigDict
-  folder: Path
+  folder: epath.Path
   part: Plan | None = None
   whole: Plan | None = None
   final_config: ConfigDict | None = None
@@ -58,7 +58,7 @@ class SweepPlan:
 
 
 def plan_sweep(
-  config: ConfigDict, folder: Path, *, accept_changes: bool = False
+  config: ConfigDict, folder: epath.Path, *, accept_changes: bool = False
 ) -> SweepPlan:
   """Resolves a sweep and collects complaints about all of its runs.
 

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a grid of learning rates to a mean and a deviation over seeds."""
 
+import contextlib
 from collections.abc import Callable
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.errors import UserError
 from mixer.jax_setup import configure_xla
+from mixer.storage import storage_errors, storage_path
 from mixer.sweep import report
 from mixer.sweep.plan import SweepPlan, choose, describe, plan_sweep
 from mixer.sweep.runs import Outcome, SweepRun, carry_out, read_outcome
 from mixer.training import run_dir
+from mixer.training.lock import locked
 
 
 class AllFailedError(UserError):
@@ -41,8 +43,10 @@ def sweep(
     UserError: something for the user to change; nothing was lost.
   """
   configure_xla(deterministic=config.get("deterministic_operations"))
-  folder = run_dir.make_folder(workdir)
-  with run_dir.locked(folder):
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(storage_errors(workdir))
+    folder = run_dir.make_folder(workdir)
+    stack.enter_context(locked(folder))
     plan = plan_sweep(config, folder, accept_changes=accept_changes)
     plan.complaints.raise_all()
     print(describe(plan), flush=True)
@@ -66,8 +70,9 @@ def dry_run(
   """Prints what a sweep comes to; raises UserError with what is missing."""
   if not workdir:
     raise UserError("Name the sweep's folder: --workdir=DIR.")
-  folder = Path(workdir).expanduser().absolute()
-  plan = plan_sweep(config, folder, accept_changes=accept_changes)
+  with storage_errors(workdir):
+    folder = storage_path(workdir)
+    plan = plan_sweep(config, folder, accept_changes=accept_changes)
   print(describe(plan))
   plan.complaints.raise_all()
   print("Nothing is missing: without --dry_run this trains.")

@@ -3,7 +3,8 @@
 
 import json
 import statistics
-from pathlib import Path
+
+from etils import epath
 
 from mixer.atomic_write import atomic_write
 from mixer.config_check import to_dict
@@ -43,7 +44,7 @@ def write(
   return text
 
 
-def write_both(folder: Path, found: dict, text: str):
+def write_both(folder: epath.Path, found: dict, text: str):
   for name, content in (
     (MARKDOWN, text),
     (JSON, json.dumps(found, indent=2)),

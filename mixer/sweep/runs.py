@@ -3,9 +3,9 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import train, weights
@@ -24,7 +24,7 @@ FAILED = "failed.txt"  # in a run's folder: why it came to nothing
 class SweepRun:
   """One run of a sweep; it is in its folder that it is finished or not."""
 
-  folder: Path
+  folder: epath.Path
   config: ConfigDict = dataclasses.field(repr=False)
 
   @property
@@ -64,13 +64,15 @@ class Outcome:
     return value if math.isfinite(value) else None
 
 
-def grid_runs(config: ConfigDict, folder: Path) -> list[SweepRun]:
+def grid_runs(config: ConfigDict, folder: epath.Path) -> list[SweepRun]:
   """One run for each learning rate, in their order."""
   rates = sorted(config.sweep.learning_rates)
   return [_run(config, folder / f"lr_{rate:g}", rate) for rate in rates]
 
 
-def final_runs(config: ConfigDict, folder: Path, rate: float) -> list[SweepRun]:
+def final_runs(
+  config: ConfigDict, folder: epath.Path, rate: float
+) -> list[SweepRun]:
   """One run with this rate for each seed, on all the images there are.
 
   The rate is in the folders' names: a longer grid may lead to another one.
@@ -83,7 +85,7 @@ def final_runs(config: ConfigDict, folder: Path, rate: float) -> list[SweepRun]:
 
 
 def _run(
-  config: ConfigDict, folder: Path, rate: float, seed: int | None = None
+  config: ConfigDict, folder: epath.Path, rate: float, seed: int | None = None
 ) -> SweepRun:
   config = config.copy_and_resolve_references()
   config.optimizer.learning_rate = float(rate)

@@ -33,8 +33,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from mixer.atomic_write import atomic_write, is_in_bucket, storage_path
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
+from mixer.storage import explain, is_in_bucket, storage_path
 from mixer.training.optimizer import current_name, is_unfrozen
 
 _COMMITTED = "commit_success.txt"
@@ -230,7 +231,8 @@ class Checkpoints:
       for expired in set(self.steps) - self._steps_to_keep():
         _delete(self._folder / str(expired))
     except Exception as error:
-      if (reason := _find_system_error(error)) is None:
+      reason = _find_system_error(error)
+      if reason is None or is_in_bucket(self._folder):
         raise
       advice = "Free some space and start the same command again."
       if steps := self.steps:
@@ -282,8 +284,7 @@ def _read(path: epath.Path, template: object) -> object:
     arrays = _import_orbax().restore(path)
     damaged = [n for n in record if _describe(arrays[n]) != record[n]]
   except Exception as error:  # any error that Orbax raises for broken files
-    reason = str(error).partition("\n")[0][:200]
-    raise _DamageError(f"{type(error).__name__}: {reason}") from error
+    raise _to_damage(error, path) from error
   if damaged:
     raise _DamageError(f"the checksum of {damaged[0]} does not match")
   leaves = [
@@ -303,9 +304,17 @@ def _read_record(path: epath.Path) -> dict:
     seal = seal["custom_metadata"]
     if seal["checksum"] == _checksum_record(seal["record"]):
       return seal["record"]
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise _DamageError("its record cannot be read") from error
-  raise _DamageError("its record is broken")
+  except Exception as error:
+    raise _to_damage(error, path) from error
+  raise _DamageError("the checksum of its record does not match")
+
+
+def _to_damage(error: Exception, path: epath.Path) -> Exception:
+  """Returns the damage that an error shows; not so if storage has failed."""
+  if (known := explain(error, path)) is not None:
+    return known
+  reason = str(error).partition("\n")[0][:200]
+  return _DamageError(f"{type(error).__name__}: {reason}")
 
 
 def _match_names(

@@ -4,10 +4,10 @@
 import secrets
 import time
 import zlib
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixer.config_check import PER_HOST_KEYS, resolve, to_dict
@@ -32,7 +32,7 @@ def check_same_config(hosts: Hosts, config: ConfigDict) -> None:
   )
 
 
-def check_shared_folder(hosts: Hosts, folder: Path) -> None:
+def check_shared_folder(hosts: Hosts, folder: epath.Path) -> None:
   """Raises UserError on all hosts if the folder is not one and the same."""
   if hosts.count == 1:
     return
@@ -57,7 +57,9 @@ def check_shared_folder(hosts: Hosts, folder: Path) -> None:
       )
 
 
-def wait_for_path(path: Path, seconds: float = BUSY_FOLDER_SECONDS) -> bool:
+def wait_for_path(
+  path: epath.Path, seconds: float = BUSY_FOLDER_SECONDS
+) -> bool:
   """Returns whether a path exists, after waiting for it."""
   deadline = time.monotonic() + seconds
   while not (exists := path.exists()) and time.monotonic() < deadline:

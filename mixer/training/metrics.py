@@ -2,7 +2,8 @@
 """Metrics of a run: metrics.jsonl, event files, rates and the progress line.
 
 metrics.jsonl is the truth: one JSON object per logged step. TensorBoard's event
-files hold the same values. Both are on disk before a checkpoint is.
+files hold the same values. Both are on disk before a checkpoint is. A bucket,
+where nothing can be appended, is given copies of files on a local disk.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import json
 import os
 import queue
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,16 +21,20 @@ from typing import TextIO
 
 import jax
 import numpy as np
+from absl import logging
+from etils import epath
 
 from mixer.atomic_write import atomic_write
 from mixer.chips import peak_flops
 from mixer.errors import UserError
+from mixer.storage import is_in_bucket, storage_path
 from mixer.training.progress import ProgressLine
 
 Number = float | int
 Scalar = Number | np.generic | jax.Array
 
 FLUSH_SECONDS = 10.0  # TensorBoard lags behind metrics.jsonl by at most this
+UPLOAD_SECONDS = 30.0  # between two copies to a bucket, but for checkpoints
 PROFILE_AFTER = 10  # updates; the first ones hold compilation and warm-up
 
 
@@ -43,7 +49,7 @@ def read_rows(workdir: str | os.PathLike) -> list[dict[str, Number]]:
     UserError: a line is not a row of numbers, or not of a later step than the
       one before.
   """
-  path = Path(workdir) / "metrics.jsonl"
+  path = storage_path(workdir) / "metrics.jsonl"
   if not path.exists():
     return []
   complete = path.read_bytes().rpartition(b"\n")[0]
@@ -106,7 +112,7 @@ class MetricWriter:
     """Drops the rows after `from_step` and hides them from TensorBoard.
 
     Args:
-      workdir: the run's folder; made if missing.
+      workdir: the run's folder, local or in a bucket; made if missing.
       from_step: number of updates applied so far; 0 drops all rows.
       total_steps: number of updates at the end of the run.
       batch: images per step, over all devices of all hosts.
@@ -126,8 +132,13 @@ class MetricWriter:
     self._enabled = enabled
     if not enabled:
       return
-    self._folder = Path(workdir)
-    self._folder.mkdir(parents=True, exist_ok=True)
+    self._storage = storage_path(workdir)
+    self._storage.mkdir(parents=True, exist_ok=True)
+    self._is_remote = is_in_bucket(workdir)
+    self._folder = Path(self._storage)
+    if self._is_remote:
+      self._scratch = tempfile.TemporaryDirectory()  # removed with this object
+      self._folder = Path(self._scratch.name)
     self._path = self._folder / "metrics.jsonl"
     self._progress = ProgressLine(total_steps, stream or sys.stderr)
     first = from_step + PROFILE_AFTER
@@ -146,6 +157,7 @@ class MetricWriter:
     self._thread = threading.Thread(
       target=self._run_jobs, name="metrics", daemon=True
     )
+    self._uploaded_at = 0.0
     self._thread.start()
     self._submit(self._open_events, from_step)
 
@@ -178,6 +190,7 @@ class MetricWriter:
       return
     if self._is_profiling:
       jax.profiler.stop_trace()
+      self._submit(self._upload, "profile/**/*")
     else:
       jax.profiler.start_trace(self._folder / "profile")
     self._is_profiling = not self._is_profiling
@@ -226,7 +239,7 @@ class MetricWriter:
         self._jobs.task_done()
 
   def _raise_failure(self) -> None:
-    if isinstance(self._failure, OSError):
+    if isinstance(self._failure, OSError) and not self._is_remote:
       raise UserError(
         f"Cannot write metrics in {self._folder}: {self._failure.strerror}. "
         "Make room there or choose another --workdir, then start the same "
@@ -264,6 +277,16 @@ class MetricWriter:
     with self._path.open("ab") as file:
       os.fsync(file.fileno())
     self._flush_events()
+    self._upload("metrics.jsonl")
+    self._upload("events*")
+
+  def _upload(self, pattern: str) -> None:
+    """Copies files to the bucket, if the run's folder is in one."""
+    self._uploaded_at = time.monotonic()
+    for file in self._folder.glob(pattern) if self._is_remote else ():
+      if file.is_file():
+        target = self._storage / file.relative_to(self._folder).as_posix()
+        epath.Path(file).copy(target, overwrite=True)
 
   def _open_events(self, from_step: int) -> None:
     # Here, because the import takes half a second. Not SummaryWriter: its flush
@@ -290,8 +313,14 @@ class MetricWriter:
 
     scalars = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
     self._put_event(step, summary=Summary(value=scalars))
-    if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+    now = time.monotonic()
+    if now - self._flushed_at > FLUSH_SECONDS:
       self._flush_events()
+    if self._is_remote and now - self._uploaded_at > UPLOAD_SECONDS:
+      try:
+        self._sync()
+      except Exception as error:  # `flush`, before a checkpoint, tries again
+        logging.warning("Cannot copy metrics to %s: %s", self._storage, error)
 
   def _put_event(self, step: int, **content: object) -> None:
     from tensorboardX.proto.event_pb2 import Event

@@ -8,10 +8,10 @@ many in a row end the run.
 
 import collections
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from mixer.atomic_write import atomic_write
 from mixer.data.shuffle import IndexShuffler
@@ -39,7 +39,7 @@ class PendingUpdates:
 
   def __init__(
     self,
-    folder: Path,
+    folder: epath.Path,
     *,
     from_step: int,
     batch: int,

@@ -2,9 +2,12 @@
 """A picture of a training run."""
 
 import os
-from pathlib import Path
 
+from etils import epath
+
+from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
+from mixer.storage import storage_path
 from mixer.training.metrics import Number, read_rows
 
 # Okabe and Ito's colours, told apart by colour-blind readers; grey is for
@@ -13,7 +16,7 @@ COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = "osD^vP"
 
 
-def draw_learning_curve(workdir: str | os.PathLike) -> Path:
+def draw_learning_curve(workdir: str | os.PathLike) -> epath.Path:
   """Draws WORKDIR/metrics.jsonl as WORKDIR/learning_curve.png.
 
   Losses of training and evaluation above, evaluation accuracies below, over
@@ -42,7 +45,7 @@ def draw_learning_curve(workdir: str | os.PathLike) -> Path:
   }
   if not loss[0] and not accuracies:
     raise UserError(
-      f"Nothing to draw in {Path(workdir) / 'metrics.jsonl'}: it has neither "
+      f"Nothing to draw in {workdir}/metrics.jsonl: it has neither "
       "train/loss nor an accuracy. Is this the folder of a training run?"
     )
   figure = Figure(figsize=(7.2, 6), layout="constrained")
@@ -58,9 +61,11 @@ def draw_learning_curve(workdir: str | os.PathLike) -> Path:
   lower.xaxis.get_major_locator().set_params(integer=True)
   lower.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
   lower.set_xlabel("step (updates applied)")
-  figure.suptitle(Path(workdir).resolve().name, fontsize="medium")
-  path = Path(workdir) / "learning_curve.png"
-  figure.savefig(path, dpi=150)
+  folder = storage_path(workdir)
+  figure.suptitle(folder.name, fontsize="medium")
+  path = folder / "learning_curve.png"
+  with atomic_write(path) as aside:
+    figure.savefig(aside, dpi=150)
   return path
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder: made, locked, and its files written and read.
+"""A run's folder, local or in a bucket: its files written and read.
 
 config.json holds the resolved config, provenance.json every start's commit,
 versions and devices, metrics.jsonl the log, checkpoints/ the state, weights.npz
@@ -9,34 +9,29 @@ somebody has damaged end in one message that names the file.
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import jax
-from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixer.atomic_write import atomic_write
 from mixer.config import EVALUATORS, RENAMED, default, evaluator
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
+from mixer.storage import check_folder, is_in_bucket
 from mixer.training.metrics import Number, read_rows
 from mixer.weights import RUN_FILE
 
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"  # the latest result of eval.py
-_LOCK_SECONDS = 1.0  # between two tries
 
 PACKAGES = (
   "jax",
@@ -53,87 +48,29 @@ PACKAGES = (
 )
 
 
-def make_folder(workdir: str | None) -> Path:
+def make_folder(workdir: str | None) -> epath.Path:
   """Makes the run's folder and checks that it can be written to.
 
   Raises:
     UserError: none is given, or it cannot be written to.
+    RetryableError: its bucket cannot be reached.
   """
   if not workdir:
     raise UserError("Name the run's folder: --workdir=DIR.")
-  if "://" in workdir:
-    raise UserError(
-      f"--workdir={workdir} is not a folder of this machine: mount the bucket, "
-      "or name a folder."
-    )
-  path = Path(workdir).expanduser().absolute()
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    # A unique name, because other hosts may do the same at the same time.
-    with tempfile.NamedTemporaryFile(dir=path, prefix=".writable_"):
-      pass
-  except OSError as error:
-    raise UserError(
-      f"Cannot write to --workdir={workdir} ({error.strerror}): choose another "
-      "folder, or change its permissions."
-    ) from error
-  return path
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
-  """Keeps other processes from training in the folder; a kill unlocks it.
-
-  Args:
-    path: the run's folder.
-    wait: seconds to try; a file server may take minutes to notice that the host
-      that held the lock has died.
-
-  Raises:
-    UserError: another process holds the lock.
-  """
-  deadline = time.monotonic() + wait
-  problem = (
-    f"Another process trains in {path}: wait for it to end, or choose another "
-    "--workdir."
-  )
-  with (path / ".lock").open("w") as file:
-    is_reported = False
-    while not _lock(file, path):
-      if time.monotonic() >= deadline:
-        raise UserError(problem)
-      if not is_reported:
-        logging.warning("%s Trying for %g s.", problem, wait)
-        is_reported = True
-      time.sleep(_LOCK_SECONDS)
-    yield
-
-
-def _lock(file: IO, path: Path) -> bool:
-  """Returns whether the file could be locked."""
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-      raise UserError(
-        f"The file system of {path} has no locks ({error.strerror}): mount "
-        "it with them, or choose another --workdir."
-      ) from error
-    return False
-  return True
+  return check_folder(workdir)
 
 
 # The config of the run that a folder holds.
 
 
-def inherit_gelu(path: Path, config: ConfigDict):
+def inherit_gelu(path: epath.Path, config: ConfigDict):
   """Takes over the form of GELU that the run's initial weights decided."""
   file = path / "config.json"
   if config.model.get("gelu") is None and file.exists():
     config.model.gelu = _config_of(file)["model"].get("gelu")
 
 
-def warn_other_split(path: Path, config: ConfigDict) -> str:
+def warn_other_split(path: epath.Path, config: ConfigDict) -> str:
   """Returns a warning if the run was trained on another split of the data."""
   file = path / "config.json"
   if not file.is_file():
@@ -149,7 +86,7 @@ def warn_other_split(path: Path, config: ConfigDict) -> str:
   )
 
 
-def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
+def check_config(path: epath.Path, config: ConfigDict, *, accept_changes: bool):
   """Compares a config with the one that the folder's run was started with.
 
   Raises:
@@ -168,7 +105,7 @@ def check_config(path: Path, config: ConfigDict, *, accept_changes: bool):
     )
 
 
-def _config_of(file: Path) -> dict:
+def _config_of(file: epath.Path) -> dict:
   try:
     config = dict(json.loads(file.read_text()))
     return config | {"model": dict(config["model"])}
@@ -192,7 +129,7 @@ def with_defaults(config: dict, defaults: dict) -> dict:
 # Writing.
 
 
-def write_start(path: Path, config: ConfigDict, *, from_step: int):
+def write_start(path: epath.Path, config: ConfigDict, *, from_step: int):
   """Writes config.json and adds this start to provenance.json."""
   _write_json(path / "config.json", to_dict(config))
   file = path / "provenance.json"
@@ -205,7 +142,7 @@ def write_start(path: Path, config: ConfigDict, *, from_step: int):
 
 
 def write_evaluation(
-  path: Path, config: ConfigDict, origin: str, results: dict[str, float]
+  path: epath.Path, config: ConfigDict, origin: str, results: dict[str, float]
 ):
   """Writes evaluation.json, the results of eval.py.
 
@@ -217,9 +154,10 @@ def write_evaluation(
     results: of all evaluators.
   """
   path.mkdir(parents=True, exist_ok=True)
-  sha256, weights = None, Path(origin).expanduser()
-  if weights.is_file():
-    with weights.open("rb") as file:
+  sha256 = None
+  weights = epath.Path(origin) if is_in_bucket(origin) else Path(origin)
+  if weights.expanduser().is_file():
+    with weights.expanduser().open("rb") as file:
       sha256 = hashlib.file_digest(file, "sha256").hexdigest()
   content = {"evaluated": origin, "sha256": sha256, "results": results}
   content |= provenance()
@@ -257,7 +195,7 @@ def _git(*arguments: str) -> str | None:
   return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _write_json(file: Path, content: dict):
+def _write_json(file: epath.Path, content: dict):
   with atomic_write(file) as aside:
     aside.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -266,7 +204,7 @@ def _write_json(file: Path, content: dict):
 
 
 @contextlib.contextmanager
-def wrap_read_errors(file: Path) -> Iterator[None]:
+def wrap_read_errors(file: epath.Path) -> Iterator[None]:
   """Turns the errors of reading a damaged file into one UserError."""
   try:
     yield
@@ -281,7 +219,7 @@ def wrap_read_errors(file: Path) -> Iterator[None]:
     ) from error
 
 
-def read_json(file: Path) -> dict:
+def read_json(file: epath.Path) -> dict:
   """Reads a JSON object.
 
   Raises:
@@ -294,12 +232,12 @@ def read_json(file: Path) -> dict:
     return content
 
 
-def read_config(file: Path) -> dict:
+def read_config(file: epath.Path) -> dict:
   """Reads config.json; see `validate_config`."""
   return validate_config(read_json(file), file)
 
 
-def validate_config(config: dict, file: Path) -> dict:
+def validate_config(config: dict, file: epath.Path) -> dict:
   """Returns a config from a file, with the schema's other keys added.
 
   Raises:
@@ -322,7 +260,7 @@ def validate_config(config: dict, file: Path) -> dict:
     return filled
 
 
-def load_config(folder: Path) -> ConfigDict:
+def load_config(folder: epath.Path) -> ConfigDict:
   """Returns the config of the run in a folder, resolved.
 
   Raises:
@@ -369,7 +307,7 @@ def _filter_evals(config: dict) -> dict:
   return evals
 
 
-def read_starts(file: Path, required: Sequence[str] = ()) -> list[dict]:
+def read_starts(file: epath.Path, required: Sequence[str] = ()) -> list[dict]:
   """Reads the starts in provenance.json, the first one first.
 
   Args:
@@ -418,7 +356,7 @@ _START_TYPES = {
 _START_MINIMA = {"devices": 1, "hosts": 1, "from_step": 0}
 
 
-def read_log(folder: Path) -> list[dict[str, Number]]:
+def read_log(folder: epath.Path) -> list[dict[str, Number]]:
   """Reads the rows of metrics.jsonl.
 
   Raises:

@@ -24,6 +24,7 @@ from safetensors.numpy import save as save_bytes
 from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.models.infer import infer
+from mixer.storage import is_in_bucket, local_copy, storage_path
 from mixer.weights import convert
 from mixer.weights.convert import Arrays
 
@@ -50,7 +51,7 @@ def read_file(path: Path) -> Content:
   Raises:
     UserError: it is no such file, damaged, or not of numbers alone.
   """
-  readers: dict[str, Callable[[Path], tuple[Arrays, str | None]]] = {
+  readers: dict[str, Callable[..., tuple[Arrays, str | None]]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
     **dict.fromkeys(PICKLES, _read_pickle),
@@ -60,7 +61,8 @@ def read_file(path: Path) -> Content:
       f"{path} does not tell its layout: its name must end in "
       f"{', '.join(readers)}, and a run is named by its folder."
     )
-  arrays, gelu = readers[path.suffix](path)
+  with local_copy(path) as file:
+    arrays, gelu = readers[path.suffix](path, file)
   try:
     if path.suffix == ".npz":
       arrays = convert.to_published(arrays)
@@ -78,11 +80,11 @@ def read_file(path: Path) -> Content:
   return Content(unflatten_dict(arrays, sep="/"), gelu)
 
 
-def _read_npz(path: Path) -> tuple[Arrays, str | None]:
+def _read_npz(path: Path, local: Path) -> tuple[Arrays, str | None]:
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(local, allow_pickle=False) as file:
       arrays = {name: _number(file[name]) for name in file.files}
-    with zipfile.ZipFile(path) as file:
+    with zipfile.ZipFile(local) as file:
       comment = file.comment.decode(errors="replace")
   except (
     AttributeError,
@@ -100,9 +102,9 @@ def _read_npz(path: Path) -> tuple[Arrays, str | None]:
   return arrays, None if said == comment else said
 
 
-def _read_safetensors(path: Path) -> tuple[Arrays, str | None]:
+def _read_safetensors(path: Path, local: Path) -> tuple[Arrays, str | None]:
   try:
-    with safetensors.safe_open(path, framework="np") as file:
+    with safetensors.safe_open(local, framework="np") as file:
       said = (file.metadata() or {}).get(_GELU)
       return {name: file.get_tensor(name) for name in file.keys()}, said
   except (OSError, TypeError, safetensors.SafetensorError) as error:
@@ -112,7 +114,7 @@ def _read_safetensors(path: Path) -> tuple[Arrays, str | None]:
     ) from error
 
 
-def _read_pickle(path: Path) -> tuple[Arrays, str | None]:
+def _read_pickle(path: Path, local: Path) -> tuple[Arrays, str | None]:
   try:
     import torch
   except ImportError as error:
@@ -121,7 +123,7 @@ def _read_pickle(path: Path) -> tuple[Arrays, str | None]:
       "torch, or take the .safetensors file of the same weights."
     ) from error
   try:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(local, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
     raise UserError(
       f"{path} holds more than numbers, or it is damaged. Such a file can run "
@@ -177,19 +179,21 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
     UserError: another ending, a model that timm's layout is not for, or a place
       where nothing can be written.
   """
-  path = Path(path)
+  path = storage_path(path) if is_in_bucket(path) else Path(path)
   if path.suffix not in SUFFIXES:
     raise UserError(
       f"{path} must end in {' or '.join(SUFFIXES)}, the layouts that are "
       "written."
     )
-  if not path.parent.is_dir():
+  if not is_in_bucket(path) and not path.parent.is_dir():
     raise UserError(f"There is no folder {path.parent}: make it first.")
   arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
   try:
     with atomic_write(path) as aside:
       _write(aside, arrays, gelu)
   except OSError as error:
+    if is_in_bucket(path):
+      raise
     raise UserError(f"Cannot write {path}: {error.strerror}.") from error
 
 

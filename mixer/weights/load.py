@@ -11,6 +11,7 @@ import numpy as np
 
 from mixer.errors import UserError
 from mixer.models.infer import infer_image_size
+from mixer.storage import storage_errors, storage_path
 from mixer.weights import download, io, zoo
 from mixer.weights.published import Published
 
@@ -49,7 +50,7 @@ def load(init: str | os.PathLike) -> dict:
   Args:
     init: a file (.npz, .safetensors, .pth), the name of published weights such
       as "imagenet21k/Mixer-B_16", which are fetched if need be, or the folder
-      of a run that is done.
+      of a run that is done. File and folder may be in a bucket (gs://).
 
   Returns:
     Nested dict of float32 NumPy arrays, as `model.apply({"params": ...})`
@@ -64,11 +65,12 @@ def load(init: str | os.PathLike) -> dict:
 def read(init: str | os.PathLike) -> LoadedWeights:
   """Loads parameters with their properties; see `load`."""
   name = os.fspath(init)
-  path = Path(name).expanduser()
-  if path.is_dir():
-    return _read_run(path, name)
-  if path.exists():
-    return _read_file(path, name, _published_at(path))
+  path = storage_path(name) if "://" in name else Path(name).expanduser()
+  with storage_errors(name):
+    if path.is_dir():
+      return _read_run(path, name)
+    if path.exists():
+      return _read_file(path, name, _published_at(path))
   if path.is_absolute() or path.suffix in (*io.SUFFIXES, *io.PICKLES):
     raise UserError(
       f"There are no weights at {name}: give a file, the folder of a run that "

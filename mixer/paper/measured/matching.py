@@ -21,6 +21,7 @@ from mixer.errors import UserError
 from mixer.paper.measured import offered, records
 from mixer.paper.measured.offered import Offered, Part
 from mixer.paper.measured.protocols import Protocol, Recipe
+from mixer.storage import storage_path
 from mixer.weights.zoo import REGISTRY
 
 # Keys that may differ. TPUs round factors to bfloat16, as the authors' runs
@@ -140,7 +141,7 @@ def upstream(
     there, None where the weights are the published ones.
   """
   init = part.config["init"]
-  path = Path(init).expanduser()
+  path = storage_path(init)
   if init and path.is_dir():
     run = offered.read(path)
     if run.kind != offered.RUN:
@@ -150,7 +151,7 @@ def upstream(
         f"of config.init = {init}: {problem}"
         for problem in pretraining(protocol.pretrain, run.parts[""])
       ],
-      {"folder": run.folder.resolve().name},
+      {"folder": run.folder.name},
       run,
     )
   name = published_name(init)

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import config as schema
 from mixer.errors import UserError
 from mixer.paper.measured.device_days import device_days
 from mixer.paper.measured.records import EVALUATION, RUN, SWEEP, SWEEPS
+from mixer.storage import storage_errors, storage_path
 from mixer.sweep.report import JSON
 from mixer.training.run_dir import EVALUATION as EVALUATION_FILE
 from mixer.training.run_dir import (
@@ -77,10 +79,14 @@ def read(workdir: str | os.PathLike) -> Offered:
     UserError: it has no results, or not yet, or a file of it is damaged; with
       what to do.
   """
-  folder = Path(workdir).expanduser()
+  with storage_errors(workdir):
+    return _read(storage_path(workdir))
+
+
+def _read(folder: epath.Path) -> Offered:
   if not folder.is_dir():
     raise UserError(
-      f"There is no folder {workdir}: name one that train.py or python -m "
+      f"There is no folder {folder}: name one that train.py or python -m "
       "mixer.sweep was given as --workdir."
     )
   if (folder / JSON).is_file():

@@ -17,6 +17,7 @@ from mixer.errors import UserError
 from mixer.paper.report import markup, recipe, results, weights
 from mixer.paper.report.published import published_results
 from mixer.paper.report.record import Record, read
+from mixer.storage import storage_errors
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -45,7 +46,7 @@ def write(
   record = read(workdir)
   file = file or record.folder / "report.html"
   page = render(record)
-  with atomic_write(file) as aside:
+  with storage_errors(file), atomic_write(file) as aside:
     aside.write_text(page, encoding="utf-8")
   return f"Report of {record.folder}, {_state(record)}: {file}"
 
@@ -64,7 +65,7 @@ def render(record: Record) -> str:
     recipe.provenance(record),
   ]
   now = datetime.datetime.now(datetime.UTC)
-  footer = f"{record.folder.resolve()}, as it was on {now:%Y-%m-%d %H:%M} UTC"
+  footer = f"{record.folder}, as it was on {now:%Y-%m-%d %H:%M} UTC"
   kind = "done" if record.is_done else "going"
   return string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
     title=markup.text(f"{record.name}: report"),

@@ -8,11 +8,13 @@ import os
 import re
 from pathlib import Path
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import config as schema
 from mixer.errors import UserError, format_list
 from mixer.paper.measured.device_days import update_seconds
+from mixer.storage import storage_errors, storage_path
 from mixer.sweep.report import JSON as SWEEP_FILE
 from mixer.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.metrics import Number
@@ -102,10 +104,14 @@ def read(workdir: str | os.PathLike) -> Record:
   Raises:
     UserError: it is none, or a file in it is damaged.
   """
-  folder = Path(workdir).expanduser()
+  with storage_errors(workdir):
+    return _read(storage_path(workdir))
+
+
+def _read(folder: epath.Path) -> Record:
   if not folder.is_dir():
     raise UserError(
-      f"There is no folder {workdir}: name one that train.py was given as "
+      f"There is no folder {folder}: name one that train.py was given as "
       "--workdir."
     )
   file = folder / "config.json"

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storage of a run: a local folder or a bucket (gs://), and its errors.
+
+Paths are those of etils.epath, which reads and writes a bucket through gcsfs.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from mixer.errors import RetryableError, UserError
+
+# Errors of a full or read-only disk; the system names no file with them.
+DISK_ERRORS = errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS
+
+
+def storage_path(path: str | os.PathLike) -> epath.Path:
+  """Returns an absolute local path, or one of a bucket.
+
+  Raises:
+    UserError: another kind of storage, for which Orbax would silently write a
+      local folder of that name; or the packages for buckets are missing.
+  """
+  scheme, separator, _ = os.fspath(path).partition("://")
+  if not separator:
+    return epath.Path(Path(path).expanduser().absolute())
+  if scheme != "gs":
+    raise UserError(
+      f"{path}: a run's folder is local or in a gs:// bucket, and nothing else "
+      "is supported. Choose one of these."
+    )
+  # Experimental, and it would ask for the bucket's type at every call.
+  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  try:
+    import fsspec
+    import gcsfs  # noqa: F401
+  except ImportError as error:
+    raise UserError(
+      f"{path} needs the packages for buckets: pip install gcsfs"
+    ) from error
+  # Neither TensorFlow, nor cached listings: other processes write there, too.
+  os.environ.setdefault("EPATH_USE_TF", "false")
+  fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+  return epath.Path(path)
+
+
+def is_in_bucket(path: str | os.PathLike) -> bool:
+  """Returns True for gs://, where nothing can be appended or renamed."""
+  return os.fspath(path).startswith("gs://")
+
+
+@contextlib.contextmanager
+def local_copy(path: epath.Path | Path) -> Iterator[Path]:
+  """Yields a local file with the contents and the name of `path`."""
+  if not is_in_bucket(path):
+    yield Path(path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copy = Path(folder) / path.name
+    with path.open("rb") as source, copy.open("wb") as target:
+      shutil.copyfileobj(source, target, 2**20)
+    yield copy
+
+
+@contextlib.contextmanager
+def storage_errors(place: str | os.PathLike | None) -> Iterator[None]:
+  """Turns errors of a full disk and of a bucket into messages for the user.
+
+  Args:
+    place: the user's name for the folder or file.
+
+  Raises:
+    UserError: the user must change something.
+    RetryableError: the bucket cannot be reached.
+  """
+  try:
+    yield
+  except Exception as error:
+    if (known := explain(error, place or "")) is None:
+      raise
+    raise known from error
+
+
+def explain(error: Exception, place: str | os.PathLike) -> UserError | None:
+  """Returns the message for an error of storage; None for any other."""
+  if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    return UserError(
+      f"Cannot write to {error.filename or place}: {error.strerror}. Free some "
+      "space, or make it writable, and start the same command again."
+    )
+  if isinstance(error, UserError) or not is_in_bucket(place):
+    return None
+  import google.auth.exceptions as auth
+
+  bucket = os.fspath(place).split("/")[2]
+  code = str(int(getattr(error, "code", None) or 0))
+  is_unknown = isinstance(
+    error, (auth.DefaultCredentialsError, auth.RefreshError)
+  )
+  if is_unknown or code == "401":
+    return UserError(
+      f"{place}: there are no valid credentials for the bucket. Log in with "
+      "gcloud auth application-default login, or give the service account of "
+      "this machine access."
+    )
+  if code == "403" or str(error).startswith("Forbidden"):
+    return UserError(
+      f"{place}: permission denied. Ask the owner of gs://{bucket} for the "
+      "role Storage Object User, or name another bucket."
+    )
+  if _is_transient(error, code):
+    reason = str(error).partition("\n")[0][:200] or type(error).__name__
+    return RetryableError(
+      f"{place} cannot be reached ({reason}). Nothing that was saved is lost: "
+      "start the same command again."
+    )
+  return None
+
+
+def _is_transient(error: Exception, code: str) -> bool:
+  """Returns True if a request to a bucket failed, and may succeed later."""
+  import aiohttp
+  import google.api_core.exceptions as api
+  import google.auth.exceptions as auth
+  import requests
+
+  failed = (
+    aiohttp.ClientError,
+    api.RetryError,
+    auth.TransportError,
+    requests.RequestException,
+    TimeoutError,
+  )
+  # TensorStore raises ValueError with the status in its text.
+  statuses = "UNAVAILABLE", "DEADLINE_EXCEEDED", "Error connecting"
+  return (
+    isinstance(error, failed)
+    or code in ("408", "429")
+    or code.startswith("5")
+    or any(status in str(error) for status in statuses)
+  )
+
+
+def check_folder(workdir: str | os.PathLike) -> epath.Path:
+  """Makes a folder and checks that it can be written to.
+
+  Raises:
+    UserError: it cannot.
+    RetryableError: its bucket cannot be reached.
+  """
+  path = storage_path(workdir)
+  # A unique name, because other hosts may do the same at the same time.
+  probe = path / f".writable_{os.urandom(8).hex()}"
+  with storage_errors(workdir):
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      probe.write_text("")
+      probe.unlink()
+    except OSError as error:
+      if is_in_bucket(path):
+        if not isinstance(error, FileNotFoundError):
+          raise
+        raise UserError(
+          f"{workdir}: there is no bucket {path.parts[2]}. Make it, or mend "
+          "the name."
+        ) from error
+      raise UserError(
+        f"Cannot write to --workdir={workdir} ({error.strerror}): choose "
+        "another folder, or change its permissions."
+      ) from error
+  return path

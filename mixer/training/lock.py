@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lock of a run's folder, so that no two processes train in it.
+
+On a disk it is a lock of the file system (flock), which ends with the process.
+A bucket has none: there the lock is a lease, the object `.lock`. Its owner
+renews it while it lives, and a lease that was not renewed in time expires. A
+generation match, a condition on the object's version, lets only one process
+change it.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO
+
+from absl import logging
+from etils import epath
+
+from mixer.cli import EX_USAGE
+from mixer.errors import UserError
+from mixer.storage import is_in_bucket
+
+RENEW_SECONDS = 15.0
+LEASE_SECONDS = 3 * RENEW_SECONDS  # three missed renewals
+_RETRY_SECONDS = 1.0  # between two tries to lock
+
+
+@contextlib.contextmanager
+def locked(folder: epath.Path, *, wait: float = 0.0) -> Iterator[None]:
+  """Keeps other processes from training in the folder.
+
+  Args:
+    folder: the run's.
+    wait: seconds to try; a file server may take minutes to notice that the host
+      that held the lock has died. In a bucket the wait lasts until the lease
+      expires, if its owner does not renew it.
+
+  Raises:
+    UserError: another process holds the lock.
+  """
+  hold = hold_lease if is_in_bucket(folder) else hold_flock
+  with hold(folder, wait):
+    yield
+
+
+@contextlib.contextmanager
+def hold_flock(folder: epath.Path, wait: float) -> Iterator[None]:
+  """Holds a lock of the file system."""
+  deadline = time.monotonic() + wait
+  problem = (
+    f"Another process trains in {folder}: wait for it to end, or choose "
+    "another --workdir."
+  )
+  with (folder / ".lock").open("w") as file:
+    is_reported = False
+    while not try_flock(file, folder):
+      if time.monotonic() >= deadline:
+        raise UserError(problem)
+      if not is_reported:
+        logging.warning("%s Trying for %g s.", problem, wait)
+        is_reported = True
+      time.sleep(_RETRY_SECONDS)
+    yield
+
+
+def try_flock(file: IO, folder: epath.Path) -> bool:
+  """Returns True if the file could be locked."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+      raise UserError(
+        f"The file system of {folder} has no locks ({error.strerror}): mount "
+        "it with them, or choose another --workdir."
+      ) from error
+    return False
+  return True
+
+
+@contextlib.contextmanager
+def hold_lease(folder: epath.Path, wait: float) -> Iterator[None]:
+  """Holds the lease of a folder in a bucket, and renews it in a thread."""
+  lease = _Lease(folder)
+  acquire(lease, wait)
+  has_ended = threading.Event()
+  renewal = threading.Thread(
+    target=renew, args=(lease, has_ended), name="lease", daemon=True
+  )
+  renewal.start()
+  try:
+    yield
+  finally:
+    has_ended.set()
+    with contextlib.suppress(Exception):  # it expires by itself
+      lease.release()
+
+
+def acquire(lease: "_Lease", wait: float) -> None:
+  """Takes the lease when it is free or has expired; see `locked`."""
+  deadline, seen = time.monotonic() + wait, None
+  while True:
+    owner, generation, age = lease.read()
+    if owner is None or age >= LEASE_SECONDS:
+      if lease.take(generation):
+        return
+    elif seen is None:
+      seen = generation
+      print(
+        f"{lease.folder} is locked by {owner}. If that has been killed, its "
+        f"lock expires in {LEASE_SECONDS - age:.0f} s: waiting for it.",
+        file=sys.stderr,
+        flush=True,
+      )
+    elif generation != seen and time.monotonic() >= deadline:  # it was renewed
+      raise UserError(
+        f"Another process trains in {lease.folder} ({owner}): wait for it to "
+        "end, or choose another --workdir."
+      )
+    time.sleep(_RETRY_SECONDS)
+
+
+def renew(lease: "_Lease", has_ended: threading.Event) -> None:
+  """Renews the lease until the event is set.
+
+  While the bucket cannot be reached it tries again. If another process has
+  taken the lease meanwhile, this one exits at once: it must not write any more.
+  """
+  while not has_ended.wait(RENEW_SECONDS):
+    try:
+      is_ours = lease.take(lease.generation)
+    except Exception as error:
+      logging.warning("Cannot renew the lock of %s: %s", lease.folder, error)
+      continue
+    if not is_ours and not has_ended.is_set():
+      print(
+        f"error: Another process has taken over {lease.folder}, because this "
+        f"one could not renew its lock for {LEASE_SECONDS:g} s. That one goes "
+        "on.",
+        file=sys.stderr,
+        flush=True,
+      )
+      os._exit(EX_USAGE)
+
+
+class _Lease:
+  """The object `.lock` in a bucket; it contains the name of its owner."""
+
+  def __init__(self, folder: epath.Path):
+    from google.cloud import storage
+
+    self.folder = folder
+    self.generation = 0
+    self._owner = (
+      f"process {os.getpid()} on {socket.gethostname()}, {os.urandom(4).hex()}"
+    )
+    path = os.fspath(folder / ".lock").removeprefix("gs://")
+    bucket, _, self._name = path.partition("/")
+    self._bucket = storage.Client().bucket(bucket)
+
+  def read(self) -> tuple[str | None, int, float]:
+    """Returns owner, generation and age in seconds; (None, 0, 0.0) if free."""
+    from google.api_core.exceptions import NotFound
+
+    try:
+      blob = self._bucket.get_blob(self._name)
+      if blob is None:
+        return None, 0, 0.0
+      owner = blob.download_as_text()
+    except NotFound:  # its owner has just released it
+      return None, 0, 0.0
+    age = datetime.datetime.now(datetime.UTC) - blob.updated
+    return owner, blob.generation, age.total_seconds()
+
+  def take(self, generation: int) -> bool:
+    """Writes the object if it has this generation, 0 if there is none."""
+    from google.api_core.exceptions import PreconditionFailed
+
+    blob = self._bucket.blob(self._name)
+    try:
+      blob.upload_from_string(self._owner, if_generation_match=generation)
+    except PreconditionFailed:
+      # A repeated request finds the object that the first one has written.
+      owner, self.generation, _ = self.read()
+      return owner == self._owner
+    self.generation = blob.generation
+    return True
+
+  def release(self) -> None:
+    blob = self._bucket.blob(self._name)
+    blob.delete(if_generation_match=self.generation, retry=None)
