@@ -60,7 +60,8 @@ def test_a_damaged_description_is_said_with_the_way_out(
 
   assert code == 2
   assert (
-    f"{info} or features.json beside it is damaged" in capsys.readouterr().err
+    f"{info} or features.json next to it cannot be read"
+    in capsys.readouterr().err
   )
 
 

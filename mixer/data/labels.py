@@ -7,12 +7,12 @@ many objects there are. The rules here are those of the benchmark's public code
 """
 
 import dataclasses
-import difflib
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mixer.errors import UserError
+from mixer.errors import UserError, nearest
 
 # tf.train.Feature by key; those of a sequence have keys such as objects/size.
 Features = Mapping[str, object]
@@ -44,14 +44,14 @@ class Label:
     Raises:
       IndexError: the features hold no label.
     """
-    found = self.rule(features)
-    if not self.several:
-      if not 0 <= found < len(self.class_names):
-        raise IndexError(f"There is no class {found}.")
-      return found
-    row = np.zeros(self.shape, np.int32)
-    row[found] = 1
-    return row
+    label = self.rule(features)
+    if self.several:
+      row = np.zeros(self.shape, np.int32)
+      row[label] = 1
+      return row
+    if not 0 <= label < len(self.class_names):
+      raise IndexError(f"There is no class {label}.")
+    return label
 
 
 def find_label(features, name: str, key: str) -> Label:
@@ -78,14 +78,14 @@ def find_label(features, name: str, key: str) -> Label:
       )
     # Without names, TFDS shows the number.
     names = tuple(classes.int2str(i) for i in range(classes.num_classes))
-    return Label(names, (key,), _All(key) if several else _First(key), several)
+    rule = functools.partial(_classes if several else _class, key)
+    return Label(names, (key,), rule, several)
   fitting = [rule for rule in RULES if _fits(features, RULES[rule])]
   if key in fitting:
     return RULES[key]
-  known = [*sorted(features), *fitting]
-  near = difflib.get_close_matches(key, known, n=1)
+  near = nearest(key, [*sorted(features), *fitting])
   raise UserError(
-    f"{name} has no feature {key!r}{near and f', but {near[0]!r}' or ''}."
+    f"{name} has no feature {key!r}{f', but {near[0]!r}' if near else ''}."
     f" There are: {', '.join(sorted(features))}."
     + (f" Labels by a rule: {', '.join(fitting)}." if fitting else "")
   )
@@ -102,24 +102,14 @@ def _fits(features, label: Label) -> bool:
   return True
 
 
-@dataclasses.dataclass(frozen=True)
-class _First:
-  """The class of a feature that holds one."""
-
-  key: str
-
-  def __call__(self, features: Features) -> int:
-    return features[self.key].int64_list.value[0]
+def _class(key: str, features: Features) -> int:
+  """Returns the class of a feature that holds one."""
+  return features[key].int64_list.value[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _All:
-  """The classes of a feature that holds any number of them."""
-
-  key: str
-
-  def __call__(self, features: Features) -> np.ndarray:
-    return np.array(features[self.key].int64_list.value, np.int64)
+def _classes(key: str, features: Features) -> np.ndarray:
+  """Returns the classes of a feature that holds any number of them."""
+  return np.array(features[key].int64_list.value, np.int64)
 
 
 def _numbers(features: Features, key: str) -> np.ndarray:
@@ -127,11 +117,11 @@ def _numbers(features: Features, key: str) -> np.ndarray:
 
 
 def _thirds(features: Features, key: str) -> np.ndarray:
-  """The last of each object's three coordinates."""
+  """Returns the last of each object's three coordinates."""
   return _numbers(features, key).reshape(-1, 3)[:, 2]
 
 
-def _above(value: float, borders: tuple[float, ...]) -> int:
+def _bin_between(value: float, borders: tuple[float, ...]) -> int:
   """Returns the bin of `value`; a value on an edge goes to the lower bin."""
   return int(np.searchsorted(borders, value)) - 1
 
@@ -152,34 +142,28 @@ def _clevr_distance(features: Features) -> int:
   distances = _thirds(features, "objects/pixel_coords")
   if not len(distances):
     raise IndexError("There is no object.")
-  return _above(distances.min(), CLEVR_BORDERS)
+  return _bin_between(distances.min(), CLEVR_BORDERS)
 
 
 def _kitti_distance(features: Features) -> int:
   kinds = np.array(features["objects/type"].int64_list.value, np.int64)
   distances = _thirds(features, "objects/location")
   vehicles = distances[np.isin(kinds, KITTI_VEHICLES)]
-  return _above(vehicles.min(initial=1000.0), KITTI_BORDERS)
+  return _bin_between(vehicles.min(initial=1000.0), KITTI_BORDERS)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Binned:
-  """A class of `classes` as one of `bins` equal stretches."""
-
-  key: str
-  classes: int
-  bins: int
-
-  def __call__(self, features: Features) -> int:
-    return int(_First(self.key)(features) // (self.classes / self.bins))
+def _bin(key: str, width: float, features: Features) -> int:
+  """Returns the number of the bin, `width` classes wide, of a class."""
+  return int(_class(key, features) // width)
 
 
 def _binned(key: str, classes: int, bins: int) -> Label:
+  """Returns a label that puts classes into equal bins."""
   names = tuple(f"part {i + 1} of {bins}" for i in range(bins))
-  return Label(names, (key,), _Binned(key, classes, bins))
+  return Label(names, (key,), functools.partial(_bin, key, classes / bins))
 
 
-def _stretches(borders: tuple[float, ...], unit: str) -> tuple[str, ...]:
+def _bin_names(borders: tuple[float, ...], unit: str) -> tuple[str, ...]:
   inner = [f"{x:g}" for x in borders[1:-1]]
   between = [
     f"{a} to {b}{unit}" for a, b in zip(inner, inner[1:], strict=False)
@@ -194,10 +178,10 @@ RULES = {
     _clevr_count,
   ),
   "clevr_distance": Label(
-    _stretches(CLEVR_BORDERS, ""), ("objects/pixel_coords",), _clevr_distance
+    _bin_names(CLEVR_BORDERS, ""), ("objects/pixel_coords",), _clevr_distance
   ),
   "kitti_distance": Label(
-    (*_stretches(KITTI_BORDERS, " m"), "no vehicle"),
+    (*_bin_names(KITTI_BORDERS, " m"), "no vehicle"),
     ("objects/type", "objects/location"),
     _kitti_distance,
   ),

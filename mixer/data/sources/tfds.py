@@ -2,7 +2,6 @@
 """Prepared TFDS data sets: finds their folders, and opens a split."""
 
 import dataclasses
-import difflib
 import importlib
 import json
 import os
@@ -16,7 +15,7 @@ from mixer.data.labels import Label, find_label
 from mixer.data.sources.base import DatasetNotFoundError, Source, split_error
 from mixer.data.sources.file_io import is_remote
 from mixer.data.sources.records import ArrayRecords, Records, TFRecords
-from mixer.errors import UserError
+from mixer.errors import UserError, nearest
 
 INFO = "dataset_info.json"
 
@@ -51,8 +50,8 @@ class TfdsSource(Source):
     for i in map(int, ids):
       record = self.records[i]
       try:
-        # Parsed here because TFDS would decode the features that nobody asked
-        # for as well: pets, for one, have a mask with every image.
+        # TFDS would decode all features: pets, for one, have a mask with every
+        # image.
         example = tf_example_pb2.Example.FromString(record)
         feature = example.features.feature
         image = feature[self.image_key].bytes_list.value[0]
@@ -83,7 +82,7 @@ def open_split(
   """See `mixer.data.sources.open_source`."""
   folder = find_prepared(name, data_dir)
   if folder is None:
-    raise DatasetNotFoundError(_what_to_do(name, data_dir))
+    raise DatasetNotFoundError(_install_hint(name, data_dir))
   file_format = _readable_format(folder, name, data_dir)
   builder = read_builder(folder, name, file_format)
   features = builder.info.features
@@ -125,7 +124,7 @@ def find_prepared(name: str, data_dir: str | None = None) -> epath.Path | None:
     folder = _default_config(folder, dataset)
   versions = _versions(folder)
   if version:
-    versions = [found for found in versions if found.name == version]
+    versions = [each for each in versions if each.name == version]
   return versions[-1] if versions else None
 
 
@@ -164,7 +163,7 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
         config=config, version=folder.name, data_dir=root
       )
     if file_format:
-      # Which files the splits mean.
+      # Chooses the files of the splits.
       builder.info.set_file_format(
         file_format, override=True, override_if_initialized=True
       )
@@ -172,8 +171,10 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
   except (ValueError, KeyError, TypeError, AssertionError, ParseError) as error:
     reason = str(error).partition("\n")[0][:200]
     raise UserError(
-      f"{folder / INFO} or features.json beside it is damaged ({reason}): copy"
-      " them again, or delete the folder and prepare the data set again."
+      f"{folder / INFO} or features.json next to it cannot be read by"
+      f" tensorflow-datasets {tfds.__version__} ({reason}): if a newer version"
+      " wrote them, upgrade it; if they are damaged, copy them again, or delete"
+      " the folder and prepare the data set again."
     ) from error
 
 
@@ -181,13 +182,13 @@ def _versions(folder: epath.Path) -> list[epath.Path]:
   """Returns the version folders in `folder`, the oldest first."""
   if not folder.exists():
     return []
-  found = [
+  versions = [
     child
     for child in folder.iterdir()
     # TFDS's prefix of unfinished folders.
     if (child / INFO).exists() and not child.name.startswith("incomplete.")
   ]
-  return sorted(found, key=_version_order)
+  return sorted(versions, key=_version_order)
 
 
 def _version_order(folder: epath.Path) -> tuple[tuple[int, ...], str]:
@@ -226,21 +227,20 @@ def _readable_format(
   folder: epath.Path, name: str, data_dir: str | None
 ) -> str:
   """Picks the record format to read."""
-  there = formats(folder)
-  if "array_record" in there and not is_remote(folder):
-    return "array_record"
-  for file_format in ("tfrecord", "array_record"):
-    if file_format in there:
+  stored = formats(folder)
+  # ArrayRecord first, where it can be read.
+  for file_format in sorted(stored, reverse=is_remote(folder)):
+    if file_format in ("array_record", "tfrecord"):
       return file_format
   raise DatasetNotFoundError(
-    f"{name} is in {folder} as {'/'.join(sorted(there))}, which cannot be read"
+    f"{name} is in {folder} as {'/'.join(sorted(stored))}, which cannot be read"
     " in random order: ArrayRecord or TFRecord is needed. Move that folder"
     f" away, and run: {prepare_command(name, data_dir)}"
   )
 
 
-def _what_to_do(name: str, data_dir: str | None) -> str:
-  """Says where a data set was looked for, and how to get it there."""
+def _install_hint(name: str, data_dir: str | None) -> str:
+  """Returns in which folder a data set is missing, and how to get it there."""
   root = resolve_data_dir(data_dir)
   folder = root.joinpath(*filter(None, split_name(name)))
   missing = f"{name} is not prepared: there is no data set in {folder}."
@@ -312,8 +312,8 @@ def builder_class(name: str):
     return tfds.builder_cls(dataset)
   except tfds.core.DatasetNotFoundError:
     known = {*ours, *tfds.list_builders(with_community_datasets=False)}
-    near = difflib.get_close_matches(dataset, sorted(known))
-    hint = "https://www.tensorflow.org/datasets/catalog lists what there is"
+    near = nearest(dataset, sorted(known), most=3)
+    hint = "https://www.tensorflow.org/datasets/catalog lists the known ones"
     if near:
       hint = f"the nearest names are {', '.join(near)}"
     raise UserError(f"There is no data set {dataset!r}: {hint}.") from None
@@ -332,12 +332,12 @@ def check_config(name: str) -> None:
   """Raises UserError if the builder of a data set has no such config."""
   dataset, config, _ = split_name(name)
   names = {known.name for known in builder_class(name).builder_configs.values()}
-  # TFDS's own words are many, and name no config where there are none.
+  # TFDS's message is long, and names no config where there are none.
   if not config or config in names:
     return
   near = sorted(names)
   if len(near) > 10:
-    near = difflib.get_close_matches(config, near, n=10, cutoff=0)
+    near = nearest(config, near, most=10, cutoff=0)
   hint = f"write one of {', '.join(near)}" if near else f"write just {dataset}"
   raise UserError(f"{dataset} has no config {config!r}: {hint}.")
 
