@@ -31,8 +31,8 @@ _NOT_THERE = ("AssertionError", "FileNotFoundError", "NotFoundError")
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  given = vars(_parser().parse_args(arguments))
-  return cli.run_cli(given.pop("run"), **given)
+  options = vars(_parser().parse_args(arguments))
+  return cli.run_cli(options.pop("run"), **options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(name: str, data_dir: str | None, **options) -> str:
-  given = {key: value for key, value in options.items() if value is not None}
-  return describe(name, prepare(name, data_dir, **given))
+  options = {key: x for key, x in options.items() if x is not None}
+  return describe(name, prepare(name, data_dir, **options))
 
 
 def _hash(name: str, data_dir: str | None, split: str, out: str) -> str:

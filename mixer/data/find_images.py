@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds loose images: files, folders of any depth, patterns."""
 
-import difflib
 import glob
 import itertools
 import os
@@ -9,21 +8,21 @@ from collections.abc import Iterator, Sequence
 
 from mixer.data.sources.file_io import is_remote
 from mixer.data.sources.image_folder import SUFFIXES, is_hidden
-from mixer.errors import UserError, format_list
+from mixer.errors import UserError, format_list, nearest
 
 
-def find_images(given: Sequence[str]) -> list[str]:
+def find_images(paths: Sequence[str]) -> list[str]:
   """Returns the paths of images, each once, in the given order.
 
   Args:
-    given: files, whatever their suffix; folders, in which the files with the
+    paths: files, whatever their suffix; folders, in which the files with the
       suffix of an image count, at any depth; patterns such as "*.jpg" of both.
 
   Raises:
     UserError: one of them is no image and holds none.
   """
-  found = map(_find, given)
-  return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+  images = itertools.chain.from_iterable(map(_find, paths))
+  return list(dict.fromkeys(images))
 
 
 def _find(given: str) -> list[str]:
@@ -76,6 +75,6 @@ def _none_there(given: str, path: str, matches: Sequence[str]) -> str:
   if not os.path.isdir(parent):
     return f"There is no {given}, nor a folder {parent}."
   names = sorted(os.listdir(parent))
-  near = difflib.get_close_matches(os.path.basename(path), names)
-  there = format_list(near or names) or "nothing"
-  return f"There is no {given}. In {parent} there is {there}."
+  near = nearest(os.path.basename(path), names, most=3)
+  shown = format_list(near or names) or "nothing"
+  return f"There is no {given}. In {parent} there is {shown}."

@@ -217,7 +217,7 @@ class RandomErasing:
 
   Areas are in per cent of the image; the ratio, height over width, lies
   between ratio_min and its inverse. As in the paper's algorithm 1 all four are
-  drawn uniformly, and anew as long as the box hangs over the edge.
+  drawn uniformly, and again as long as the box hangs over the edge.
   """
 
   probability: float = 0.25
@@ -251,7 +251,7 @@ class RandomErasing:
   def sample(
     self, height: int, width: int, rng: np.random.Generator
   ) -> tuple[int, int, int, int]:
-    """Draws (y, x, h, w); of no height where nothing was found to fit."""
+    """Draws (y, x, h, w); of no height where no box fits."""
     for _ in range(100):
       area = rng.uniform(self.area_min, self.area_max) / 100 * height * width
       ratio = rng.uniform(self.ratio_min, 1 / self.ratio_min)
@@ -264,7 +264,7 @@ class RandomErasing:
 
 @dataclasses.dataclass(frozen=True)
 class Compose:
-  """A chain of ops that is called like one of them."""
+  """Chain of ops that is called like one of them."""
 
   ops: tuple[Op, ...]
 
@@ -285,7 +285,7 @@ def parse(spec: str) -> Compose:
 
 
 def output_size(ops: str) -> tuple[int, int]:
-  """Height and width that a spec makes of a photograph.
+  """Returns the height and width that a spec makes of any photograph.
 
   Raises:
     UserError: the spec is wrong, or makes other sizes of other images.

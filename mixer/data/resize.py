@@ -150,7 +150,7 @@ def bicubic_weights(size: int, new_size: int) -> sparse.csr_array:
 def antialiased_weights(
   size: int, new_size: int, method: Method
 ) -> sparse.csr_array:
-  """A triangle or Keys' cubic kernel, stretched where the image shrinks."""
+  """Triangle or Keys' cubic kernel, stretched where the image shrinks."""
   kernel, radius = {"bilinear": (_triangle, 1), "bicubic": (_keys_cubic, 2)}[
     method
   ]

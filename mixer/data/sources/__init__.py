@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets with random access: TFDS data sets and folders of images.
 
-Everything is read from the folder alone, so a data set whose builder is unknown
-here works as well, and TensorFlow is never imported.
+Only the data set's folder is read, so that its builder may be unknown here, and
+TensorFlow is never imported.
 """
 
 from mixer.data.sources import image_folder, tfds
