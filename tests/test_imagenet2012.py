@@ -127,18 +127,3 @@ def test_the_cmyk_and_the_png_image_become_rgb_jpegs(data_dirs, which):
     difference = decode.decode(data).astype(int) - picture(seeds[name])
     assert label == splits["train"][name][1]
     assert np.abs(difference).mean() < 4
-
-
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_both_formats_give_the_same_examples_in_the_same_order(
-  data_dirs, split
-):
-  new, old = (
-    open_source("imagenet2012", split, data_dirs[which])
-    for which in ("array_record", "tfrecord")
-  )
-
-  assert "array_record" in new.locate(0) and "tfrecord" in old.locate(0)
-  assert new.num_classes == old.num_classes == 1000
-  everything = range(len(images()[split]))
-  assert new.read(everything) == old.read(everything)

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
 from mixer.data import randaugment as module
-from mixer.data.randaugment import NAMES, RandAugment, apply, luma
+from mixer.data.randaugment import NAMES, RandAugment, apply
 
 # CRC-32 of the pixels that big_vision's autoaugment.py gives for picture(37,
 # 53), by operation, magnitude and sign; run in tf.data with TensorFlow 2.12,
@@ -130,12 +130,6 @@ def test_equalize_is_pillows(image):
   assert largest_difference(run("Equalize", image), expected) == 0
 
 
-def test_invert_is_pillows():
-  expected = ImageOps.invert(Image.fromarray(IMAGE))
-
-  assert largest_difference(run("Invert"), expected) == 0
-
-
 @pytest.mark.parametrize(
   ("magnitude", "bits"), [(5, 2), (10, 4), (15, 6), (20, 8), (0, 1), (30, 1)]
 )
@@ -154,20 +148,6 @@ def test_solarize_is_pillows_with_a_threshold_that_wraps(magnitude, threshold):
   result = run("Solarize", magnitude=magnitude)
 
   assert largest_difference(result, expected) == 0
-
-
-def test_solarize_add_brightens_what_is_dark():
-  result = run("SolarizeAdd", magnitude=5)
-
-  wide = IMAGE.astype(int)
-  expected = np.where(wide < 128, np.minimum(wide + 55, 255), wide)
-  np.testing.assert_array_equal(result, expected)
-
-
-def test_grey_levels_are_pillows_within_1():
-  expected = Image.fromarray(PHOTO).convert("L")
-
-  assert largest_difference(luma(PHOTO), expected) <= 1
 
 
 @pytest.mark.parametrize("magnitude", [0, 3, 5, 9, 15])
@@ -264,22 +244,6 @@ def test_geometry_is_scipys_with_grey_outside(name, draw, sign):
 
   assert (result == geometric_truth(IMAGE, matrix, offset)).mean() > 0.999
   assert (result != IMAGE).any()
-
-
-def test_rotation_by_a_right_angle_turns_the_image():
-  image = picture(21, 21)
-
-  result = run("Rotate", image, magnitude=30)
-
-  # The matrix leads from the result to the source: the image turns left.
-  np.testing.assert_array_equal(result, np.rot90(image))
-
-
-def test_translation_leaves_grey_behind():
-  result = run("TranslateX", magnitude=1)
-
-  np.testing.assert_array_equal(result[:, :-10], IMAGE[:, 10:])
-  assert (result[:, -10:] == 128).all()
 
 
 def test_the_cutout_is_a_grey_square_that_may_hang_over_the_edge():
