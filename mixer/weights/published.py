@@ -104,20 +104,15 @@ _I1K, _I21K = "imagenet2012", "imagenet21k"
 _PAPER = "300 epochs, RandAugment, mixup, stochastic depth 0.1 (table 4)"
 _MIXER_21K = _I21K, f"ImageNet-21k: {_PAPER}"
 _MIXER_1K = _I1K, f"ImageNet-1k from scratch: {_PAPER}"
-_SAM, _GSAM = (
-  (
-    _I1K,
-    f"ImageNet-1k from scratch: 300 epochs with {optimizer}, inception crop and"
-    " flip only",
-  )
-  for optimizer in ("SAM", "GSAM")
-)
+_CROP = "300 epochs, inception crop and flip only"
+_SAM = _I1K, f"ImageNet-1k from scratch with SAM: {_CROP}"
+_GSAM = _I1K, f"ImageNet-1k from scratch with GSAM: {_CROP}"
 _VIT = (
   _I21K,
   "ImageNet-21k, ViT paper; a hidden layer, pre_logits, under the head",
 )
 _VIT_1K = _I1K, "ImageNet-21k, then ImageNet-1k, ViT paper"
-_STEINER = "300 epochs, 'How to train your ViT'"
+_STEINER = "300 epochs, 'How to train your ViT'"  # arXiv 2106.10270
 _AUGREG = _I21K, f"ImageNet-21k, {_STEINER}"
 _AUGREG_21K_1K = _I1K, f"ImageNet-21k, {_STEINER}; then ImageNet-1k"
 _AUGREG_1K = _I1K, f"ImageNet-1k only, {_STEINER}"
