@@ -209,7 +209,7 @@ def test_weights_come_back_from_either_layout(
     (["--init=none.npz"], "There are no weights at none.npz"),
     (
       [f"--init={BIT}", "--out=bit.safetensors"],
-      "parameters, MixerBlock_0/LayerNorm_0/scale for one, have both",
+      "parameters, such as MixerBlock_0/LayerNorm_0/scale, have both",
     ),
     (
       [f"--init={BIT}", "--out=bit.safetensors"],

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file of parameters: Google's .npz, timm's .safetensors and .pth.
+"""Reads and writes files: Google's .npz, timm's .safetensors and .pth.
 
-Google's weights were trained with the tanh form of GELU; timm computes the
-exact one with the same weights. For one number the two differ by up to 4.7e-4;
-in logits 2e-4 was seen, of a Mixer-B/16 with random weights and of a small
-trained one, whose logits had standard deviations of 0.35 and 0.43. Files say
-which form it is where their layout does not.
+Google trained with the tanh form of GELU; timm computes the exact one with the
+same weights. The two differ by up to 4.7e-4 for one number. Logits differed by
+2e-4 for a Mixer-B/16 with random weights and for a small trained one, whose
+logits had standard deviations of 0.35 and 0.43. Files record the form unless
+their layout implies it.
 """
 
-import dataclasses
 import os
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes  # safetensors, too, needs NumPy to know bfloat16
+import ml_dtypes  # safetensors needs it too, for bfloat16 in NumPy
 import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -28,28 +27,21 @@ from mixer.storage import is_in_bucket, local_copy, storage_path
 from mixer.weights import convert
 from mixer.weights.convert import Arrays
 
-SUFFIXES = (".npz", ".safetensors")  # that are written
-PICKLES = (".pth", ".pt", ".bin")  # that are read if torch is there
+SUFFIXES = (".npz", ".safetensors")  # read and written
+PICKLES = (".pth", ".pt", ".bin")  # read if PyTorch is installed
 _GELU = "gelu"
 
 
-@dataclasses.dataclass(frozen=True)
-class Content:
-  """Contents of a file of weights.
-
-  params: nested dict of float32 arrays, under the published names.
-  gelu: the form that the file says the model has, None if it does not say.
-  """
-
-  params: dict = dataclasses.field(repr=False)
-  gelu: str | None
-
-
-def read_file(path: Path) -> Content:
+def read_file(path: Path) -> tuple[dict, str | None]:
   """Reads parameters in any of the layouts.
 
+  Returns:
+    Nested dict of float32 arrays under the published names, and the form of
+    GELU that the file records, "tanh" or "exact", or None.
+
   Raises:
-    UserError: it is no such file, damaged, or not of numbers alone.
+    UserError: the file has another format, is damaged, or holds more than
+      finite numbers.
   """
   readers: dict[str, Callable[..., tuple[Arrays, str | None]]] = {
     ".npz": _read_npz,
@@ -58,8 +50,8 @@ def read_file(path: Path) -> Content:
   }
   if path.suffix not in readers:
     raise UserError(
-      f"{path} does not tell its layout: its name must end in "
-      f"{', '.join(readers)}, and a run is named by its folder."
+      f"The layout of {path} is not known: its name must end in "
+      f"{', '.join(readers)}; name a run by its folder."
     )
   with local_copy(path) as file:
     arrays, gelu = readers[path.suffix](path, file)
@@ -69,7 +61,7 @@ def read_file(path: Path) -> Content:
     else:
       arrays = convert.from_timm(arrays)
   except UserError as error:
-    raise UserError(f"{path} holds something else. {error}") from error
+    raise UserError(f"{path} holds other arrays. {error}") from error
   arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
   for name, array in arrays.items():
     if not np.isfinite(array).all():
@@ -77,13 +69,13 @@ def read_file(path: Path) -> Content:
         f"{path} has values that are not finite, in {name}: take weights of "
         "an earlier step."
       )
-  return Content(unflatten_dict(arrays, sep="/"), gelu)
+  return unflatten_dict(arrays, sep="/"), gelu
 
 
 def _read_npz(path: Path, local: Path) -> tuple[Arrays, str | None]:
   try:
     with np.load(local, allow_pickle=False) as file:
-      arrays = {name: _number(file[name]) for name in file.files}
+      arrays = {name: _to_float32(file[name]) for name in file.files}
     with zipfile.ZipFile(local) as file:
       comment = file.comment.decode(errors="replace")
   except (
@@ -98,15 +90,15 @@ def _read_npz(path: Path, local: Path) -> tuple[Arrays, str | None]:
       f"{path} is not an .npz file of arrays of numbers, or it is damaged: "
       "delete it and fetch it again."
     ) from error
-  said = comment.removeprefix(f"{_GELU}=")
-  return arrays, None if said == comment else said
+  gelu = comment.removeprefix(f"{_GELU}=")
+  return arrays, None if gelu == comment else gelu
 
 
 def _read_safetensors(path: Path, local: Path) -> tuple[Arrays, str | None]:
   try:
     with safetensors.safe_open(local, framework="np") as file:
-      said = (file.metadata() or {}).get(_GELU)
-      return {name: file.get_tensor(name) for name in file.keys()}, said
+      gelu = (file.metadata() or {}).get(_GELU)
+      return {name: file.get_tensor(name) for name in file.keys()}, gelu
   except (OSError, TypeError, safetensors.SafetensorError) as error:
     raise UserError(
       f"{path} is not a .safetensors file of numbers, or it is damaged "
@@ -119,21 +111,21 @@ def _read_pickle(path: Path, local: Path) -> tuple[Arrays, str | None]:
     import torch
   except ImportError as error:
     raise UserError(
-      f"{path} is a file of PyTorch's, which PyTorch alone reads: pip install "
-      "torch, or take the .safetensors file of the same weights."
+      f"{path} is a PyTorch file, which only PyTorch reads: pip install torch, "
+      "or take the .safetensors file of the same weights."
     ) from error
   try:
     content = torch.load(local, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
     raise UserError(
-      f"{path} holds more than numbers, or it is damaged. Such a file can run "
-      "any code when it is opened, so it is not: take the .safetensors file of "
-      "the same weights, or have the one who made it save its state_dict() "
-      f"alone. ({_reason(error)})"
+      f"{path} holds more than numbers, or it is damaged. Opening such a file "
+      "could run any code, so it was not opened: take the .safetensors file of "
+      "the same weights, or ask its author to save only the state_dict(). "
+      f"({_reason(error)})"
     ) from error
   except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
     raise UserError(
-      f"{path} is not a file of PyTorch's, or it is damaged: "
+      f"{path} is not a PyTorch file, or it is damaged: "
       "delete it and fetch it again."
     ) from error
   for key in ("state_dict", "model"):
@@ -144,53 +136,53 @@ def _read_pickle(path: Path, local: Path) -> tuple[Arrays, str | None]:
   ):
     raise UserError(
       f"{path} holds no dict of tensors, not even under 'state_dict' or "
-      "'model': save the model's state_dict() alone."
+      "'model': save only the model's state_dict()."
     )
   arrays = {
-    # A model on several devices was wrapped when it was saved.
+    # DataParallel adds this prefix.
     name.removeprefix("module."): tensor.float().numpy()
     for name, tensor in content.items()
   }
   return arrays, None
 
 
-def _number(array: np.ndarray) -> np.ndarray:
-  if array.dtype == "V2":  # what NumPy makes of a bfloat16 that it saves
+def _to_float32(array: np.ndarray) -> np.ndarray:
+  if array.dtype == "V2":  # NumPy saves bfloat16 as raw bytes
     array = array.view(ml_dtypes.bfloat16)
   return array.astype(np.float32, copy=False)
 
 
 def _reason(error: Exception) -> str:
-  """The line of PyTorch's long message that names the refused type."""
+  """Returns the line of PyTorch's long message with the refused type."""
   lines = str(error).splitlines()
   return next((x.strip() for x in lines if "GLOBAL" in x), lines[0])
 
 
 def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
-  """Writes parameters, whole or not at all.
+  """Writes parameters atomically.
 
   Args:
     path: the file, ending in .npz (Google's layout) or .safetensors (timm's).
     params: nested dict of arrays.
-    gelu: the form that they were trained with; "exact" stands in the comment
-      of an .npz file, either form in the metadata of .safetensors.
+    gelu: the form that they were trained with. The comment of an .npz file
+      records "exact", the metadata of .safetensors either.
 
   Raises:
-    UserError: another ending, a model that timm's layout is not for, or a place
-      where nothing can be written.
+    UserError: the path has another ending or cannot be written, or timm has no
+      such model.
   """
   path = storage_path(path) if is_in_bucket(path) else Path(path)
   if path.suffix not in SUFFIXES:
     raise UserError(
-      f"{path} must end in {' or '.join(SUFFIXES)}, the layouts that are "
+      f"{path} must end in {' or '.join(SUFFIXES)}: other layouts are not "
       "written."
     )
   if not is_in_bucket(path) and not path.parent.is_dir():
     raise UserError(f"There is no folder {path.parent}: make it first.")
   arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
   try:
-    with atomic_write(path) as aside:
-      _write(aside, arrays, gelu)
+    with atomic_write(path) as temporary:
+      _write(temporary, arrays, gelu)
   except OSError as error:
     if is_in_bucket(path):
       raise
@@ -200,26 +192,22 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
 def _write(path: Path, arrays: Arrays, gelu: str) -> None:
   if path.suffix == ".npz":
     np.savez(path, **arrays)
-    if gelu != "tanh":  # np.load and its like pass over a comment
+    if gelu != "tanh":  # readers of .npz ignore the comment
       with zipfile.ZipFile(path, "a") as file:
         file.comment = f"{_GELU}={gelu}".encode()
     return
   arrays = convert.to_timm(arrays)
-  # It is written from memory as it lies, whatever the strides.
+  # safetensors writes the memory as it is, ignoring strides.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-  # Not save_file, which lets nobody else read it.
+  # save_file would make the file unreadable for others.
   path.write_bytes(save_bytes(arrays, {"format": "pt", _GELU: gelu}))
 
 
 def gelu_note(path: str | os.PathLike, params: dict, gelu: str) -> str:
-  """Says what other programs compute with the weights in a file.
+  """Returns a sentence about the GELU that other programs use with a file.
 
-  Args:
-    path, params: as `save` was given.
-    gelu: the form that they were trained with.
-
-  Returns:
-    A sentence; "" where the model has no GELU, or is not known.
+  Arguments are those of `save`. Returns "" if the model has no GELU, or is
+  unknown.
   """
   if not hasattr(infer(params), "gelu"):
     return ""

@@ -91,7 +91,7 @@ def find(name: str) -> Published:
       )
   near = nearest(name, REGISTRY, most=4, cutoff=0.4)
   raise UserError(
-    f"There are no weights at {name}: give a file, the folder of a run that is "
-    "done, or a published name (python -m mixer.weights list)."
+    f"There are no weights at {name}: give a file, the folder of a finished "
+    "run, or a published name (python -m mixer.weights list)."
     f"{f' Nearest: {format_list(near)}.' if near else ''}"
   )
