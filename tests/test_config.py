@@ -3,12 +3,16 @@ import pytest
 import recipes
 from ml_collections import ConfigDict
 
+from mixer import choices
+from mixer.choices import MODEL_FIELDS
 from mixer.config import default, evaluator
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
+from mixer.models import blocks
 from mixer.plan import make_plan
 from mixer.recipe import parse_arg
 from mixer.schema import resolve_steps
+from mixer.training import losses, optimizer
 
 
 def plan_digits(digits_dir, **changes):
@@ -64,6 +68,23 @@ def test_values_out_of_range_are_all_named():
 
   assert len(problems) == 4
   assert "'softmax', 'sigmoid'" in problems[0]
+
+
+@pytest.mark.parametrize("field", MODEL_FIELDS)
+def test_a_word_that_models_do_not_know_is_refused_with_theirs(field):
+  config = default()
+  config.model[field] = "other"
+
+  [problem] = validate(config)
+
+  assert all(f"'{word}'" in problem for word in MODEL_FIELDS[field])
+
+
+def test_every_allowed_word_has_its_code():
+  assert tuple(losses.LOSSES) == choices.LOSSES
+  assert tuple(blocks.REMAT) == MODEL_FIELDS["remat"]
+  for kind in choices.SCHEDULES:
+    optimizer.make_schedule(kind=kind, total_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,6 @@ def test_kernels_cost_as_many_multiply_accumulates_as_layers():
   [
     ("Mixer", {"gelu": "exact"}, "not for gelu='exact': take kernels='plain'"),
     ("Mixer", {"dropout": 0.1}, "not for dropout=0.1: take kernels='plain'"),
-    ("Mixer", {"kernels": "fast"}, "'fast' is none of auto, plain, fused"),
     ("MixerVariation", {}, "is for Mixer, and not for MixerVariation"),
   ],
 )

@@ -298,10 +298,18 @@ def test_a_scanned_program_is_as_long_for_many_blocks_as_for_few(scan, grows):
   assert (count_products(6) > count_products(3)) == grows
 
 
-def test_an_unknown_remat_policy_is_refused(tiny):
-  model, params, images, _ = tiny
-  with pytest.raises(ValueError, match="'all' is none of none, products, tok"):
-    model.clone(remat="all").apply({"params": params}, images)
+@pytest.mark.parametrize(
+  "name, field, message",
+  [
+    ("Mixer-S/32", {"remat": "all"}, "'all' is none of none, products, token_"),
+    ("Mixer-S/32", {"gelu": "erf"}, "gelu='erf' is none of tanh, exact"),
+    ("Mixer-S/32", {"kernels": "fast"}, "'fast' is none of auto, plain, fused"),
+    ("ViT-B/16", {"pool": "max"}, "pool='max' is none of token, mean"),
+  ],
+)
+def test_an_unknown_word_is_refused_with_the_known_ones(name, field, message):
+  with pytest.raises(ValueError, match=message):
+    create(name, **field)
 
 
 def test_stochastic_depth_drops_whole_branches_and_leaves_the_rest_as_it_is(

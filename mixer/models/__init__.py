@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
+from mixer.choices import MODEL_FIELDS
 from mixer.errors import nearest
 from mixer.models import bit, mixer, mixer_variations, vit
 
@@ -80,8 +81,8 @@ def create(name: str, *, num_classes: int | None = None, **fields) -> nn.Module:
     **fields: any field of the model; overrides the variant's sizes.
 
   Raises:
-    ValueError: unknown name or field, missing size, or a `remat` policy that
-      the family does not have; names the valid ones.
+    ValueError: unknown name, field or word for a field, missing size, or a
+      `remat` policy that the family does not have; names the valid ones.
   """
   family = family_of(name)
   fields = sizes(name) | fields
@@ -97,6 +98,11 @@ def _check_fields(family: str, name: str, values: dict):
       raise ValueError(
         f"{name} has no field {field!r}. Did you mean {next(iter(near))!r}? "
         f"Its fields: {', '.join(fields)}."
+      )
+  for field, words in MODEL_FIELDS.items():
+    if field in values and values[field] not in words:
+      raise ValueError(
+        f"{field}={values[field]!r} is none of {', '.join(words)}."
       )
   if (
     values.get("remat") == "token_mixing" and not FAMILIES[family].mixes_tokens

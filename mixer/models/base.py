@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mixer.models.blocks import survival_probs
-from mixer.models.layers import apply_mask, check_gelu, patch_embedding
+from mixer.models.layers import apply_mask, patch_embedding
 
 
 class ImageModel(nn.Module, kw_only=True):
@@ -121,7 +121,6 @@ class TokenModel(ImageModel, kw_only=True):
       images: any array.
       verb: relation of the parameters to tokens, for the message.
     """
-    check_gelu(self.gelu)
     check_images(images, self.image_channels, self.patch)
     try:
       tokens = self.trained_tokens(self.variables["params"])

@@ -160,8 +160,6 @@ def remat_block(
     scanned: whether the block is the body of a loop, where XLA drops nothing
       itself, so that "none" means "products", and cannot merge the passes.
   """
-  if policy not in REMAT:
-    raise ValueError(f"remat={policy!r} is none of {', '.join(REMAT)}.")
   saveable = REMAT[policy] or (_save_products if scanned else None)
   if saveable is None:
     return block

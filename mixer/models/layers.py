@@ -14,11 +14,12 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
+from mixer.choices import MODEL_FIELDS
+
 # Checkpoint names, which the remat policies in blocks.py refer to.
 HIDDEN = "hidden"  # product before the GELU in a block's second branch
 PRODUCT = "product"  # product with a derivative of its own
 
-GELU_FORMS = ("tanh", "exact")
 _CUBIC = 0.044715
 _SLOPE = 2 * math.sqrt(2 / math.pi)
 
@@ -130,12 +131,6 @@ def _multiply_patches(images, kernel, strides, *_, **__):
   return patches @ kernel.reshape(p * p * c, -1)
 
 
-def check_gelu(form: str):
-  """Raises ValueError unless `form` is one of `GELU_FORMS`."""
-  if form not in GELU_FORMS:
-    raise ValueError(f"gelu={form!r} is none of {', '.join(GELU_FORMS)}.")
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def gelu(x: jax.Array, form: str) -> jax.Array:
   """Applies GELU element by element.
@@ -144,6 +139,7 @@ def gelu(x: jax.Array, form: str) -> jax.Array:
     x: floating-point, any shape.
     form: "tanh", the approximation in the authors' code, or "exact".
   """
+  assert form in MODEL_FIELDS["gelu"]
   return jax.nn.gelu(x, approximate=form == "tanh")
 
 

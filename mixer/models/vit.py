@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mixer.choices import MODEL_FIELDS
 from mixer.models.base import TokenModel
 from mixer.models.blocks import ResidualBlock, dropout_mask, remat_block
 from mixer.models.layers import HIDDEN, apply_mask, cast_products, dense, gelu
@@ -27,7 +28,6 @@ VARIANTS = {
   "ViT-H/14": (14,     1280,     32,  5120,  16),
 }  # fmt: skip
 
-POOLS = ("token", "mean")
 _KERNEL_INIT = nn.initializers.xavier_uniform()
 
 
@@ -194,8 +194,7 @@ class VisionTransformer(TokenModel, kw_only=True):
     return positions.shape[1] - has_token
 
   def check(self, images):
-    if self.pool not in POOLS:
-      raise ValueError(f"pool={self.pool!r} is none of {', '.join(POOLS)}.")
+    assert self.pool in MODEL_FIELDS["pool"]
     if self.hidden % self.heads:
       raise ValueError(
         f"heads={self.heads} do not divide hidden={self.hidden} channels: take "

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("linear", "cosine", "constant")
-OPTIMIZERS = ("adam", "momentum")
+from mixer.choices import OPTIMIZERS
 
 
 def make_schedule(
@@ -27,7 +26,7 @@ def make_schedule(
   """Makes the factor on the peak learning rate, as a function of the step.
 
   Args:
-    kind: what follows the warm-up, one of SCHEDULES.
+    kind: what follows the warm-up, one of choices.SCHEDULES.
     total_steps: updates of the whole run.
     warmup_steps: updates of the linear rise from 0; the first update has
       factor 0.
@@ -65,7 +64,7 @@ def make_optimizer(
   Args:
     params: nested dict of arrays or shapes.
     schedule: the factor from `make_schedule`.
-    name: one of OPTIMIZERS.
+    name: one of choices.OPTIMIZERS.
     learning_rate: the peak.
     weight_decay: decoupled, on kernels only, times the schedule, not times the
       learning rate.
@@ -81,6 +80,7 @@ def make_optimizer(
   Raises:
     ValueError: a pattern matches no parameter, or everything is frozen.
   """
+  assert name in OPTIMIZERS
   factors = lr_multiplier_tree(params, multipliers)
   if name == "adam":
     direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=accumulator_dtype)

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 import jax
 from flax import linen as nn
 
-KINDS = ("auto", "plain", "fused")
+from mixer.choices import MODEL_FIELDS
+
 # Prefixes of a device's kind. Measured on an H200; an H100 is the same chip
 # with slower memory, which the kernels use less of.
 FASTER_ON = ("NVIDIA H100", "NVIDIA H200")
@@ -78,7 +79,7 @@ def select_kernels(kind: str, *, gelu: str, dropout: float) -> str:
   """Resolves an option `kernels` for this machine's devices.
 
   Args:
-    kind: one of `KINDS`: "plain" for layers, "fused" for kernels on any device,
+    kind: "plain" for layers, "fused" for kernels on any device,
       "auto" for kernels on the GPUs in `FASTER_ON`.
     gelu: of the model; kernels require "tanh".
     dropout: of the model; kernels require 0.
@@ -87,10 +88,9 @@ def select_kernels(kind: str, *, gelu: str, dropout: float) -> str:
     "plain", "gpu" or "tpu".
 
   Raises:
-    ValueError: unknown kind, or "fused" with another GELU or with dropout.
+    ValueError: "fused" with another GELU or with dropout.
   """
-  if kind not in KINDS:
-    raise ValueError(f"kernels={kind!r} is none of {', '.join(KINDS)}.")
+  assert kind in MODEL_FIELDS["kernels"]
   problems = []
   if gelu != "tanh":
     problems.append(f"gelu={gelu!r}")
