@@ -6,6 +6,7 @@ Paths are those of etils.epath, which reads and writes a bucket through gcsfs.
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -44,6 +45,8 @@ def storage_path(path: str | os.PathLike) -> epath.Path:
     raise UserError(
       f"{path} needs the packages for buckets: pip install gcsfs"
     ) from error
+  # It logs the traceback of each error that it also raises.
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
   # Neither TensorFlow, nor cached listings: other processes write there, too.
   os.environ.setdefault("EPATH_USE_TF", "false")
   fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's folder in a bucket, on a real storage server on loopback."""
 
+import contextlib
+import http.server
 import json
 import os
 import random
@@ -8,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -234,6 +237,63 @@ def test_a_run_goes_on_when_its_bucket_was_away(start, storage, on_a_disk):
 
   assert process.returncode == EX_OK, output
   assert_same_run(folder, on_a_disk)
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+  """Answers every request with the status that the server has."""
+
+  def answer(self):
+    self.send_response(self.server.status)
+    self.send_header("Content-Length", "0")
+    self.end_headers()
+
+  do_GET = do_POST = do_PUT = do_DELETE = answer
+
+  def log_message(self, *arguments):
+    pass
+
+
+@contextlib.contextmanager
+def refusing_server(status):
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+  server.status = status
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  yield f"http://127.0.0.1:{server.server_port}"
+  server.shutdown()
+  server.server_close()
+
+
+def test_a_bucket_that_refuses_is_one_message_of_run_and_dry_run(
+  digits_dir, environment, storage
+):
+  """Refusals end with 2, and an unreachable bucket with 75 after retries."""
+  expected = {
+    401: (EX_USAGE, "no valid credentials"),
+    403: (EX_USAGE, "permission denied"),
+    404: (EX_USAGE, "there is no bucket"),
+    503: (EX_TEMPFAIL, "cannot be reached"),
+  }
+  with contextlib.ExitStack() as stack:
+    processes = []
+    for status in expected:
+      url = stack.enter_context(refusing_server(status))
+      for flags in [], ["--dry_run"]:
+        process = subprocess.Popen(
+          runs.command(digits_dir, "gs://bucket/refused", *flags),
+          cwd=runs.ROOT,
+          env=environment | dict.fromkeys(storage.environment, url),
+          stdout=subprocess.DEVNULL,
+          stderr=subprocess.PIPE,
+          text=True,
+        )
+        processes.append((process, status))
+    for process, status in processes:
+      errors = process.communicate()[1]
+      code, words = expected[status]
+      assert process.returncode == code, errors
+      assert "error: gs://bucket/refused" in errors
+      assert words in errors
+      assert "Traceback" not in errors
 
 
 @pytest.fixture
