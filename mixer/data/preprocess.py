@@ -15,7 +15,7 @@ import numpy as np
 
 from mixer.data import permutations, pp_parser, randaugment  # noqa: F401
 from mixer.data.pp_parser import Op, Size, op
-from mixer.data.resize import Method, check_method, check_size, resize
+from mixer.data.resize import Method, check_size, resize
 from mixer.errors import UserError
 
 # Workers use all cores already, an image a thread.
@@ -38,9 +38,6 @@ class Resize:
   method: Method = "bilinear"
   antialias: bool = False
 
-  def __post_init__(self) -> None:
-    check_method(self.method, self.antialias)
-
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     h, w = _height_width(self.size)
     return resize(image, h, w, self.method, self.antialias)
@@ -55,7 +52,6 @@ class ResizeSmall:
   antialias: bool = False
 
   def __post_init__(self) -> None:
-    check_method(self.method, self.antialias)
     if self.size < 1:
       raise ValueError("size must be above 0")
 
@@ -118,7 +114,6 @@ class InceptionCrop:
   antialias: bool = False
 
   def __post_init__(self) -> None:
-    check_method(self.method, self.antialias)
     if not 0 < self.area_min <= self.area_max <= 100:
       raise ValueError("area_min and area_max must rise within 0..100 per cent")
     if not 0 < self.ratio_min <= self.ratio_max:

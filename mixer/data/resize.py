@@ -45,7 +45,8 @@ def resize(
     method: "bilinear" and "bicubic" weigh the nearest 2 and 4 pixels of each
       axis; where bicubic leaves 0..255, it is clipped. "area" averages what
       lies under a new pixel.
-    antialias: takes more pixels where the image shrinks, so that each counts.
+    antialias: takes more pixels where the image shrinks, so that each counts;
+      no change for "area", which averages them all.
 
   Raises:
     UserError: the result would be enormous.
@@ -71,15 +72,6 @@ def resize(
   image = _weigh(rows, image)  # height w c
   image = _weigh(columns, cv2.transpose(image))  # width height c
   return cv2.transpose(np.clip(image, 0, 255, out=image).astype(np.uint8))
-
-
-def check_method(method: Method, antialias: bool) -> None:
-  """Raises ValueError if the two do not go together."""
-  if method == "area" and antialias:
-    raise ValueError(
-      "antialias=True goes with bilinear and bicubic; area needs none, it"
-      " averages all pixels anyway"
-    )
 
 
 def check_size(height: int, width: int) -> None:
