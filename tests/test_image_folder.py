@@ -337,3 +337,20 @@ def test_links_that_lead_nowhere_are_refused(tree):
   (tree / "train" / "cat" / "lost.png").symlink_to("/nowhere")
 
   assert "lead nowhere: lost.png" in refused(tree)
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(tree, capsys):
+  for name in "1.HEIC", "2.heic", "3.avif", "4", ".hidden":
+    (tree / "train" / "cat" / name).touch()
+
+  assert len(open_folder(tree)) == len(open_folder(tree, "train[:100%]")) == 60
+
+  message = capsys.readouterr().err
+  assert message.count(f"4 files in the class folders of {tree}/train") == 1
+  assert "2 .heic, 1 .avif, 1 no suffix" in message
+
+
+def test_a_folder_with_the_name_of_an_image_is_no_image(tree):
+  (tree / "train" / "cat" / "album.jpg").mkdir()
+
+  assert f"{tree}/train/cat holds folders as well: album.jpg" in refused(tree)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from mixer.data.sources.file_io import is_remote
-from mixer.data.sources.image_folder import SUFFIXES, is_hidden
+from mixer.data.sources.image_folder import SUFFIXES, is_hidden, is_image
 from mixer.errors import UserError, format_list, nearest
 
 
@@ -40,7 +40,7 @@ def _find(given: str) -> list[str]:
   for match in matches:
     if os.path.isdir(match):
       images += _walk(match)
-    elif _is_image(os.path.basename(match)):
+    elif is_image(os.path.basename(match)):
       images.append(match)
   if not images:
     raise UserError(_none_there(given, path, matches))
@@ -54,13 +54,8 @@ def _walk(folder: str) -> Iterator[str]:
   for parent, folders, files in os.walk(folder, onerror=stop):
     folders[:] = sorted(x for x in folders if not is_hidden(x))
     for name in sorted(files):
-      if _is_image(name):
+      if is_image(name):
         yield os.path.join(parent, name)
-
-
-def _is_image(name: str) -> bool:
-  suffix = os.path.splitext(name)[1].lower()
-  return suffix in SUFFIXES and not is_hidden(name)
 
 
 def _none_there(given: str, path: str, matches: Sequence[str]) -> str:

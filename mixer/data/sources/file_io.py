@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from mixer.data.sources.base import DatasetNotFoundError
+from mixer.errors import UserError
 
 # Of a thousand shards not all can stay open: many systems give a process 1,024
 # descriptors.
@@ -56,6 +57,20 @@ class RemoteFile:
 
 def open_file(path: str) -> LocalFile | RemoteFile:
   return RemoteFile(path) if is_remote(path) else LocalFile(path)
+
+
+def read_file(path: str) -> bytes:
+  """Returns the contents of a file; raises UserError if it cannot be read."""
+  try:
+    if is_remote(path):
+      return epath.Path(path).read_bytes()
+    with open(path, "rb") as file:
+      return file.read()
+  except OSError as error:
+    raise UserError(
+      f"Cannot read {path}: {error.strerror or error}. Mend its permissions, or"
+      " bring it back: files must stay as they are while they are in use."
+    ) from error
 
 
 def is_remote(path: str | os.PathLike) -> bool:

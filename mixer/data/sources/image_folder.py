@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,12 +17,11 @@ import numpy as np
 from etils import epath
 
 from mixer.data.sources.base import DatasetNotFoundError, Source, split_error
-from mixer.data.sources.file_io import is_remote
+from mixer.data.sources.file_io import is_remote, read_file
 from mixer.errors import UserError, format_list, nearest
 
 SUFFIXES = frozenset(
-  {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-  | {".gif"}
+  ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif".split()
 )
 
 # Folders that systems leave among the user's.
@@ -30,9 +30,8 @@ _IGNORED = frozenset({"@eaDir", "__MACOSX", "lost+found"})
 PREFIX = "folder:"
 
 EXPECTED = (
-  "Expected is DIR/SPLIT/CLASS/IMAGE, such as train/cat/1.jpg and"
-  " test/cat/2.jpg, or DIR/CLASS/IMAGE, such as cat/1.jpg, which is one split"
-  " train."
+  "Expected is DIR/SPLIT/CLASS/IMAGE (train/cat/1.jpg, test/cat/2.jpg), or"
+  " DIR/CLASS/IMAGE (cat/1.jpg), which is one split, train."
 )
 
 _THREADS = 32
@@ -59,7 +58,9 @@ class FolderSource(Source):
 
   def read(self, ids: Sequence[int]) -> list[tuple[bytes, int]]:
     """Returns (encoded image, label) for each id in 0..len-1, in order."""
-    return [(_read(self.locate(i)), int(self.labels[i])) for i in map(int, ids)]
+    return [
+      (read_file(self.locate(i)), int(self.labels[i])) for i in map(int, ids)
+    ]
 
   def read_labels(self, ids: Sequence[int]) -> list[int]:
     """Returns only the labels, which needs no file."""
@@ -106,6 +107,11 @@ def open_split(
   )
 
 
+def is_image(name: str) -> bool:
+  """Returns whether a visible file has the suffix of an image."""
+  return os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)
+
+
 def is_hidden(name: str) -> bool:
   """Returns whether a file or folder is hidden or the system's."""
   return name.startswith(".") or name in _IGNORED
@@ -137,15 +143,15 @@ class FolderSplit:
 
   @property
   def num_examples(self) -> int:
-    return sum(map(len, self.images))
+    return sum(len(entries.images) for entries in self.entries)
 
   @property
   def shard_lengths(self) -> list[int]:
     return [self.num_examples]
 
   @functools.cached_property
-  def images(self) -> list[list[str]]:
-    """Names of the images in each class folder."""
+  def entries(self) -> Sequence[Entries]:
+    """Contents of each class folder."""
     folders = [f"{self.folder}/{name}" for name in self.classes]
     listed = self.listed or _scan_all(folders)
     for folder, entries in zip(folders, listed, strict=True):
@@ -154,7 +160,7 @@ class FolderSplit:
           f"The images of a class must lie directly in its folder, but {folder}"
           f" holds folders as well: {format_list(entries.folders)}. {EXPECTED}"
         )
-    return [entries.images for entries in listed]
+    return listed
 
   def listing(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns file names, bytes [n], and the number of each one's class, int32.
@@ -165,7 +171,12 @@ class FolderSplit:
     Raises:
       UserError: a class has no images.
     """
-    pairs = list(zip(self.classes, self.images, strict=True))
+    if others := tuple(x for e in self.entries for x in e.others):
+      _report_others(self.folder, others)
+    pairs = [
+      (name, entries.images)
+      for name, entries in zip(self.classes, self.entries, strict=True)
+    ]
     if empty := [name for name, images in pairs if not images]:
       raise UserError(
         f"{len(empty)} of {len(pairs)} class folders in {self.folder} hold no"
@@ -173,17 +184,14 @@ class FolderSplit:
         f" {' '.join(sorted(SUFFIXES))}. Fill these folders or remove them."
       )
     names = np.array([os.fsencode(x) for _, images in pairs for x in images])
-    classes = np.repeat(
-      np.arange(len(pairs), dtype=np.int32),
-      [len(images) for _, images in pairs],
-    )
-    keys = (
+    counts = [len(images) for _, images in pairs]
+    classes = np.repeat(np.arange(len(pairs), dtype=np.int32), counts)
+    keys = b"".join(
       hashlib.blake2b(os.fsencode(f"{name}/{x}"), digest_size=8).digest()
       for name, images in pairs
       for x in images
     )
-    keys = np.frombuffer(b"".join(keys), ">u8")
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(np.frombuffer(keys, ">u8"), kind="stable")
     return names[order], classes[order]
 
 
@@ -230,14 +238,16 @@ def scan(folder: str) -> Entries:
   """Lists a folder, without what systems hide or leave in it."""
   folders, images, others, dangling = [], [], [], []
   try:
-    for entry in _entries(folder):
+    is_local = not is_remote(folder)
+    for entry in (
+      os.scandir(folder) if is_local else epath.Path(folder).iterdir()
+    ):
       if is_hidden(entry.name):
         continue
-      is_link = isinstance(entry, os.DirEntry) and entry.is_symlink()
-      if is_link and not os.path.exists(entry.path):
+      if is_local and entry.is_symlink() and not os.path.exists(entry.path):
         dangling.append(entry.name)
-      # By name first: a bucket takes long to tell folders from files.
-      elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+      # A bucket takes long to tell folders from files.
+      elif is_image(entry.name) and not (is_local and entry.is_dir()):
         images.append(entry.name)
       elif entry.is_dir():
         folders.append(entry.name)
@@ -255,17 +265,23 @@ def scan(folder: str) -> Entries:
   return Entries(sorted(folders), sorted(images), sorted(others))
 
 
-def _entries(folder: str) -> list:
-  """Returns the contents of a folder, with name, is_dir() and more."""
-  if is_remote(folder):
-    return list(epath.Path(folder).iterdir())
-  with os.scandir(folder) as entries:
-    return list(entries)
-
-
 def _scan_all(folders: Sequence[str]) -> list[Entries]:
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     return list(pool.map(scan, folders))
+
+
+@functools.cache  # once, although evaluators open the same folders
+def _report_others(folder: str, names: tuple[str, ...]) -> None:
+  """Prints how many files of a split are no images, by their suffix."""
+  suffixes = [os.path.splitext(x)[1].lower() or "no suffix" for x in names]
+  counts = collections.Counter(suffixes).most_common()
+  print(
+    f"{len(names):,} files in the class folders of {folder} are left out,"
+    f" because their suffix is not one of {' '.join(sorted(SUFFIXES))}:"
+    f" {format_list([f'{n:,} {suffix}' for suffix, n in counts])}.",
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 def _no_such_folder(root: str) -> str:
@@ -311,12 +327,10 @@ def _class_names(
     parts = [splits["train"]] if "train" in splits else splits.values()
     return sorted({*itertools.chain(*(part.classes for part in parts))})
   try:
-    lines = (
-      epath.Path(os.path.expanduser(file)).read_text("utf-8-sig").splitlines()
-    )
+    text = epath.Path(file).expanduser().read_text("utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"Cannot read the classes from {file}: {error}.") from error
-  names = [line.strip() for line in lines if line.strip()]
+  names = [line.strip() for line in text.splitlines() if line.strip()]
   twice = [name for name, n in collections.Counter(names).items() if n > 1]
   if twice:
     raise UserError(
@@ -335,16 +349,3 @@ def _check_known(split: FolderSplit, names: Sequence[str], place: str) -> None:
       f"Class folders of {split.folder} are not in {place}:"
       f" {format_list(unknown)}{hint}. Add them there, or remove the folders."
     )
-
-
-def _read(path: str) -> bytes:
-  try:
-    if is_remote(path):
-      return epath.Path(path).read_bytes()
-    with open(path, "rb") as file:
-      return file.read()
-  except OSError as error:
-    raise UserError(
-      f"Cannot read {path}: {error.strerror or error}. Mend its permissions, or"
-      " bring it back: files must stay as they are while they are in use."
-    ) from error
