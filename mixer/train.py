@@ -2,7 +2,6 @@
 """A training run, from its config to its weights: `train` shows all of it."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable, Iterator
 
@@ -24,7 +23,6 @@ from mixer.cluster import ONE_HOST, Cluster
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.shuffle import IndexShuffler
-from mixer.data_plan import check_classes
 from mixer.distributed import Hosts, initialize
 from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
@@ -53,11 +51,14 @@ from mixer.training.preemption import PreemptedError, catch_signals
 from mixer.training.prefetch import prefetch_to_device
 from mixer.training.setup import (
   abstract_state,
+  check_same_run,
   create_optimizer,
   create_sharding,
   create_update,
   initial_state,
+  is_new,
   open_checkpoints,
+  plan_run,
 )
 from mixer.training.sharding import all_devices, local_devices, to_host
 from mixer.training.step import TrainState
@@ -113,7 +114,7 @@ def train(
       should_stop = stack.enter_context(catch_signals(hosts))
 
     # Plan, and compare the plan with the folder's and with the other hosts'.
-    plan = make_run_plan(
+    plan = plan_run(
       config,
       folder,
       hosts,
@@ -272,45 +273,6 @@ def dry_run(
       check_folder(place)
   print("Nothing is missing: without --dry_run this trains.")
   return EX_OK
-
-
-def make_run_plan(
-  config: ConfigDict,
-  folder: epath.Path,
-  hosts: Hosts,
-  *,
-  accept_changes: bool,
-  skip_missing: bool,
-) -> Plan:
-  """Plans the run and compares it with the run that the folder holds.
-
-  Raises:
-    UserError: all complaints about the plan, or see `check_same_run`.
-  """
-  with hosts.raise_on_all():
-    is_new_run = is_new(folder)
-  [is_new_run, *_] = hosts.gather(is_new_run)
-  with hosts.raise_on_all():
-    if not is_new_run:
-      run_dir.inherit_gelu(folder, config)
-    plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
-    plan.complaints.raise_all()
-    check_same_run(plan, folder, accept_changes=accept_changes)
-  return plan
-
-
-def is_new(folder: epath.Path) -> bool:
-  """Returns True if the folder has no checkpoint to go on from."""
-  return not Checkpoints(folder / run_dir.CHECKPOINTS).steps
-
-
-def check_same_run(plan: Plan, folder: epath.Path, *, accept_changes: bool):
-  """Raises UserError if the folder's run has another config or classes."""
-  run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
-  if classes := weights.trained_classes(folder):
-    check_classes(
-      plan.data.source, classes, os.fspath(folder / weights.CLASSES)
-    )
 
 
 def restore(

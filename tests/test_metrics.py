@@ -20,9 +20,10 @@ from tensorboard.util import tensor_util
 
 from mixer.errors import UserError
 from mixer.training import metrics
-from mixer.training.metrics import MetricWriter, Timer, read_rows
+from mixer.training.metrics import MetricWriter, read_rows
 from mixer.training.plots import draw_learning_curve
 from mixer.training.progress import ProgressLine, format_seconds
+from mixer.training.timer import Timer
 
 ROOT = Path(__file__).resolve().parent.parent
 

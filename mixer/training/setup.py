@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creates the optimizer, update, state and checkpoints of a plan."""
+"""Plans a run, and creates the optimizer, update, state and checkpoints."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
+from ml_collections import ConfigDict
 
-from mixer.plan import Plan
+from mixer import weights
+from mixer.data_plan import check_classes
+from mixer.distributed import Hosts
+from mixer.plan import Plan, make_plan
+from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.run_dir import CHECKPOINTS
@@ -20,6 +27,45 @@ from mixer.training.step import (
   create_state,
   train_step,
 )
+
+
+def plan_run(
+  config: ConfigDict,
+  folder: epath.Path,
+  hosts: Hosts,
+  *,
+  accept_changes: bool,
+  skip_missing: bool,
+) -> Plan:
+  """Plans the run and compares it with the run that the folder holds.
+
+  Raises:
+    UserError: all complaints about the plan, or see `check_same_run`.
+  """
+  with hosts.raise_on_all():
+    is_new_run = is_new(folder)
+  [is_new_run, *_] = hosts.gather(is_new_run)
+  with hosts.raise_on_all():
+    if not is_new_run:
+      run_dir.inherit_gelu(folder, config)
+    plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
+    plan.complaints.raise_all()
+    check_same_run(plan, folder, accept_changes=accept_changes)
+  return plan
+
+
+def is_new(folder: epath.Path) -> bool:
+  """Returns True if the folder has no checkpoint to go on from."""
+  return not Checkpoints(folder / run_dir.CHECKPOINTS).steps
+
+
+def check_same_run(plan: Plan, folder: epath.Path, *, accept_changes: bool):
+  """Raises UserError if the folder's run has another config or classes."""
+  run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
+  if classes := weights.trained_classes(folder):
+    check_classes(
+      plan.data.source, classes, os.fspath(folder / weights.CLASSES)
+    )
 
 
 def create_optimizer(

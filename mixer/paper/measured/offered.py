@@ -10,19 +10,17 @@ from pathlib import Path
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixer import config as schema
+from mixer import schema
 from mixer.errors import UserError
 from mixer.paper.measured.device_days import device_days
 from mixer.paper.measured.records import EVALUATION, RUN, SWEEP, SWEEPS
+from mixer.paper.run_files import check_start, read_log, read_starts
 from mixer.storage import storage_errors, storage_path
 from mixer.sweep.report import JSON
 from mixer.training.run_dir import EVALUATION as EVALUATION_FILE
 from mixer.training.run_dir import (
-  check_start,
   read_config,
   read_json,
-  read_log,
-  read_starts,
   validate_config,
   wrap_read_errors,
 )

@@ -11,20 +11,16 @@ from pathlib import Path
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixer import config as schema
+from mixer import schema
 from mixer.errors import UserError, format_list
 from mixer.paper.measured.device_days import update_seconds
+from mixer.paper.run_files import read_log, read_starts
 from mixer.storage import storage_errors, storage_path
 from mixer.sweep.report import JSON as SWEEP_FILE
 from mixer.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.metrics import Number
 from mixer.training.plots import collect
-from mixer.training.run_dir import (
-  read_config,
-  read_log,
-  read_starts,
-  wrap_read_errors,
-)
+from mixer.training.run_dir import read_config, wrap_read_errors
 from mixer.weights import RUN_FILE
 
 Series = tuple[list[int], list[float]]  # steps and values
