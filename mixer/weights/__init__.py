@@ -15,15 +15,15 @@ from mixer.weights.merge_params import merge_params
 
 __all__ = [
   "CLASSES",
-  "LoadedWeights",
-  "RUN_FILE",
   "gelu_note",
-  "merge_params",
-  "grow",
-  "load",
-  "read",
-  "save",
   "grid_shape",
-  "trained_classes",
+  "grow",
   "integer_factor",
+  "load",
+  "LoadedWeights",
+  "merge_params",
+  "read",
+  "RUN_FILE",
+  "save",
+  "trained_classes",
 ]
