@@ -115,10 +115,8 @@ def plan_data(
     with complaints.collect():
       per_device, accumulation = _split_batch(config, devices)
     with complaints.collect("config.data: "):
-      opened = _open_split(config, data, "data", classes=data.classes)
-      data.examples = len(opened)
-      _check_num_classes(opened, config)
-      source = opened
+      source = _open_split(config, "data", data)
+      data.examples = len(source)
   else:  # evaluators take as many images at once, about
     share = -(-config.batch // devices)
     per_device = min(share, config.max_per_device or share)
@@ -195,7 +193,9 @@ def _check_image_size(
   for where, part in parts.items():
     with complaints.collect(f"config.{where}.ops: "):
       if not part.ops:
-        raise UserError("is not set, such as 'resize_small(256)'.")
+        raise UserError(
+          "is not set, such as 'resize_small(256) | central_crop(224)'."
+        )
       size = preprocess.output_size(part.ops)
       if first is None:
         first, image_size = where, size
@@ -213,53 +213,61 @@ def _open_eval(
   """Opens an evaluator's split, and the pool that it samples from if any."""
   options, where = config.evals[name], f"evals.{name}"
   kind = EVALUATORS[options.type]
-  data_name = options.name or config.data.name or ""
-  is_folder = data_name.startswith(image_folder.PREFIX)
   source = _open_split(
     config,
-    options,
     where,
-    classes=config.data.classes if is_folder and not kind.own_classes else "",
+    options,
     multilabel=kind.multilabel,
+    own_classes=kind.own_classes,
   )
-  if not kind.own_classes:
-    _check_num_classes(source, config)
-    if training is not None:
-      check_classes(source, training.class_names, "training")
+  if training is not None and not kind.own_classes:
+    check_classes(source, training.class_names, "training")
   if "pool_split" not in options:
     return source, None
-  pool = options.copy_and_resolve_references()
-  pool.update(split=options.pool_split, examples=None)
-  return source, _open_split(config, pool, where)
+  options = options.copy_and_resolve_references()
+  options.update(split=options.pool_split, examples=None)
+  return source, _open_split(config, where, options, own_classes=True)
 
 
 def _open_split(
   config: ConfigDict,
-  options: ConfigDict,
   where: str,
+  options: ConfigDict,
   *,
-  classes: str = "",
   multilabel: bool = False,
+  own_classes: bool = False,
 ) -> Source:
-  """Opens the split of one part of the config, and compares the two."""
+  """Opens a split and compares it with the config.
+
+  Args:
+    config: the whole.
+    where: the part of the config that is about this split, such as "data".
+    options: that part.
+    multilabel: an example must have any number of classes, and not one.
+    own_classes: the split's classes need not be those of the head.
+  """
   name, split = options.name or config.data.name, options.split
   if not name:
     raise UserError("name, the data set, is not set.")
   if not split:
     raise UserError("split is not set, such as 'validation'.")
+  classes = ""
+  if where == "data" or name.startswith(image_folder.PREFIX):
+    classes = config.data.classes
   source = open_source(
     name,
     split,
     data_dir=config.data.data_dir or None,
     image_key=options.image,
     label_key=options.label,
-    classes=classes or None,
+    classes=None if own_classes else classes or None,
   )
-  if options.examples and options.examples != len(source):
+  examples, width = len(source), config.model.num_classes
+  if options.examples and options.examples != examples:
     raise UserError(
-      f"{name} has {len(source)} examples in {split!r}, and not "
-      f"{options.examples}: set config.{where}.examples = {len(source)}, or 0 "
-      "for the number on disk."
+      f"{name} has {examples} examples in {split!r}, and not "
+      f"{options.examples}: set config.{where}.examples = {examples}, or 0 for "
+      "the number on disk."
     )
   if bool(source.label_shape) != multilabel:
     labels = "one class"
@@ -270,6 +278,11 @@ def _open_split(
     raise UserError(
       f"The label {options.label!r} of {name} is {labels} an image, which is "
       f"{advice}"
+    )
+  if not own_classes and source.num_classes != width:
+    raise UserError(
+      f"{name} has {source.num_classes} classes, the model {width}: set "
+      f"config.model.num_classes = {source.num_classes}."
     )
   _try_examples(source, options.ops)
   return source
@@ -294,16 +307,6 @@ def _try_examples(source: Source, ops: str | None):
         f"The ops fail on example {i} of {source.name}, split {source.split}"
         f" ({source.locate(i)}): {error}"
       ) from error
-
-
-def _check_num_classes(source: Source, config: ConfigDict):
-  """Raises UserError if the head has another width."""
-  if source.num_classes != config.model.num_classes:
-    raise UserError(
-      f"{source.name} has {source.num_classes} classes, the model "
-      f"{config.model.num_classes}: set config.model.num_classes = "
-      f"{source.num_classes}."
-    )
 
 
 def check_classes(source: Source, trained: Sequence[str], where: str) -> None:

@@ -148,7 +148,7 @@ def resolve_steps(
     if not examples:
       raise UserError(
         f"{prefix}_epochs = {value} needs the number of training examples: set "
-        "data.examples."
+        "config.data.examples."
       )
     value *= examples
   return max(round(value / batch), 1)

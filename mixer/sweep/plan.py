@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sweep comes to, and all that is wrong with it, beforehand."""
+"""A sweep resolved: its runs, their plans, and all complaints at once."""
 
 import collections
 import dataclasses
@@ -52,7 +52,7 @@ class SweepPlan:
     return final_runs(self.final_config, self.folder, rate)
 
   def outcomes(self) -> list[Outcome | None]:
-    """What has come of the grid so far."""
+    """Returns the outcome of each run of the grid; None for unfinished ones."""
     steps = self.part.schedule.total_steps
     return [read_outcome(run, steps) for run in self.grid]
 
@@ -120,7 +120,7 @@ def _check_grid(sweep: SweepPlan):
 
 
 def _rates(sweep: SweepPlan) -> list[float]:
-  """The rates that final runs may still be made with."""
+  """Returns the learning rates that may still be chosen for the final runs."""
   if sweep.part.schedule.total_steps:
     outcomes = sweep.outcomes()
     if None not in outcomes:
@@ -130,7 +130,9 @@ def _rates(sweep: SweepPlan) -> list[float]:
 
 
 def choose(config: ConfigDict, outcomes: list[Outcome]) -> Outcome | None:
-  """The best by config.sweep.metric, of equals the lowest rate; None if none.
+  """Returns the best outcome by config.sweep.metric, None if all have failed.
+
+  Equal outcomes: the one with the lowest rate.
 
   Args:
     config: of the sweep.
@@ -146,7 +148,7 @@ def choose(config: ConfigDict, outcomes: list[Outcome]) -> Outcome | None:
 def _plan_runs(
   sweep: SweepPlan, config: ConfigDict, runs: list[SweepRun]
 ) -> Plan:
-  """Plans what the runs have in common."""
+  """Makes the plan that the runs share, except for rate and seed."""
   config = config.copy_and_resolve_references()
   load_init = any(run.needs_start for run in runs)
   if sweep.part is not None and sweep.part.model.initial_params is not None:
@@ -158,7 +160,7 @@ def _plan_runs(
 
 
 def _collect(sweep: SweepPlan):
-  """Adds what is wrong with the runs; most is the same for both kinds."""
+  """Adds the complaints about both kinds of runs, each once."""
   sweep.complaints.problems += sweep.part.complaints.problems
   sweep.complaints.problems += [
     "In the final runs: "
@@ -199,7 +201,7 @@ def _check_result(
 def _check_results_there(
   sweep: SweepPlan, plan: Plan, runs: list[SweepRun], key: str
 ):
-  """Looks whether the finished runs have the result that they are judged by."""
+  """Complains of finished runs without the result that they are judged by."""
   wanted = sweep.config.sweep[key]
   for run in runs:
     steps = plan.schedule.total_steps
@@ -213,7 +215,7 @@ def _check_results_there(
 
 
 def _other_configs(plan: Plan, runs: list[SweepRun]) -> Iterator[str]:
-  """Compares with the runs that are there; one complaint for one difference."""
+  """Compares with the finished runs; yields one complaint per difference."""
   if not plan.config.data.examples:
     return  # the runs know how many there are; here it is complained of
   folders = collections.defaultdict(list)
@@ -232,7 +234,7 @@ def _other_configs(plan: Plan, runs: list[SweepRun]) -> Iterator[str]:
 
 
 def describe(sweep: SweepPlan) -> str:
-  """The plan for a person: what a run is, and how many there are."""
+  """Returns the plan as lines of text: a run, and the number of runs."""
   options = sweep.config.sweep
   lines = [plan_summary(sweep.part)]
   grid = sweep.grid
@@ -260,7 +262,7 @@ def describe(sweep: SweepPlan) -> str:
 
 
 def _there(sweep: SweepPlan) -> list[str]:
-  """Lines about runs that there are in the folder already."""
+  """Returns lines about the runs that the folder holds already."""
   finals = [run for rate in _rates(sweep) for run in sweep.finals(rate)]
   lines = []
   for plan, runs in (sweep.part, sweep.grid), (sweep.whole, finals):

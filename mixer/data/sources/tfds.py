@@ -12,7 +12,12 @@ import numpy as np
 from etils import epath
 
 from mixer.data.labels import Label, find_label
-from mixer.data.sources.base import DatasetNotFoundError, Source, split_error
+from mixer.data.sources.base import (
+  COPY_AGAIN,
+  DatasetNotFoundError,
+  Source,
+  split_error,
+)
 from mixer.data.sources.file_io import is_remote
 from mixer.data.sources.records import ArrayRecords, Records, TFRecords
 from mixer.errors import UserError, nearest
@@ -60,8 +65,8 @@ class TfdsSource(Source):
         raise UserError(
           f"{self.locate(i)}, is not an example with {self.image_key!r} and a"
           f" label in {' and '.join(map(repr, self.label.keys))}: the file is"
-          " damaged, or the split has no labels. Copy the file again, prepare"
-          " the data set again, or take another split."
+          " damaged, or the split has no labels: take another split."
+          f" {COPY_AGAIN}"
         ) from error
       examples.append((image, label))
     return examples
@@ -172,9 +177,8 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
     reason = str(error).partition("\n")[0][:200]
     raise UserError(
       f"{folder / INFO} or features.json next to it cannot be read by"
-      f" tensorflow-datasets {tfds.__version__} ({reason}): if a newer version"
-      " wrote them, upgrade it; if they are damaged, copy them again, or delete"
-      " the folder and prepare the data set again."
+      f" tensorflow-datasets {tfds.__version__} ({reason}). If a newer version"
+      f" wrote them, upgrade it. If they are damaged: {COPY_AGAIN}"
     ) from error
 
 
@@ -214,10 +218,7 @@ def _read_json(path: epath.Path) -> dict:
   try:
     content = json.loads(path.read_text())
   except ValueError as error:
-    raise UserError(
-      f"{path} is damaged ({error}): copy it again, or delete the folder and"
-      " prepare the data set again."
-    ) from error
+    raise UserError(f"{path} is damaged ({error}). {COPY_AGAIN}") from error
   if not isinstance(content, dict):
     raise UserError(f"{path} is not metadata of TFDS.")
   return content
