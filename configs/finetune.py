@@ -63,7 +63,7 @@ Published and not published:
   paper's rule and the paper's own data sets agree: as Pets and Flowers below
   20,000 images, as CIFAR below 500,000, else as ImageNet. The minival is the
   last tenth, fiftieth or hundredth of train, in an order as good as random. The
-  test is on the split test, validation or val, whichever there is first;
+  test is on the split test, validation, valid or val, the first there is;
   without any, the sweep's last runs leave out the minival as well and report
   it, which flatters by what the choice of the rate was worth. A comma ends the
   folder's name, as it ends every argument: link such a folder under another
@@ -122,7 +122,7 @@ BY_SIZE = (
   (500_000, 10_000, 500, 98),
   (float("inf"), 20_000, 500, 99),
 )
-TEST_SPLITS = ("test", "validation", "val")
+TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
 def folder_data_set(name):

@@ -56,6 +56,13 @@ def test_images_of_ones_own_are_counted_and_take_the_settings_of_their_number(
   assert config.sweep.full_split == "train"
 
 
+@pytest.mark.parametrize("name", ["test", "validation", "valid", "val"])
+def test_the_test_split_may_have_any_of_the_usual_names(images, name):
+  (images / "val").rename(images / name)
+
+  assert finetune(f"dataset=folder:{images}").evals.test.split == name
+
+
 def test_without_a_test_split_the_held_out_part_is_what_is_reported(images):
   shutil.rmtree(images / "val")
   config = finetune(f"dataset=folder:{images},res=32")

@@ -206,7 +206,8 @@ def _default_config(folder: epath.Path, dataset: str) -> epath.Path:
     return folder
   metadata = folder / ".config" / "metadata.json"
   if metadata.exists():
-    return folder / _read_json(metadata)["default_config_name"]
+    if config := _read_json(metadata).get("default_config_name"):
+      return folder / config
   configs = [child for child in folder.iterdir() if _versions(child)]
   if len(configs) > 1:
     names = ", ".join(sorted(f"{dataset}/{child.name}" for child in configs))
