@@ -9,12 +9,14 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
 import jax
 import numpy as np
 import pytest
+import recipes
 from runs import (
   ROOT,
   STEPS,
@@ -540,3 +542,37 @@ def test_what_the_user_must_change_is_one_message_and_exit_2(
   assert ended.returncode == EX_USAGE
   assert words in ended.stderr
   assert "Traceback" not in ended.stderr
+
+
+def test_a_run_of_an_older_version_goes_on(digits_dir, tmp_path):
+  """Its losses are those of the older version, on another number of devices."""
+  with tarfile.open(ROOT / "tests" / "goldens" / "old_run.tar.gz") as archive:
+    archive.extractall(tmp_path, filter="data")
+  expected = results(read_rows(tmp_path))
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.update_from_flattened_dict(
+    {
+      "total_epochs": 0.0,
+      "total_steps": 6,
+      "batch": 16,
+      "model.hidden": 4,
+      "model.blocks": 1,
+      "model.tokens_mlp": 4,
+      "model.channels_mlp": 4,
+      "schedule.warmup_epochs": 0.0,
+      "schedule.warmup_steps": 2,
+      "checkpoint.every_epochs": 0.0,
+      "checkpoint.every_steps": 3,
+      "log.every_steps": 1,
+    }
+  )
+
+  assert train.train(config, str(tmp_path)) == EX_OK
+
+  steps = results(read_rows(tmp_path))
+  starts = json.loads((tmp_path / "provenance.json").read_text())["starts"]
+  assert starts[0]["from_step"] == 3
+  assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+  for row, before in zip(steps, expected, strict=True):
+    assert row == pytest.approx(before, rel=1e-3)
