@@ -134,7 +134,8 @@ def renew(lease: "_Lease", has_ended: threading.Event) -> None:
   """
   while not has_ended.wait(RENEW_SECONDS):
     try:
-      is_ours = lease.take(lease.generation)
+      # 0: somebody has deleted it.
+      is_ours = lease.take(lease.generation) or lease.take(0)
     except Exception as error:
       logging.warning("Cannot renew the lock of %s: %s", lease.folder, error)
       continue
