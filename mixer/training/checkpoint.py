@@ -14,8 +14,9 @@ carries the CRC-32 of every array in its metadata.
 
 Orbax's managers are not used. They list a folder only when opened, and create
 it, which suits no reader next to a running training; and they know no
-quarantine. The v1 API was tried, on a disk and in a bucket: it would do, but its
-methods are still being renamed, and old checkpoints would need a second reader.
+quarantine. The v1 API was tried, on a disk and in a bucket: it would do, but
+its methods are still being renamed, and old checkpoints would need a second
+reader.
 """
 
 import contextlib
