@@ -20,7 +20,7 @@ from mixer.data.sources import (
 )
 from mixer.data.workers import Workers
 from mixer.errors import UserError, did_you_mean, format_list
-from mixer.schema import resolve_steps
+from mixer.schema import EpochLengthError, resolve_steps
 
 
 @dataclasses.dataclass
@@ -42,6 +42,9 @@ class Complaints:
     except DatasetNotFoundError as error:
       if str(error) not in self.missing:
         self.missing.append(str(error))
+    except EpochLengthError as error:  # the same for every duration
+      if str(error) not in self.problems:
+        self.problems.append(str(error))
     except ValueError as error:
       self.problems.append(f"{prefix}{error}")
 

@@ -114,6 +114,10 @@ def defaults(schema: dict[str, Key | dict]) -> ConfigDict:
   return config
 
 
+class EpochLengthError(UserError):
+  """A duration is in epochs, and the number of examples is unknown."""
+
+
 def resolve_steps(
   config: ConfigDict, prefix: str, *, batch: int, examples: int | None
 ) -> int | None:
@@ -129,7 +133,8 @@ def resolve_steps(
     Updates, rounded to the nearest and at least 1; None if none is set.
 
   Raises:
-    UserError: more than one unit is set, or an epoch's length is unknown.
+    EpochLengthError: the unit is epochs, and `examples` is not known.
+    UserError: more than one unit is set, or the value is not a length.
   """
   units = ("steps", "epochs", "examples")
   values = {u: config[f"{prefix}_{u}"] for u in units}
@@ -146,9 +151,9 @@ def resolve_steps(
     return value
   if unit == "epochs":
     if not examples:
-      raise UserError(
-        f"{prefix}_epochs = {value} needs the number of training examples: set "
-        "config.data.examples."
+      raise EpochLengthError(
+        "Durations in epochs need the number of training examples: prepare the "
+        "data set, or set config.data.examples."
       )
     value *= examples
   return max(round(value / batch), 1)

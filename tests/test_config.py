@@ -201,6 +201,19 @@ def test_all_complaints_come_together(digits_dir):
   assert len(str(error.value).splitlines()) >= 4
 
 
+def test_a_missing_data_set_is_the_first_complaint(tmp_path):
+  plan = plan_digits(str(tmp_path), batch=100, data__examples=None)
+
+  with pytest.raises(UserError) as error:
+    plan.complaints.raise_all()
+
+  first, *others = str(error.value).splitlines()
+  assert first.startswith("digits is not prepared")
+  assert any("100 is not divided" in line for line in others)
+  [epochs] = [line for line in others if "epochs" in line]
+  assert "set config.data.examples" in epochs
+
+
 def test_an_evaluators_type_is_checked(digits_dir):
   config = recipes.load("digits")
   config.data.data_dir = digits_dir
