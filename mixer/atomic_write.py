@@ -47,8 +47,8 @@ def atomic_write(path: epath.Path | Path) -> Iterator[Path]:
       os.fsync(file.fileno())
     temporary.replace(path)
   except OSError as error:
-    is_full = error.filename is None and error.errno in DISK_ERRORS
-    if not is_full and str(error.filename) != str(temporary):
+    is_disk_error = error.filename is None and error.errno in DISK_ERRORS
+    if not is_disk_error and str(error.filename) != str(temporary):
       raise  # an error of something else in the block
     raise WriteError(error.errno, error.strerror, str(path)) from error
   finally:

@@ -220,11 +220,15 @@ class Hosts:
       if self.count == 1:
         raise
       error = raised
-    texts = self.gather(None if error is None else str(error))
+    mine = None if error is None else str(error)
+    results = self.gather([mine, isinstance(error, RetryableError)])
+    texts = [text for text, _ in results]
     if any(text is not None for text in texts):
       # The original keeps its class and its traceback.
       is_common = error is not None and set(texts) == {str(error)}
-      self.shared_error = error if is_common else UserError(_merge(texts))
+      kinds = {is_transient for text, is_transient in results if text}
+      kind = RetryableError if kinds == {True} else UserError
+      self.shared_error = error if is_common else kind(_merge(texts))
       raise self.shared_error from error.__cause__ if is_common else error
 
   def check_same(

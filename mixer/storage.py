@@ -2,6 +2,11 @@
 """Storage of a run: a local folder or a bucket (gs://), and its errors.
 
 Paths are those of etils.epath, which reads and writes a bucket through gcsfs.
+While a bucket cannot be reached, a run trains on: gcsfs and TensorStore repeat
+each request, for half a minute or longer; metrics wait for the next upload; a
+checkpoint that could not be saved is made up for by the next one. Two saves in
+a row that fail, or metrics that cannot be uploaded before a save, end the run
+with RetryableError.
 """
 
 import contextlib
@@ -17,7 +22,7 @@ from etils import epath
 
 from mixer.errors import RetryableError, UserError
 
-# Errors of a full or read-only disk; the system names no file with them.
+# Errors of a full or read-only disk; their OSError has no filename.
 DISK_ERRORS = errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS
 
 
@@ -93,8 +98,10 @@ def storage_errors(place: str | os.PathLike | None) -> Iterator[None]:
 def explain(error: Exception, place: str | os.PathLike) -> UserError | None:
   """Returns the message for an error of storage; None for any other."""
   if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    # Files for a bucket are written on the local disk first.
+    disk = tempfile.gettempdir() if is_in_bucket(place) else place
     return UserError(
-      f"Cannot write to {error.filename or place}: {error.strerror}. Free some "
+      f"Cannot write to {error.filename or disk}: {error.strerror}. Free some "
       "space, or make it writable, and start the same command again."
     )
   if isinstance(error, UserError) or not is_in_bucket(place):
@@ -146,7 +153,8 @@ def _is_transient(error: Exception, code: str) -> bool:
     isinstance(error, failed)
     or code in ("408", "429")
     or code.startswith("5")
-    or any(status in str(error) for status in statuses)
+    or isinstance(error, ValueError)
+    and any(status in str(error) for status in statuses)
   )
 
 

@@ -179,6 +179,30 @@ def test_an_error_of_one_host_is_raised_on_all_with_its_name(run):
     assert "host 0: no data\nhost 2: no data!!\n" in error
 
 
+@pytest.mark.parametrize(
+  ("errors", "code"),
+  [
+    (["RetryableError", None], EX_TEMPFAIL),
+    (["RetryableError", "UserError"], EX_USAGE),
+  ],
+)
+def test_hosts_are_started_again_if_all_their_errors_are_transient(
+  errors, code, run
+):
+  run.start(
+    f"""
+    from mixer.errors import RetryableError
+    with hosts.raise_on_all():
+      if (error := {errors}[hosts.index]) is not None:
+        raise globals().get(error, RetryableError)(f"no {hosts.index}")
+    """
+  )
+
+  codes, _, errors = run.end()
+
+  assert codes == [code] * 2, errors
+
+
 def test_what_all_hosts_complain_of_is_said_once(run):
   run.start("with hosts.raise_on_all(): raise UserError('no data')")
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -576,3 +577,15 @@ def test_a_run_of_an_older_version_goes_on(digits_dir, tmp_path):
   assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
   for row, before in zip(steps, expected, strict=True):
     assert row == pytest.approx(before, rel=1e-3)
+
+
+def test_results_without_checkpoints_are_not_overwritten(digits_dir, tmp_path):
+  config = small(digits_dir, total_steps=6)
+  assert train.train(config, str(tmp_path)) == EX_OK
+  shutil.rmtree(tmp_path / "checkpoints")
+  before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+
+  with pytest.raises(UserError, match="finished run and no checkpoint"):
+    train.train(config, str(tmp_path))
+
+  assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MLP-Mixer, figure 1 of the paper (arXiv 2105.01601).
 
-Letters in shape comments: n examples, s tokens, c channels.
+Letters in shape comments: n examples, s tokens, c channels. Another token
+mixing is written like those in mixer_variations.py.
 """
 
 import jax

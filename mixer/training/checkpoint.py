@@ -20,6 +20,7 @@ reader.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import logging as python_logging
@@ -48,8 +49,8 @@ class Checkpoints:
   """The checkpoints in a folder: the newest few, the best and milestones.
 
   Only `save` and `record_metric` change the folder, so that an evaluation may
-  read while the training writes. With several hosts every host calls every
-  method: the first writes, and each reads for itself.
+  read while the training writes. With several hosts the first one writes, and
+  each reads for itself.
   """
 
   def __init__(
@@ -79,15 +80,14 @@ class Checkpoints:
     self._damaged = set()  # steps that `restore` could not read
     self._writer = futures.ThreadPoolExecutor(1, "checkpoints")
     self._pending = None
+    self._has_failed = False  # the save before the pending one
 
   @property
   def steps(self) -> list[int]:
     """Steps of all checkpoints not known to be damaged, oldest first."""
-    if not self._folder.is_dir():
-      return []
     steps = {
       int(path.name)
-      for path in self._folder.iterdir()
+      for path in _list(self._folder)
       if path.name.isdecimal() and _is_committed(path)
     }
     return sorted(steps - self._damaged)
@@ -128,9 +128,9 @@ class Checkpoints:
 
   def _read_metrics(self) -> dict[int, float]:
     """Returns metrics by step; older checkpoints contain their own."""
-    file = self._folder / _METRICS
-    if file.exists():
-      return {int(s): x for s, x in json.loads(file.read_text()).items()}
+    with contextlib.suppress(FileNotFoundError):
+      content = json.loads((self._folder / _METRICS).read_text())
+      return {int(step): metric for step, metric in content.items()}
     metrics = {}
     for step in self.steps:
       try:
@@ -145,7 +145,8 @@ class Checkpoints:
     """Waits for the previous save, then starts this one and returns.
 
     A step that has a sound checkpoint keeps it, since the same step of a run
-    has the same state.
+    has the same state. If the previous save has failed in a bucket, this one is
+    tried instead.
 
     Args:
       step: number of updates applied.
@@ -154,7 +155,14 @@ class Checkpoints:
     Raises:
       UserError: the previous save could not be written.
     """
-    self.wait()
+    try:
+      self.wait()
+      self._has_failed = False
+    except Exception as error:
+      if self._has_failed or not is_in_bucket(self._folder):
+        raise
+      self._has_failed = True
+      logging.warning("A checkpoint was not saved, the next one is: %s", error)
     if jax.process_index() == 0 and step not in self.steps:
       # Orbax restores NumPy scalars as Python numbers.
       arrays = jax.tree.map(np.asarray, _name_leaves(tree))
@@ -214,10 +222,10 @@ class Checkpoints:
       present = ", ".join(map(str, self.steps)) or "none"
       reasons.append(
         f"No sound checkpoint of step {step} in {self._folder}; there are: "
-        f"{present}. Choose one of these, or none to get the newest."
+        f"{present}. Name one of these, or leave out --step for the newest."
       )
     elif reasons:
-      reasons.append("None is left. Move the folder away to start again.")
+      reasons.append(f"None is left. Move {self._folder} away to start again.")
     if reasons:
       raise UserError(" ".join(reasons))
     return None
@@ -230,8 +238,7 @@ class Checkpoints:
         _rename(self._folder / str(damaged), ".damaged")
         self._damaged.remove(damaged)
       _write(self._folder / str(step), arrays)
-      for expired in set(self.steps) - self._steps_to_keep():
-        _delete(self._folder / str(expired))
+      self._delete_expired()
     except Exception as error:
       reason = _find_system_error(error)
       if reason is None or is_in_bucket(self._folder):
@@ -243,19 +250,23 @@ class Checkpoints:
         f"Could not save step {step} in {self._folder}: {reason}. {advice}"
       ) from error
     finally:
-      self._remove_leftovers()
+      with contextlib.suppress(Exception):  # the next save tries again
+        self._remove_leftovers()
 
-  def _steps_to_keep(self) -> set[int]:
-    """Returns the newest steps, the best one and all milestones."""
+  def _delete_expired(self) -> None:
+    """Keeps the newest checkpoints, the best one and all milestones."""
     steps, every = self.steps, self._keep_every_steps
     milestones = {s for s in steps if every and s % every == 0}
-    return milestones | {*steps[-self._keep :], self.best_step}
+    kept = milestones | {*steps[-self._keep :], self.best_step}
+    for expired in set(steps) - kept:
+      try:
+        _delete(self._folder / str(expired))
+      except Exception as error:  # the next save tries again
+        logging.warning("Cannot delete checkpoint %d: %s", expired, error)
 
   def _remove_leftovers(self) -> None:
     """Removes half-written and half-deleted checkpoints of killed runs, too."""
-    if not self._folder.is_dir():
-      return
-    for path in self._folder.iterdir():
+    for path in _list(self._folder):
       is_leftover = path.name.isdecimal() and not _is_committed(path)
       if is_leftover or re.search(
         r"\.orbax-checkpoint-tmp|\.deleted$", path.name
@@ -267,8 +278,20 @@ class _DamageError(Exception):
   """The damage of a checkpoint, as the end of a sentence."""
 
 
+def _list(folder: epath.Path) -> list[epath.Path]:
+  """Lists a folder, and an absent one as empty.
+
+  `is_dir` would also return False when a bucket or a file server cannot be
+  reached, and the run would start again.
+  """
+  try:
+    return list(folder.iterdir())
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+
+
 def _is_committed(path: epath.Path) -> bool:
-  return (path / _COMMITTED).exists() if is_in_bucket(path) else path.is_dir()
+  return not is_in_bucket(path) or (path / _COMMITTED).exists()
 
 
 def _write(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
@@ -312,9 +335,15 @@ def _read_record(path: epath.Path) -> dict:
 
 
 def _to_damage(error: Exception, path: epath.Path) -> Exception:
-  """Returns the damage that an error shows; not so if storage has failed."""
+  """Returns a _DamageError, or the user's message if storage has failed."""
   if (known := explain(error, path)) is not None:
     return known
+  reason = _find_system_error(error)
+  if reason not in (None, os.strerror(errno.ENOENT)):
+    return UserError(
+      f"Cannot read checkpoint {path}: {reason}. Mend that and start the same "
+      "command again."
+    )
   reason = str(error).partition("\n")[0][:200]
   return _DamageError(f"{type(error).__name__}: {reason}")
 
@@ -399,7 +428,7 @@ def _delete(path: epath.Path) -> None:
 
 def _remove_tree(path: epath.Path) -> None:
   """Removes a folder if it exists; on an error, the next save tries again."""
-  with contextlib.suppress(OSError):
+  with contextlib.suppress(Exception):
     path.rmtree()
 
 
@@ -415,9 +444,9 @@ def _find_system_error(error: Exception) -> str | None:
 def _import_orbax():
   """Returns Orbax's synchronous checkpointer, on first use.
 
-  The import takes a while and is not needed before there is something to
-  write or read. Every process works alone: Orbax's own barriers are
-  collectives, which must not meet those of the training in another thread.
+  Every process writes and reads alone, without Orbax's barriers: they are
+  collectives, which must not meet those of the training in another thread. The
+  import takes a while and is not needed before there is something to read.
   Compression would save 8 % of the space of weights, at six times the work.
   """
   import orbax.checkpoint as ocp

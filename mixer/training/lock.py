@@ -3,14 +3,12 @@
 
 On a disk it is a lock of the file system (flock), which ends with the process.
 A bucket has none: there the lock is a lease, the object `.lock`. Its owner
-renews it while it lives, and a lease that was not renewed in time expires. A
-generation match, a condition on the object's version, lets only one process
+renews it while it lives; another process takes it after three missed renewals.
+A generation match, a condition on the object's version, lets only one process
 change it.
 """
 
 import contextlib
-import datetime
-import errno
 import fcntl
 import os
 import socket
@@ -32,22 +30,21 @@ LEASE_SECONDS = 3 * RENEW_SECONDS  # three missed renewals
 _RETRY_SECONDS = 1.0  # between two tries to lock
 
 
-@contextlib.contextmanager
-def locked(folder: epath.Path, *, wait: float = 0.0) -> Iterator[None]:
+def locked(
+  folder: epath.Path, *, wait: float = 0.0
+) -> contextlib.AbstractContextManager[None]:
   """Keeps other processes from training in the folder.
 
   Args:
     folder: the run's.
-    wait: seconds to try; a file server may take minutes to notice that the host
-      that held the lock has died. In a bucket the wait lasts until the lease
-      expires, if its owner does not renew it.
+    wait: seconds to keep trying; a file server may take minutes to release the
+      lock of a host that has died. In a bucket, a lease that its owner does not
+      renew is waited for in any case.
 
   Raises:
     UserError: another process holds the lock.
   """
-  hold = hold_lease if is_in_bucket(folder) else hold_flock
-  with hold(folder, wait):
-    yield
+  return (hold_lease if is_in_bucket(folder) else hold_flock)(folder, wait)
 
 
 @contextlib.contextmanager
@@ -74,13 +71,13 @@ def try_flock(file: IO, folder: epath.Path) -> bool:
   """Returns True if the file could be locked."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-      raise UserError(
-        f"The file system of {folder} has no locks ({error.strerror}): mount "
-        "it with them, or choose another --workdir."
-      ) from error
+  except BlockingIOError:
     return False
+  except OSError as error:
+    raise UserError(
+      f"The file system of {folder} gives no locks ({error.strerror}): mount "
+      "it with them, or choose another --workdir."
+    ) from error
   return True
 
 
@@ -98,31 +95,34 @@ def hold_lease(folder: epath.Path, wait: float) -> Iterator[None]:
     yield
   finally:
     has_ended.set()
+    renewal.join(RENEW_SECONDS)
     with contextlib.suppress(Exception):  # it expires by itself
       lease.release()
 
 
 def acquire(lease: "_Lease", wait: float) -> None:
   """Takes the lease when it is free or has expired; see `locked`."""
-  deadline, seen = time.monotonic() + wait, None
+  start, seen, renewed = time.monotonic(), 0, time.monotonic()
   while True:
-    owner, generation, age = lease.read()
-    if owner is None or age >= LEASE_SECONDS:
+    owner, generation = lease.read()
+    now = time.monotonic()
+    if owner is not None and generation != seen:
+      if seen and now - start >= wait:
+        raise UserError(
+          f"Another process trains in {lease.folder} ({owner}): wait for it "
+          "to end, or choose another --workdir."
+        )
+      if not seen:
+        print(
+          f"{lease.folder} is locked by {owner}. If that was killed, its lock "
+          f"expires in {LEASE_SECONDS:.0f} s: waiting for it.",
+          file=sys.stderr,
+          flush=True,
+        )
+      seen, renewed = generation, now
+    elif owner is None or now - renewed >= LEASE_SECONDS:
       if lease.take(generation):
         return
-    elif seen is None:
-      seen = generation
-      print(
-        f"{lease.folder} is locked by {owner}. If that has been killed, its "
-        f"lock expires in {LEASE_SECONDS - age:.0f} s: waiting for it.",
-        file=sys.stderr,
-        flush=True,
-      )
-    elif generation != seen and time.monotonic() >= deadline:  # it was renewed
-      raise UserError(
-        f"Another process trains in {lease.folder} ({owner}): wait for it to "
-        "end, or choose another --workdir."
-      )
     time.sleep(_RETRY_SECONDS)
 
 
@@ -163,21 +163,19 @@ class _Lease:
     )
     path = os.fspath(folder / ".lock").removeprefix("gs://")
     bucket, _, self._name = path.partition("/")
-    self._bucket = storage.Client().bucket(bucket)
+    self._bucket = storage.Client(project=None).bucket(bucket)
 
-  def read(self) -> tuple[str | None, int, float]:
-    """Returns owner, generation and age in seconds; (None, 0, 0.0) if free."""
+  def read(self) -> tuple[str | None, int]:
+    """Returns owner and generation; (None, 0) if it is free."""
     from google.api_core.exceptions import NotFound
 
     try:
       blob = self._bucket.get_blob(self._name)
-      if blob is None:
-        return None, 0, 0.0
-      owner = blob.download_as_text()
+      if blob is not None:
+        return blob.download_as_text(), blob.generation
     except NotFound:  # its owner has just released it
-      return None, 0, 0.0
-    age = datetime.datetime.now(datetime.UTC) - blob.updated
-    return owner, blob.generation, age.total_seconds()
+      pass
+    return None, 0
 
   def take(self, generation: int) -> bool:
     """Writes the object if it has this generation, 0 if there is none."""
@@ -188,9 +186,12 @@ class _Lease:
       blob.upload_from_string(self._owner, if_generation_match=generation)
     except PreconditionFailed:
       # A repeated request finds the object that the first one has written.
-      owner, self.generation, _ = self.read()
-      return owner == self._owner
-    self.generation = blob.generation
+      owner, found = self.read()
+      if owner != self._owner:
+        return False
+      self.generation = found
+    else:
+      self.generation = blob.generation
     return True
 
   def release(self) -> None:

@@ -144,7 +144,11 @@ class MetricWriter:
     self._profiled = range(first, first + profile_steps)
     self._is_profiling = False
     self._newest_step = from_step
-    rows = [row for row in read_rows(workdir) if 0 < from_step >= row["step"]]
+    rows = [
+      row
+      for row in read_rows(workdir)
+      if from_step > 0 and row["step"] <= from_step
+    ]
     self._lines = [_encode(row) for row in rows]
     self._row = rows[-1] if rows else {"step": -1}
     self._write_lines()
@@ -299,7 +303,8 @@ class MetricWriter:
     self._events = EventsWriter(path, f".{time.time_ns()}")
     # TensorBoard hides the events of earlier files from this step on.
     start = SessionLog(status=SessionLog.START)
-    # Twice, since files of older runs have none and the first hides nothing.
+    # Twice: TensorBoard ignores the first one that it meets, and files of older
+    # versions have none.
     self._put_event(from_step, session_log=start)
     self._put_event(from_step, session_log=start)
     self._flush_events()

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mixer import weights
 from mixer.data_plan import check_classes
 from mixer.distributed import Hosts
+from mixer.errors import UserError
 from mixer.plan import Plan, make_plan
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
@@ -50,6 +51,12 @@ def plan_run(
       run_dir.inherit_gelu(folder, config)
     plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
     plan.complaints.raise_all()
+    if is_new_run and (folder / weights.RUN_FILE).exists():
+      raise UserError(
+        f"{folder} holds the weights of a finished run and no checkpoint to go "
+        f"on from: choose another --workdir, or move {weights.RUN_FILE} away "
+        "to start again."
+      )
     check_same_run(plan, folder, accept_changes=accept_changes)
   return plan
 
