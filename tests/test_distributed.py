@@ -194,7 +194,7 @@ def test_hosts_are_started_again_if_all_their_errors_are_transient(
     from mixer.errors import RetryableError
     with hosts.raise_on_all():
       if (error := {errors}[hosts.index]) is not None:
-        raise globals().get(error, RetryableError)(f"no {hosts.index}")
+        raise globals().get(error, RetryableError)(f"no {{hosts.index}}")
     """
   )
 
