@@ -27,7 +27,7 @@ def catch_signals(hosts: Hosts) -> Iterator[Callable[[], bool]]:
   All hosts call it equally often, from their main threads: it turns True in the
   same call on all of them, which jax's preemption service agrees on (17 to 33
   us a call, no collective). It stays True. The same signal again, after a
-  second or more, ends the process at once.
+  second or more, raises KeyboardInterrupt at once.
 
   Args:
     hosts: after `distributed.initialize`.

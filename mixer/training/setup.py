@@ -4,7 +4,6 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +62,7 @@ def plan_run(
 
 def is_new(folder: epath.Path) -> bool:
   """Returns True if the folder has no checkpoint to go on from."""
-  return not Checkpoints(folder / run_dir.CHECKPOINTS).steps
+  return not Checkpoints(folder / CHECKPOINTS).steps
 
 
 def check_same_run(plan: Plan, folder: epath.Path, *, accept_changes: bool):
@@ -128,7 +127,7 @@ def create_update(
   return pmap_update(step, devices, axes)
 
 
-def open_checkpoints(plan: Plan, folder: Path) -> Checkpoints:
+def open_checkpoints(plan: Plan, folder: epath.Path) -> Checkpoints:
   """Returns the checkpoints of the run in a folder."""
   options = plan.config.checkpoint
   return Checkpoints(
