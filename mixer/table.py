@@ -17,7 +17,7 @@ def render(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"| {' | '.join([first, *rest])} |"
 
   rule = [
-    "-" * width if i == 0 else "-" * (width - 1) + ":"
+    "-" * width if i == 0 else "-" * max(width - 1, 1) + ":"
     for i, width in enumerate(widths)
   ]
   return "\n".join([line(head), line(rule), *map(line, rows)])
