@@ -93,6 +93,10 @@ def test_the_table_has_every_run_and_the_mean_in_its_first_line(swept):
       # Losses are in the JSON file alone: the table would be too wide to read.
       assert (f"{value:.5f}" in row) == (not name.endswith("/loss"))
   assert by_folder[f"lr_{found['learning_rate']:g}"][-1] == "chosen"
+  rules = [row for row in rows if re.fullmatch("-+", row[0])]
+  assert rules
+  for rule in rules:  # Markdown takes the table
+    assert all(re.fullmatch("-+:?", cell) for cell in rule)
 
 
 def test_a_diverging_rate_is_passed_over_and_said_why(swept):
