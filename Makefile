@@ -12,16 +12,16 @@ BIN = .venv/bin
 .PHONY: digits transfer test lint format clean
 
 digits: .venv/installed
-	$(BIN)/python -m mixer.data prepare digits
+	$(BIN)/python -m mixer data prepare digits
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
 
 transfer: .venv/installed
-	$(BIN)/python -m mixer.data prepare digits/0to4
-	$(BIN)/python -m mixer.data prepare digits/5to9
+	$(BIN)/python -m mixer data prepare digits/0to4
+	$(BIN)/python -m mixer data prepare digits/5to9
 	$(BIN)/python train.py --config=configs/transfer.py:pretrain --workdir=$(TRANSFER)/pretrain
-	$(BIN)/python -m mixer.sweep --config=configs/transfer.py:finetune \
+	$(BIN)/python -m mixer sweep --config=configs/transfer.py:finetune \
 	  --config.init=$(TRANSFER)/pretrain --workdir=$(TRANSFER)/finetune
-	$(BIN)/python -m mixer.sweep --config=configs/transfer.py:scratch --workdir=$(TRANSFER)/scratch
+	$(BIN)/python -m mixer sweep --config=configs/transfer.py:scratch --workdir=$(TRANSFER)/scratch
 	$(BIN)/python -m benchmarks.transfer $(TRANSFER)
 
 test: .venv/installed-dev

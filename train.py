@@ -2,6 +2,7 @@
 """Trains a model: python train.py --config=configs/digits.py --workdir=DIR.
 
 Goes on where DIR left off. With --dry_run checks, reports and trains nothing.
+Recipes are in configs/; mixer/config.py lists the keys of --config.KEY=VALUE.
 On several hosts each is given the same command: docs/pods.md.
 """
 

@@ -25,10 +25,10 @@ from mixer.atomic_write import atomic_write
 from mixer.cli import EX_TEMPFAIL
 from mixer.config import default
 from mixer.config_check import to_dict
-from mixer.data.__main__ import prepare
 from mixer.errors import RetryableError, UserError
-from mixer.paper.measured.protocols import Recipe
 from mixer.plan import make_plan
+from mixer.tools.data import prepare
+from mixer.tools.paper.measured.protocols import Recipe
 from mixer.training import run_dir
 from mixer.training.metrics import read_rows
 

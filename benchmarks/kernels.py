@@ -22,7 +22,7 @@ from mixer.cli import run_cli
 from mixer.errors import UserError
 from mixer.models.kernels.gpu import GpuMixerBlock
 from mixer.models.mixer import MixerBlock
-from mixer.table import render
+from mixer.tools.table import render
 
 EXAMPLES = 8
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What more training images are worth (paper, section 3.3, figure 2, right).
 
-  python -m mixer.data prepare photographs/even
+  python -m mixer data prepare photographs/even
   python train.py --config=configs/data_size.py:mixer-large,share=30 \
     --workdir=DIR
 
@@ -13,7 +13,7 @@ between seeds is what other images would have done, too.
 `python -m benchmarks.data_size` trains all models on all four shares, with
 three seeds each, in about 22 minutes on 2 CPU cores, and
 
-  python -m mixer.paper figure 2
+  python -m mixer paper figure 2
 
 draws them, judged where the accuracy on `val` was best: the paper stopped early
 by its upstream validation accuracy. The paper's: on the smallest share all

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A small Mixer on handwritten digits, end to end on two CPU cores.
 
-  python -m mixer.data prepare digits
+  python -m mixer data prepare digits
   python train.py --config=configs/digits.py --workdir=runs/digits
 
 The data are the 1,797 images of 8 x 8 px that scikit-learn ships: 1,437 to

@@ -3,7 +3,7 @@ r"""Evaluates published weights, and shows what others report beside it.
 
   python eval.py --config=configs/evaluate.py:imagenet1k/Mixer-B_16
 
-The argument is a name of `python -m mixer.weights list`, of a ViT or a BiT as
+The argument is a name of `python -m mixer weights list`, of a ViT or a BiT as
 well; the file is fetched if it is not there. ImageNet is evaluated with both
 croppings of the paper's appendix C: short side 256 (val; of ViT and BiT the one
 that they were measured with) and 256 x 256 (val_resize), then the central 224,

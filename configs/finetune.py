@@ -11,15 +11,15 @@ The paper's protocol, a learning rate chosen by a held-out part of the training
 split ("minival") and then the mean of three runs on all of it; for one data set
 and for the five of "Avg 5":
 
-  python -m mixer.sweep --config=configs/finetune.py:dataset=cifar10 \
+  python -m mixer sweep --config=configs/finetune.py:dataset=cifar10 \
     --config.init=imagenet21k/Mixer-B_16 --workdir=DIR
-  python -m mixer.sweep --config=configs/finetune.py:model=Mixer-L/16 \
+  python -m mixer sweep --config=configs/finetune.py:model=Mixer-L/16 \
     --datasets=all --config.init=imagenet21k/Mixer-L_16 --workdir=DIR
 
 Images of your own, as DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, at any
 resolution that patches divide:
 
-  python -m mixer.sweep \
+  python -m mixer sweep \
     --config=configs/finetune.py:dataset=folder:DIR,res=384 \
     --config.init=imagenet21k/Mixer-B_16 --workdir=RUNS
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What a fixed permutation of pixels costs (paper, section 3.4 and figure 4).
 
-  python -m mixer.data prepare photographs
+  python -m mixer data prepare photographs
   python train.py --config=configs/permutations.py:mixer,input=patches \
     --workdir=DIR
 
@@ -17,7 +17,7 @@ draws it, and everything else that is random. The measure is the few-shot
 accuracy over training. `python -m benchmarks.permutations` trains all of them,
 with three seeds each, in about 12 minutes on 2 CPU cores, and
 
-  python -m mixer.paper figure 4
+  python -m mixer paper figure 4
 
 draws the curves. The paper's: with Mixer, patches and original fall together,
 pixels end about 45 % lower; the ResNet loses much with either, about 75 % with

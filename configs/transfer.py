@@ -5,12 +5,12 @@ r"""Pre-trains on the digits 0 to 4 and transfers to the digits 5 to 9.
 
 does all of it on two CPU cores; each part by itself is
 
-  python -m mixer.data prepare digits/0to4
-  python -m mixer.data prepare digits/5to9
+  python -m mixer data prepare digits/0to4
+  python -m mixer data prepare digits/5to9
   python train.py --config=configs/transfer.py:pretrain --workdir=DIR/pretrain
-  python -m mixer.sweep --config=configs/transfer.py:finetune \
+  python -m mixer sweep --config=configs/transfer.py:finetune \
     --config.init=DIR/pretrain --workdir=DIR/finetune
-  python -m mixer.sweep --config=configs/transfer.py:scratch \
+  python -m mixer sweep --config=configs/transfer.py:scratch \
     --workdir=DIR/scratch
 
 What ImageNet-21k and a downstream task are in the paper, in small: pre-training

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Variations of the token mixing that did not help, on handwritten digits.
 
-  python -m mixer.data prepare digits
+  python -m mixer data prepare digits
   python train.py --config=configs/variations.py:untied --workdir=runs/untied
 
 The paper's appendix A: token-mixing MLPs of each channel's own (`untied`), of 4

@@ -4,7 +4,7 @@ r"""Fine-tunes pre-trained weights on a task of VTAB-1k (paper, section 3).
   python train.py \
     --config=configs/vtab.py:dataset=clevr_count,model=Mixer-B/16,full=True \
     --config.init=imagenet21k/Mixer-B_16 --workdir=DIR
-  python -m mixer.sweep --config=configs/vtab.py:model=Mixer-B/16 \
+  python -m mixer sweep --config=configs/vtab.py:model=Mixer-B/16 \
     --datasets=all --config.init=imagenet21k/Mixer-B_16 --workdir=DIR
 
 Models: those of table 1 and the baselines, such as model=ViT-B/16 and

@@ -12,7 +12,7 @@ TERA, GIGA = 1e12, 1e9
 class Chip:
   """One kind of chip; figures are of a chip, not of a jax device.
 
-  name: as people call it, and as `python -m mixer.preflight` does.
+  name: as people call it, and as `python -m mixer preflight` does.
   kinds: in lower case, what `device.device_kind` says of a TPU, or how it
     begins for a GPU, where memory size and such follow.
   flops: peak dense bfloat16 (float16 where there is none) FLOP/s, with the

@@ -80,6 +80,9 @@ def exit_code(error: Exception) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
   """Parses flags; errors of absl and config_flags become messages."""
+  if {"--help", "-help", "-h"} & {*argv[1:]}:
+    app.usage(writeto_stdout=True, shorthelp=True)
+    sys.exit(EX_OK)  # absl's own way exits with 1
   try:
     rest = flags.FLAGS(argv)
     if flags.FLAGS["verbosity"].using_default_value:

@@ -207,7 +207,7 @@ SCHEMA = {
     # none.
     "best": Key(""),
   },
-  # `python -m mixer.sweep`: one run per learning rate, then the final runs with
+  # `python -m mixer sweep`: one run per learning rate, then the final runs with
   # the best of them. train.py ignores it.
   "sweep": {
     "learning_rates": Key((), rates),  # the grid

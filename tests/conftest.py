@@ -22,7 +22,7 @@ os.environ["XLA_FLAGS"] = (
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
   """The folder of data sets in which digits is prepared."""
-  from mixer.data.__main__ import prepare
+  from mixer.tools.data import prepare
 
   folder = tmp_path_factory.mktemp("tensorflow_datasets")
   prepare("digits", str(folder))

@@ -4,9 +4,9 @@
 from pathlib import Path
 
 from mixer import train
-from mixer.paper.measured.protocols import Protocol, Recipe
-from mixer.paper.numbers import Row
-from mixer.sweep import data_sets
+from mixer.tools.paper.measured.protocols import Protocol, Recipe
+from mixer.tools.paper.numbers import Row
+from mixer.tools.sweep import data_sets
 
 # Pre-training on the digits 0 to 4, fine-tuning on two data sets.
 RECIPE = """

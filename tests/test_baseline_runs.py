@@ -10,10 +10,11 @@ import recipes
 from jax import export as jax_export
 from PIL import Image
 
-from mixer import evaluate, export, predict, train, weights
+from mixer import evaluate, train, weights
 from mixer.errors import UserError
 from mixer.models.infer import infer_model
 from mixer.plan import make_plan
+from mixer.tools import export, predict
 
 MIXERS = dict.fromkeys(("tokens_mlp", "channels_mlp"))
 MODELS = {

@@ -11,9 +11,9 @@ import skimage.data
 from sklearn.datasets import load_sample_image
 
 from mixer.data import decode, dedup
-from mixer.data.__main__ import main
 from mixer.data.sources import open_source
 from mixer.errors import UserError
+from mixer.tools.data import main
 
 # Those that come with the package itself; for others it asks the network.
 IN_THE_PACKAGE = (

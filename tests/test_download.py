@@ -15,8 +15,8 @@ import pytest
 
 from mixer import weights
 from mixer.errors import UserError
+from mixer.tools.weights import main
 from mixer.weights import download, zoo
-from mixer.weights.__main__ import main
 from mixer.weights.download import fetch
 from mixer.weights.published import Mirror, Published
 

@@ -154,7 +154,7 @@ def test_everything_missing_is_listed_at_once(
     evaluate.evaluate(config, str(tmp_path))
 
   assert MISSING in str(error.value)
-  assert "python -m mixer.data prepare imagenet_v2" in str(error.value)
+  assert "python -m mixer data prepare imagenet_v2" in str(error.value)
   assert "eval/" not in capsys.readouterr().out
 
 

@@ -13,9 +13,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 
-from mixer import export, weights
+from mixer import weights
 from mixer.models import create
 from mixer.models.kernels import target_device
+from mixer.tools import export
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 BIT = TINY.with_name("bit_tiny.npz")

@@ -8,12 +8,12 @@ import recipes
 from flax.traverse_util import flatten_dict
 
 from mixer import weights
-from mixer.classifier import made_for
 from mixer.errors import UserError
 from mixer.models import create, family_of, flops, names, sizes
 from mixer.models.infer import describe, infer, infer_model
 from mixer.plan import make_plan
-from mixer.weights.__main__ import main
+from mixer.tools.inference import made_for
+from mixer.tools.weights import main
 from mixer.weights.zoo import REGISTRY
 
 GOLDENS = "tests/goldens"

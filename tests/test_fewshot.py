@@ -263,7 +263,7 @@ def test_a_missing_pool_is_reported_once_with_its_command(tmp_path):
 
   assert plan.data.evals["cifar"].source is None
   [missing] = plan.complaints.missing
-  assert "python -m mixer.data prepare cifar10" in missing
+  assert "python -m mixer data prepare cifar10" in missing
 
 
 def test_a_checkpoint_can_be_the_best_by_its_shots(cifar):

@@ -15,7 +15,7 @@ from sweeps import (
 from mixer.errors import UserError
 from mixer.models import flops
 from mixer.plan import make_plan
-from mixer.sweep.plan import plan_sweep
+from mixer.tools.sweep.plan import plan_sweep
 
 
 def write_images(folder, classes, number):

@@ -11,8 +11,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mixer.data import decode
-from mixer.data.__main__ import main
 from mixer.data.sources import open_source
+from mixer.tools.data import main
 
 # Two that TFDS knows by name: the one is CMYK, the other a PNG.
 CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"

@@ -21,11 +21,11 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mixer.data.__main__ import main, prepare
 from mixer.data.sources import open_source
 from mixer.datasets import class_names
 from mixer.datasets.imagenet21k import archive, imagenet21k_dataset_builder
 from mixer.errors import UserError
+from mixer.tools.data import main, prepare
 
 Builder = imagenet21k_dataset_builder.Builder
 SYNSETS = ("n00004475", "n01440764", "n02084071", "n12998815", "n15102894")
@@ -218,7 +218,7 @@ def test_neither_workers_nor_shards_change_the_examples(prepared, data_dir):
 
 INTERRUPTED = """
 import sys
-from mixer.data.__main__ import main
+from mixer.tools.data import main
 from mixer.datasets.imagenet21k.imagenet21k_dataset_builder import Builder
 
 if __name__ == "__main__":

@@ -281,8 +281,8 @@ def test_a_commit_must_hold_what_runs(checkout, cloud):
   [
     (
       ("--config=configs/digits.py", "--workdir=runs/digits"),
-      "--workdir has to begin with /: anything else lies in the machines' "
-      "checkout, which the next run replaces.",
+      "--workdir has to begin with gs:// or /: anything else lies in the "
+      "machines' checkout, which the next run replaces.",
     ),
     (
       ("--config=configs/nope.py:B/16", "--workdir=/runs/b16"),

@@ -13,9 +13,9 @@ from layouts import write_tfds
 from mixer import evaluate, train
 from mixer.cli import EX_OK
 from mixer.config import evaluator
-from mixer.data.__main__ import main
 from mixer.errors import UserError
 from mixer.plan import make_plan
+from mixer.tools.data import main
 
 CLASSES = ("dark", "grey", "light")
 

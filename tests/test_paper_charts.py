@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mixer.errors import UserError
-from mixer.paper.__main__ import main
-from mixer.paper.figures import charts, figure2, figure4, scatter
+from mixer.tools.paper.__main__ import main
+from mixer.tools.paper.figures import charts, figure2, figure4, scatter
 
 HEAD = {
   "date": "2026-01-02T03:04:05+00:00",

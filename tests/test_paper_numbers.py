@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from mixer.paper.numbers import (
+from mixer.tools.paper.numbers import (
   ROWS,
   SPEED_RATIOS,
   TABLE_1,

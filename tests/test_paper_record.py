@@ -14,14 +14,14 @@ from paper_runs import ROW, protocol
 from sweeps import read_found, read_rows
 
 from mixer.cli import EX_OK, EX_USAGE
-from mixer.data.__main__ import prepare
 from mixer.errors import UserError
 from mixer.evaluate import evaluate
-from mixer.paper.__main__ import main
-from mixer.paper.measured import records
-from mixer.paper.measured.protocols import Recipe
-from mixer.paper.measured.record import record
-from mixer.paper.tables.comparison import accuracy_note
+from mixer.tools.data import prepare
+from mixer.tools.paper.__main__ import main
+from mixer.tools.paper.measured import records
+from mixer.tools.paper.measured.protocols import Recipe
+from mixer.tools.paper.measured.record import record
+from mixer.tools.paper.tables.comparison import accuracy_note
 from mixer.weights.zoo import REGISTRY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")

@@ -13,13 +13,13 @@ import recipes
 
 from mixer.cli import EX_OK, EX_USAGE
 from mixer.config_check import resolve, to_dict
-from mixer.paper.__main__ import FIGURES, main
-from mixer.paper.measured import matching, offered, record, records
-from mixer.paper.measured.offered import Offered, Part
-from mixer.paper.measured.protocols import Recipe, protocol
-from mixer.paper.numbers import FOOTNOTE_2, ROWS, TABLE_1, find
-from mixer.paper.tables import table1, table4
-from mixer.paper.tables.page import Cell, Notes
+from mixer.tools.paper.__main__ import FIGURES, main
+from mixer.tools.paper.measured import matching, offered, record, records
+from mixer.tools.paper.measured.offered import Offered, Part
+from mixer.tools.paper.measured.protocols import Recipe, protocol
+from mixer.tools.paper.numbers import FOOTNOTE_2, ROWS, TABLE_1, find
+from mixer.tools.paper.tables import table1, table4
+from mixer.tools.paper.tables.page import Cell, Notes
 
 ROOT = Path(__file__).parent.parent
 PARAMETERS = {
@@ -450,7 +450,7 @@ def test_markdown_has_a_table_that_github_takes(results, capsys):
   assert len(table) == 2 + 3 + 26
   assert {x.count("|") for x in table} == {14}
   assert r"0.15k\*" in text
-  assert "`python -m mixer.paper record i1k/Mixer-B_16 --workdir=RUN`" in text
+  assert "`python -m mixer paper record i1k/Mixer-B_16 --workdir=RUN`" in text
 
 
 def test_marks_go_on_after_z_and_are_the_same_for_the_same_words():
@@ -511,7 +511,7 @@ def test_a_figure_is_given_its_own_flags(monkeypatch, tmp_path, capsys):
 def test_tables_of_numbers_need_no_jax(number):
   program = (
     "import sys\n"
-    "from mixer.paper.__main__ import main\n"
+    "from mixer.tools.paper.__main__ import main\n"
     f"code = main(['table', '{number}'])\n"
     "assert not {'jax', 'tensorflow', 'matplotlib'} & set(sys.modules)\n"
     "sys.exit(code)\n"

@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from mixer.data.__main__ import prepare
 from mixer.data.decode import decode
 from mixer.data.sources import open_source
 from mixer.datasets.photographs import photographs_dataset_builder as builder
 from mixer.errors import UserError
+from mixer.tools.data import prepare
 
 
 @pytest.fixture(scope="module")

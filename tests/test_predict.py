@@ -15,11 +15,12 @@ from photographs import PHOTOGRAPHS
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mixer import classifier, predict, train, weights
+from mixer import train, weights
 from mixer.data import preprocess
 from mixer.data.find_images import find_images
 from mixer.datasets import class_names
 from mixer.models import create
+from mixer.tools import inference, predict
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 TINY_SIZES = {
@@ -121,8 +122,8 @@ def test_probabilities_are_the_models_on_the_same_pixels(
   (tmp_path / "run/config.json").write_text(json.dumps(config | {"loss": loss}))
   files = sorted(map(str, digits[0].glob("*.png")))[:19]
 
-  opened = classifier.open_classifier(str(tmp_path / "run"))
-  found = list(classifier.predict(opened, files, topk=10, batch=15))
+  opened = inference.open_classifier(str(tmp_path / "run"))
+  found = list(inference.predict(opened, files, topk=10, batch=15))
 
   pixels = np.stack([Image.open(file).convert("RGB") for file in files])
   model = create("Mixer", **sizes_of(config), num_classes=10)
@@ -215,9 +216,9 @@ def test_decoding_stays_only_a_little_ahead(trained, digits):
       return super().__getitem__(i)
 
   paths = Watched(sorted(map(str, digits[0].glob("*.png"))) * 20)
-  opened = classifier.open_classifier(str(trained))
+  opened = inference.open_classifier(str(trained))
 
-  predictions = classifier.predict(opened, paths, batch=8)
+  predictions = inference.predict(opened, paths, batch=8)
   next(predictions)
 
   assert len(paths) == 7200
@@ -228,15 +229,15 @@ def test_decoding_stays_only_a_little_ahead(trained, digits):
 def test_one_program_is_compiled_for_all_batches(trained, digits, monkeypatch):
   traced = []
 
-  def watched(*arguments, judge=classifier.judge, **options):
+  def watched(*arguments, judge=inference.judge, **options):
     traced.append(1)
     return judge(*arguments, **options)
 
-  monkeypatch.setattr(classifier, "judge", watched)
+  monkeypatch.setattr(inference, "judge", watched)
   files = sorted(map(str, digits[0].glob("*.png")))[:37]
-  opened = classifier.open_classifier(str(trained))
+  opened = inference.open_classifier(str(trained))
 
-  found = list(classifier.predict(opened, files, batch=16))
+  found = list(inference.predict(opened, files, batch=16))
 
   assert len(found) == 37
   assert len(traced) == 1
@@ -327,7 +328,7 @@ def test_a_runs_own_classes_are_named(trained, digits, tmp_path):
 def test_the_picture_shows_pixels_and_the_best_class(tmp_path):
   red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in COLOURS)
   predictions = [
-    classifier.Prediction("", "", pixels, [i, 2], [0.75, 0.25])
+    inference.Prediction("", "", pixels, [i, 2], [0.75, 0.25])
     for i, pixels in enumerate((red, blue))
   ]
   names = ["tench, Tinca tinca", r"an $\frac$", "unseen"]

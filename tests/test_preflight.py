@@ -14,20 +14,20 @@ from recipes import load
 
 from mixer.chips import CHIPS, GIB
 from mixer.errors import UserError
-from mixer.preflight import gpu_compiler, suggestion
-from mixer.preflight.check import (
+from mixer.tools.preflight import gpu_compiler, suggestion
+from mixer.tools.preflight.check import (
   Report,
   Sharded,
   on_stand_in,
   remat_to_try,
 )
-from mixer.preflight.compiler import DoesNotFit, Program, explain
-from mixer.preflight.estimate import estimate, paper_core_days, repeat
-from mixer.preflight.gpu_compiler import can_compile_for
-from mixer.preflight.programs import plan_for
-from mixer.preflight.report import describe, sharding
-from mixer.preflight.topology import SLICES, parse
-from mixer.preflight.traffic import Traffic
+from mixer.tools.preflight.compiler import DoesNotFit, Program, explain
+from mixer.tools.preflight.estimate import estimate, paper_core_days, repeat
+from mixer.tools.preflight.gpu_compiler import can_compile_for
+from mixer.tools.preflight.programs import plan_for
+from mixer.tools.preflight.report import describe, sharding
+from mixer.tools.preflight.topology import SLICES, parse
+from mixer.tools.preflight.traffic import Traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -377,7 +377,7 @@ def test_the_papers_core_days_stand_beside_its_own_recipes_alone():
 
 
 def run(*arguments, **environment):
-  command = [sys.executable, "-m", "mixer.preflight", *arguments]
+  command = [sys.executable, "-m", "mixer", "preflight", *arguments]
   return subprocess.run(
     command,
     cwd=ROOT,
@@ -429,7 +429,8 @@ def test_jax_is_imported_after_the_environment_that_it_reads():
     [
       sys.executable,
       "-c",
-      "import sys, mixer.preflight.compiler, mixer.preflight.topology\n"
+      "import sys\n"
+      "from mixer.tools.preflight import compiler, topology\n"
       "assert 'jax' not in sys.modules",
     ],
     check=True,
@@ -447,8 +448,8 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 
 CHOOSE = """
 from mixer.models.kernels import select_kernels, target_device
-from mixer.preflight.gpu_compiler import open_devices
-from mixer.preflight.topology import parse
+from mixer.tools.preflight.gpu_compiler import open_devices
+from mixer.tools.preflight.topology import parse
 
 for name in "gpu:h100x8", "gpu:h200x1":
   with target_device(open_devices(parse(name))[0]):
@@ -525,10 +526,10 @@ def test_the_digits_recipe_is_compiled_for_a_machine_that_is_not_there(
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
 def test_libtpu_knows_every_slice_of_the_table():
   code = """
-from mixer.preflight.compiler import open_devices, set_environment
+from mixer.tools.preflight.compiler import open_devices, set_environment
 set_environment()
-from mixer.preflight.topology import SLICES, parse
-from mixer.preflight.traffic import Traffic, read_traffic
+from mixer.tools.preflight.topology import SLICES, parse
+from mixer.tools.preflight.traffic import Traffic, read_traffic
 for kind, shapes in SLICES.items():
   for shape in shapes.split():
     machine = parse(f"{kind}:{shape}")

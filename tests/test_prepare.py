@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `python -m mixer.data prepare` says, and when it refuses."""
+"""What `python -m mixer data prepare` says, and when it refuses."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mixer.data.__main__ import TENSORFLOW, main, prepare
+from mixer.tools.data import TENSORFLOW, main, prepare
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_damaged_description_is_said_with_the_way_out(
 
 
 def test_without_a_terminal_no_progress_bars_are_drawn(tmp_path):
-  command = [sys.executable, "-m", "mixer.data", "prepare", "digits"]
+  command = [sys.executable, "-m", "mixer", "data", "prepare", "digits"]
 
   done = subprocess.run(
     [*command, f"--data_dir={tmp_path}"],
@@ -79,7 +79,7 @@ find_spec = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: (
   None if name == "tensorflow" else find_spec(name, *rest)
 )
-from mixer.data.__main__ import main
+from mixer.tools.data import main
 sys.exit(main(["prepare", sys.argv[1], f"--data_dir={sys.argv[2]}"]))
 """
 

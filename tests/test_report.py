@@ -16,7 +16,7 @@ from mixer import cli
 from mixer.config import default, evaluator
 from mixer.config_check import resolve, to_dict
 from mixer.errors import UserError
-from mixer.paper import report
+from mixer.tools.paper import report
 
 
 class Page(html.parser.HTMLParser):

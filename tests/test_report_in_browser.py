@@ -7,9 +7,9 @@ import browser
 import pytest
 import reports
 
-from mixer.paper import report
-from mixer.paper.tables.html_page import to_html
-from mixer.paper.tables.page import Note, Page
+from mixer.tools.paper import report
+from mixer.tools.paper.tables.html_page import to_html
+from mixer.tools.paper.tables.page import Note, Page
 
 pytestmark = pytest.mark.skipif(
   browser.CHROMIUM is None, reason="Chromium is not installed"

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.scaling.model import StepModel
-from mixer.preflight import compiler
-from mixer.preflight.collectives import Collective, read_collectives
-from mixer.preflight.program_text import parse_program
-from mixer.preflight.roofline import roofline, send_time
-from mixer.preflight.topology import parse
-from mixer.preflight.traffic import Traffic, read_traffic
+from mixer.tools.preflight import compiler
+from mixer.tools.preflight.collectives import Collective, read_collectives
+from mixer.tools.preflight.program_text import parse_program
+from mixer.tools.preflight.roofline import roofline, send_time
+from mixer.tools.preflight.topology import parse
+from mixer.tools.preflight.traffic import Traffic, read_traffic
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true

@@ -289,7 +289,7 @@ def test_a_host_that_fails_ends_the_others(digits_dir, environment, tmp_path):
 
 def test_sweeps_take_one_host(digits_dir, environment, tmp_path):
   arguments = command(digits_dir, tmp_path)
-  arguments[1:2] = ["-m", "mixer.sweep"]
+  arguments[1:2] = ["-m", "mixer", "sweep"]
   slurm = {
     "SLURM_JOB_ID": "7",
     "SLURM_NTASKS": "2",

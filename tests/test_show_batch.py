@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import recipes
 
-from mixer import show_batch
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
 from mixer.errors import UserError
 from mixer.plan import make_plan
+from mixer.tools import show_batch
 
 
 @pytest.fixture

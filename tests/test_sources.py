@@ -10,10 +10,10 @@ import pytest
 from layouts import write_tfds
 from sklearn.datasets import load_digits
 
-from mixer.data.__main__ import main
 from mixer.data.decode import decode
 from mixer.data.sources import DatasetNotFoundError, open_source, tfds
 from mixer.errors import UserError
+from mixer.tools.data import main
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_an_unprepared_data_set_says_where_and_how(tmp_path):
     open_source("cifar10", "train", str(tmp_path))
 
   assert str(tmp_path / "cifar10") in str(caught.value)
-  command = f"python -m mixer.data prepare cifar10 --data_dir={tmp_path}"
+  command = f"python -m mixer data prepare cifar10 --data_dir={tmp_path}"
   assert command in str(caught.value)
 
 

@@ -9,10 +9,10 @@ import pytest
 import recipes
 
 from mixer import evaluate, train, weights
-from mixer.data.__main__ import prepare
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan, plan_summary
+from mixer.tools.data import prepare
 
 TINY = dict(patch=2, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
 

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mixer"
 FLOORS = {
-  "ground": "errors choices cache malloc table chips storage atomic_write"
+  "ground": "errors choices cache malloc chips storage atomic_write"
   " jax_setup models training/losses training/sharding training/step"
   " training/optimizer training/mixup training/prefetch training/__init__"
   " __init__",
@@ -19,8 +19,7 @@ FLOORS = {
   "plan": "plan data_plan initial_weights",
   "run": "training evaluators/runner",
   "core": "train evaluate",
-  "tools": "classifier export predict show_batch paper preflight sweep"
-  " data/__main__ weights/__main__",
+  "tools": "tools __main__",
 }
 LEVELS = {
   room: level
@@ -71,4 +70,4 @@ def test_only_front_doors_and_tools_start_runs(name):
 
   importers = [path for path in FILES if file in imported_files(path)]
 
-  assert all(level_of(path) == LEVELS["paper"] for path in importers)
+  assert all(level_of(path) == LEVELS["tools"] for path in importers)

@@ -29,9 +29,9 @@ from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.config import evaluator
 from mixer.errors import UserError
 from mixer.models import create
-from mixer.sweep import protocol, stops
-from mixer.sweep.plan import choose, plan_sweep
-from mixer.sweep.runs import Outcome, grid_runs
+from mixer.tools.sweep import protocol, stops
+from mixer.tools.sweep.plan import choose, plan_sweep
+from mixer.tools.sweep.runs import Outcome, grid_runs
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent

@@ -15,9 +15,9 @@ from sweeps import REPORT, never, read_found
 
 from mixer import train
 from mixer.cli import EX_OK, EX_USAGE
-from mixer.data.__main__ import prepare
 from mixer.errors import UserError
-from mixer.sweep import data_sets
+from mixer.tools.data import prepare
+from mixer.tools.sweep import data_sets
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent
@@ -185,12 +185,13 @@ def test_what_is_wrong_with_several_is_said_once(recipe, tmp_path):
 
 
 def command(recipe, workdir, *flags):
-  """Runs `python -m mixer.sweep`."""
+  """Runs `python -m mixer sweep`."""
   return subprocess.run(
     [
       sys.executable,
       "-m",
-      "mixer.sweep",
+      "mixer",
+      "sweep",
       f"--config={recipe}",
       f"--workdir={workdir}",
       *flags,

@@ -21,7 +21,7 @@ from benchmarks.throughput.results import Results
 from mixer import models
 from mixer.errors import UserError
 from mixer.models import create
-from mixer.paper.measured import throughputs
+from mixer.tools.paper.measured import throughputs
 
 DEVICE = {"device": "Abacus (R) 9, 2 cores", "platform": "cpu", "versions": {}}
 HOW = {"repeats": 2, "seconds": 0.01, "limit": 300.0}

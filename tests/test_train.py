@@ -515,7 +515,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     ),
     (
       ["--config=configs/digits.py", "--config.data.data_dir={tmp}"],
-      "python -m mixer.data prepare digits",
+      "python -m mixer data prepare digits",
     ),
     (
       ["--config=configs/digits.py", "--workdir=/proc/run"],

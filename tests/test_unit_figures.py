@@ -11,7 +11,7 @@ from matplotlib import image
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.paper.figures import (
+from mixer.tools.paper.figures import (
   figure5,
   figure6,
   figure7,

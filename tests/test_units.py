@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.paper.figures import units
+from mixer.tools.paper.figures import units
 
 TINY = Path(__file__).parent / "goldens/mixer_tiny.npz"
 

@@ -14,7 +14,7 @@ from mixer import weights
 from mixer.errors import UserError
 from mixer.models import create, flops
 from mixer.models.infer import infer_model
-from mixer.weights.__main__ import main
+from mixer.tools.weights import main
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
 FILE = "tests/goldens/mixer_tiny.npz"

@@ -13,8 +13,8 @@ from mixer.cache import cache_folder
 from mixer.errors import UserError
 from mixer.models import create, flops
 from mixer.models.infer import infer_model
+from mixer.tools.weights import main
 from mixer.weights import convert, download
-from mixer.weights.__main__ import main
 from mixer.weights.zoo import REGISTRY, UNPUBLISHED, find
 
 MIXERS = [name for name in REGISTRY if "/Mixer" in name]

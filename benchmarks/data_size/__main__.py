@@ -5,7 +5,7 @@ python -m benchmarks.data_size [--workdir=DIR] [--seeds=3]
 
 Trains configs/data_size.py with all models and shares, once a seed, 22 minutes
 on 2 CPU cores; stopped, the same command goes on. Writes
-results/data_size.json, which `python -m mixer.paper figure 2` draws.
+results/data_size.json, which `python -m mixer paper figure 2` draws.
 """
 
 import sys

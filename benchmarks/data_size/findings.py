@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 
 from benchmarks.curves import difference, percent
-from mixer.paper.figures.figure2 import STOPPED_BY, stopped
-from mixer.table import render
+from mixer.tools.paper.figures.figure2 import STOPPED_BY, stopped
+from mixer.tools.table import render
 
 FEWSHOT, TEST = "eval/fewshot/few/5shot", "eval/test/accuracy"
 # The first says at which steps there are results.

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.faults.trials import Trials
-from mixer.table import render
+from mixer.tools.table import render
 
 HEAD = ("what happened", "times", "the end, against the undisturbed run")
 NAMES = (

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long images take by mixer.predict and by the program of mixer.export.
+"""Times images by `python -m mixer predict` and by an exported program.
 
 python -m benchmarks.inference [--models=Mixer-S/16] [--batches=1,32]
 
 Of a call, on this machine's first device, from uint8 images on the host to
 results on the host: median, 95th percentile and images/s, by
 
-  predict   the compiled function of mixer.predict
-  exported  the program that mixer.export writes, read back and called
+  predict   the compiled function of `predict`
+  exported  the program that `export` writes, read back and called
   jitted    the model's forward pass in jax.jit, to compare with
 
 and for each the seconds until its file is loaded, and from there to the first
-result. Weights and images are random. mixer.predict itself computes in float32;
+result. Weights and images are random. `predict` itself computes in float32;
 for bfloat16 its function is given a model with such products. All three take
 turns in one process a model, dtype and batch size. Goes on where it left off,
 by results/inference/DEVICE.json, and prints all of it as a Markdown table. It
-needs all of requirements.txt, as mixer.predict does.
+needs all of requirements.txt, as `predict` does.
 """
 
 import itertools

@@ -13,7 +13,7 @@ from benchmarks.throughput.cells import DTYPES
 from benchmarks.throughput.device_file import versions
 from benchmarks.throughput.tables import rounded
 from mixer import models
-from mixer.table import render
+from mixer.tools.table import render
 
 MEASURED = "median_ms", "p95_ms", "load_seconds", "first_seconds"
 HEAD = (

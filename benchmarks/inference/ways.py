@@ -16,14 +16,14 @@ from jax import export as jax_export
 
 from benchmarks.throughput.programs import CLASSES, draw_params
 from mixer import weights
-from mixer.classifier import bind_to_devices
-from mixer.export import write_program
 from mixer.models import create, flops
 from mixer.models.infer import infer_model
+from mixer.tools.export import write_program
+from mixer.tools.inference import bind_to_devices
 from mixer.training.prefetch import prefetch_to_device
 from mixer.training.step import normalise
 
-TOPK = 5  # as mixer.predict has it
+TOPK = 5  # as `predict` has it
 
 Call = Callable[[np.ndarray], object]
 
@@ -48,7 +48,7 @@ def write_exported(file: Path, dtype: str) -> Path:
 
 
 def predict(file: Path, dtype: str) -> Call:
-  """As mixer.predict, which puts a batch on its way a little earlier."""
+  """As `predict`, which puts a batch on its way a little earlier."""
   model, params = _read(file, dtype)
   devices = jax.local_devices()[:1]
   judge = bind_to_devices(model, params, devices, loss="softmax", topk=TOPK)
@@ -61,7 +61,7 @@ def predict(file: Path, dtype: str) -> Call:
 
 
 def exported(file: Path, dtype: str) -> Call:
-  """As mixer.export says it; the dtype is in the file."""
+  """As `export` says it; the dtype is in the file."""
   del dtype
   return jax_export.deserialize(file.read_bytes()).call
 

@@ -14,7 +14,7 @@ from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
 from mixer.data.workers import Workers
-from mixer.table import render
+from mixer.tools.table import render
 
 EXAMPLES = 2_000
 BATCH = 32

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from mixer.data import preprocess, randaugment
-from mixer.table import render
+from mixer.tools.table import render
 
 DRAWS = 10_000
 SIZES = ((375, 500), (500, 333))

@@ -10,7 +10,7 @@ from benchmarks.input import photos
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
-from mixer.table import render
+from mixer.tools.table import render
 
 EXAMPLES = 2_000
 BATCH = 250

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import psutil
 
-from mixer.table import render
+from mixer.tools.table import render
 
 EXAMPLES, SHARDS, CLASSES = 1_281_167, 1_024, 1_000
 BATCH = 1_024

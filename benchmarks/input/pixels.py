@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.input import photos
 from mixer.data import preprocess
 from mixer.data.decode import decode
-from mixer.table import render
+from mixer.tools.table import render
 
 BOXES = 10  # of inception crops, in every photograph
 

@@ -5,7 +5,7 @@ python -m benchmarks.permutations [--workdir=DIR] [--seeds=3]
 
 Trains configs/permutations.py with both models and all three inputs, once a
 seed, 12 minutes on 2 CPU cores; stopped, the same command goes on. Writes
-results/permutations.json, which `python -m mixer.paper figure 4` draws.
+results/permutations.json, which `python -m mixer paper figure 4` draws.
 """
 
 import sys

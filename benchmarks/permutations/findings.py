@@ -2,7 +2,7 @@
 """Whether the curves of figure 4 show here what they show in the paper."""
 
 from benchmarks.curves import difference, last_values, percent
-from mixer.table import render
+from mixer.tools.table import render
 
 RESULT = "eval/fewshot/few/5shot"
 MODELS = {"mixer": "Mixer", "resnet": "ResNet"}

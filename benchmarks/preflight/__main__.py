@@ -22,8 +22,8 @@ from mixer.atomic_write import atomic_write
 from mixer.cli import EX_OK, EX_USAGE, run_cli
 from mixer.errors import UserError
 from mixer.models.mixer import VARIANTS
-from mixer.preflight.compiler import check_installed
-from mixer.preflight.topology import parse
+from mixer.tools.preflight.compiler import check_installed
+from mixer.tools.preflight.topology import parse
 
 MIXERS = ",".join(VARIANTS)
 # The paper's batch of 4,096 is 32, 64 and 64 images a device on these.
@@ -77,7 +77,7 @@ def preflight(name: str, topology: str, *flags: str) -> dict:
   with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "report.json"
     command = [
-      *(sys.executable, "-m", "mixer.preflight"),
+      *(sys.executable, "-m", "mixer", "preflight"),
       *(f"--config={RECIPE}:{name}", f"--topology={topology}"),
       f"--json={file}",
       *flags,

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 
 from mixer.chips import GIB
-from mixer.table import render
+from mixer.tools.table import render
 
 HEAD = (
   "model, slice",

@@ -19,9 +19,9 @@ from benchmarks.preflight.__main__ import preflight
 from benchmarks.scaling.model import StepModel
 from mixer.atomic_write import atomic_write
 from mixer.cli import run_cli
-from mixer.preflight.compiler import check_libtpu
-from mixer.preflight.topology import Topology, parse
-from mixer.table import render
+from mixer.tools.preflight.compiler import check_libtpu
+from mixer.tools.preflight.topology import Topology, parse
+from mixer.tools.table import render
 
 MODELS = "B/16,L/16,H/14"
 COMPILED_FOR = "v4:2x2x1"

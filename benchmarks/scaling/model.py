@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixer.preflight.collectives import Collective
-from mixer.preflight.roofline import Roofline, roofline
-from mixer.preflight.topology import Topology
+from mixer.tools.preflight.collectives import Collective
+from mixer.tools.preflight.roofline import Roofline, roofline
+from mixer.tools.preflight.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StepModel:
 
   @classmethod
   def of(cls, reports: Sequence[dict]) -> "StepModel":
-    """Of reports of `mixer.preflight.report.to_json`, images rising."""
+    """Of reports of `mixer.tools.preflight.report.to_json`, images rising."""
     largest = reports[-1]
     return cls(
       flops_per_image=largest["estimate"]["flops"] / largest["per_device"],

@@ -8,7 +8,7 @@ from benchmarks.step.measure import NAMES, OURS
 from benchmarks.throughput.cells import DTYPES, PASSES
 from benchmarks.throughput.device_file import versions
 from mixer import models
-from mixer.table import render
+from mixer.tools.table import render
 
 GIB, TERA = 2**30, 1e12
 

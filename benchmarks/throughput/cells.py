@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from mixer import models
 from mixer.errors import UserError
-from mixer.paper.numbers import ROWS
+from mixer.tools.paper.numbers import ROWS
 
 INFERENCE, TRAINING = PASSES = "inference", "training"
 DTYPES = "float32", "bfloat16"

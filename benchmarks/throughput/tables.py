@@ -9,15 +9,15 @@ from benchmarks.throughput.cells import (
   label,
   paper_speeds,
 )
-from mixer.paper.measured.throughputs import (
+from mixer.tools.paper.measured.throughputs import (
   Key,
   Throughput,
   best_of,
   pair_of,
   ratio,
 )
-from mixer.paper.numbers import SPEED_RATIOS
-from mixer.table import render
+from mixer.tools.paper.numbers import SPEED_RATIOS
+from mixer.tools.table import render
 
 # Of images a second, of a pass and a dtype.
 Column = tuple[str, str]

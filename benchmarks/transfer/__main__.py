@@ -18,7 +18,7 @@ from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches
 from mixer.data.sources import open_source
 from mixer.models.infer import infer_model
-from mixer.table import render
+from mixer.tools.table import render
 from mixer.training.step import normalise
 
 HEAD = ("digits 5 to 9", "pixels", "labelled", "steps", "accuracy, %")

@@ -20,11 +20,11 @@ from benchmarks.transfer.runs import (
   trained,
 )
 from mixer import train
-from mixer.data.__main__ import prepare
 from mixer.models import flops
 from mixer.plan import make_plan
-from mixer.sweep.protocol import sweep
-from mixer.table import render
+from mixer.tools.data import prepare
+from mixer.tools.sweep.protocol import sweep
+from mixer.tools.table import render
 
 # Resolution in pixels and growth; 8 is what the weights were trained at.
 CHOICES = (

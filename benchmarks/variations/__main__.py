@@ -17,7 +17,7 @@ from benchmarks.curves import Curve, difference, last_values, percent
 from mixer.cli import run_cli
 from mixer.models import flops
 from mixer.plan import make_plan
-from mixer.table import render
+from mixer.tools.table import render
 
 RESULT = "eval/test/accuracy"
 PLAIN = "plain"

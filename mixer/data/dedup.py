@@ -97,14 +97,14 @@ def load(files: Sequence[str | os.PathLike]) -> Hashes:
       if len(code) != 32 or len(name) != 3 or not codes[-1]:
         raise UserError(
           f"Line {number} of {file} is {line[:60]!r}, not a hash: give a file"
-          " that python -m mixer.data hash wrote."
+          " that python -m mixer data hash wrote."
         )
       names.append(" ".join(name))
   if files and not codes:
     raise UserError(
       "There are no hashes in "
       f"{format_list([os.fspath(file) for file in files])}:"
-      " write them with python -m mixer.data hash."
+      " write them with python -m mixer data hash."
     )
   return Hashes(np.array(codes, np.uint64).reshape(-1, 2).T.copy(), names)
 
@@ -115,7 +115,7 @@ def _lines(file: str | os.PathLike) -> list[str]:
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
       f"Cannot read the list of hashes {os.fspath(file)!r} ({error}): write one"
-      " with python -m mixer.data hash."
+      " with python -m mixer data hash."
     ) from error
 
 

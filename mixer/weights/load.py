@@ -75,7 +75,7 @@ def read(init: str | os.PathLike) -> LoadedWeights:
   if path.is_absolute() or path.suffix in (*io.SUFFIXES, *io.PICKLES):
     raise UserError(
       f"There are no weights at {name}: give a file, the folder of a finished "
-      "run, or a published name (python -m mixer.weights list)."
+      "run, or a published name (python -m mixer weights list)."
     )
   published = zoo.find(name)
   return _read_file(download.fetch(published), name, published)

@@ -92,6 +92,6 @@ def find(name: str) -> Published:
   near = nearest(name, REGISTRY, most=4, cutoff=0.4)
   raise UserError(
     f"There are no weights at {name}: give a file, the folder of a finished "
-    "run, or a published name (python -m mixer.weights list)."
+    "run, or a published name (python -m mixer weights list)."
     f"{f' Nearest: {format_list(near)}.' if near else ''}"
   )

@@ -295,7 +295,7 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
 
 def prepare_command(name: str, data_dir: str | None) -> str:
   suffix = f" --data_dir={data_dir}" if data_dir else ""
-  return f"python -m mixer.data prepare {name}{suffix}"
+  return f"python -m mixer data prepare {name}{suffix}"
 
 
 def builder_class(name: str):

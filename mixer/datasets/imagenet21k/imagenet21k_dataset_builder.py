@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ImageNet-21k from the official tar of tars, as ArrayRecord.
 
-  python -m mixer.data prepare imagenet21k [--workers=N] [--exclude=FILE ...]
+  python -m mixer data prepare imagenet21k [--workers=N] [--exclude=FILE ...]
 
 Config fall11, the default, is the release of fall 2011 that the paper and the
 published weights use; winter21 is the one of 2021 with fewer people in it,
@@ -73,7 +73,7 @@ class Builder(dataset_builder.FileReaderBuilder):
 
     Args:
       workers: processes; None means one a core that this process may use.
-      exclude: lists of `python -m mixer.data hash`, whose images to leave out.
+      exclude: lists of `python -m mixer data hash`, whose images to leave out.
     """
     super().__init__(**kwargs)
     if workers is not None and workers < 1:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiles of scikit-image's photographs: which of them is a tile from?
 
-  python -m mixer.data prepare photographs
+  python -m mixer data prepare photographs
 
 photographs/even has the same tiles in another order: those of each photograph
 at equal distances, so that any 35 in a row are of all fifteen.

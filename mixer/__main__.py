@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a tool: python -m mixer NAME [ARGUMENT ...]; without NAME lists all."""
+
+import runpy
+import sys
+
+from mixer.errors import did_you_mean
+
+# Name, purpose and an example of every module of mixer.tools.
+TOOLS = {
+  "data": (
+    "prepare data sets, draw a batch",
+    "data prepare digits",
+  ),
+  "weights": (
+    "list, fetch and convert weights",
+    "weights fetch imagenet1k/Mixer-B_16",
+  ),
+  "predict": (
+    "classify images",
+    "predict --init=RUN photos/",
+  ),
+  "export": (
+    "write weights, or a StableHLO program",
+    "export --init=RUN --out=digits.stablehlo",
+  ),
+  "sweep": (
+    "fine-tune by the paper's protocol",
+    "sweep --config=configs/finetune.py --workdir=DIR",
+  ),
+  "preflight": (
+    "compile a recipe for a machine elsewhere",
+    "preflight --config=configs/digits.py --topology=v4-8",
+  ),
+  "paper": (
+    "the paper's tables and figures, reports",
+    "paper table 3",
+  ),
+}
+
+
+def usage() -> str:
+  """Returns the list of tools, an example each."""
+  lines = [
+    f"  {name:10} {purpose:41} {example}"
+    for name, (purpose, example) in TOOLS.items()
+  ]
+  return "\n".join(["usage: python -m mixer NAME [ARGUMENT ...]", *lines])
+
+
+def main() -> int:
+  """Returns 0 for the list, 2 for an unknown name; a tool exits by itself."""
+  name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+  if name in ("--help", "-h"):
+    print(usage())
+    return 0
+  if name not in TOOLS:
+    problem = f"error: There is no tool {name!r}{did_you_mean(name, TOOLS)}"
+    print(f"{problem}\n{usage()}", file=sys.stderr)
+    return 2
+  del sys.argv[1]
+  runpy.run_module(f"mixer.tools.{name}", run_name="__main__", alter_sys=True)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

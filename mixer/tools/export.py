@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes weights for use elsewhere: as a program, or in another layout.
+
+  python -m mixer export --init=runs/pets --out=pets.stablehlo
+  python -m mixer export --init=imagenet21k/Mixer-B_16 --out=b16.safetensors
+
+The program is the model with its parameters inside, in StableHLO as jax.export
+serializes it. It takes any number of images at once, on each of its platforms,
+and wants jax and flatbuffers, but nothing of this project. Before the file is
+there, its bytes have been read back and run, and the logits compared with the
+model's.
+
+JAX promises to read such a file with releases up to 6 months newer and 3 weeks
+older than the one that wrote it: for longer, keep the weights and export anew.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jax import export as jax_export
+
+from mixer import cli, weights
+from mixer.atomic_write import atomic_write, check_writable
+from mixer.errors import UserError
+from mixer.models.infer import infer_model
+from mixer.models.kernels import plain_model
+from mixer.tools.inference import check_shape, made_for
+from mixer.training.step import normalise
+from mixer.weights import convert
+
+PROGRAM = ".stablehlo"
+LAYOUTS = (".npz", ".safetensors")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # GPUs are cuda or rocm
+INPUTS = ("uint8", "float32")
+# Largest difference of a logit from the float32 model's, as a part of the
+# largest logit or of 1. Seen: 0, and 0.003 for bfloat16.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+TRIED = (1, 3)  # numbers of images; the program knows of neither
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Returns the exit code: 0 done, 2 the user must change something."""
+  return cli.run_cli(run, **vars(_parser().parse_args(arguments)))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog="python -m mixer export")
+  add = parser.add_argument
+  add("--init", required=True, help="weights: a name, a file, a run's folder")
+  kinds = " *".join((PROGRAM, *LAYOUTS))
+  add("--out", required=True, metavar="FILE", help=f"*{kinds}")
+  add("--image_size", type=int, help="in pixels; default: that of the weights")
+  add("--platforms", help="of cpu,cuda,rocm,tpu; default: cpu,cuda,tpu")
+  add("--input", help="uint8 (0 to 255, the default) or float32 (-1 to 1)")
+  add("--dtype", help="of products: float32 (the default) or bfloat16")
+  return parser
+
+
+def run(init: str, out: str, **options: str | int | None) -> str:
+  """Writes a file and returns what to say of it; see the flags."""
+  suffix = Path(out).suffix
+  options = {key: value for key, value in options.items() if value is not None}
+  if suffix not in (PROGRAM, *LAYOUTS):
+    raise UserError(
+      f"--out={out} does not say what to write: end it in {PROGRAM} for a"
+      f" program, in {' or '.join(LAYOUTS)} for weights."
+    )
+  check_writable(out, "out")
+  if suffix == PROGRAM:
+    _check_choices(options)
+    return write_program(weights.read(init), Path(out), **options)
+  if options:
+    raise UserError(
+      f"--{next(iter(options))} is for programs, and weights are the same for"
+      f" all: leave it out, or end --out in {PROGRAM}."
+    )
+  checkpoint = weights.read(init)
+  if suffix == ".safetensors":
+    _check_timm_layout(checkpoint.params)
+  weights.save(out, checkpoint.params, gelu=checkpoint.gelu)
+  about = weights.gelu_note(out, checkpoint.params, checkpoint.gelu)
+  return f"Wrote {out}. {about}".rstrip()
+
+
+def _check_timm_layout(params: dict) -> None:
+  """Raises UserError for what timm's layout is not for, with another ending."""
+  try:
+    convert.to_timm(flatten_dict(params, sep="/"))
+  except UserError as error:
+    raise UserError(f"{error} End --out in .npz or {PROGRAM}.") from error
+
+
+def _check_choices(options: dict[str, str | int]) -> None:
+  platforms = options.get("platforms", PLATFORMS[0]).split(",")
+  for flag, values, choices in (
+    ("platforms", platforms, PLATFORMS),
+    ("input", [options.get("input", "uint8")], INPUTS),
+    ("dtype", [options.get("dtype", "float32")], TOLERANCES),
+  ):
+    for value in values:
+      if value not in choices:
+        raise UserError(
+          f"--{flag} takes no {value!r}: there are {', '.join(choices)}."
+        )
+  if options.get("image_size", 1) < 1:
+    raise UserError(f"--image_size={options['image_size']} must be 1 or more.")
+
+
+def write_program(
+  checkpoint: weights.LoadedWeights,
+  out: Path,
+  *,
+  image_size: int | None = None,
+  platforms: str = "cpu,cuda,tpu",
+  input: str = "uint8",
+  dtype: str = "float32",
+) -> str:
+  """Writes weights and their model as one program.
+
+  Args:
+    checkpoint: the weights.
+    out: the file.
+    image_size: side of the images in pixels; None means that of the weights.
+    platforms: that it can be run on, with commas in between.
+    input: "uint8" for 0 to 255, "float32" for -1 to 1.
+    dtype: of the factors of products, see `MlpMixer.dtype`.
+
+  Returns:
+    How far its results are from the model's, and how to call it.
+
+  Raises:
+    UserError: the images do not fit the weights, or the results differ.
+  """
+  size = (image_size, image_size) if image_size else made_for(checkpoint)
+  model = infer_model(checkpoint.params, gelu=checkpoint.gelu, dtype=dtype)
+  # Kernels are of one kind of device, and of a known number of images.
+  model = plain_model(model)
+  shape = (*size, model.image_channels)
+  check_shape(model, checkpoint.params, shape, f"--image_size={size[0]}")
+  classify = bind(model, checkpoint.params, input)
+  names = platforms.split(",")
+  program = serialize(classify, shape, input, names)
+
+  here = jax_export.default_export_platform()
+  runnable = program
+  if here not in names:
+    runnable = serialize(classify, shape, input, [here])
+  found = _compare(runnable, checkpoint, shape, input, dtype)
+
+  with atomic_write(out) as aside:
+    aside.write_bytes(program)
+  shown = ", ".join(map(str, shape))
+  values = "0 to 255" if input == "uint8" else "-1 to 1"
+  result = "logits" if model.num_classes else "features"
+  return "\n".join(
+    (
+      f"Wrote {out}: {len(program) / 1e6:,.2f} MB, for {', '.join(names)}.",
+      f"{found}, tried on {here}.",
+      "With jax and flatbuffers, it is called so:",
+      "  from jax import export",
+      f"  program = export.deserialize(open({str(out)!r}, 'rb').read())",
+      f"  {result} = program.call(images)",
+      f"where images is {input} [n, {shown}], RGB, {values}, for any n.",
+    )
+  )
+
+
+def bind(
+  model: nn.Module, params: dict, input: str
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns the function of images alone that becomes the program.
+
+  Its constants are the parameters as the products take them: in bfloat16 the
+  program has half the size.
+  """
+
+  def classify(images: jax.Array) -> jax.Array:
+    if input == "uint8":
+      images = normalise(images)
+    return model.apply({"params": params}, images, train=False)[0]
+
+  return classify
+
+
+def serialize(
+  classify: Callable[[jax.Array], jax.Array],
+  shape: tuple[int, int, int],
+  input: str,
+  platforms: Sequence[str],
+) -> bytes:
+  """Lowers a function of images [n, *shape], with n left open."""
+  open_shape = jax_export.symbolic_shape(f"n, {', '.join(map(str, shape))}")
+  images = jax.ShapeDtypeStruct(open_shape, input)
+  program = jax_export.export(jax.jit(classify), platforms=platforms)(images)
+  try:
+    return bytes(program.serialize())
+  except ImportError as error:
+    raise UserError(f"{error}: pip install flatbuffers") from error
+
+
+def _compare(
+  program: bytes,
+  checkpoint: weights.LoadedWeights,
+  shape: tuple[int, int, int],
+  input: str,
+  dtype: str,
+) -> str:
+  """Says how far a program's logits are from those of the float32 model.
+
+  Raises:
+    UserError: too far.
+  """
+  call = jax_export.deserialize(bytearray(program)).call
+  model = infer_model(checkpoint.params, gelu=checkpoint.gelu)
+  model = plain_model(model)  # as the program is
+  apply = jax.jit(lambda params, x: model.apply({"params": params}, x)[0])
+  pixels = np.random.default_rng(0).integers(
+    256, size=(max(TRIED), *shape), dtype=np.uint8
+  )
+  images = np.float32(pixels) / 127.5 - 1
+  wanted = np.asarray(apply(checkpoint.params, images))
+  taken = pixels if input == "uint8" else images
+  difference = np.max(
+    [np.abs(call(taken[:number]) - wanted[:number]).max() for number in TRIED]
+  )
+  largest = np.abs(wanted).max()
+  tried = " and ".join(map(str, TRIED))
+  found = (
+    f"On {tried} random images its largest difference from the model in"
+    f" float32 is {difference:.2g}, the largest logit {largest:.3g}"
+  )
+  if not difference <= TOLERANCES[dtype] * max(largest, 1):  # nan as well
+    raise UserError(f"{found}: too much, so nothing is written.")
+  return found
+
+
+if __name__ == "__main__":
+  sys.exit(main())

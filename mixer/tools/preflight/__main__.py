@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says whether a recipe fits a machine and what it costs, without the machine.
+
+python -m mixer preflight --config=FILE:ARG --topology=v4:4x4x4
+  [--config.KEY=VALUE ...] [--suggest] [--json=FILE]
+
+Compiles the run's own training step and evaluation. A topology is a slice of
+TPUs, by shape or as Google Cloud names it (v4:2x2x4 or v4-32), or gpu:h200x8.
+`pip install libtpu==0.0.42.1` brings the TPU compiler to any machine, and
+`pip install "jax[cuda13]"` that of H100 and H200. Other GPUs are judged by a
+TPU's compiler. Data need not be there.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from mixer import cli
+from mixer.atomic_write import atomic_write, check_writable
+from mixer.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
+)
+TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "The machine, such as v4:4x4x4, v3-128 or gpu:h200x8."
+)
+SUGGEST = flags.DEFINE_bool(
+  "suggest", False, "Look for the most images at once that fit."
+)
+JSON = flags.DEFINE_string("json", None, "File for every figure, in SI units.")
+flags.mark_flag_as_required("config")
+
+
+def main() -> int:
+  from mixer.tools.preflight import compiler, topology
+
+  if not TOPOLOGY.value:
+    raise UserError(
+      "Name a machine, such as --topology=v4:4x4x4, v3-128 or gpu:h200x8."
+    )
+  topology.parse(TOPOLOGY.value)
+  if JSON.value:
+    check_writable(JSON.value, "json")
+  compiler.set_environment()
+  # After the environment, which jax reads, and after what is cheap.
+  from mixer.tools.preflight.check import preflight
+  from mixer.tools.preflight.report import describe, to_json
+
+  report = preflight(CONFIG.value, TOPOLOGY.value, suggests=SUGGEST.value)
+  print(describe(report), flush=True)
+  if JSON.value:
+    with atomic_write(Path(JSON.value)) as aside:
+      aside.write_text(json.dumps(to_json(report), indent=2) + "\n")
+  return cli.EX_OK if report.fits else cli.EX_USAGE
+
+
+if __name__ == "__main__":
+  cli.run(main)

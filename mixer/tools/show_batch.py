@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws what a step of a recipe feeds the model, for a person to look at."""
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict, config_flags
+
+from mixer import cli
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
+from mixer.errors import UserError
+from mixer.plan import Plan, make_plan
+from mixer.training.mixup import sample_mixup
+from mixer.training.step import apply_mixup, step_keys
+
+COLUMNS = 6
+SMALLEST_SHARE = 0.005  # of a label, to be shown
+
+
+def main() -> None:
+  """python -m mixer data show --config=FILE --out=sheet.png."""
+  config = config_flags.DEFINE_config_file("config", None, "The recipe.")
+  out = flags.DEFINE_string(
+    "out", "sheet.png", "The picture: .png, .pdf, .svg."
+  )
+  step = flags.DEFINE_integer(
+    "step", 0, "Of the run, from 0 on.", lower_bound=0
+  )
+  images = flags.DEFINE_integer("images", 36, "How many.", lower_bound=1)
+  flags.mark_flag_as_required("config")
+
+  def show() -> int:
+    drawn = draw(config.value, out.value, step=step.value, images=images.value)
+    print(f"Drew {drawn} images of step {step.value:,} in {out.value}.")
+    return cli.EX_OK
+
+  cli.run(show)
+
+
+def draw(
+  config: ConfigDict, out: str, *, step: int = 0, images: int = 36
+) -> int:
+  """Draws the first examples of a step, augmented and mixed as in training.
+
+  Args:
+    config: from a recipe.
+    out: the picture's file; its suffix says which kind.
+    step: of the run, from 0 on.
+    images: how many; a whole batch if there are fewer.
+
+  Returns:
+    How many it has drawn.
+
+  Raises:
+    UserError: the data are not there, or the picture cannot be written.
+  """
+  plan = make_plan(config, load_init=False)
+  if plan.data.source is None or plan.data.image_size is None:
+    plan.complaints.raise_all()
+  pixels, labels = fed_examples(plan, step, images)
+  rows = -(-len(pixels) // COLUMNS)
+  figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows + 0.5), layout="constrained")
+  figure.suptitle(
+    f"{plan.data.source.name}, {plan.data.source.split}, step {step:,}: "
+    f"{plan.config.data.ops}"
+  )
+  axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+  for axis in axes:
+    axis.axis("off")
+  for axis, image, label in zip(axes, pixels, labels, strict=False):
+    axis.imshow(image, interpolation="nearest")
+    axis.set_title(describe(label, plan.data.source.class_names), fontsize=7)
+  try:
+    figure.savefig(out, dpi=150)
+  except (OSError, ValueError) as error:
+    raise UserError(f"Cannot write --out={out}: {error}") from error
+  return len(pixels)
+
+
+def fed_examples(
+  plan: Plan, step: int, images: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Makes the first images of a step, and their labels before smoothing.
+
+  Returns:
+    uint8 [n, h, w, 3] and float32 [n, classes].
+  """
+  config = plan.config
+  batches = train_batches(
+    plan.data.source,
+    preprocess.parse(config.data.ops),
+    batch=config.batch,
+    seed=config.seed,
+    start_step=step,
+    workers=plan.data.workers,
+    bad_images=plan.data.bad_images,
+  )
+  batch = next(batches)
+  batches.close()
+  shown = np.arange(min(images, config.batch))
+  part = {
+    "image": batch["image"][shown],
+    "label": batch["label"][shown],
+    # Each is mixed with the one before it in the batch.
+    "partner_image": batch["image"][shown - 1],
+    "partner_label": batch["label"][shown - 1],
+  }
+  mixing = sample_mixup(
+    step_keys(config.seed, step)[0],
+    part["image"].shape[1:3],
+    mixup=config.mixup,
+    cutmix=config.cutmix,
+    cutmix_share=config.cutmix_share,
+  )
+  pixels, labels = apply_mixup(
+    part,
+    mixing,
+    num_classes=plan.data.source.num_classes,
+    label_smoothing=0.0,
+  )
+  pixels = np.asarray((pixels + 1) * 127.5).round().astype(np.uint8)
+  return pixels, np.asarray(labels)
+
+
+def describe(label: np.ndarray, class_names: list[str]) -> str:
+  """The classes in a label [classes], the largest share first."""
+  order = np.argsort(-label, kind="stable")[:2]  # more are never mixed
+  parts = [i for i in order if label[i] > SMALLEST_SHARE]
+  if len(parts) == 1:
+    return class_names[parts[0]]
+  return "\n".join(f"{label[i]:.2f} {class_names[i]}" for i in parts)

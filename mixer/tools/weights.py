@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists and fetches published weights, and writes weights in another layout.
+
+python -m mixer weights list [NAME ...]
+python -m mixer weights fetch NAME [--cache=DIR]
+python -m mixer weights convert FROM TO [--grow=K | --tokens=ROWSxCOLUMNS]
+"""
+
+import argparse
+import re
+import sys
+import textwrap
+
+from mixer import cli
+from mixer.models.infer import describe, describe_tokens, infer
+from mixer.weights import download, io
+from mixer.weights.grow import grid_shape, grow
+from mixer.weights.load import read
+from mixer.weights.published import (
+  AUTHORS,
+  GELU,
+  LICENCE,
+  Mirror,
+  Published,
+)
+from mixer.weights.zoo import REGISTRY, UNPUBLISHED, WARNINGS, find
+
+_WIDTH = 100
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Returns the exit code: 0 done, 2 the user must change something."""
+  options = vars(_parser().parse_args(arguments))
+  return cli.run_cli(options.pop("run"), **options)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog="python -m mixer weights")
+  commands = parser.add_subparsers(required=True)
+
+  list_parser = commands.add_parser(
+    "list", help="list published weights, and those never published"
+  )
+  list_parser.add_argument(
+    "names", nargs="*", metavar="NAME", help="show every detail of these"
+  )
+  list_parser.set_defaults(run=_list)
+
+  fetch_parser = commands.add_parser("fetch", help="download published weights")
+  fetch_parser.add_argument("name", help="such as imagenet21k/Mixer-B_16")
+  fetch_parser.add_argument(
+    "--cache",
+    metavar="DIR",
+    help="default: $MIXER_CACHE_DIR/weights or ~/.cache/mixer/weights",
+  )
+  fetch_parser.set_defaults(run=_fetch)
+
+  convert_parser = commands.add_parser(
+    "convert", help="write weights in another layout, or for larger images"
+  )
+  convert_parser.add_argument(
+    "source", metavar="FROM", help="a file, a published name, a run's folder"
+  )
+  convert_parser.add_argument(
+    "target",
+    metavar="TO",
+    help="ending in .npz (Google) or .safetensors (timm)",
+  )
+  larger = convert_parser.add_mutually_exclusive_group()
+  larger.add_argument(
+    "--grow",
+    dest="factor",
+    type=int,
+    metavar="K",
+    help="2 for 448 px instead of 224",
+  )
+  larger.add_argument(
+    "--tokens",
+    type=_grid,
+    metavar="24x24",
+    help="interpolate to this grid of tokens; for a Mixer beyond the paper",
+  )
+  convert_parser.set_defaults(run=_convert)
+  return parser
+
+
+def _grid(text: str) -> tuple[int, int]:
+  match = re.fullmatch(r"(\d+)x(\d+)", text)
+  if match is None:
+    raise argparse.ArgumentTypeError(f"{text!r} is not written as 24x24")
+  return int(match[1]), int(match[2])
+
+
+def _list(names: list[str]) -> str:
+  if names:
+    return "\n\n".join(_describe_published(find(name)) for name in names)
+  head = f"{'name':37} {'classes':>7} {'size':>10} {'top-1':<5}  measured by"
+  rows = [head]
+  for each in REGISTRY.values():
+    size = each.mirrors[0].size or "unknown"
+    top1 = "" if each.top1 is None else f"{each.top1:g}"
+    rows.append(
+      f"{each.name:37} {each.num_classes:>7,} {size:>10} {top1:<5}  "
+      f"{each.measured}".rstrip()
+    )
+  unpublished = [
+    f"{each.description[0].upper()}{each.description[1:]}. {each.instead}"
+    for each in UNPUBLISHED
+  ]
+  return "\n".join(
+    [
+      *rows,
+      "",
+      "ImageNet top-1 in %, of the file as it is. `list NAME` says more. ViT "
+      "and BiT are the paper's",
+      "baselines.",
+      "",
+      "Never published:",
+      *map(_item, unpublished),
+      "",
+      "Beware:",
+      *map(_item, WARNINGS),
+    ]
+  )
+
+
+def _item(text: str) -> str:
+  return textwrap.fill(
+    text, _WIDTH, initial_indent="- ", subsequent_indent="  "
+  )
+
+
+def _fetch(name: str, cache: str | None) -> str:
+  published = find(name)
+  path = download.fetch(published, cache)
+  size = f"{path.stat().st_size / 2**20:,.2f} MiB"
+  return f"{_describe_published(published)}\nfile       {path}, {size}"
+
+
+def _describe_published(published: Published) -> str:
+  """Describes published weights in full."""
+  top1 = "" if published.top1 is None else f"{published.top1} % "
+  facts = {
+    "name": published.name,
+    "model": f"{published.model}, patch {published.patch}"
+    if published.patch
+    else published.model,
+    "classes": f"{published.num_classes:,} of {published.classes}",
+    "trained": published.recipe,
+    "top-1": f"{top1}{published.measured and f'({published.measured})'}",
+    "images": published.preprocessing,
+    "GELU": "" if published.model.startswith("BiT") else GELU,
+    "by": f"{AUTHORS}; {LICENCE}",
+    "mirrors": f"\n{' ' * 11}".join(map(_describe_mirror, published.mirrors)),
+  }
+  return "\n".join(f"{key:10} {value}" for key, value in facts.items() if value)
+
+
+def _describe_mirror(mirror: Mirror) -> str:
+  size = f", {mirror.size}" if mirror.size else ""
+  sha256 = f", sha256 {mirror.sha256}..." if mirror.sha256 else ""
+  return f"{mirror.url}{size}{sha256}"
+
+
+def _convert(
+  source: str,
+  target: str,
+  factor: int | None,
+  tokens: tuple[int, int] | None,
+) -> str:
+  checkpoint = read(source)
+  params = checkpoint.params
+  lines = [f"{source}: {_describe_params(params)}."]
+  if factor is not None or tokens is not None:
+    grid = grid_shape(params, checkpoint.image_size)
+    params = grow(params, factor=factor, tokens=tokens, grid=grid)
+    how = f"by {factor}" if factor else "by interpolation"
+    if tokens and "MixerBlock_0" in params:
+      how += ", beyond the paper"
+    lines.append(f"Grown {how}: {_describe_params(params)}.")
+  io.save(target, params, gelu=checkpoint.gelu)
+  layout = "Google's" if target.endswith(".npz") else "timm's"
+  lines.append(f"Written to {target} in {layout} layout.")
+  lines.append(io.gelu_note(target, params, checkpoint.gelu))
+  return "\n".join(filter(None, lines))
+
+
+def _describe_params(params: dict) -> str:
+  model = infer(params)
+  if model is None:
+    return "no Mixer, ViT or BiT"
+  head = f"{model.num_classes:,} classes" if model.num_classes else "no head"
+  return f"{describe(model)}, {describe_tokens(params)}, {head}"
+
+
+if __name__ == "__main__":
+  sys.exit(main())
