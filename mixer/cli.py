@@ -89,6 +89,7 @@ def _parse(argv: list[str]) -> list[str]:
       logging.set_verbosity(logging.WARNING)
     if (config := flags.FLAGS["config"].value) is not None:
       config.keys()  # a missing file is an error only now
+      _replace_units(config)
     if rest[1:]:
       raise UserError(
         f"{' '.join(rest[1:])} is no flag: write --NAME=VALUE, such as "
@@ -98,6 +99,25 @@ def _parse(argv: list[str]) -> list[str]:
   except Exception as error:
     # A recipe is the user's code, so any exception is theirs to correct.
     _exit(_explain_parse_error(error))
+
+
+def _replace_units(config):
+  """Unsets a recipe's duration where a flag gives it in another unit."""
+  from ml_collections import config_flags
+
+  given = config_flags.get_override_values(flags.FLAGS["config"])
+  for name, value in given.items():
+    *path, key = name.split(".")
+    prefix, _, unit = key.rpartition("_")
+    if unit not in _UNITS or not prefix or not value:
+      continue
+    part = config
+    for parent in path:
+      part = part[parent]
+    for other in (f"{prefix}_{unit}" for unit in _UNITS):
+      is_given = ".".join([*path, other]) in given
+      if not is_given and part.get(other):
+        part[other] = type(part[other])(0)
 
 
 def _call(main: Callable[[], int]) -> int:
@@ -143,7 +163,9 @@ def _explain_parse_error(error: Exception) -> str:
       f"There is no recipe to read at {recipes[0]}. Recipes are in {folder}."
     )
   if isinstance(error, AttributeError) and not _user_frames(error):
-    return f"The config has no key {message.strip(_QUOTES)}."
+    key = message.strip(_QUOTES)
+    ours = f"; did you mean {_OUR_NAMES[key]}?" if key in _OUR_NAMES else "."
+    return f"The config has no key {key}{ours}"
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."
   place = (*_user_frames(error), "--config")[0]
@@ -170,6 +192,21 @@ def _rename_key(argument: str) -> str:
   )
 
 
+# Names of config keys in other projects.
+_OUR_NAMES = {
+  "lr": "optimizer.learning_rate",
+  "base_lr": "optimizer.learning_rate",
+  "learning_rate": "optimizer.learning_rate",
+  "wd": "optimizer.weight_decay",
+  "weight_decay": "optimizer.weight_decay",
+  "batch_size": "batch",
+  "epochs": "total_epochs",
+  "num_epochs": "total_epochs",
+  "steps": "total_steps",
+  "num_steps": "total_steps",
+  "num_train_steps": "total_steps",
+  "dataset": "data.name",
+}
 # Messages of absl's parsers, and the kind of value they expect.
 _KINDS = {
   "invalid literal for int": "a whole number",
@@ -177,5 +214,6 @@ _KINDS = {
   "('Non-boolean argument": "true or false",
 }
 _QUOTES = "'\""
+_UNITS = "steps", "epochs", "examples"
 _USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "
 _NOT_RECIPES = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))

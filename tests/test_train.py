@@ -526,6 +526,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
       "error: There is no fine-tuning recipe for 'cifar11'; did you mean",
     ),
     (["--config=configs/digits.py", "batch=64"], "batch=64 is no flag"),
+    (
+      ["--config=configs/digits.py", "--config.optimizer.lr=0.1"],
+      "no key lr; did you mean optimizer.learning_rate?",
+    ),
+    (
+      ["--config=configs/digits.py", "--config.batch_size=64"],
+      "no key batch_size; did you mean batch?",
+    ),
     (["configs/digits.py"], "Name a recipe, such as --config="),
     (["--confg=configs/digits.py"], "Did you mean: config ?"),
   ],
@@ -589,3 +597,20 @@ def test_results_without_checkpoints_are_not_overwritten(digits_dir, tmp_path):
     train.train(config, str(tmp_path))
 
   assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def test_a_duration_of_a_flag_replaces_the_recipes_in_another_unit(
+  digits_dir, environment
+):
+  """The recipe has 100 epochs, and a warm-up of 5."""
+  done = run(
+    [
+      *(sys.executable, "train.py", "--config=configs/digits.py", "--dry_run"),
+      f"--config.data.data_dir={digits_dir}",
+      *("--config.total_steps=20", "--config.schedule.warmup_steps=2"),
+    ],
+    environment,
+  )
+
+  assert done.returncode == EX_OK, done.stderr
+  assert re.search(r"length +20 steps, .*warm-up 2 steps", done.stdout)
