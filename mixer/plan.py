@@ -230,6 +230,13 @@ def plan_summary(plan: Plan) -> str:
       f"length        {schedule.total_steps:,} steps{epochs}, {seen:,} images, "
       f"warm-up {schedule.warmup_steps:,} steps"
     )
+    initial = config.ema_decay**schedule.total_steps
+    if config.ema_decay and initial > 0.1:  # the results would be misleading
+      lines.append(
+        f"WARNING       ema_decay = {config.ema_decay:g} is slow for "
+        f"{schedule.total_steps:,} steps: {initial:.0%} of the weights that "
+        "are evaluated and saved will be the initial ones; 0 turns it off"
+      )
     if model.multiply_accumulates:
       flop = 6 * model.multiply_accumulates * seen
       lines.append(f"compute       {flop:.3g} FLOP")

@@ -86,6 +86,21 @@ def test_a_run_begins_with_weights_grown_to_its_images(
   assert words in plan_summary(plan)
 
 
+@pytest.mark.parametrize(("steps", "is_warned"), [(31, True), (2000, False)])
+def test_an_average_too_slow_for_the_run_is_warned_of(
+  digits_dir, steps, is_warned
+):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.total_epochs, config.total_steps = 0.0, steps
+  config.schedule.warmup_epochs = 0.0
+
+  summary = plan_summary(make_plan(config))
+
+  # 0.99 ** 31 is 0.73.
+  assert ("73% of the weights" in summary) == is_warned
+
+
 def test_growth_by_a_part_is_refused_where_tiles_are_asked_for(
   half_digits, pretrained
 ):
