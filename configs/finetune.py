@@ -185,7 +185,11 @@ def get_config(arg=None):
   else:
     raise UserError(
       f"There is no fine-tuning recipe for {arg.dataset!r}"
-      + did_you_mean(arg.dataset, DATA_SETS)
+      + (
+        f": for a folder of images write dataset=folder:{arg.dataset}."
+        if "/" in arg.dataset
+        else did_you_mean(arg.dataset, DATA_SETS)
+      )
     )
   sizes, whole, part, held_out = data_set
   classes, steps, warmup, test_split, test_examples = sizes

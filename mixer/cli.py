@@ -143,6 +143,13 @@ def _exit(message: object, code: int = EX_USAGE):
 def _explain_parse_error(error: Exception) -> str:
   """Returns a message, with the line of the recipe that raised the error."""
   message = str(error)
+  for argument in sys.argv:
+    if re.fullmatch(r"--?config=.*\.json", argument):
+      return (
+        f"{argument} is no recipe, but the record of a run: name the recipe "
+        'that provenance.json beside it has under "command", with the flags '
+        "there."
+      )
   if "Traceback (most recent call last)" in message:
     # config_flags wraps errors of a recipe in its own, with their traceback.
     return message.strip().splitlines()[-1].removeprefix(_USER_ERROR)

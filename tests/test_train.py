@@ -526,6 +526,11 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
       "error: There is no fine-tuning recipe for 'cifar11'; did you mean",
     ),
     (["--config=configs/digits.py", "batch=64"], "batch=64 is no flag"),
+    (["--config=RUN/config.json"], "RUN/config.json is no recipe, but the"),
+    (
+      ["--config=configs/finetune.py:dataset=/photos"],
+      "for a folder of images write dataset=folder:/photos",
+    ),
     (
       ["--config=configs/digits.py", "--config.optimizer.lr=0.1"],
       "no key lr; did you mean optimizer.learning_rate?",
