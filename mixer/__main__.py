@@ -4,9 +4,10 @@
 import runpy
 import sys
 
+from mixer.cli import run_cli
 from mixer.errors import did_you_mean
 
-# Name, purpose and an example of every module of mixer.tools.
+# Name, purpose and an example of every command in mixer/tools.
 TOOLS = {
   "data": (
     "prepare data sets, draw a batch",
@@ -51,9 +52,8 @@ def usage() -> str:
 def main() -> int:
   """Returns 0 for the list, 2 for an unknown name; a tool exits by itself."""
   name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-  if name in ("--help", "-h"):
-    print(usage())
-    return 0
+  if name in ("help", "--help", "-h"):
+    return run_cli(usage)
   if name not in TOOLS:
     problem = f"error: There is no tool {name!r}{did_you_mean(name, TOOLS)}"
     print(f"{problem}\n{usage()}", file=sys.stderr)

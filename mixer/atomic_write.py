@@ -66,6 +66,8 @@ def check_writable(file: str | os.PathLike, flag: str):
   Raises:
     UserError: the file cannot be written.
   """
+  if is_in_bucket(file):
+    raise UserError(f"--{flag}={file} must be a local file: copy it yourself.")
   path = Path(file).absolute()
   if not path.parent.is_dir():
     raise UserError(f"There is no folder for --{flag}={file}: make it first.")

@@ -117,7 +117,7 @@ def _replace_units(config):
     for other in (f"{prefix}_{unit}" for unit in _UNITS):
       is_given = ".".join([*path, other]) in given
       if not is_given and part.get(other):
-        part[other] = type(part[other])(0)
+        part[other] = None
 
 
 def _call(main: Callable[[], int]) -> int:
@@ -172,7 +172,9 @@ def _explain_parse_error(error: Exception) -> str:
   if isinstance(error, AttributeError) and not _user_frames(error):
     key = message.strip(_QUOTES)
     ours = f"; did you mean {_OUR_NAMES[key]}?" if key in _OUR_NAMES else "."
-    return f"The config has no key {key}{ours}"
+    # The message has the last part of the key only.
+    flag = re.search(rf"--?config\.((\w+\.)*{key})\b", " ".join(sys.argv))
+    return f"The config has no key {flag[1] if flag else key}{ours}"
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."
   place = (*_user_frames(error), "--config")[0]

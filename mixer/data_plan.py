@@ -274,7 +274,7 @@ def _open_split(
     )
   if bool(source.label_shape) != multilabel:
     labels = "one class"
-    advice = "not for the type 'real': take 'classification'."
+    advice = "not for types such as 'real': take 'classification'."
     if source.label_shape:
       labels = "any number of classes"
       advice = "only for evaluators of the type 'real'."

@@ -11,8 +11,10 @@ with RetryableError.
 
 import contextlib
 import errno
+import importlib.util
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +23,10 @@ from pathlib import Path
 from etils import epath
 
 from mixer.errors import RetryableError, UserError
+
+# Without TensorFlow, if possible: etils decides at its first use.
+if importlib.util.find_spec("gcsfs"):
+  os.environ.setdefault("EPATH_USE_TF", "false")
 
 # Errors of a full or read-only disk; their OSError has no filename.
 DISK_ERRORS = errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS
@@ -33,13 +39,14 @@ def storage_path(path: str | os.PathLike) -> epath.Path:
     UserError: another kind of storage, for which Orbax would silently write a
       local folder of that name; or the packages for buckets are missing.
   """
-  scheme, separator, _ = os.fspath(path).partition("://")
-  if not separator:
+  url = re.match(r"(\w+):(/+)([^/]*)", os.fspath(path))
+  if url is None:
     return epath.Path(Path(path).expanduser().absolute())
-  if scheme != "gs":
+  scheme, slashes, bucket = url.groups()
+  if scheme != "gs" or slashes != "//" or not bucket:
     raise UserError(
-      f"{path}: a run's folder is local or in a gs:// bucket, and nothing else "
-      "is supported. Choose one of these."
+      f"{path}: a run's folder is local or in a bucket of Google Cloud "
+      "Storage, gs://BUCKET/DIR. Nothing else is supported."
     )
   # Experimental, and it would ask for the bucket's type at every call.
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -52,8 +59,7 @@ def storage_path(path: str | os.PathLike) -> epath.Path:
     ) from error
   # It logs the traceback of each error that it also raises.
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-  # Neither TensorFlow, nor cached listings: other processes write there, too.
-  os.environ.setdefault("EPATH_USE_TF", "false")
+  # No cached listings: other processes write there, too.
   fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
   return epath.Path(path)
 

@@ -511,7 +511,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     (["--config=configs/pretrain_i21k.py:B/17"], "Mixer-B/16"),
     (
       ["--config=configs/digits.py", "--workdir=s3://bucket/run"],
-      "s3://bucket/run: a run's folder is local or in a gs:// bucket",
+      "s3://bucket/run: a run's folder is local or in a bucket of Google",
     ),
     (
       ["--config=configs/digits.py", "--config.data.data_dir={tmp}"],
@@ -526,6 +526,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
       "error: There is no fine-tuning recipe for 'cifar11'; did you mean",
     ),
     (["--config=configs/digits.py", "batch=64"], "batch=64 is no flag"),
+    (["--config=configs/digits.py", "--workdir=gs:/run"], "gs://BUCKET/DIR"),
+    (["--config=configs/digits.py", "--workdir=gs://"], "gs://BUCKET/DIR"),
     (["--config=RUN/config.json"], "RUN/config.json is no recipe, but the"),
     (
       ["--config=configs/finetune.py:dataset=/photos"],
@@ -533,7 +535,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     ),
     (
       ["--config=configs/digits.py", "--config.optimizer.lr=0.1"],
-      "no key lr; did you mean optimizer.learning_rate?",
+      "no key optimizer.lr; did you mean optimizer.learning_rate?",
     ),
     (
       ["--config=configs/digits.py", "--config.batch_size=64"],

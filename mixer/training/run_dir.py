@@ -267,7 +267,8 @@ def load_config(folder: epath.Path) -> ConfigDict:
   file = folder / "config.json"
   if not file.is_file():
     raise UserError(
-      f"{folder} holds no config.json: name the recipe with --config."
+      f"There is no run in {folder}, since it holds no config.json: mend the "
+      "name, or give the recipe with --config."
     )
   return _resolve_known(read_config(file))
 

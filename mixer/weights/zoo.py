@@ -89,7 +89,8 @@ def find(name: str) -> Published:
         f"{name} was never published; neither were these: {never.description}. "
         f"{never.instead}"
       )
-  near = nearest(name, REGISTRY, most=4, cutoff=0.4)
+  near = [known for known in REGISTRY if known.endswith(f"/{name}")]
+  near = near or nearest(name, REGISTRY, most=4, cutoff=0.4)
   raise UserError(
     f"There are no weights at {name}: give a file, the folder of a finished "
     "run, or a published name (python -m mixer weights list)."

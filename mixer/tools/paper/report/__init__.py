@@ -42,7 +42,7 @@ def write(
   if file:
     if file.suffix.lower() not in (".html", ".htm"):
       raise UserError(f"--out={out} must end in .html, which it is.")
-    check_writable(file, "out")
+    check_writable(out, "out")
   record = read(workdir)
   file = file or record.folder / "report.html"
   page = render(record)
