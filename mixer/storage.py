@@ -2,11 +2,11 @@
 """Storage of a run: a local folder or a bucket (gs://), and its errors.
 
 Paths are those of etils.epath, which reads and writes a bucket through gcsfs.
-While a bucket cannot be reached, a run trains on: gcsfs and TensorStore repeat
-each request, for half a minute or longer; metrics wait for the next upload; a
-checkpoint that could not be saved is made up for by the next one. Two saves in
-a row that fail, or metrics that cannot be uploaded before a save, end the run
-with RetryableError.
+While a bucket cannot be reached, a run trains on, and gcsfs and TensorStore
+repeat each request for half a minute or longer. A periodic upload of metrics
+that fails is left to the next one, a checkpoint that fails in the background to
+the next checkpoint. Failures that the run waits for end it with RetryableError:
+metrics before a checkpoint, the second checkpoint in a row, results.
 """
 
 import contextlib
