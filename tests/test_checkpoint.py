@@ -584,5 +584,5 @@ def test_former_names_of_the_optimizers_state_are_read(
 
 
 def test_another_storage_is_refused():
-  with pytest.raises(UserError, match="s3://bucket/run: .*gs:// bucket"):
+  with pytest.raises(UserError, match="s3://bucket/run: .*gs://BUCKET/DIR"):
     Checkpoints("s3://bucket/run")
