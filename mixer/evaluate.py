@@ -15,7 +15,6 @@ from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan
 from mixer.storage import storage_errors, storage_path
 from mixer.training import run_dir
-from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
   check_same_config,
   check_same_devices,
@@ -23,8 +22,7 @@ from mixer.training.consistency import (
   checksum,
 )
 from mixer.training.optimizer import make_optimizer
-from mixer.training.run_dir import CHECKPOINTS
-from mixer.training.setup import abstract_state, open_checkpoints
+from mixer.training.setup import abstract_state, is_new, open_checkpoints
 from mixer.training.sharding import local_devices, replicate
 from mixer.weights import CLASSES, trained_classes
 
@@ -75,7 +73,7 @@ def evaluate(
     check_same_config(hosts, config)
     check_same_devices(hosts)
     with hosts.raise_on_all():
-      is_new_run = folder is None or not Checkpoints(folder / CHECKPOINTS).steps
+      is_new_run = folder is None or is_new(folder)
       if not is_new_run:
         run_dir.inherit_gelu(folder, config)
       plan = make_plan(

@@ -51,7 +51,7 @@ from mixer.training.preemption import PreemptedError, catch_signals
 from mixer.training.prefetch import prefetch_to_device
 from mixer.training.setup import (
   abstract_state,
-  check_same_run,
+  check_run,
   create_optimizer,
   create_sharding,
   create_update,
@@ -266,7 +266,9 @@ def dry_run(
     print(plan_summary(plan))
     plan.complaints.raise_all()
     if folder is not None:
-      check_same_run(plan, folder, accept_changes=accept_changes)
+      check_run(
+        plan, folder, is_new_run=is_new_run, accept_changes=accept_changes
+      )
       place = folder
       while not is_in_bucket(place) and not place.exists():
         place = place.parent  # the run will make the folder

@@ -600,8 +600,9 @@ def test_results_without_checkpoints_are_not_overwritten(digits_dir, tmp_path):
   shutil.rmtree(tmp_path / "checkpoints")
   before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
 
-  with pytest.raises(UserError, match="finished run and no checkpoint"):
-    train.train(config, str(tmp_path))
+  for start in train.dry_run, train.train:
+    with pytest.raises(UserError, match="finished run and no checkpoint"):
+      start(config, str(tmp_path))
 
   assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 

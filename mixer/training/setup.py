@@ -40,7 +40,7 @@ def plan_run(
   """Plans the run and compares it with the run that the folder holds.
 
   Raises:
-    UserError: all complaints about the plan, or see `check_same_run`.
+    UserError: all complaints about the plan, or see `check_run`.
   """
   with hosts.raise_on_all():
     is_new_run = is_new(folder)
@@ -50,13 +50,9 @@ def plan_run(
       run_dir.inherit_gelu(folder, config)
     plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
     plan.complaints.raise_all()
-    if is_new_run and (folder / weights.RUN_FILE).exists():
-      raise UserError(
-        f"{folder} holds the weights of a finished run and no checkpoint to go "
-        f"on from: choose another --workdir, or move {weights.RUN_FILE} away "
-        "to start again."
-      )
-    check_same_run(plan, folder, accept_changes=accept_changes)
+    check_run(
+      plan, folder, is_new_run=is_new_run, accept_changes=accept_changes
+    )
   return plan
 
 
@@ -65,8 +61,21 @@ def is_new(folder: epath.Path) -> bool:
   return not Checkpoints(folder / CHECKPOINTS).steps
 
 
-def check_same_run(plan: Plan, folder: epath.Path, *, accept_changes: bool):
-  """Raises UserError if the folder's run has another config or classes."""
+def check_run(
+  plan: Plan, folder: epath.Path, *, is_new_run: bool, accept_changes: bool
+):
+  """Compares a plan with the run that the folder holds.
+
+  Raises:
+    UserError: that run has another config or other classes, or it has left
+      results but no checkpoint to go on from.
+  """
+  if is_new_run and (folder / weights.RUN_FILE).exists():
+    raise UserError(
+      f"{folder} holds the weights of a finished run and no checkpoint to go "
+      f"on from: choose another --workdir, or move {weights.RUN_FILE} away to "
+      "start again."
+    )
   run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
   if classes := weights.trained_classes(folder):
     check_classes(
