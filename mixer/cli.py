@@ -105,16 +105,18 @@ def _replace_units(config):
   """Unsets a recipe's duration where a flag gives it in another unit."""
   from ml_collections import config_flags
 
+  from mixer.schema import UNITS
+
   given = config_flags.get_override_values(flags.FLAGS["config"])
   for name, value in given.items():
     *path, key = name.split(".")
     prefix, _, unit = key.rpartition("_")
-    if unit not in _UNITS or not prefix or not value:
+    if unit not in UNITS or not prefix or not value:
       continue
     part = config
     for parent in path:
       part = part[parent]
-    for other in (f"{prefix}_{unit}" for unit in _UNITS):
+    for other in (f"{prefix}_{unit}" for unit in UNITS):
       is_given = ".".join([*path, other]) in given
       if not is_given and part.get(other):
         part[other] = None
@@ -173,7 +175,9 @@ def _explain_parse_error(error: Exception) -> str:
     key = message.strip(_QUOTES)
     ours = f"; did you mean {_OUR_NAMES[key]}?" if key in _OUR_NAMES else "."
     # The message has the last part of the key only.
-    flag = re.search(rf"--?config\.((\w+\.)*{key})\b", " ".join(sys.argv))
+    flag = re.search(
+      rf"--?config\.((\w+\.)*{re.escape(key)})\b", " ".join(sys.argv)
+    )
     return f"The config has no key {flag[1] if flag else key}{ours}"
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."
@@ -223,6 +227,5 @@ _KINDS = {
   "('Non-boolean argument": "true or false",
 }
 _QUOTES = "'\""
-_UNITS = "steps", "epochs", "examples"
 _USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "
 _NOT_RECIPES = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))

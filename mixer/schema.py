@@ -93,13 +93,13 @@ def multipliers(pairs: tuple) -> Iterator[str]:
         )
 
 
+# Of durations, with the type of their values.
+UNITS = {"steps": int, "epochs": float, "examples": int}
+
+
 def define_duration(prefix: str) -> dict[str, Key]:
   """Returns the three keys of a duration, all unset."""
-  return {
-    f"{prefix}_steps": Key(None, kind=int),
-    f"{prefix}_epochs": Key(None, kind=float),
-    f"{prefix}_examples": Key(None, kind=int),
-  }
+  return {f"{prefix}_{unit}": Key(None, kind=x) for unit, x in UNITS.items()}
 
 
 def defaults(schema: dict[str, Key | dict]) -> ConfigDict:
@@ -136,8 +136,7 @@ def resolve_steps(
     EpochLengthError: the unit is epochs, and `examples` is not known.
     UserError: more than one unit is set, or the value is not a length.
   """
-  units = ("steps", "epochs", "examples")
-  values = {u: config[f"{prefix}_{u}"] for u in units}
+  values = {u: config[f"{prefix}_{u}"] for u in UNITS}
   values = {unit: value for unit, value in values.items() if value}
   if not values:
     return None

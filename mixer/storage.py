@@ -115,11 +115,11 @@ def explain(error: Exception, place: str | os.PathLike) -> UserError | None:
   import google.auth.exceptions as auth
 
   bucket = os.fspath(place).split("/")[2]
-  code = str(int(getattr(error, "code", None) or 0))
-  is_unknown = isinstance(
+  code = str(getattr(error, "code", ""))  # of HTTP
+  lacks_credentials = isinstance(
     error, (auth.DefaultCredentialsError, auth.RefreshError)
   )
-  if is_unknown or code == "401":
+  if lacks_credentials or code == "401":
     return UserError(
       f"{place}: there are no valid credentials for the bucket. Log in with "
       "gcloud auth application-default login, or give the service account of "
@@ -157,8 +157,7 @@ def _is_transient(error: Exception, code: str) -> bool:
   statuses = "UNAVAILABLE", "DEADLINE_EXCEEDED", "Error connecting"
   return (
     isinstance(error, failed)
-    or code in ("408", "429")
-    or code.startswith("5")
+    or re.fullmatch(r"408|429|5\d\d", code) is not None
     or isinstance(error, ValueError)
     and any(status in str(error) for status in statuses)
   )

@@ -319,7 +319,7 @@ def test_the_lease_of_a_killed_run_is_taken_when_it_has_expired(
   folder, monkeypatch, capsys
 ):
   monkeypatch.setattr(lock, "LEASE_SECONDS", 3.0)
-  lock.acquire(lock._Lease(folder), wait=0.0)  # nobody renews it
+  lock.acquire(lock.Lease(folder), wait=0.0)  # nobody renews it
 
   with lock.locked(folder):
     pass
@@ -346,7 +346,7 @@ def test_a_run_that_has_lost_its_lease_exits(folder):
   pipe = subprocess.PIPE
   process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
   assert process.stdout.readline() == "locked\n"
-  other = lock._Lease(folder)
+  other = lock.Lease(folder)
 
   while not other.take(other.read()[1]):  # it may be renewed in between
     pass

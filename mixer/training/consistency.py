@@ -53,7 +53,7 @@ def check_shared_folder(hosts: Hosts, folder: epath.Path) -> None:
       raise UserError(
         f"--workdir={first_folder} is not the same folder on all hosts: a file "
         f"that host 0 writes there does not appear on host {blind}. Name one "
-        "that they share, such as a mounted bucket or NFS."
+        "that they share, on NFS or in a bucket (gs://)."
       )
 
 

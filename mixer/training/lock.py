@@ -84,7 +84,7 @@ def try_flock(file: IO, folder: epath.Path) -> bool:
 @contextlib.contextmanager
 def hold_lease(folder: epath.Path, wait: float) -> Iterator[None]:
   """Holds the lease of a folder in a bucket, and renews it in a thread."""
-  lease = _Lease(folder)
+  lease = Lease(folder)
   acquire(lease, wait)
   has_ended = threading.Event()
   renewal = threading.Thread(
@@ -100,7 +100,7 @@ def hold_lease(folder: epath.Path, wait: float) -> Iterator[None]:
       lease.release()
 
 
-def acquire(lease: "_Lease", wait: float) -> None:
+def acquire(lease: "Lease", wait: float) -> None:
   """Takes the lease when it is free or has expired; see `locked`."""
   start, seen, renewed = time.monotonic(), 0, time.monotonic()
   while True:
@@ -126,7 +126,7 @@ def acquire(lease: "_Lease", wait: float) -> None:
     time.sleep(_RETRY_SECONDS)
 
 
-def renew(lease: "_Lease", has_ended: threading.Event) -> None:
+def renew(lease: "Lease", has_ended: threading.Event) -> None:
   """Renews the lease until the event is set.
 
   While the bucket cannot be reached it tries again. If another process has
@@ -150,7 +150,7 @@ def renew(lease: "_Lease", has_ended: threading.Event) -> None:
       os._exit(EX_USAGE)
 
 
-class _Lease:
+class Lease:
   """The object `.lock` in a bucket; it contains the name of its owner."""
 
   def __init__(self, folder: epath.Path):

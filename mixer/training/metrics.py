@@ -285,8 +285,10 @@ class MetricWriter:
 
   def _upload(self, pattern: str) -> None:
     """Copies files to the bucket, if the run's folder is in one."""
+    if not self._is_remote:
+      return
     self._uploaded_at = time.monotonic()
-    for file in self._folder.glob(pattern) if self._is_remote else ():
+    for file in self._folder.glob(pattern):
       if file.is_file():
         target = self._storage / file.relative_to(self._folder).as_posix()
         epath.Path(file).copy(target, overwrite=True)
