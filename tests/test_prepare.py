@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `python -m mixer data prepare` says, and when it refuses."""
+"""Messages and refusals of `python -m mixer data prepare`."""
 
 import os
 import re

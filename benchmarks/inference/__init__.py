@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a user of `predict` or of an exported program waits."""
+"""Waiting time of a user of `predict` or of an exported program."""

@@ -48,7 +48,7 @@ def write_exported(file: Path, dtype: str) -> Path:
 
 
 def predict(file: Path, dtype: str) -> Call:
-  """As `predict`, which puts a batch on its way a little earlier."""
+  """Computes like `predict`, which dispatches a batch a little earlier."""
   model, params = _read(file, dtype)
   devices = jax.local_devices()[:1]
   judge = bind_to_devices(model, params, devices, loss="softmax", topk=TOPK)
@@ -61,7 +61,7 @@ def predict(file: Path, dtype: str) -> Call:
 
 
 def exported(file: Path, dtype: str) -> Call:
-  """As `export` says it; the dtype is in the file."""
+  """Calls a program as `export` says; the dtype is in the file."""
   del dtype
   return jax_export.deserialize(file.read_bytes()).call
 

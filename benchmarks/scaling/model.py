@@ -29,7 +29,7 @@ class StepModel:
 
   @classmethod
   def of(cls, reports: Sequence[dict]) -> "StepModel":
-    """Of reports of `mixer.tools.preflight.report.to_json`, images rising."""
+    """Takes reports of `preflight.report.to_json`, with rising images."""
     largest = reports[-1]
     return cls(
       flops_per_image=largest["estimate"]["flops"] / largest["per_device"],

@@ -1,14 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the log and the provenance of a run's folder, for pages about it."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
 from mixer.errors import UserError
+from mixer.storage import storage_errors, storage_path
 from mixer.training.metrics import Number, read_rows
 from mixer.training.run_dir import read_json, wrap_read_errors
 from mixer.weights import RUN_FILE
+
+
+@contextlib.contextmanager
+def open_folder(workdir: str | os.PathLike) -> Iterator[epath.Path]:
+  """Yields a folder on a disk or in a bucket, to read it.
+
+  Raises:
+    UserError: there is none, or its bucket refuses.
+    RetryableError: its bucket cannot be reached.
+  """
+  with storage_errors(workdir):
+    folder = storage_path(workdir)
+    if not folder.is_dir():
+      raise UserError(
+        f"There is no folder {folder}: name one that train.py or python -m "
+        "mixer sweep was given as --workdir."
+      )
+    yield folder
 
 
 def read_starts(file: epath.Path, required: Sequence[str] = ()) -> list[dict]:

@@ -12,10 +12,14 @@ from ml_collections import ConfigDict
 
 from mixer import schema
 from mixer.errors import UserError
-from mixer.storage import storage_errors, storage_path
 from mixer.tools.paper.measured.device_days import device_days
 from mixer.tools.paper.measured.records import EVALUATION, RUN, SWEEP, SWEEPS
-from mixer.tools.paper.run_files import check_start, read_log, read_starts
+from mixer.tools.paper.run_files import (
+  check_start,
+  open_folder,
+  read_log,
+  read_starts,
+)
 from mixer.tools.sweep.report import JSON
 from mixer.training.run_dir import EVALUATION as EVALUATION_FILE
 from mixer.training.run_dir import (
@@ -77,16 +81,11 @@ def read(workdir: str | os.PathLike) -> Offered:
     UserError: it has no results, or not yet, or a file of it is damaged; with
       what to do.
   """
-  with storage_errors(workdir):
-    return _read(storage_path(workdir))
+  with open_folder(workdir) as folder:
+    return _read(folder)
 
 
 def _read(folder: epath.Path) -> Offered:
-  if not folder.is_dir():
-    raise UserError(
-      f"There is no folder {folder}: name one that train.py or python -m "
-      "mixer sweep was given as --workdir."
-    )
   if (folder / JSON).is_file():
     found = read_json(folder / JSON)
     with wrap_read_errors(folder / JSON):

@@ -13,9 +13,8 @@ from ml_collections import ConfigDict
 
 from mixer import schema
 from mixer.errors import UserError, format_list
-from mixer.storage import storage_errors, storage_path
 from mixer.tools.paper.measured.device_days import update_seconds
-from mixer.tools.paper.run_files import read_log, read_starts
+from mixer.tools.paper.run_files import open_folder, read_log, read_starts
 from mixer.tools.sweep.report import JSON as SWEEP_FILE
 from mixer.tools.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.metrics import Number
@@ -100,16 +99,11 @@ def read(workdir: str | os.PathLike) -> Record:
   Raises:
     UserError: it is none, or a file in it is damaged.
   """
-  with storage_errors(workdir):
-    return _read(storage_path(workdir))
+  with open_folder(workdir) as folder:
+    return _read(folder)
 
 
 def _read(folder: epath.Path) -> Record:
-  if not folder.is_dir():
-    raise UserError(
-      f"There is no folder {folder}: name one that train.py was given as "
-      "--workdir."
-    )
   file = folder / "config.json"
   if not file.is_file():
     raise UserError(_other_folder(folder))
