@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from mixer.errors import UserError
 from mixer.models.infer import infer_image_size
@@ -127,7 +128,7 @@ def _read_class_names(classes: str) -> tuple[str, ...]:
   return getattr(class_names, classes)()
 
 
-def _read_run(folder: Path, name: str) -> LoadedWeights:
+def _read_run(folder: epath.Path, name: str) -> LoadedWeights:
   path = next((folder / f for f in _RUN_FILES if (folder / f).exists()), None)
   if path is None and (folder / "sweep.json").is_file():
     raise UserError(
@@ -151,14 +152,14 @@ def _read_run(folder: Path, name: str) -> LoadedWeights:
   )
 
 
-def trained_classes(folder: Path) -> list[str] | None:
+def trained_classes(folder: epath.Path) -> list[str] | None:
   """Returns the classes of the run in a folder, in the order of the labels."""
   file = folder / CLASSES
   return file.read_text().splitlines() if file.is_file() else None
 
 
 def _read_config(
-  config: Path, gelu: str | None
+  config: epath.Path, gelu: str | None
 ) -> tuple[str | None, tuple[int, int] | None]:
   """Returns the form of GELU and the image size of a run's config."""
   from mixer.data import preprocess  # other weights do not need its imports

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -65,7 +64,7 @@ class Offered:
     sha256: of the file of weights that an EVALUATION is of, None if not known.
   """
 
-  folder: Path
+  folder: epath.Path
   kind: str
   parts: dict[str, Part]
   origin: dict
@@ -106,7 +105,7 @@ def _read(folder: epath.Path) -> Offered:
   )
 
 
-def _run(folder: Path) -> Offered:
+def _run(folder: epath.Path) -> Offered:
   config = read_config(folder / "config.json")
   rows = read_log(folder)
   step = rows[-1]["step"] if rows else 0
@@ -138,7 +137,7 @@ def _run(folder: Path) -> Offered:
   )
 
 
-def _evaluation(folder: Path) -> Offered:
+def _evaluation(folder: epath.Path) -> Offered:
   file = folder / EVALUATION_FILE
   found = read_json(file)
   # Of a folder with checkpoints it may not have been what config.init names.
@@ -179,12 +178,12 @@ def _check_mean(name: str, mean: dict):
     raise ValueError(f"runs of {name} = {runs!r}")
 
 
-def _sweep(folder: Path) -> Offered:
+def _sweep(folder: epath.Path) -> Offered:
   part, starts = _read_sweep(folder)
   return Offered(folder, SWEEP, {"": part}, _origin(starts))
 
 
-def _several(folder: Path, found: dict) -> Offered:
+def _several(folder: epath.Path, found: dict) -> Offered:
   parts, starts = {}, []
   for name in found["data_sets"]:
     with wrap_read_errors(folder / name / JSON):
@@ -194,7 +193,7 @@ def _several(folder: Path, found: dict) -> Offered:
   return Offered(folder, SWEEPS, parts, _origin(starts), without)
 
 
-def _read_sweep(folder: Path) -> tuple[Part, list[dict]]:
+def _read_sweep(folder: epath.Path) -> tuple[Part, list[dict]]:
   """The sweep's part, and the starts of the runs that it reports."""
   found = read_json(folder / JSON)
   starts = []

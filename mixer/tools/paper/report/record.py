@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-from pathlib import Path
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -40,7 +39,7 @@ class Record:
     parameters: their number; None if not known.
   """
 
-  folder: Path
+  folder: epath.Path
   config: dict = dataclasses.field(repr=False)
   rows: list[dict[str, Number]] = dataclasses.field(repr=False)
   starts: list[dict] = dataclasses.field(repr=False)
@@ -121,7 +120,7 @@ def _read(folder: epath.Path) -> Record:
   )
 
 
-def _other_folder(folder: Path) -> str:
+def _other_folder(folder: epath.Path) -> str:
   """What a folder is that is not a run's, and what to name in its place."""
   runs = sorted(
     (path.parent.name for path in folder.glob("*/config.json")),
@@ -154,7 +153,7 @@ def _total_steps(options: ConfigDict) -> int | None:
     return None
 
 
-def _skipped(file: Path) -> list[dict]:
+def _skipped(file: epath.Path) -> list[dict]:
   if not file.is_file():
     return []
   with wrap_read_errors(file):
@@ -165,7 +164,7 @@ def _skipped(file: Path) -> list[dict]:
     return rows
 
 
-def _parameters(file: Path) -> int | None:
+def _parameters(file: epath.Path) -> int | None:
   """The total at the end of parameters.txt."""
   if not file.is_file():
     return None

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples of CONTRIBUTING.md train and evaluate as they are written."""
+
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import recipes
+
+from mixer import config as schema
+from mixer import models, train
+from mixer.cli import EX_OK
+from mixer.data import pp_parser
+from mixer.models import mixer
+
+TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+
+
+def run_example(name, source, monkeypatch):
+  """Returns the module that an example makes."""
+  module = types.ModuleType(name)
+  monkeypatch.setitem(sys.modules, name, module)
+  exec(source, module.__dict__)
+  return module
+
+
+def test_the_examples_train_and_evaluate(digits_dir, tmp_path, monkeypatch):
+  op, mixing, evaluator, row = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+  monkeypatch.setattr(pp_parser, "OPS", {**pp_parser.OPS})
+  run_example("mixer.own_op", op.partition("...")[0], monkeypatch)
+  shift = run_example("mixer.models.shift", mixing, monkeypatch)
+  family = models.Family(shift.ShiftMixer, {}, mixer.COLUMNS)
+  monkeypatch.setitem(models.FAMILIES, "ShiftMixer", family)
+  run_example("mixer.evaluators.confidence", evaluator, monkeypatch)
+  [(kind, added)] = eval(f"{{{row}}}", vars(schema)).items()
+  monkeypatch.setitem(schema.EVALUATORS, kind, added)
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.data.ops = f"darken(3) | {config.data.ops}"
+  config.model.name = "ShiftMixer"
+  config.total_epochs, config.total_steps = 0.0, 3
+  config.schedule.warmup_epochs = 0.0
+  config.evals.own = schema.evaluator(kind, split="test", ops="central_crop(8)")
+  config.checkpoint.best = "eval/own/confidence"
+
+  assert train.train(config, str(tmp_path)) == EX_OK
+
+  rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert 0.1 <= json.loads(rows[-1])["eval/own/confidence"] <= 1.0
