@@ -9,17 +9,15 @@ throughput, provenance, and pictures of what the run has learned.
 
 import datetime
 import os
-import string
 from pathlib import Path
 
 from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
 from mixer.storage import storage_errors
+from mixer.tools.paper import html
 from mixer.tools.paper.report import markup, recipe, results, weights
 from mixer.tools.paper.report.published import published_results
 from mixer.tools.paper.report.record import Record, read
-
-_TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write(
@@ -67,13 +65,15 @@ def render(record: Record) -> str:
   now = datetime.datetime.now(datetime.UTC)
   footer = f"{record.folder}, as it was on {now:%Y-%m-%d %H:%M} UTC"
   kind = "done" if record.is_done else "going"
-  return string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-    title=markup.text(f"{record.name}: report"),
-    name=markup.text(record.name),
-    lead=markup.text(_lead(record)),
-    state=markup.element("span", _state(record), f"state {kind}"),
+  return html.render(
+    "report/page.html",
+    title=f"{record.name}: report",
+    name=record.name,
+    lead=_lead(record),
+    state=_state(record),
+    kind=kind,
     sections=markup.join([part for part in sections if part]),
-    footer=markup.text(footer),
+    footer=footer,
   )
 
 

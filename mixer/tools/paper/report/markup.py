@@ -5,24 +5,18 @@
 """
 
 import base64
-import html
 import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib import image
-
-
-class Markup(str):
-  """HTML, as opposed to text."""
 
 
 def text(content: object) -> Markup:
   """Escapes what is not HTML already."""
-  if isinstance(content, Markup):
-    return content
-  return Markup(html.escape(str(content)))
+  return escape(content)
 
 
 def element(tag: str, content: object, kind: str = "") -> Markup:
@@ -76,7 +70,7 @@ def table(
     for kind, name in zip(kinds, head, strict=True)
   )
   return Markup(
-    '<div class="card scroll"><table>\n'
+    '<div class="card scroll stacks"><table>\n'
     f"<thead><tr>{heads}</tr></thead>\n"
     f"<tbody>\n{body}\n</tbody></table></div>"
   )
