@@ -24,10 +24,10 @@ from mixer.tools.preflight.check import (
 from mixer.tools.preflight.compiler import DoesNotFit, Program, explain
 from mixer.tools.preflight.estimate import estimate, paper_core_days, repeat
 from mixer.tools.preflight.gpu_compiler import can_compile_for
+from mixer.tools.preflight.hlo import HbmTraffic
 from mixer.tools.preflight.programs import plan_for
 from mixer.tools.preflight.report import describe, sharding
 from mixer.tools.preflight.topology import SLICES, parse
-from mixer.tools.preflight.traffic import Traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -209,7 +209,7 @@ def program(gibibytes, milliseconds):
     code=0,
     flops=1e12,
     bytes_accessed=1e9,
-    traffic=Traffic(outside=10**9, inside=0),
+    traffic=HbmTraffic(outside=10**9, inside=0),
     seconds=milliseconds / 1e3,
     collectives=[],
     compile_seconds=1.0,
@@ -529,7 +529,6 @@ def test_libtpu_knows_every_slice_of_the_table():
 from mixer.tools.preflight.compiler import open_devices, set_environment
 set_environment()
 from mixer.tools.preflight.topology import SLICES, parse
-from mixer.tools.preflight.traffic import Traffic, read_traffic
 for kind, shapes in SLICES.items():
   for shape in shapes.split():
     machine = parse(f"{kind}:{shape}")

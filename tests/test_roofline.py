@@ -7,11 +7,15 @@ import pytest
 
 from benchmarks.scaling.model import StepModel
 from mixer.tools.preflight import compiler
-from mixer.tools.preflight.collectives import Collective, read_collectives
-from mixer.tools.preflight.program_text import parse_program
+from mixer.tools.preflight.hlo import (
+  Collective,
+  HbmTraffic,
+  parse_hlo,
+  read_collectives,
+  read_traffic,
+)
 from mixer.tools.preflight.roofline import roofline, send_time
 from mixer.tools.preflight.topology import parse
-from mixer.tools.preflight.traffic import Traffic, read_traffic
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
@@ -39,7 +43,7 @@ ENTRY %main (p0: f32[8]) -> f32[8] {
 
 
 def test_collectives_are_read_from_the_program_with_their_bytes():
-  assert read_collectives(parse_program(PROGRAM), devices=8) == [
+  assert read_collectives(parse_hlo(PROGRAM), devices=8) == [
     Collective("reduce-scatter", 4 * 1024),  # a fusion that keeps a slice
     Collective("all-reduce", 4 * 768 + 2 * 196 * 384),
     Collective("all-reduce", 4),
@@ -70,7 +74,7 @@ def test_the_collectives_of_a_compiled_program_are_found():
 
 
 def test_only_what_the_memory_gives_or_takes_counts_as_traffic():
-  program = parse_program("""\
+  program = parse_hlo("""\
 %body (p: (s32[], f32[100])) -> (s32[], f32[100]) {
   %p = (s32[], f32[100]{0}) parameter(0)
   %x = f32[100]{0} get-tuple-element(%p), index=1
@@ -96,7 +100,7 @@ ENTRY %main (p0: f32[64,4]) -> f32[100] {
 
   found = read_traffic(program)
 
-  assert found == Traffic(
+  assert found == HbmTraffic(
     outside=4 * 64 + 4 * 256 + 2 * 64,  # a slice in, a copy in, a result out
     inside=4 * 100 + 4 * 100,
   )
@@ -141,7 +145,7 @@ def test_the_traffic_of_a_compiled_product_is_its_factors_and_its_result():
   compiled = jax.jit(jnp.dot).lower(*shapes).compile()
   program = compiler.read_program(compiled, 1, 0.0)
 
-  assert program.traffic == Traffic(4 * (60_000 + 20_000 + 30_000), 0)
+  assert program.traffic == HbmTraffic(4 * (60_000 + 20_000 + 30_000), 0)
   assert program.traffic.outside == program.bytes_accessed
 
 

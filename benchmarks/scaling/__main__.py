@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.preflight.__main__ import preflight
+from benchmarks.preflight import preflight
 from benchmarks.scaling.model import StepModel
 from mixer.atomic_write import atomic_write
 from mixer.cli import run_cli

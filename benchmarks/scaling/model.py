@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixer.tools.preflight.collectives import Collective
+from mixer.tools.preflight.hlo import Collective
 from mixer.tools.preflight.roofline import Roofline, roofline
 from mixer.tools.preflight.topology import Topology
 

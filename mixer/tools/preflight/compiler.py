@@ -14,10 +14,14 @@ from mixer.errors import UserError
 from mixer.jax_setup import LIBRARY_PRODUCTS, set_flags
 from mixer.malloc import trim_malloc
 from mixer.tools.preflight import gpu_compiler
-from mixer.tools.preflight.collectives import Collective, read_collectives
-from mixer.tools.preflight.program_text import parse_program
+from mixer.tools.preflight.hlo import (
+  Collective,
+  HbmTraffic,
+  parse_hlo,
+  read_collectives,
+  read_traffic,
+)
 from mixer.tools.preflight.topology import Topology
-from mixer.tools.preflight.traffic import Traffic, read_traffic
 
 LIBTPU = "libtpu==0.0.42.1"
 # libtpu asks a TPU's host for these, and waits long for answers; a second
@@ -53,7 +57,7 @@ class Program:
   code: int
   flops: float | None
   bytes_accessed: float | None
-  traffic: Traffic
+  traffic: HbmTraffic
   seconds: float | None
   collectives: Sequence[Collective]
   compile_seconds: float
@@ -161,7 +165,7 @@ def read_program(compiled, devices: int, elapsed: float) -> Program:
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
   cost = cost[0] if isinstance(cost, list) else cost
   seconds = cost.get("optimal_seconds", -1.0)
-  text = parse_program(compiled.as_text())
+  text = parse_hlo(compiled.as_text())
   return Program(
     arguments=memory.argument_size_in_bytes,
     outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,

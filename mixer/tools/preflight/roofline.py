@@ -4,7 +4,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from mixer.tools.preflight.collectives import Collective
+from mixer.tools.preflight.hlo import Collective
 from mixer.tools.preflight.topology import Topology
 
 # A permute sends to one neighbour, over one of the links of a chip.
