@@ -6,7 +6,7 @@ from pathlib import Path
 from mixer import train
 from mixer.tools.paper.measured.protocols import Protocol, Recipe
 from mixer.tools.paper.numbers import Row
-from mixer.tools.sweep import data_sets
+from mixer.tools.sweep import multi_dataset
 
 # Pre-training on the digits 0 to 4, fine-tuning on two data sets.
 RECIPE = """
@@ -98,10 +98,10 @@ def sweep(recipe: Path, init: Path, workdir: Path) -> Path:
   }
   for config in configs.values():
     config.init = str(init)
-  several = data_sets.Several(
+  several = multi_dataset.MultiDatasetSweep(
     workdir, configs, "Avg 2", {"Avg 2": tuple(DATA_SETS)}
   )
-  done = data_sets.sweep(
+  done = multi_dataset.sweep(
     several,
     skip_missing=False,
     accept_changes=False,

@@ -29,9 +29,8 @@ from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.config import evaluator
 from mixer.errors import UserError
 from mixer.models import create
-from mixer.tools.sweep import protocol, stops
-from mixer.tools.sweep.plan import choose, plan_sweep
-from mixer.tools.sweep.runs import Outcome, grid_runs
+from mixer.tools.sweep.plan import Outcome, choose, grid_runs, plan_sweep
+from mixer.tools.sweep.sweep import dry_run, listen_for_signals, sweep
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent
@@ -42,7 +41,7 @@ def swept(digits_dir, tmp_path_factory):
   """The folder of a sweep over two sound learning rates and a bad one."""
   folder = tmp_path_factory.mktemp("swept")
   config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
-  assert protocol.sweep(config, str(folder)) == EX_OK
+  assert sweep(config, str(folder)) == EX_OK
   return folder
 
 
@@ -131,7 +130,7 @@ def test_finished_and_failed_runs_are_not_run_again(
   config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
   monkeypatch.setattr(train, "train", never)
 
-  assert protocol.sweep(config, str(swept)) == EX_OK
+  assert sweep(config, str(swept)) == EX_OK
 
   assert results(read_found(swept)) == before
   assert "lr_0.001: finished" in capsys.readouterr().out
@@ -154,7 +153,7 @@ def test_a_longer_grid_adds_runs_and_keeps_those_there_are(
 
   real = train.train
   monkeypatch.setattr(train, "train", record)
-  assert protocol.sweep(config, str(folder)) == EX_OK
+  assert sweep(config, str(folder)) == EX_OK
 
   found, before = read_found(folder), read_found(swept)
   assert found["grid"][:2] == before["grid"][:2]
@@ -186,14 +185,14 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_results(
   config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
   for name in "lr_0.01", "final_lr_0.01_seed_1":
     kill_at(tmp_path / name, 4)
-    with stops.heard() as stop_asked:
-      code = protocol.sweep(config, str(tmp_path), stop_asked=stop_asked)
+    with listen_for_signals() as stop_asked:
+      code = sweep(config, str(tmp_path), stop_asked=stop_asked)
     assert code == EX_TEMPFAIL
     assert not (tmp_path / "sweep.json").exists()
     assert not (tmp_path / name / "weights.npz").exists()
     assert re.search(r"saved at step \d+", capsys.readouterr().out)
 
-  assert protocol.sweep(config, str(tmp_path)) == EX_OK
+  assert sweep(config, str(tmp_path)) == EX_OK
 
   assert "Goes on from the checkpoint of step" in capsys.readouterr().out
   assert results(read_found(tmp_path)) == results(read_found(swept))
@@ -209,9 +208,9 @@ def test_a_stop_that_comes_after_a_runs_last_step_ends_the_sweep(
     return real(folder)
 
   monkeypatch.setattr(train, "draw_learning_curve", signal_first)
-  with stops.heard() as stop_asked:
+  with listen_for_signals() as stop_asked:
     config = small(digits_dir)
-    code = protocol.sweep(config, str(tmp_path), stop_asked=stop_asked)
+    code = sweep(config, str(tmp_path), stop_asked=stop_asked)
 
   assert code == EX_TEMPFAIL
   assert "Stopped between two runs" in capsys.readouterr().out
@@ -222,7 +221,7 @@ def test_a_stop_that_comes_after_a_runs_last_step_ends_the_sweep(
 def test_a_stop_between_runs_is_ctrl_c_and_handlers_come_back():
   before = signal.getsignal(signal.SIGTERM)
 
-  with pytest.raises(KeyboardInterrupt), stops.heard():
+  with pytest.raises(KeyboardInterrupt), listen_for_signals():
     signal.raise_signal(signal.SIGTERM)
 
   assert signal.getsignal(signal.SIGTERM) == before
@@ -250,7 +249,7 @@ def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
   config = small(digits_dir, sweep__learning_rates=(1e30,))
 
   with pytest.raises(UserError) as error:
-    protocol.sweep(config, str(tmp_path))
+    sweep(config, str(tmp_path))
 
   assert f"has come to {METRIC}: try lower rates" in str(error.value)
   assert "lr_1e+30: The last 10 updates up to step 12" in str(error.value)
@@ -305,7 +304,7 @@ def test_what_is_wrong_is_said_before_the_first_run(
       part[last] = value
 
   with pytest.raises(UserError) as error:
-    protocol.dry_run(config, str(tmp_path / "new"))
+    dry_run(config, str(tmp_path / "new"))
 
   assert words in str(error.value)
   assert not (tmp_path / "new").exists()
@@ -320,7 +319,7 @@ def test_all_that_is_wrong_is_said_together(digits_dir, tmp_path):
   )
 
   with pytest.raises(UserError) as error:
-    protocol.sweep(config, str(tmp_path))
+    sweep(config, str(tmp_path))
 
   for words in ("sweep.metric = 'x'", "full_examples = 1437", "cifar10 is not"):
     assert str(error.value).count(words) == 1
@@ -330,7 +329,7 @@ def test_all_that_is_wrong_is_said_together(digits_dir, tmp_path):
 def test_a_dry_run_counts_runs_steps_and_images(digits_dir, tmp_path, capsys):
   config = small(digits_dir, sweep__learning_rates=(0.1, 0.2, 0.3))
 
-  assert protocol.dry_run(config, str(tmp_path)) == EX_OK
+  assert dry_run(config, str(tmp_path)) == EX_OK
 
   out = capsys.readouterr().out
   assert "grid          3 runs, learning rates 0.1, 0.2, 0.3;" in out

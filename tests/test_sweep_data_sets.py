@@ -17,7 +17,7 @@ from mixer import train
 from mixer.cli import EX_OK, EX_USAGE
 from mixer.errors import UserError
 from mixer.tools.data import prepare
-from mixer.tools.sweep import data_sets
+from mixer.tools.sweep import multi_dataset
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,9 @@ def several_swept(recipe, tmp_path_factory):
   """The folder of sweeps on the two data sets that are there."""
   folder = tmp_path_factory.mktemp("several")
   several = chosen(recipe, folder, ["all"], seeds=1)
-  assert data_sets.sweep(several, **QUIETLY | {"skip_missing": True}) == EX_OK
+  assert (
+    multi_dataset.sweep(several, **QUIETLY | {"skip_missing": True}) == EX_OK
+  )
   return folder
 
 
@@ -107,7 +109,8 @@ def test_the_mean_over_all_data_sets_has_the_papers_name(
   file.write_text(recipe.read_text().replace("cifar10", "digits/5to9"))
 
   assert (
-    data_sets.sweep(chosen(file, folder, ["all"], seeds=1), **QUIETLY) == EX_OK
+    multi_dataset.sweep(chosen(file, folder, ["all"], seeds=1), **QUIETLY)
+    == EX_OK
   )
 
   assert read_found(folder)["means"]["Avg 3"] == pytest.approx(np.mean(means))
@@ -125,7 +128,7 @@ def test_a_data_set_without_a_result_does_not_stop_the_others(
   several = chosen(recipe, folder, ["low", "high"], seeds=1)
 
   with pytest.raises(UserError, match="lr_0.01: It was too warm"):
-    data_sets.sweep(several, **QUIETLY)
+    multi_dataset.sweep(several, **QUIETLY)
 
   found = read_found(folder)
   assert found["data_sets"].keys() == {"high"}
@@ -143,7 +146,7 @@ def chosen(recipe, workdir, names, arg="", **overrides):
   ]
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=line)
   values(line)
-  return data_sets.choose(values["config"], names, str(workdir))
+  return multi_dataset.choose(values["config"], names, str(workdir))
 
 
 def test_every_data_set_has_what_the_command_line_says(recipe, tmp_path):
@@ -175,7 +178,7 @@ def test_what_is_wrong_with_several_is_said_once(recipe, tmp_path):
   several = chosen(recipe, tmp_path, ["all"], metric="eval/minivl/loss")
 
   with pytest.raises(UserError) as error:
-    data_sets.dry_run(several, skip_missing=True, accept_changes=False)
+    multi_dataset.dry_run(several, skip_missing=True, accept_changes=False)
 
   missing, problem, *_ = str(error.value).splitlines()
   assert missing.startswith("cifar10 is not prepared")

@@ -23,7 +23,7 @@ from mixer import train
 from mixer.models import flops
 from mixer.plan import make_plan
 from mixer.tools.data import prepare
-from mixer.tools.sweep.protocol import sweep
+from mixer.tools.sweep.sweep import sweep
 from mixer.tools.table import render
 
 # Resolution in pixels and growth; 8 is what the weights were trained at.

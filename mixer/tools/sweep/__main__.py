@@ -42,24 +42,24 @@ def main() -> int:
       f"{cluster.hosts}: start it on one machine only."
     )
   # After the flags: they take seconds.
-  from mixer.tools.sweep import data_sets, protocol, stops
+  from mixer.tools.sweep import multi_dataset, sweep
 
   how = {"accept_changes": ACCEPT_CHANGES.value}
   if DATASETS.value:
-    several = data_sets.choose(
+    several = multi_dataset.choose(
       flags.FLAGS["config"], DATASETS.value, WORKDIR.value
     )
     how["skip_missing"] = SKIP_MISSING.value
     if DRY_RUN.value:
-      return data_sets.dry_run(several, **how)
-    with stops.heard() as stop_asked:
-      return data_sets.sweep(several, stop_asked=stop_asked, **how)
+      return multi_dataset.dry_run(several, **how)
+    with sweep.listen_for_signals() as stop_asked:
+      return multi_dataset.sweep(several, stop_asked=stop_asked, **how)
   if SKIP_MISSING.value:
     raise UserError("--skip_missing is for several data sets: --datasets=all.")
   if DRY_RUN.value:
-    return protocol.dry_run(CONFIG.value, WORKDIR.value, **how)
-  with stops.heard() as stop_asked:
-    return protocol.sweep(
+    return sweep.dry_run(CONFIG.value, WORKDIR.value, **how)
+  with sweep.listen_for_signals() as stop_asked:
+    return sweep.sweep(
       CONFIG.value, WORKDIR.value, stop_asked=stop_asked, **how
     )
 

@@ -21,15 +21,16 @@ from mixer.cli import EX_OK
 from mixer.errors import UserError, did_you_mean
 from mixer.jax_setup import configure_xla
 from mixer.storage import storage_path
-from mixer.tools.sweep import protocol, report
 from mixer.tools.sweep.plan import describe, plan_sweep
+from mixer.tools.sweep.sweep import JSON, AllFailedError, mean_text, write_files
+from mixer.tools.sweep.sweep import sweep as sweep_one
 from mixer.tools.table import render
 from mixer.training import run_dir
 from mixer.training.lock import locked
 
 
 @dataclasses.dataclass
-class Several:
+class MultiDatasetSweep:
   """Data sets to sweep on.
 
   Attributes:
@@ -47,7 +48,7 @@ class Several:
 
 def choose(
   flag: flags.Flag, names: Sequence[str], workdir: str | None
-) -> Several:
+) -> MultiDatasetSweep:
   """Resolves the recipe for each data set.
 
   Args:
@@ -82,7 +83,7 @@ def choose(
       )
   overrides = config_flags.get_override_values(flag)
   average = recipe.get("AVERAGE", "mean")
-  return Several(
+  return MultiDatasetSweep(
     storage_path(workdir),
     {
       name: _config(recipe["get_config"], arg, name, overrides)
@@ -105,7 +106,7 @@ def _config(
 
 
 def dry_run(
-  several: Several, *, skip_missing: bool, accept_changes: bool
+  several: MultiDatasetSweep, *, skip_missing: bool, accept_changes: bool
 ) -> int:
   """Prints what the sweeps come to; raises UserError with what is missing."""
   _check(several, skip_missing=skip_missing, accept_changes=accept_changes)
@@ -114,7 +115,7 @@ def dry_run(
 
 
 def sweep(
-  several: Several,
+  several: MultiDatasetSweep,
   *,
   skip_missing: bool,
   accept_changes: bool,
@@ -133,13 +134,13 @@ def sweep(
     for name in there:
       print(f"\n== {name} ==", flush=True)
       try:
-        code = protocol.sweep(
+        code = sweep_one(
           several.configs[name],
           str(folder / name),
           accept_changes=accept_changes,
           stop_asked=stop_asked,
         )
-      except protocol.AllFailedError as error:
+      except AllFailedError as error:
         failures[name] = str(error)
         print(error, flush=True)
       else:
@@ -152,7 +153,7 @@ def sweep(
 
 
 def _check(
-  several: Several, *, skip_missing: bool, accept_changes: bool
+  several: MultiDatasetSweep, *, skip_missing: bool, accept_changes: bool
 ) -> list[str]:
   """Checks all sweeps, says what they come to and returns those to carry out.
 
@@ -184,13 +185,13 @@ def _check(
 
 
 def _report(
-  several: Several, there: list[str], failures: dict[str, str]
+  several: MultiDatasetSweep, there: list[str], failures: dict[str, str]
 ) -> str:
   """Writes sweep.md and sweep.json for all, and returns the text."""
   found = {}
   for name in there:
     if name not in failures:
-      file = several.folder / name / report.JSON
+      file = several.folder / name / JSON
       each = json.loads(file.read_text())
       found[name] = {
         "folder": name,
@@ -221,7 +222,7 @@ def _report(
     "git_commit": provenance["git_commit"],
     "provenance": provenance,
   }
-  report.write_both(several.folder, content, text)
+  write_files(several.folder, content, text)
   return f"\n{text}"
 
 
@@ -230,7 +231,7 @@ def _mean(found: dict[str, dict], names: Iterable[str]) -> float:
 
 
 def _table(
-  several: Several,
+  several: MultiDatasetSweep,
   found: dict[str, dict],
   means: dict[str, float],
   failures: dict[str, str],
@@ -240,7 +241,7 @@ def _table(
   for name in several.configs:
     if each := found.get(name):
       rate, runs = f"{each['learning_rate']:g}", str(each["runs"])
-      rows.append((name, rate, report.mean_text(each), runs, each["report"]))
+      rows.append((name, rate, mean_text(each), runs, each["report"]))
     else:
       why = "failed" if name in failures else "left out: not there"
       rows.append((name, "", why, "", ""))
