@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import recipes
 
-from benchmarks import curves
+from benchmarks import curves, data_size, permutations
 from benchmarks.curves import Curve
-from benchmarks.data_size import findings as data_size
-from benchmarks.data_size.findings import FEWSHOT, TEST
-from benchmarks.permutations import __main__ as permutations_command
-from benchmarks.permutations.findings import RESULT, findings, report
+from benchmarks.data_size import FEWSHOT, TEST
+from benchmarks.permutations import RESULT, findings, report
 from mixer.errors import UserError
 
 SMALL = {
@@ -90,8 +88,8 @@ def test_one_seed_is_not_enough(tmp_path):
 
 def test_a_file_of_results_says_how_it_was_made(tmp_path, monkeypatch):
   # As `python -m` leaves it.
-  monkeypatch.setitem(sys.modules, "__main__", permutations_command)
-  monkeypatch.setattr(sys, "argv", [permutations_command.__file__, "--seeds=2"])
+  monkeypatch.setitem(sys.modules, "__main__", permutations)
+  monkeypatch.setattr(sys, "argv", [permutations.__file__, "--seeds=2"])
 
   curves.record(tmp_path / "new" / "results.json", {"curves": [1]})
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.permutations.equivalence import permute_params
+from benchmarks.permutations import permute_params
 from mixer.data import preprocess
 from mixer.models import create, flops
 from mixer.training.optimizer import make_optimizer, make_schedule

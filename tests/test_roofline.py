@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.scaling.model import StepModel
+from benchmarks.scaling import StepModel
 from mixer.tools.preflight import compiler
 from mixer.tools.preflight.hlo import (
   Collective,

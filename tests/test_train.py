@@ -29,7 +29,7 @@ from runs import (
   small,
 )
 
-from benchmarks.faults.not_finite import poison
+from benchmarks.train_with_nan import inject_nan
 from mixer import evaluate, train, weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.config_check import to_dict
@@ -348,7 +348,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_written_down(
   digits_dir, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(setup, "train_step", setup.train_step)
-  poison([7, 8, 20])
+  inject_nan([7, 8, 20])
   config = small(digits_dir, total_steps=30)
 
   assert train.train(config, str(tmp_path)) == EX_OK
@@ -373,7 +373,7 @@ def test_too_many_such_updates_in_a_row_end_the_run(
   digits_dir, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(setup, "train_step", setup.train_step)
-  poison([*range(13, 16), *range(23, 28)])
+  inject_nan([*range(13, 16), *range(23, 28)])
   config = small(digits_dir, max_skipped=4)
 
   with pytest.raises(UserError) as error:

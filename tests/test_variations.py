@@ -6,7 +6,7 @@ import pytest
 import recipes
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from benchmarks.variations.__main__ import PAPER, RESULT, compare
+from benchmarks.variations import PAPER, RESULT, compare
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import create, flops

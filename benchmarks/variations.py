@@ -4,9 +4,9 @@
 python -m benchmarks.variations [--epochs=30] [--seeds=3] [--workdir=DIR]
 
 Trains configs/variations.py with each of them and without, once a seed, about
-10 minutes on 2 CPU cores; stopped, the same command goes on. Writes
-results/variations.json. Not the paper's experiment, which trained on JFT-300M
-and ImageNet: digits are too easy to tell much.
+10 minutes on 2 CPU cores; if stopped, the same command continues. Writes
+results/variations.json. The paper's experiment (appendix A) trained on JFT-300M
+and ImageNet; digits are too easy to tell much.
 """
 
 import sys
@@ -21,7 +21,7 @@ from mixer.tools.table import render
 
 RESULT = "eval/test/accuracy"
 PLAIN = "plain"
-# What the paper says of each.
+# The paper's conclusions.
 PAPER = {
   "untied": "no noticeable improvement",
   "grouped": "less than 1 to 2 % in 5-shot accuracy",
@@ -56,50 +56,50 @@ def measure(workdir: Path, epochs: float, seeds: int, results: Path) -> str:
   """Trains, records and compares.
 
   Args:
-    workdir: of all runs.
-    epochs: of each.
-    seeds: how many runs of each variation, from seed 0 on.
+    workdir: folder of all runs.
+    epochs: length of each run.
+    seeds: number of runs of each variation, from seed 0 on.
     results: folder of variations.json.
 
   Returns:
-    A table for a person.
+    A table in Markdown.
   """
   changes = {"total_epochs": epochs}
   trained = curves.train(
     CURVES, workdir, range(seeds), [RESULT, "eval/test/loss"], changes
   )
-  for curve, of in zip(trained, CURVES, strict=True):
-    plan = make_plan(curves.config(of, 0, changes))
-    curve["parameters"] = flops.count_params(plan.model.abstract_params)
-    curve["multiply_accumulates"] = plan.model.multiply_accumulates
-  found = compare(trained)
-  content = {"findings": found, "curves": trained}
+  for result, curve in zip(trained, CURVES, strict=True):
+    model = make_plan(curves.config(curve, 0, changes)).model
+    result["parameters"] = flops.count_params(model.abstract_params)
+    result["multiply_accumulates"] = model.multiply_accumulates
+  gains = compare(trained)
+  content = {"findings": gains, "curves": trained}
   curves.record(results / "variations.json", content)
-  return report(trained, found)
+  return report(trained, gains)
 
 
 def compare(trained: list[dict]) -> dict[str, dict]:
-  """Each variation's accuracy less the plain Mixer's, over seeds.
+  """Subtracts the plain Mixer's accuracy from each variation's, over seeds.
 
-  Better or worse is one whose 95 % interval is on one side of 0; of the others
-  these runs cannot tell, which is not that they are equal.
+  The verdict is better or worse if the 95 % interval excludes 0, else
+  undecided, which does not mean equal.
   """
   ends = {each["variation"]: last_values(each, RESULT) for each in trained}
-  found = {}
-  for name, said in PAPER.items():
+  gains = {}
+  for name, conclusion in PAPER.items():
     gain = difference(ends[PLAIN], ends[name])
     verdict = "undecided"
     if abs(gain["mean"]) > gain["interval"]:
       verdict = "better" if gain["mean"] > 0 else "worse"
-    found[name] = {"paper": said, **gain, "verdict": verdict}
-  return found
+    gains[name] = {"paper": conclusion, **gain, "verdict": verdict}
+  return gains
 
 
-def report(trained: list[dict], found: dict[str, dict]) -> str:
+def report(trained: list[dict], gains: dict[str, dict]) -> str:
   rows = []
   for each in trained:
     ends = last_values(each, RESULT)
-    gain = found.get(each["variation"])
+    gain = gains.get(each["variation"])
     rows.append(
       (
         each["variation"],

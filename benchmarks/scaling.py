@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one chip to a Pod: the figures of docs/scaling.md.
+"""Step times from one chip to a pod: the figures of docs/scaling.md.
 
 python -m benchmarks.scaling [--models=B/16,L/16,H/14]
 
 Compiles each model three times for four v4 chips (1 to 3 minutes each on two
-cores, with libtpu) and computes the rest from the chip's published peaks. What
-is in results/scaling.json is not compiled again. Writes results/scaling.md
-beside it.
+cores, with libtpu) and computes the rest from the chip's published peaks.
+Compilations in results/scaling.json are not repeated. Writes results/scaling.md
+next to it.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.preflight import preflight
-from benchmarks.scaling.model import StepModel
 from mixer.atomic_write import atomic_write
 from mixer.cli import run_cli
 from mixer.tools.preflight.compiler import check_libtpu
+from mixer.tools.preflight.hlo import Collective
+from mixer.tools.preflight.roofline import Roofline, roofline
 from mixer.tools.preflight.topology import Topology, parse
 from mixer.tools.table import render
 
@@ -28,8 +33,8 @@ COMPILED_FOR = "v4:2x2x1"
 IMAGES = 1, 8, 64  # per chip, of the compilations
 SHAPES = "2x2x1 2x2x4 4x4x4 4x8x8 8x8x16 16x16x16"
 BATCH = 4096  # the paper's
-PER_CHIP = 64  # where the batch grows with the machine
-COVERED = 0.1  # communication, as a share of everything else
+PER_CHIP = 64  # images, if the batch grows with the machine
+COVERED = 0.1  # communication, as a share of the rest of a step
 # Mean of ImageNet's JPEG files: the training tar's 147.9 GB / 1,281,167.
 JPEG_BYTES = 115_000
 PASS_IMAGES = 3e9  # one epoch of JFT-3B
@@ -55,14 +60,14 @@ def main() -> int:
   )
   parser.add_argument("--models", default=MODELS)
   parser.add_argument("--results", type=Path, default=Path("results"))
-  given = parser.parse_args()
+  flags = parser.parse_args()
   return run_cli(
-    scale, models=given.models.split(","), file=given.results / "scaling.json"
+    scale, models=flags.models.split(","), file=flags.results / "scaling.json"
   )
 
 
 def scale(models: list[str], file: Path) -> str:
-  """Compiles what is not there yet; returns the tables."""
+  """Compiles the cells missing from the file; returns the tables."""
   check_libtpu()
   file.parent.mkdir(parents=True, exist_ok=True)
   cells = json.loads(file.read_text()) if file.exists() else {}
@@ -86,8 +91,72 @@ def scale(models: list[str], file: Path) -> str:
   return text
 
 
+@dataclasses.dataclass(frozen=True)
+class StepModel:
+  """Step times for any number of chips and images, from few compilations.
+
+  One recipe on one kind of chip; numbers are per JAX device.
+
+  flops_per_image: FLOPs of the compiled step.
+  images: images of each compilation, rising.
+  traffic: HBM traffic of each compilation, in bytes.
+  gradient_bytes: size of the all-reduce.
+  """
+
+  flops_per_image: float
+  images: Sequence[int]
+  traffic: Sequence[float]
+  gradient_bytes: int
+
+  @classmethod
+  def of(cls, reports: Sequence[dict]) -> "StepModel":
+    """Reads reports of `preflight.report.to_json`, with rising images."""
+    largest = reports[-1]
+    return cls(
+      flops_per_image=largest["estimate"]["flops"] / largest["per_device"],
+      images=[each["per_device"] for each in reports],
+      traffic=[each["estimate"]["bytes_moved"] for each in reports],
+      gradient_bytes=sum(
+        each["bytes"]
+        for each in largest["training"]["collectives"]
+        if each["kind"] == "all-reduce"
+      ),
+    )
+
+  def bytes_moved(self, images: float) -> float:
+    """Interpolates HBM traffic linearly between the compilations.
+
+    It is not one line: with few images, activations stay on the chip.
+    """
+    if images > self.images[-1]:
+      return self.traffic[-1] * images / self.images[-1]
+    return float(np.interp(images, self.images, self.traffic))
+
+  def step(self, topology: Topology, images: float) -> Roofline:
+    """Returns the roofline of a step with this many images per device."""
+    return roofline(
+      topology,
+      flops=self.flops_per_image * images,
+      bytes_moved=self.bytes_moved(images),
+      collectives=[Collective("all-reduce", self.gradient_bytes)],
+    )
+
+  def covering_images(self, topology: Topology, share: float) -> int:
+    """Returns the fewest images per device that hide communication.
+
+    Hidden means at most `share` of the time for compute or memory; 1 where one
+    image is enough.
+    """
+
+    def covers(images: int) -> bool:
+      step = self.step(topology, images)
+      return step.communication <= share * max(step.compute, step.memory)
+
+    return next(filter(covers, itertools.count(1)))
+
+
 def _section(name: str, model: StepModel) -> str:
-  """Tables of one model: the paper's batch, then as many images a chip."""
+  """Renders a model's tables: constant batch, then constant images a chip."""
   machines = [parse(f"v4:{shape}") for shape in SHAPES.split()]
   cover = ", ".join(
     f"{model.covering_images(m, COVERED)} on {m.chips:,}" for m in machines
@@ -115,19 +184,19 @@ def _rows(
 ) -> Iterator[tuple]:
   one = ("1", 1, 1)
   sizes = [one, *((f"{m.chips:,}", m.chips, m.hosts) for m in machines)]
-  # One chip is a part of the smallest slice that talks to nobody.
+  # One chip is modelled as a part of the smallest slice, without all-reduce.
   for (label, chips, hosts), machine in zip(
     sizes, [None, *machines], strict=True
   ):
     images = batch / chips if batch else PER_CHIP
-    found = model.step(machine or machines[0], images)
-    communication = found.communication if machine else 0.0
-    step = max(found.compute, found.memory) + communication
+    times = model.step(machine or machines[0], images)
+    communication = times.communication if machine else 0.0
+    step = max(times.compute, times.memory) + communication
     rate = images * chips / step
     yield (
       label,
       f"{images:g}",
-      *(f"{1e3 * t:.3g}" for t in (found.compute, found.memory)),
+      *(f"{1e3 * t:.3g}" for t in (times.compute, times.memory)),
       *(f"{1e3 * t:.3g}" for t in (communication, step)),
       f"{rate:,.0f}",
       f"{rate / hosts:,.0f}",
