@@ -28,7 +28,7 @@ from mixer.config_check import to_dict
 from mixer.errors import RetryableError, UserError
 from mixer.plan import make_plan
 from mixer.tools.data import prepare
-from mixer.tools.paper.measured.protocols import Recipe
+from mixer.tools.paper.protocols import load_recipe
 from mixer.training import run_dir
 from mixer.training.metrics import read_rows
 
@@ -123,8 +123,7 @@ def train(
 
 
 def config(curve: Curve, seed: int, changes: dict | None) -> ConfigDict:
-  recipe = Recipe(f"configs/{curve.recipe}.py", f"{curve.arg},seed={seed}")
-  config = recipe.config()
+  config = load_recipe(f"configs/{curve.recipe}.py:{curve.arg},seed={seed}")
   config.update_from_flattened_dict(changes or {})
   return config
 

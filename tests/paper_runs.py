@@ -4,8 +4,8 @@
 from pathlib import Path
 
 from mixer import train
-from mixer.tools.paper.measured.protocols import Protocol, Recipe
 from mixer.tools.paper.numbers import Row
+from mixer.tools.paper.protocols import Protocol, load_recipe
 from mixer.tools.sweep import multi_dataset
 
 # Pre-training on the digits 0 to 4, fine-tuning on two data sets.
@@ -75,26 +75,24 @@ def write_recipe(folder: Path, digits_dir: str, data_sets=DATA_SETS) -> Path:
 
 def protocol(recipe: Path, vtab: Path | None = None, **changes) -> Protocol:
   given = {
-    "pretrain": Recipe(str(recipe)),
+    "pretrain": str(recipe),
     "published": "imagenet1k/Mixer-B_16",
-    "finetune": Recipe(str(recipe)),
-    "vtab": vtab and Recipe(str(vtab)),
+    "finetune": str(recipe),
+    "vtab": vtab and str(vtab),
     "is_pretrained_on_imagenet": True,
   }
   return Protocol(**given | changes)
 
 
 def pretrain(recipe: Path, workdir: Path) -> Path:
-  assert (
-    train.train(Recipe(str(recipe), "extra=True").config(), str(workdir)) == 0
-  )
+  assert train.train(load_recipe(f"{recipe}:extra=True"), str(workdir)) == 0
   return workdir
 
 
 def sweep(recipe: Path, init: Path, workdir: Path) -> Path:
   """On both data sets, with two seeds."""
   configs = {
-    name: Recipe(str(recipe), f"dataset={name}").config() for name in DATA_SETS
+    name: load_recipe(f"{recipe}:dataset={name}") for name in DATA_SETS
   }
   for config in configs.values():
     config.init = str(init)

@@ -11,7 +11,7 @@ from mixer.tools.paper.numbers import (
   TABLE_1,
   TABLE_2,
   TABLE_3,
-  find,
+  find_row,
 )
 
 # The mean over CIFAR-10, CIFAR-100, Pets and Flowers, computed by hand from
@@ -74,21 +74,24 @@ def test_a_model_at_a_resolution_has_one_throughput():
 def test_speed_ratios_are_those_of_table_3():
   speeds = {(x.model, x.resolution): x.images_per_second for x in TABLE_3}
 
-  for pair in SPEED_RATIOS:
-    one = speeds[pair.mixer, pair.resolution]
-    other = speeds[pair.vit, pair.resolution]
-    assert round(one / other, 2) == pair.ratio
+  for (mixer, vit, resolution), ratio in SPEED_RATIOS.items():
+    assert (
+      round(speeds[mixer, resolution] / speeds[vit, resolution], 2) == ratio
+    )
 
 
 def test_sizes_follow_from_the_patch_and_the_width():
   for size in TABLE_1.values():
-    assert size.tokens == (224 // size.patch) ** 2
-    assert size.channels_mlp == 4 * size.hidden
-    assert size.tokens_mlp == size.hidden // 2
+    assert size["tokens"] == (224 // size["patch"]) ** 2
+    assert size["channels_mlp"] == 4 * size["hidden"]
+    assert size["tokens_mlp"] == size["hidden"] // 2
 
 
 def test_the_two_tables_have_the_same_mixer_apart():
-  one, other = find("table2/i21k/Mixer-L_16-448"), find("i21k/Mixer-L_16-448")
+  one, other = (
+    find_row("table2/i21k/Mixer-L_16-448"),
+    find_row("i21k/Mixer-L_16-448"),
+  )
 
   assert (one.imagenet, one.real, one.average5) == (84.15, 87.86, 93.91)
   assert (other.imagenet, other.real, other.average5) == (83.91, 87.75, 93.86)
@@ -121,4 +124,4 @@ def test_names_are_apart_and_count_as_many_as_the_tables_have_rows():
 )
 def test_an_unknown_row_names_the_nearest(name, nearest):
   with pytest.raises(ValueError, match=f"no row '{name}'.*Nearest.*{nearest}"):
-    find(name)
+    find_row(name)

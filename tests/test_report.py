@@ -334,8 +334,6 @@ def start_with(**values):
     ("parameters.txt", b"\xff\xfe", "is damaged"),
     ("provenance.json", '{"starts": 3}', "is damaged"),
     ("provenance.json", '{"starts": [[]]}', "a start is .."),
-    ("provenance.json", start_with(from_step=None), "from_step = None"),
-    ("provenance.json", start_with(packages=[]), "packages = .."),
     ("config.json", "[]", "not a JSON object"),
     ("config.json", "{}", "its config lacks batch, model, data, evals"),
     ("config.json", changed("evals", KeyError), "its config lacks evals"),

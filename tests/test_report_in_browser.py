@@ -8,8 +8,7 @@ import pytest
 import reports
 
 from mixer.tools.paper import report
-from mixer.tools.paper.tables.html_page import to_html
-from mixer.tools.paper.tables.page import Note, Page
+from mixer.tools.paper.render import Page, to_html
 
 pytestmark = pytest.mark.skipif(
   browser.CHROMIUM is None, reason="Chromium is not installed"
@@ -86,7 +85,7 @@ def test_a_page_is_whole_and_not_wider_than_the_screen(
 
 
 def test_a_long_name_in_a_note_does_not_widen_a_table_s_page(page, tmp_path):
-  note = Note("a", f"results/tables/{'a_long_name' * 12}.json, one run.")
+  note = "a", f"results/tables/{'a_long_name' * 12}.json, one run.", ()
   file = tmp_path / "table.html"
   file.write_text(to_html(Page("Table", ("Intro",), (), {"Notes": (note,)})))
 

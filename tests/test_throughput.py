@@ -21,7 +21,7 @@ from benchmarks.throughput.results import Results
 from mixer import models
 from mixer.errors import UserError
 from mixer.models import create
-from mixer.tools.paper.measured import throughputs
+from mixer.tools.paper import results_store
 
 DEVICE = {"device": "Abacus (R) 9, 2 cores", "platform": "cpu", "versions": {}}
 HOW = {"repeats": 2, "seconds": 0.01, "limit": 300.0}
@@ -63,7 +63,7 @@ def test_a_model_is_measured_once_and_read_by_the_tables(tmp_path):
   assert [row["batch"] for row in content["rows"]] == [1, 2]
   assert all(row["images_per_second"] > 0 for row in content["rows"])
   assert all(row["bytes"] > 18e6 * 4 for row in content["rows"])
-  [read] = throughputs.read(tmp_path)
+  [read] = results_store.read_devices(tmp_path)
   assert read.name == content["device"]
   assert read.best["Mixer-S/32", 224, "float32"].batches == (1, 2)
   assert "| Mixer-S/32 |" in text and "| 11,489 |" in text
@@ -125,7 +125,7 @@ def test_a_batch_beyond_one_that_does_not_fit_is_not_tried(tmp_path):
   assert opened.missing(part(1, 8, dtype="bfloat16"), 60.0).batches == [1, 8]
   assert opened.missing(part(8, passes="training"), 60.0).batches == [8]
   assert opened.file.name == "Abacus_R_9_2_cores.json"
-  [read] = throughputs.read(tmp_path)
+  [read] = results_store.read_devices(tmp_path)
   [best] = read.best.values()
   assert (best.images_per_second, best.batch) == (70.0, 8)
   assert best.beyond == (32, "out of memory")
@@ -169,7 +169,7 @@ def test_each_number_is_of_its_own_date_and_commit(tmp_path):
   content = DEVICE | new | {"rows": rows, "training_rows": []}
   (folder / "abacus.json").write_text(json.dumps(content))
 
-  [read] = throughputs.read(tmp_path)
+  [read] = results_store.read_devices(tmp_path)
 
   found = [(x.date, x.git_commit[0]) for x in read.best.values()]
   assert found == [("2026-01-02", "a"), ("2026-05-06", "b")]
@@ -222,12 +222,12 @@ def test_the_best_is_of_each_dtype_and_says_what_was_measured():
     row("Mixer-B/16", 32, 50.0, "bfloat16"),  # when there was more room
   ]
 
-  best = throughputs.best_of(rows)
+  best = results_store.best_throughputs(rows)
 
-  assert best["Mixer-B/16", 224, "float32"] == throughputs.Throughput(
+  assert best["Mixer-B/16", 224, "float32"] == results_store.Throughput(
     30.0, "float32", 8, (1, 8), (32, "took more than 60 s"), "", None
   )
-  assert best["Mixer-B/16", 224, "bfloat16"] == throughputs.Throughput(
+  assert best["Mixer-B/16", 224, "bfloat16"] == results_store.Throughput(
     50.0, "bfloat16", 32, (32,), None, "", None
   )
 

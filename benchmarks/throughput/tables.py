@@ -9,14 +9,13 @@ from benchmarks.throughput.cells import (
   label,
   paper_speeds,
 )
-from mixer.tools.paper.measured.throughputs import (
+from mixer.tools.paper.numbers import SPEED_RATIOS
+from mixer.tools.paper.results_store import (
   Key,
   Throughput,
-  best_of,
-  pair_of,
-  ratio,
+  best_throughputs,
+  speed_ratio,
 )
-from mixer.tools.paper.numbers import SPEED_RATIOS
 from mixer.tools.table import render
 
 # Of images a second, of a pass and a dtype.
@@ -30,7 +29,7 @@ def page(device: str, rows: dict[str, list[dict]]) -> str:
     device: its name.
     rows: pass -> rows as `results` has them.
   """
-  best = {passes: best_of(rows[passes]) for passes in PASSES}
+  best = {passes: best_throughputs(rows[passes]) for passes in PASSES}
   columns = [
     (passes, dtype)
     for passes in PASSES
@@ -90,8 +89,11 @@ def rounded(speed: float) -> str:
 def _ratios(
   best: dict[str, dict[Key, Throughput]], columns: list[Column]
 ) -> Iterator[tuple[str, ...]]:
-  for pair in SPEED_RATIOS:
-    found = [pair_of(best[passes], pair, dtype) for passes, dtype in columns]
-    if any(found):
-      cells = (f"{ratio(*two):.2f}" if two else "" for two in found)
-      yield f"{pair.mixer} / {pair.vit}", *cells, f"{pair.ratio:.2f}"
+  for models, published in SPEED_RATIOS.items():
+    ratios = [
+      speed_ratio(best[passes], models, dtype) for passes, dtype in columns
+    ]
+    if any(ratios):
+      mixer, vit, _ = models
+      cells = (f"{ratio:.2f}" if ratio else "" for ratio in ratios)
+      yield f"{mixer} / {vit}", *cells, f"{published:.2f}"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from mixer import cli
 from mixer.errors import UserError, did_you_mean
-from mixer.tools.paper.measured import RESULTS
+from mixer.tools.paper.results_store import RESULTS
 
-# Modules with `add_arguments(parser)` and `draw(**given) -> str`.
+# Modules with `add_arguments(parser)` and `draw(**flags) -> str`.
 FIGURES = {
   "2": "mixer.tools.paper.figures.figure2",
   "4": "mixer.tools.paper.figures.figure4",
@@ -32,19 +32,19 @@ _TABLES = "1", "2", "3", "4"
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  given = vars(_parser().parse_args(arguments))
-  said = sys.argv[1:] if arguments is None else arguments
-  return cli.run_cli(_run, said=said, **given)
+  flags = vars(_parser().parse_args(arguments))
+  words = sys.argv[1:] if arguments is None else arguments
+  return cli.run_cli(_run, words=words, **flags)
 
 
-def _run(said: list[str], run: Callable[..., str], **given) -> str:
-  """Runs a subcommand with its flags; `said` is the command line."""
-  for i, argument in enumerate(said):
-    # An empty path would be read as the folder that one is in.
-    if not argument or re.fullmatch("--[a-z_]+=", argument):
-      flag = argument or (said[i - 1] if i else "An argument")
+def _run(words: list[str], run: Callable[..., str], **flags) -> str:
+  """Runs a subcommand with its flags; `words` are the command line's."""
+  for i, word in enumerate(words):
+    # An empty path would be read as the current folder.
+    if not word or re.fullmatch("--[a-z_]+=", word):
+      flag = word or (words[i - 1] if i else "An argument")
       raise UserError(f"{flag} is empty: give it a value, or leave it out.")
-  return run(**given)
+  return run(**flags)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     "table", help="a table, with the measured numbers beside the paper's"
   )
   table.add_argument("number", metavar="N", help="1, 2, 3 or 4")
-  _add_results(table)
   table.add_argument(
     "--format", help="text, markdown or html; default: as FILE ends, or text"
   )
@@ -77,8 +76,15 @@ def _parser() -> argparse.ArgumentParser:
   record.add_argument(
     "--workdir", metavar="RUN", help="folder of a finished run or sweep"
   )
-  _add_results(record)
   record.set_defaults(run=_record)
+  for command in table, record:
+    command.add_argument(
+      "--results",
+      metavar="DIR",
+      type=Path,
+      default=RESULTS,
+      help="default: results/ of this project",
+    )
 
   figure = commands.add_parser(
     "figure", help=f"draw one of {', '.join(FIGURES)}"
@@ -96,61 +102,44 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _add_results(parser: argparse.ArgumentParser):
-  parser.add_argument(
-    "--results",
-    metavar="DIR",
-    type=Path,
-    default=RESULTS,
-    help="default: results/ of this project",
-  )
-
-
-# What each subcommand needs is imported when it runs: jax and matplotlib take
-# seconds.
+# Subcommands import jax and matplotlib, which take seconds, only if they need
+# them.
 
 
 def _table(number: str, results: Path, format: str | None, out: str | None):
-  from mixer.tools.paper.tables import writing
+  from mixer.tools.paper import render
 
   if number not in _TABLES:
     raise UserError(
       f"There is no table {number} to show{did_you_mean(number, _TABLES)}"
     )
-  writing.choose_format(format, out)
+  render.choose_format(format, out)
   if not results.is_dir():
     raise UserError(
       f"There is no folder {results}: name that of the results (--results=DIR)."
     )
-  return writing.write(_page(number, results), format, out)
+  if number in ("2", "3"):
+    from mixer.tools.paper import result_tables
 
+    page = result_tables.page(int(number), results)
+  else:
+    from mixer.tools.paper import spec_tables
 
-def _page(number: str, results: Path):
-  if number == "1":
-    from mixer.tools.paper.tables import table1
-
-    return table1.page()
-  if number == "4":
-    from mixer.tools.paper.tables import table4
-
-    return table4.page()
-  from mixer.tools.paper.tables import comparison
-
-  return comparison.page(int(number), results)
+    page = spec_tables.table1() if number == "1" else spec_tables.table4()
+  return render.write(page, format, out)
 
 
 def _record(row: str | None, workdir: str | None, results: Path) -> str:
-  from mixer.tools.paper import numbers
-  from mixer.tools.paper.measured import protocols
+  from mixer.tools.paper import numbers, protocols
 
   if row is None and workdir is None:
-    return protocols.listing()
+    return protocols.list_rows()
   if row is None:
     raise UserError(
       f"Name the row that {workdir} is of: python -m mixer paper record ROW "
       f"--workdir={workdir}. Without both, all rows are listed."
     )
-  found = numbers.find(row)
+  paper_row = numbers.find_row(row)
   if workdir is None:
     raise UserError(
       "Name the folder of a finished run or sweep: "
@@ -158,15 +147,15 @@ def _record(row: str | None, workdir: str | None, results: Path) -> str:
     )
   from mixer.tools.paper.measured import record
 
-  return record.record(found, workdir, results)
+  return record.record(paper_row, workdir, results)
 
 
 def _figure(name: str | None, rest: list[str]) -> str:
   if name not in FIGURES:
-    given = f"There is no figure {name} here" if name else "Name a figure"
-    raise UserError(f"{given}{did_you_mean(name or '', FIGURES)}")
+    reason = f"There is no figure {name} here" if name else "Name a figure"
+    raise UserError(f"{reason}{did_you_mean(name or '', FIGURES)}")
   module = importlib.import_module(FIGURES[name])
-  # A figure may have an --out of its own.
+  # A figure may define its own --out.
   parser = argparse.ArgumentParser(
     prog=f"python -m mixer paper figure {name}",
     description=module.__doc__,

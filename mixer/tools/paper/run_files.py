@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the log and the provenance of a run's folder, for pages about it."""
+"""Reads the log, the provenance and the cost of a run from its folder."""
 
+import collections
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +14,8 @@ from mixer.storage import storage_errors, storage_path
 from mixer.training.metrics import Number, read_rows
 from mixer.training.run_dir import read_json, wrap_read_errors
 from mixer.weights import RUN_FILE
+
+_SECONDS_PER_DAY = 86_400.0
 
 
 @contextlib.contextmanager
@@ -36,8 +40,8 @@ def read_starts(file: epath.Path, required: Sequence[str] = ()) -> list[dict]:
   """Reads the starts in provenance.json, the first one first.
 
   Args:
-    file: without it there are none.
-    required: keys that each must have.
+    file: a missing one has no starts.
+    required: keys that each start must have.
 
   Raises:
     UserError: it is damaged.
@@ -46,39 +50,12 @@ def read_starts(file: epath.Path, required: Sequence[str] = ()) -> list[dict]:
     return []
   starts = read_json(file).get("starts")
   with wrap_read_errors(file):
-    if not isinstance(starts, list):
-      raise ValueError("its starts are no list")
     for start in starts:
-      check_start(start, required)
-  return starts
-
-
-def check_start(start: dict, required: Sequence[str] = ()):
-  """Raises ValueError or KeyError if a provenance entry is malformed."""
-  if not isinstance(start, dict):
-    raise ValueError(f"a start is {start!r}")
-  for key, kind in _START_TYPES.items():
-    if key not in start and key not in required:
-      continue
-    value, least = start[key], _START_MINIMA.get(key)
-    is_wrong = not isinstance(value, kind) or value == ""
-    if is_wrong or (least is not None and value < least):
-      raise ValueError(f"{key} = {value!r}")
-
-
-_START_TYPES = {
-  "date": str,
-  "command": list,
-  "git_commit": str | None,
-  "git_changes": bool,
-  "python": str,
-  "packages": dict,
-  "device_kind": str,
-  "devices": int,
-  "hosts": int,
-  "from_step": int,
-}
-_START_MINIMA = {"devices": 1, "hosts": 1, "from_step": 0}
+      if not isinstance(start, dict):
+        raise ValueError(f"a start is {start!r}")
+      if lacking := [key for key in required if key not in start]:
+        raise ValueError(f"a start lacks {', '.join(lacking)}")
+    return list(starts)
 
 
 def read_log(folder: epath.Path) -> list[dict[str, Number]]:
@@ -91,3 +68,46 @@ def read_log(folder: epath.Path) -> list[dict[str, Number]]:
   if not rows and (folder / RUN_FILE).is_file():
     raise UserError(f"{folder / 'metrics.jsonl'} is missing: bring it back.")
   return rows
+
+
+def device_days(
+  rows: Sequence[dict], starts: Sequence[dict], batch: int
+) -> dict[str, float]:
+  """Sums devices x days over all updates, by kind of device.
+
+  The run's clock excludes evaluation, saving and compilation.
+
+  Args:
+    rows: of metrics.jsonl.
+    starts: of provenance.json; a run may continue on other devices.
+    batch: images per update.
+
+  Returns:
+    Kind of device -> device-days. One TPUv3 core is one device.
+  """
+  days = collections.Counter()
+  for step, seconds in update_seconds(rows, batch):
+    start = max(
+      (each for each in starts if each.get("from_step", 0) < step),
+      key=lambda each: each.get("from_step", 0),
+      default={},
+    )
+    kind = start.get("device_kind", "unknown device")
+    days[kind] += start.get("devices", 1) * seconds / _SECONDS_PER_DAY
+  return dict(days)
+
+
+def update_seconds(
+  rows: Sequence[dict], batch: int
+) -> Iterator[tuple[int, float]]:
+  """Yields steps, and the seconds of the updates since the one before.
+
+  A row's images per second are those of the updates since the row before. Rows
+  without them, of an evaluation or soon after a start, are passed over.
+  """
+  before = 0
+  for row in rows:
+    rate = row.get("images_per_second")
+    if rate and math.isfinite(rate):
+      yield row["step"], (row["step"] - before) * batch / rate
+      before = row["step"]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mixer.errors import UserError
 from mixer.tools.paper.figures import files
-from mixer.tools.paper.measured import RESULTS
+from mixer.tools.paper.results_store import RESULTS
 
 # Okabe and Ito's colours, told apart by colour-blind readers. Markers differ as
 # well, for prints in grey.

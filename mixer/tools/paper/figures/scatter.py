@@ -21,8 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from mixer.tools.paper.figures import charts
-from mixer.tools.paper.measured import throughputs
 from mixer.tools.paper.numbers import TABLE_3, Row
+from mixer.tools.paper.results_store import (
+  THROUGHPUT,
+  THROUGHPUT_COMMAND,
+  read_devices,
+)
 
 FAMILIES = {
   "Mixer": (charts.BLUE, "o"),
@@ -66,8 +70,8 @@ def draw(
   said = f"Accuracy against throughput: {charts.save(figure, out)}"
   if not devices:
     said += (
-      f". Nothing is measured here yet ({results / throughputs.FOLDER}): "
-      f"{throughputs.COMMAND}"
+      f". Nothing is measured here yet ({results / THROUGHPUT}): "
+      f"{THROUGHPUT_COMMAND}"
     )
   elif len(devices) > len(shown):
     left_out = ", ".join(device for device, _ in devices[_MOST_DEVICES:])
@@ -81,7 +85,7 @@ def measured(results: Path) -> list[tuple[str, list[tuple[Row, float]]]]:
   A device is its name and the dtype in which most models were measured there.
   """
   found = []
-  for device in throughputs.read(results):
+  for device in read_devices(results):
     for dtype in device.dtypes[:1]:
       speeds = [
         (row, device.best.get((row.model, row.resolution, dtype)))

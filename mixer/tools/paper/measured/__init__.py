@@ -1,7 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured here for the rows of the paper's tables."""
-
-from pathlib import Path
-
-PROJECT = Path(__file__).parents[4]
-RESULTS = PROJECT / "results"
+"""Records of runs and sweeps."""

@@ -17,8 +17,9 @@ from mixer.tools.paper.measured.evidence import (
   to_record,
 )
 from mixer.tools.paper.measured.offered import Offered, Part
-from mixer.tools.paper.measured.protocols import Protocol
 from mixer.tools.paper.numbers import Row
+from mixer.tools.paper.protocols import Protocol, extend
+from mixer.tools.paper.protocols import data_sets as sets_of
 
 
 def of_several(row: Row, how: Protocol, found: Offered) -> list[dict]:
@@ -27,7 +28,7 @@ def of_several(row: Row, how: Protocol, found: Offered) -> list[dict]:
   Raises:
     UserError: data sets are lacking, or a sweep is not the recipe's.
   """
-  is_vtab = not {*found.parts, *found.without} <= set(how.finetune.data_sets)
+  is_vtab = not {*found.parts, *found.without} <= set(sets_of(how.finetune))
   recipe = how.vtab if is_vtab else how.finetune
   cell, title = ("vtab", "VTAB-1k") if is_vtab else ("average5", "Avg 5")
   if recipe is None:
@@ -35,15 +36,15 @@ def of_several(row: Row, how: Protocol, found: Offered) -> list[dict]:
       f"The paper has no VTAB number of the row {row.name} to set "
       f"{found.folder} beside."
     )
-  if lacking := [x for x in recipe.data_sets if x not in found.parts]:
+  if lacking := [x for x in sets_of(recipe) if x not in found.parts]:
     raise UserError(
       f"{found.folder} lacks {', '.join(lacking)}: {title} is the mean over "
-      f"{len(recipe.data_sets)} data sets. Prepare them, and give the sweep's "
+      f"{len(sets_of(recipe))} data sets. Prepare them, and give the sweep's "
       "command again, with --datasets=all."
     )
   problems, source, run = [], {}, None
   for name, part in found.parts.items():
-    own = recipe.more(f"dataset={name}")
+    own = extend(recipe, f"dataset={name}")
     began, source, run = matching.upstream(how, part)
     problems += began
     problems += [

@@ -4,9 +4,9 @@
 from mixer.errors import UserError
 from mixer.tools.paper.measured import matching
 from mixer.tools.paper.measured.offered import Offered, Part
-from mixer.tools.paper.measured.protocols import Recipe
-from mixer.tools.paper.measured.records import CORE_DAYS
 from mixer.tools.paper.numbers import Row
+from mixer.tools.paper.protocols import extend
+from mixer.tools.paper.results_store import CORE_DAYS
 
 IMAGENET = "imagenet2012"
 # Evaluator of the recipes -> cell.
@@ -14,12 +14,12 @@ FINETUNED = {"test": "imagenet", "real": "real"}
 PRETRAINED = {"val": "imagenet", "real": "real"}
 
 
-def imagenet(recipe: Recipe) -> Recipe:
+def imagenet(recipe: str) -> str:
   """Fine-tuning on ImageNet, judged by ReaL as well."""
-  return recipe.more(f"dataset={IMAGENET},extra=True")
+  return extend(recipe, f"dataset={IMAGENET},extra=True")
 
 
-def refuse(row: Row, found: Offered, recipe: Recipe, problems: list[str]):
+def refuse(row: Row, found: Offered, recipe: str, problems: list[str]):
   """Raises UserError with the keys that differ, if any do."""
   if not problems:
     return
@@ -32,7 +32,7 @@ def refuse(row: Row, found: Offered, recipe: Recipe, problems: list[str]):
 
 
 def accuracies(
-  row: Row, found: Offered, recipe: Recipe, part: Part, names: dict[str, str]
+  row: Row, found: Offered, recipe: str, part: Part, names: dict[str, str]
 ) -> dict:
   """The cells of the evaluators that a run had.
 

@@ -19,9 +19,10 @@ from mixer.config_check import (
 )
 from mixer.errors import UserError
 from mixer.storage import storage_path
-from mixer.tools.paper.measured import offered, records
+from mixer.tools.paper import results_store as records
+from mixer.tools.paper.measured import offered
 from mixer.tools.paper.measured.offered import Offered, Part
-from mixer.tools.paper.measured.protocols import Protocol, Recipe
+from mixer.tools.paper.protocols import Protocol, extend, load_recipe
 from mixer.weights.zoo import REGISTRY
 
 # Keys that may differ. TPUs round factors to bfloat16, as the authors' runs
@@ -38,14 +39,14 @@ _EVALUATOR = "type", "name", "split", "image", "label", "ops"
 _PROTOCOL = "metric", "report", "full_split", "learning_rates"
 
 
-def pretraining(recipe: Recipe, part: Part) -> list[str]:
+def pretraining(recipe: str, part: Part) -> list[str]:
   """Lists what keeps a run from being the recipe's pre-training."""
-  wanted, found = to_dict(resolve(recipe.config())), _completed(part)
+  wanted, found = to_dict(resolve(load_recipe(recipe))), _completed(part)
   ignored = tuple(key for key in _FREE if key != "init")
   return list(_differences(wanted, found, ignored))
 
 
-def finetuning(recipe: Recipe, part: Part, *, is_sweep: bool) -> list[str]:
+def finetuning(recipe: str, part: Part, *, is_sweep: bool) -> list[str]:
   """Lists what keeps a sweep, or a run, from being the recipe's.
 
   Args:
@@ -53,10 +54,10 @@ def finetuning(recipe: Recipe, part: Part, *, is_sweep: bool) -> list[str]:
     part: of the sweep on that data set, or of a run on all training images.
     is_sweep: else one run.
   """
-  chosen_from = resolve(recipe.config())
-  wanted = (
-    chosen_from if is_sweep else resolve(recipe.more("full=True").config())
-  )
+  chosen_from = resolve(load_recipe(recipe))
+  wanted = chosen_from
+  if not is_sweep:
+    wanted = resolve(load_recipe(extend(recipe, "full=True")))
   wanted, found = to_dict(wanted), _completed(part)
   ignored = (*_FREE, "optimizer.learning_rate")
   problems = list(_differences(wanted, found, ignored))
@@ -113,9 +114,9 @@ def _as_recorded(init: str, name: str) -> dict:
   )
 
 
-def evaluator(recipe: Recipe, part: Part, name: str) -> list[str]:
+def evaluator(recipe: str, part: Part, name: str) -> list[str]:
   """Lists how an evaluator differs from the recipe's of that name."""
-  wanted, found = to_dict(resolve(recipe.config())), _completed(part)
+  wanted, found = to_dict(resolve(load_recipe(recipe))), _completed(part)
   old, new = _evaluator(wanted, name), _evaluator(found, name)
   return [
     f"evals.{name}.{key}: {old[key]!r} -> {new[key]!r}"

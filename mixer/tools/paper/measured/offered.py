@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from mixer import schema
 from mixer.errors import UserError
-from mixer.tools.paper.measured.device_days import device_days
-from mixer.tools.paper.measured.records import EVALUATION, RUN, SWEEP, SWEEPS
+from mixer.tools.paper.results_store import EVALUATION, RUN, SWEEP, SWEEPS
 from mixer.tools.paper.run_files import (
-  check_start,
+  device_days,
   open_folder,
   read_log,
   read_starts,
@@ -143,7 +142,6 @@ def _evaluation(folder: epath.Path) -> Offered:
   # Of a folder with checkpoints it may not have been what config.init names.
   config = validate_config(found["config"] | {"init": found["evaluated"]}, file)
   part = Part(config, _of_one(found["results"]))
-  check_start(found, _ORIGIN)
   origin, sha256 = _origin([found]), found.get("sha256")
   if not isinstance(sha256, str | None):
     raise ValueError(f"sha256 = {sha256!r}")
@@ -203,7 +201,6 @@ def _read_sweep(folder: epath.Path) -> tuple[Part, list[dict]]:
   for name, mean in found["means"].items():
     _check_mean(name, mean)
   if not starts:  # runs may have been moved away since
-    check_start(found["provenance"], _ORIGIN)
     starts = [found["provenance"]]
   part = Part(
     validate_config(found["config"], folder / JSON),

@@ -4,7 +4,8 @@
 from pathlib import Path
 
 from mixer.errors import UserError
-from mixer.tools.paper.measured import matching, offered, records
+from mixer.tools.paper import results_store as records
+from mixer.tools.paper.measured import matching, offered
 from mixer.tools.paper.measured.averages import of_several
 from mixer.tools.paper.measured.evidence import (
   FINETUNED,
@@ -17,8 +18,8 @@ from mixer.tools.paper.measured.evidence import (
   to_record,
 )
 from mixer.tools.paper.measured.offered import Offered, Part
-from mixer.tools.paper.measured.protocols import Protocol, obstacle, protocol
 from mixer.tools.paper.numbers import Row
+from mixer.tools.paper.protocols import Protocol, extend, obstacle, protocol
 
 _TITLES = {
   "imagenet": "ImNet",
@@ -50,7 +51,7 @@ def record(
   if how is None:
     raise UserError(f"No run fills the row {row.name}. {obstacle(row)}")
   new = collect(row, how, offered.read(workdir))
-  file = records.add(results, row, new)
+  file = records.add_records(results, row, new)
   lines = [f"{file}:"]
   for each in new:
     for name, cell in each["cells"].items():
@@ -105,7 +106,7 @@ def _of_published(row: Row, how: Protocol, found: Offered, part: Part) -> dict:
       f"{found.folder} is an evaluation of weights as they are, and the row "
       f"{row.name} is fine-tuned: offer a sweep of {imagenet(how.finetune)}."
     )
-  recipe = how.pretrain.more("extra=True")
+  recipe = extend(how.pretrain, "extra=True")
   problems, weights = matching.published(how, part, found.sha256)
   refuse(row, found, recipe, problems)
   cells = accuracies(row, found, recipe, part, PRETRAINED)
@@ -120,6 +121,6 @@ def _of_pretraining(
   refuse(row, found, recipe, matching.pretraining(recipe, part))
   cells = cost(found)
   if how.is_pretrained_on_imagenet:
-    extra = recipe.more("extra=True")
+    extra = extend(recipe, "extra=True")
     cells |= accuracies(row, found, extra, part, PRETRAINED)
   return to_record(found, part.config, cells)

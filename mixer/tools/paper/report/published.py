@@ -7,8 +7,8 @@ from mixer.errors import UserError
 from mixer.tools.paper.measured import offered
 from mixer.tools.paper.measured import record as paper_records
 from mixer.tools.paper.measured.offered import Offered, Part
-from mixer.tools.paper.measured.protocols import protocol
 from mixer.tools.paper.numbers import ROWS
+from mixer.tools.paper.protocols import protocol
 from mixer.tools.paper.report.record import Record
 
 # Column of tables 2 and 3 -> evaluators of the recipes that measure it.

@@ -12,8 +12,12 @@ from ml_collections import ConfigDict
 
 from mixer import schema
 from mixer.errors import UserError, format_list
-from mixer.tools.paper.measured.device_days import update_seconds
-from mixer.tools.paper.run_files import open_folder, read_log, read_starts
+from mixer.tools.paper.run_files import (
+  open_folder,
+  read_log,
+  read_starts,
+  update_seconds,
+)
 from mixer.tools.sweep.sweep import JSON as SWEEP_FILE
 from mixer.tools.sweep.sweep import MARKDOWN as SWEEP_TABLE
 from mixer.training.metrics import Number

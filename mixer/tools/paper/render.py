@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages with tables and footnotes, as text, Markdown and HTML."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mixer.atomic_write import atomic_write
+from mixer.errors import UserError, did_you_mean
+from mixer.tools.paper import html
+from mixer.tools.table import render as render_markdown
+
+_WIDTH = 100
+_GAP = "  "
+Note = tuple[str, str, Sequence[str]]  # mark, text, commands to copy
+
+
+class Cell(NamedTuple):
+  """A cell's text, and the mark of its footnote."""
+
+  text: str = ""
+  mark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table whose column heads may have a second line above.
+
+  columns: a column's name, or (group, name); neighbours of one group share its
+    head.
+  rows: cells, or a heading of the rows below it.
+  caption: a line above the table, "" for none.
+  """
+
+  columns: Sequence[str | tuple[str, str]]
+  rows: Sequence[str | Sequence[Cell]]
+  caption: str = ""
+
+  @property
+  def heads(self) -> list[tuple[str, str]]:
+    """The group, "" for none, and the name of each column."""
+    return [("", x) if isinstance(x, str) else x for x in self.columns]
+
+  @property
+  def groups(self) -> list[tuple[str, range]]:
+    """Groups and the columns of each; "" for a column outside of any."""
+    result = []
+    for i, (group, _) in enumerate(self.heads):
+      if group and result and result[-1][0] == group:
+        result[-1] = (group, range(result[-1][1].start, i + 1))
+      else:
+        result.append((group, range(i, i + 1)))
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """A title, paragraphs, tables, and notes under headings."""
+
+  title: str
+  intro: Sequence[str]
+  tables: Sequence[Table]
+  notes: dict[str, Sequence[Note]] = dataclasses.field(default_factory=dict)
+
+
+class Footnotes:
+  """Footnotes in the order in which cells first refer to them."""
+
+  def __init__(self, *, use_letters: bool = False):
+    """Starts without footnotes.
+
+    Args:
+      use_letters: marks are a, b, ... z, aa, ab, ...; else 1, 2, ...
+    """
+    self._use_letters = use_letters
+    self._marks = {}
+
+  def mark(self, text: str, *commands: str) -> str:
+    """Returns the mark of a footnote, adding it unless it is there already."""
+    new = self._name(len(self._marks))
+    return self._marks.setdefault((text, commands), new)
+
+  @property
+  def notes(self) -> list[Note]:
+    return [(mark, *note) for note, mark in self._marks.items()]
+
+  def _name(self, i: int) -> str:
+    if not self._use_letters:
+      return str(i + 1)
+    first, last = divmod(i, 26)
+    return (chr(ord("a") + first - 1) if first else "") + chr(ord("a") + last)
+
+
+def write(page: Page, format: str | None, out: str | None) -> str:
+  """Writes a page to a file, or returns it for the terminal.
+
+  Args:
+    page: to write.
+    format: "text", "markdown" or "html"; None: by the file's suffix.
+    out: the file; None for the terminal.
+
+  Returns:
+    Text to print.
+
+  Raises:
+    UserError: another format, or the file cannot be written.
+  """
+  text = FORMATS[choose_format(format, out)](page)
+  if not out:
+    return text
+  file = Path(out).expanduser()
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with atomic_write(file) as aside:
+    aside.write_text(f"{text}\n")
+  return f"{file}: {page.title}"
+
+
+def choose_format(format: str | None, out: str | None) -> str:
+  """Returns the format that the flags ask for; see `write`.
+
+  Raises:
+    UserError: it is not one of FORMATS, or the flags disagree.
+  """
+  if format is not None and format not in FORMATS:
+    raise UserError(
+      f"--format={format} is not written here{did_you_mean(format, FORMATS)}"
+    )
+  if not out:
+    return format or "text"
+  by_suffix = _SUFFIXES.get(Path(out).suffix.lower())
+  if by_suffix is None:
+    raise UserError(
+      f"--out={out} does not say what to write: end it in "
+      f"{', '.join(_SUFFIXES)}."
+    )
+  if format not in (None, by_suffix):
+    raise UserError(
+      f"--out={out} is {by_suffix} by its ending, and --format={format}: leave "
+      "one of them out."
+    )
+  return by_suffix
+
+
+def to_text(page: Page) -> str:
+  parts = [page.title, *map(_wrap, page.intro)]
+  for table in page.tables:
+    caption = [table.caption] if table.caption else []
+    parts.append("\n".join([*caption, *_lines(table)]))
+  for heading, notes in page.notes.items():
+    parts.append("\n".join([heading, *map(_note, notes)]))
+  return "\n\n".join(parts)
+
+
+def _wrap(text: str, **indents) -> str:
+  return textwrap.fill(
+    text, _WIDTH, break_on_hyphens=False, break_long_words=False, **indents
+  )
+
+
+def _note(note: Note) -> str:
+  mark, text, commands = note
+  indent = "      "
+  first = _wrap(text, initial_indent=f"{mark:>4}  ", subsequent_indent=indent)
+  return "\n".join([first, *(f"{indent}  {line}" for line in commands)])
+
+
+def _plain(cell: Cell) -> str:
+  """Numbers mark missing values, letters measured ones."""
+  if not cell.mark:
+    return cell.text
+  return f"{cell.text} {cell.mark}" if cell.text else f"({cell.mark})"
+
+
+def _lines(table: Table) -> list[str]:
+  """Lays out column heads, a rule, and the rows."""
+  indent = "  " if any(isinstance(row, str) for row in table.rows) else ""
+  rows = [
+    row if isinstance(row, str) else [*map(_plain, row)] for row in table.rows
+  ]
+  names = [name for _, name in table.heads]
+  widths = [
+    max(len(name), *(len(row[i]) for row in rows if not isinstance(row, str)))
+    for i, name in enumerate(names)
+  ]
+  widths[0] += len(indent)
+  spans = []
+  for group, columns in table.groups:
+    wide = sum(widths[i] for i in columns) + len(_GAP) * (len(columns) - 1)
+    # The last column of a group widens for a longer head.
+    widths[columns[-1]] += max(0, len(group) - wide)
+    spans.append((group, max(wide, len(group))))
+
+  def line(texts: Sequence[str]) -> str:
+    first, *others = (
+      text.rjust(width) if i else text.ljust(width)
+      for i, (text, width) in enumerate(zip(texts, widths, strict=True))
+    )
+    return _GAP.join([first, *others]).rstrip()
+
+  lines = [line(names), "-" * (sum(widths) + len(_GAP) * (len(widths) - 1))]
+  if any(group for group, _ in table.heads):
+    heads = (group.center(width) for group, width in spans)
+    lines.insert(0, _GAP.join(heads).rstrip())
+  return lines + [
+    row if isinstance(row, str) else line([f"{indent}{row[0]}", *row[1:]])
+    for row in rows
+  ]
+
+
+def to_markdown(page: Page) -> str:
+  parts = [f"# {page.title}", *page.intro]
+  for table in page.tables:
+    parts += [f"**{table.caption}**"] if table.caption else []
+    heads = [" ".join(filter(None, head)) for head in table.heads]
+    rows = [
+      [f"*{row}*", *[""] * (len(heads) - 1)]
+      if isinstance(row, str)
+      else [_escape(_plain(cell)) for cell in row]
+      for row in table.rows
+    ]
+    parts.append(render_markdown(heads, rows))
+  for heading, notes in page.notes.items():
+    parts.append(f"## {heading}")
+    for mark, text, commands in notes:
+      lines = [f"- **{_escape(mark)}** {text}"]
+      parts.append("\n".join([*lines, *(f"  `{x}`" for x in commands)]))
+  return "\n\n".join(parts)
+
+
+def _escape(text: str) -> str:
+  """Escapes asterisks for Markdown."""
+  return text.replace("*", r"\*")
+
+
+def to_html(page: Page) -> str:
+  """Renders one file that refers to no other."""
+  return html.render("table.html", title=page.title, page=page)
+
+
+FORMATS: dict[str, Callable[[Page], str]] = {
+  "text": to_text,
+  "markdown": to_markdown,
+  "html": to_html,
+}
+_SUFFIXES = {
+  ".txt": "text",
+  ".md": "markdown",
+  ".html": "html",
+  ".htm": "html",
+}

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables 2 and 3: the paper's numbers, and those measured here."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixer.tools.paper import footnotes
+from mixer.tools.paper.numbers import (
+  FOOTNOTE_2,
+  SPEED_RATIOS,
+  TABLE_2,
+  TABLE_3,
+  Row,
+)
+from mixer.tools.paper.render import Cell, Footnotes, Note, Page, Table
+from mixer.tools.paper.results_store import (
+  CORE_DAYS,
+  RUN,
+  UNCHECKED,
+  Device,
+  Measured,
+  Throughput,
+  fastest,
+  read_devices,
+  read_row,
+  speed_ratio,
+)
+
+_TITLES = {
+  2: "Table 2: the best models, Mixers fine-tuned at 448 px",
+  3: "Table 3: all models, by data of pre-training",
+}
+_INTRO = {
+  2: "Accuracies in per cent; the paper's are means of three fine-tuning runs, "
+  "deviation below 0.1. Mixers are evaluated on images squeezed to squares: "
+  "table 3 has other numbers for Mixer-L/16 at 448 px, where evaluation keeps "
+  "the aspect ratio.",
+  3: "Accuracies in per cent; the paper's are means of three fine-tuning runs, "
+  "deviation below 0.15. Its footnote 2 quotes Mixer-L/16 of ImageNet-21k with "
+  "{} and {} img/s/core.".format(*FOOTNOTE_2["Mixer-L/16", "i21k", 224]),
+}
+_UNITS = (
+  "Images/s: in the paper of one TPUv3 core, here of the device that the note "
+  "names. Core-days are of TPUv3, in thousands; device-days of the devices "
+  "that the note names."
+)
+_HEADINGS = {
+  (2, "i21k"): "ImageNet-21k (public)",
+  (2, "JFT-300M"): "JFT-300M (proprietary)",
+  (2, "weak labels"): "Unlabelled or weakly labelled data (proprietary)",
+  (3, "i1k"): "ImageNet (with extra regularisation)",
+  (3, "i21k"): "ImageNet-21k (with extra regularisation)",
+  (3, "JFT-300M"): "JFT-300M",
+}
+# Cell -> head of its columns.
+_ACCURACIES = {
+  2: {"imagenet": "ImNet", "real": "ReaL", "average5": "Avg 5", "vtab": "VTAB"},
+  3: {"imagenet": "ImNet", "real": "ReaL", "average5": "Avg 5"},
+}
+_TPU_V3 = "TPU v3"  # each device of this kind is a core
+
+
+def page(number: int, results: Path) -> Page:
+  """Returns table 2 or 3.
+
+  Args:
+    number: of the table.
+    results: the folder of results.
+
+  Raises:
+    UserError: a file of results is damaged.
+  """
+  devices = read_devices(results)
+  missing, measured = Footnotes(), Footnotes(use_letters=True)
+  columns = ["model"]
+  columns += ["px", "epochs"] if number == 3 else []
+  for head in (*_ACCURACIES[number].values(), "images/s"):
+    columns += [(head, "paper"), (head, "here")]
+  columns += [("core-days", "paper"), ("device-days", "here")]
+  rows = []
+  by_data = itertools.groupby([*TABLE_2, *TABLE_3], lambda x: (x.table, x.data))
+  for key, of_data in by_data:
+    if key[0] == number:
+      rows.append(_HEADINGS[key])
+      rows += [
+        _row(row, read_row(results, row), devices, missing, measured)
+        for row in of_data
+      ]
+  tables = [Table(columns, rows)]
+  if number == 3:
+    tables.append(_ratios(devices, measured))
+  notes = {
+    "The paper's marks": _paper_marks(number),
+    "Measured here": measured.notes,
+    "What would fill the empty cells": missing.notes,
+  }
+  return Page(
+    f"{_TITLES[number]} (MLP-Mixer, arXiv 2105.01601)",
+    [_INTRO[number], _UNITS],
+    tables,
+    {heading: each for heading, each in notes.items() if each},
+  )
+
+
+def _row(
+  row: Row,
+  cells: dict[str, Measured],
+  devices: Sequence[Device],
+  missing: Footnotes,
+  measured: Footnotes,
+) -> list[Cell]:
+  def here(column: str, published: object, text: str = "", note: str = ""):
+    """Returns a measured cell; an empty one if the paper has none either."""
+    if text:
+      return Cell(text, measured.mark(note))
+    if published is None:
+      return Cell()
+    return Cell("", footnotes.mark(missing, row, column))
+
+  line = [Cell(f"{row.model} pc" if row.private else row.model)]
+  if row.table == 3:
+    line += [Cell(str(row.resolution)), Cell(str(row.epochs))]
+  for name in _ACCURACIES[row.table]:
+    published = getattr(row, name)
+    decimals = row.imagenet_decimals if name == "imagenet" else 2
+    line.append(Cell("-" if published is None else f"{published:.{decimals}f}"))
+    found = ()
+    if cell := cells.get(name):
+      found = f"{cell.value:.2f}", accuracy_note(cell)
+    line.append(here(name, published, *found))
+
+  speed = row.images_per_second
+  line.append(Cell("-" if speed is None else str(speed)))
+  found = ()
+  if best := fastest(devices, row.model, row.resolution):
+    rate = best[1].images_per_second
+    text = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+    found = text, _speed_note(*best)
+  line.append(here("images_per_second", speed, *found))
+
+  star = "*" if row.extrapolated else ""
+  line.append(Cell(f"{row.thousand_core_days:.2f}k{star}"))
+  found = ()
+  if cell := cells.get(CORE_DAYS):
+    found = f"{cell.value:.3g}", _cost_note(cell)
+  line.append(here(CORE_DAYS, row.thousand_core_days, *found))
+  return line
+
+
+def accuracy_note(cell: Measured) -> str:
+  """Names the runs, weights and file that a measured accuracy comes from."""
+  runs = "one run" if cell.runs == 1 else f"mean of {cell.runs} runs"
+  if cell.deviation is not None:
+    runs += f", deviation {cell.deviation:.2f}"
+  if source := cell.record.get("upstream"):
+    origin = source.get("published") or source["folder"]
+    runs += f", fine-tuned from {origin}{_unchecked(source)}"
+    if cell.record["kind"] == RUN:
+      runs += " at a learning rate that was not chosen by held-out images"
+  if weights := cell.record.get("weights"):
+    runs = f"the published {weights['published']} as it is{_unchecked(weights)}"
+  return f"{runs}; {_origin(cell)}"
+
+
+def _unchecked(weights: dict) -> str:
+  by_name = ", a file that was taken for it by its name, unchecked"
+  return by_name if weights.get(UNCHECKED) else ""
+
+
+def _cost_note(cell: Measured) -> str:
+  """Sums device-days up by kind; only those of TPUv3 are core-days."""
+  days = " + ".join(
+    f"{value:.3g} device-days on {kind}"
+    + (
+      " (core-days)"
+      if kind == _TPU_V3
+      else " (not comparable with TPUv3 core-days)"
+    )
+    for kind, value in cell.device_days.items()
+  )
+  return f"{days}, of updates alone; {_origin(cell)}"
+
+
+def _origin(cell: Measured) -> str:
+  """Names file, run, date, commit and devices."""
+  record = cell.record
+  commits = ", ".join(x[:7] for x in record["git_commits"]) or "unknown"
+  changes = " with uncommitted changes" if record["git_changes"] else ""
+  devices = ", ".join(record["devices"]) or "unknown devices"
+  return (
+    f"{cell.file}, {record['kind']} {record['folder']}, {record['date']}, "
+    f"commit {commits}{changes}, {devices}."
+  )
+
+
+def _speed_note(device: Device, best: Throughput) -> str:
+  return (
+    f"images/s on {device.name} in {best.dtype}, with {_batch(best)}; "
+    f"{_measured(device, best)}"
+  )
+
+
+def _ratio_note(device: Device, mixer: Throughput, vit: Throughput) -> str:
+  return (
+    f"images/s on {device.name} in {mixer.dtype}: Mixer with {_batch(mixer)}; "
+    f"ViT with {_batch(vit)}; {_measured(device, mixer, vit)}"
+  )
+
+
+def _batch(best: Throughput) -> str:
+  """Names the best batch size, and the others."""
+  text = f"batch {best.batch} alone"
+  if len(best.batches) > 1:
+    *some, last = map(str, best.batches)
+    text = f"batch {best.batch}, the best of {', '.join(some)} and {last}"
+  if best.beyond:
+    batch, why = best.beyond
+    text += f" (a larger one was not measured: {batch} {why})"
+  return text
+
+
+def _measured(device: Device, *speeds: Throughput) -> str:
+  """Names file, dates and commits."""
+  origins = dict.fromkeys(
+    f"{each.date}, commit {(each.git_commit or 'unknown')[:7]}"
+    for each in speeds
+  )
+  return f"{device.file}, {' and '.join(origins)}."
+
+
+def _paper_marks(number: int) -> list[Note]:
+  says = ", says table 3" if number == 2 else ""
+  marks = {
+    "-": "The paper has no number.",
+    "*": f"Extrapolated from runs on JFT-300M{says}.",
+  }
+  if number == 3:
+    marks["pc"] = "Told to the paper's authors by those of ViT in private."
+  return [(mark, text, ()) for mark, text in marks.items()]
+
+
+def _ratios(devices: Sequence[Device], measured: Footnotes) -> Table:
+  """Compares Mixer's throughput with ViT's, by device and dtype."""
+  columns = [(device, dtype) for device in devices for dtype in device.dtypes]
+  rows = []
+  for models, published in SPEED_RATIOS.items():
+    mixer, vit, resolution = models
+    texts = f"{mixer} : {vit}", str(resolution), f"{published:.2f}"
+    line = [Cell(text) for text in texts]
+    for device, dtype in columns:
+      if ratio := speed_ratio(device.best, models, dtype):
+        pair = (device.best[x, resolution, dtype] for x in (mixer, vit))
+        mark = measured.mark(_ratio_note(device, *pair))
+        line.append(Cell(f"{ratio:.2f}", mark))
+      else:
+        line.append(Cell("-"))
+    rows.append(line)
+  return Table(
+    ["models", "px", "paper, TPUv3"]
+    + [f"here, {device.name}, {dtype}" for device, dtype in columns],
+    rows,
+    "Images/s of Mixer as a multiple of ViT's",
+  )
