@@ -21,12 +21,12 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 import mixer.train
-from mixer.atomic_write import atomic_write
 from mixer.cli import EX_TEMPFAIL
 from mixer.config import default
 from mixer.config_check import to_dict
 from mixer.errors import RetryableError, UserError
 from mixer.plan import make_plan
+from mixer.storage import atomic_write
 from mixer.tools.data import prepare
 from mixer.tools.paper.protocols import load_recipe
 from mixer.training import run_dir

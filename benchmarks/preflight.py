@@ -17,11 +17,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mixer.atomic_write import atomic_write
 from mixer.chips import GIB
 from mixer.cli import EX_OK, EX_USAGE, run_cli
 from mixer.errors import UserError
 from mixer.models.mixer import VARIANTS
+from mixer.storage import atomic_write
 from mixer.tools.preflight.compiler import check_installed
 from mixer.tools.preflight.topology import parse
 from mixer.tools.table import render

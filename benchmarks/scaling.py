@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.preflight import preflight
-from mixer.atomic_write import atomic_write
 from mixer.cli import run_cli
+from mixer.storage import atomic_write
 from mixer.tools.preflight.compiler import check_libtpu
 from mixer.tools.preflight.hlo import Collective
 from mixer.tools.preflight.roofline import Roofline, roofline

@@ -278,7 +278,7 @@ EVALUATORS = {
   ),
   # Accuracy where an image has any number of right classes (ReaL).
   "real": EvaluatorType(
-    "mixer.evaluators.imagenet_real:Real",
+    "mixer.evaluators.classification:Real",
     {
       **_PUBLISHED,
       "name": Key("imagenet2012_real"),

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of XLA and jax, made before jax initialises its backends."""
+"""Settings of XLA and jax, before its backends are initialised, and of malloc.
 
+Imports jax late: worker processes do without it.
+"""
+
+import contextlib
+import ctypes
+import functools
 import os
 
-from mixer.cache import cache_folder
-from mixer.malloc import tune_malloc
+from mixer.storage import cache_folder
 
 # Matrix products by the GPU's library. XLA has kernels of its own and picks
 # those that are faster when it tries them; in a Mixer's step they are slower
@@ -26,7 +31,7 @@ def configure_xla(*, deterministic: bool = False):
   Args:
     deterministic: allow only operations with the same result each time.
   """
-  import jax  # preflight sets its environment first
+  import jax
 
   set_flags(LIBRARY_PRODUCTS)
   if deterministic:
@@ -61,3 +66,30 @@ def enable_compilation_cache():
     folder = str(cache_folder("programs"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_compilation_cache_max_size", CACHED_PROGRAM_BYTES)
+
+
+# From malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+@functools.cache
+def tune_malloc() -> None:
+  """Makes glibc reuse freed memory instead of returning it to the system.
+
+  Images, batches and the temporaries of a CPU's step come and go by megabytes
+  and gigabytes. By default the system would take their pages back and clear
+  them again each time, a tenth of all the time and more (benchmarks/NOTES.md).
+  A piece of more than 64 MB is returned in any case, unless the process's first
+  thread allocates it.
+  """
+  with contextlib.suppress(AttributeError):  # another C library
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+    mallopt(M_TOP_PAD, 64 << 20)
+
+
+def trim_malloc() -> None:
+  """Returns freed memory to the system, before another program needs it."""
+  with contextlib.suppress(AttributeError):  # another C library
+    ctypes.CDLL(None).malloc_trim(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage of a run: a local folder or a bucket (gs://), and its errors.
+"""Storage: local folders and buckets (gs://), atomic writes, the user's cache.
 
 Paths are those of etils.epath, which reads and writes a bucket through gcsfs.
 While a bucket cannot be reached, a run trains on, and gcsfs and TensorStore
@@ -191,3 +191,82 @@ def check_folder(workdir: str | os.PathLike) -> epath.Path:
         "another folder, or change its permissions."
       ) from error
   return path
+
+
+class WriteError(OSError, UserError):
+  """An error of the operating system, with the name of the user's file."""
+
+  def __str__(self) -> str:
+    return f"Cannot write {self.filename}: {self.strerror}."
+
+
+@contextlib.contextmanager
+def atomic_write(path: epath.Path | Path) -> Iterator[Path]:
+  """Replaces a file as a whole, when the block has ended without an error.
+
+  Args:
+    path: the file to replace or create, on a disk or in a bucket.
+
+  Yields:
+    A temporary local path with the same suffix, to write to. On a disk it is in
+    the same folder, and renamed; for a bucket it is uploaded.
+
+  Raises:
+    WriteError: the system refuses to write the file.
+  """
+  if is_in_bucket(path):
+    with tempfile.TemporaryDirectory() as folder:
+      temporary = Path(folder) / path.name
+      yield temporary
+      epath.Path(temporary).copy(path, overwrite=True)
+    return
+  temporary = Path(path.with_name(f"{path.stem}.partial{path.suffix}"))
+  try:
+    yield temporary
+    with temporary.open("rb") as file:
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  except OSError as error:
+    is_disk_error = error.filename is None and error.errno in DISK_ERRORS
+    if not is_disk_error and str(error.filename) != str(temporary):
+      raise  # an error of something else in the block
+    raise WriteError(error.errno, error.strerror, str(path)) from error
+  finally:
+    with contextlib.suppress(OSError):  # the first error is the one to report
+      temporary.unlink(missing_ok=True)
+
+
+def check_writable(file: str | os.PathLike, flag: str):
+  """Checks, before long work begins, that a file can be written.
+
+  Args:
+    file: path as the user gave it.
+    flag: name of the command-line flag that gave it.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  if is_in_bucket(file):
+    raise UserError(f"--{flag}={file} must be a local file: copy it yourself.")
+  path = Path(file).absolute()
+  if not path.parent.is_dir():
+    raise UserError(f"There is no folder for --{flag}={file}: make it first.")
+  if path.is_dir():
+    raise UserError(f"--{flag}={file} is a folder: name a file in it.")
+  if not os.access(path.parent, os.W_OK):
+    raise UserError(
+      f"Cannot write to the folder of --{flag}={file}: choose another, or "
+      "change its permissions."
+    )
+
+
+def cache_folder(subject: str) -> Path:
+  """Returns the folder of a subject in the user's cache; it may not exist yet.
+
+  $MIXER_CACHE_DIR, else mixer in $XDG_CACHE_HOME, else ~/.cache/mixer.
+  """
+  cache = os.environ.get("MIXER_CACHE_DIR")
+  if not cache:
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = os.path.join(user, "mixer")
+  return Path(os.path.expanduser(cache)) / subject

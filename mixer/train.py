@@ -12,7 +12,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import weights
-from mixer.atomic_write import atomic_write
 from mixer.cli import (
   EX_OK,
   EX_TEMPFAIL,
@@ -29,6 +28,7 @@ from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan, plan_summary
 from mixer.storage import (
+  atomic_write,
   check_folder,
   is_in_bucket,
   storage_errors,
@@ -48,7 +48,6 @@ from mixer.training.metrics import MetricWriter, read_rows
 from mixer.training.nonfinite import PendingUpdates
 from mixer.training.plots import draw_learning_curve
 from mixer.training.preemption import PreemptedError, catch_signals
-from mixer.training.prefetch import prefetch_to_device
 from mixer.training.setup import (
   abstract_state,
   check_run,
@@ -60,7 +59,12 @@ from mixer.training.setup import (
   open_checkpoints,
   plan_run,
 )
-from mixer.training.sharding import all_devices, local_devices, to_host
+from mixer.training.sharding import (
+  all_devices,
+  local_devices,
+  prefetch_to_device,
+  to_host,
+)
 from mixer.training.step import TrainState
 
 

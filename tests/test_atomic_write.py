@@ -6,8 +6,8 @@ import errno
 import pytest
 
 from mixer import cli
-from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
+from mixer.storage import atomic_write
 
 
 def write(path, raises=None):

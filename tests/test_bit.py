@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixer import weights
 from mixer.models import bit, create, flops
-from mixer.weights.published import BITS
+from mixer.weights.zoo import BITS
 
 GOLDENS = "tests/goldens"
 TINY = dict(width=0.5, units=(2, 1))

@@ -8,11 +8,11 @@ from mixer.choices import MODEL_FIELDS
 from mixer.config import default, evaluator
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
-from mixer.models import blocks
+from mixer.models import layers
 from mixer.plan import make_plan
 from mixer.recipe import parse_arg
 from mixer.schema import resolve_steps
-from mixer.training import losses, optimizer
+from mixer.training import optimizer, step
 
 
 def plan_digits(digits_dir, **changes):
@@ -81,8 +81,8 @@ def test_a_word_that_models_do_not_know_is_refused_with_theirs(field):
 
 
 def test_every_allowed_word_has_its_code():
-  assert tuple(losses.LOSSES) == choices.LOSSES
-  assert tuple(blocks.REMAT) == MODEL_FIELDS["remat"]
+  assert tuple(step.LOSSES) == choices.LOSSES
+  assert tuple(layers.REMAT) == MODEL_FIELDS["remat"]
   for kind in choices.SCHEDULES:
     optimizer.make_schedule(kind=kind, total_steps=2)
 

@@ -10,8 +10,9 @@ import pytest
 import skimage.data
 from sklearn.datasets import load_sample_image
 
-from mixer.data import decode, dedup
+from mixer.data import decode
 from mixer.data.sources import open_source
+from mixer.datasets import dedup
 from mixer.errors import UserError
 from mixer.tools.data import main
 

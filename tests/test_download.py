@@ -18,7 +18,7 @@ from mixer.errors import UserError
 from mixer.tools.weights import main
 from mixer.weights import download, zoo
 from mixer.weights.download import fetch
-from mixer.weights.published import Mirror, Published
+from mixer.weights.zoo import Mirror, Published
 
 FILE = Path("tests/goldens/mixer_tiny.npz")
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -310,7 +310,7 @@ def test_a_head_of_imagenet_21k_is_not_judged_on_imagenet():
 
 
 def test_every_published_mixer_has_its_recipe():
-  from mixer.weights.published import MIXERS
+  from mixer.weights.zoo import MIXERS
 
   for published in MIXERS:
     options = recipes.load("evaluate", published.name).model.to_dict()

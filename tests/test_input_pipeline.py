@@ -17,7 +17,7 @@ from mixer.data.shuffle import IndexShuffler
 from mixer.data.sources import Source, open_source
 from mixer.data.workers import Workers
 from mixer.errors import UserError
-from mixer.training.prefetch import prefetch_to_device
+from mixer.training.sharding import prefetch_to_device
 
 SHIFT = preprocess.parse("pad(1) | random_crop(8)")
 PLAIN = preprocess.parse("resize(8)")
@@ -338,8 +338,3 @@ def test_batches_are_fed_ahead_and_a_short_end_is_not_lost():
   assert drawn == [0, 1, 2]
   seen = [int(batch["i"][0, 0]) for batch in itertools.chain([first], fed)]
   assert seen == [0, 1, 2, 3, 4]
-
-
-def test_a_batch_that_devices_cannot_share_is_refused():
-  with pytest.raises(UserError, match="12 examples.*8 devices"):
-    next(prefetch_to_device(iter([{"i": np.zeros(12)}]), jax.local_devices()))

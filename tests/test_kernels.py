@@ -18,10 +18,15 @@ from benchmarks.kernels import Errors, agree, compare, run
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.models.flops import multiply_accumulates
-from mixer.models.kernels import gpu, select_kernels, target_device, tpu
-from mixer.models.kernels.bias_gelu import bias_gelu
-from mixer.models.kernels.common import Weights, mixing_weights
-from mixer.models.kernels.layer_norm import layer_norm_residual
+from mixer.models.kernels import (
+  Weights,
+  gpu,
+  mixing_weights,
+  select_kernels,
+  target_device,
+  tpu,
+)
+from mixer.models.kernels.triton import bias_gelu, layer_norm_residual
 from mixer.models.layers import patch_embedding
 from mixer.models.mixer import MixerBlock
 

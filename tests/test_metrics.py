@@ -22,8 +22,7 @@ from mixer.errors import UserError
 from mixer.training import metrics
 from mixer.training.metrics import MetricWriter, read_rows
 from mixer.training.plots import draw_learning_curve
-from mixer.training.progress import ProgressLine, format_seconds
-from mixer.training.timer import Timer
+from mixer.training.progress import ProgressLine, Timer, format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -488,7 +487,7 @@ def test_mfu_is_the_share_of_the_peak_where_that_is_known(monkeypatch):
   timer = Timer(step=0, batch=10, devices=2, flops_per_image=3e12, now=now)
   now.pass_by(1.0)
   on_a_cpu = timer.rates(1)
-  monkeypatch.setattr("mixer.training.timer.peak_flops", lambda kind: 60e12)
+  monkeypatch.setattr("mixer.training.progress.peak_flops", lambda kind: 60e12)
   now.pass_by(1.0)
   on_an_accelerator = timer.rates(2)
 

@@ -17,10 +17,10 @@ from sklearn.datasets import load_digits
 
 from mixer import train, weights
 from mixer.data import preprocess
-from mixer.data.find_images import find_images
 from mixer.datasets import class_names
 from mixer.models import create
 from mixer.tools import inference, predict
+from mixer.tools.find_images import find_images
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 TINY_SIZES = {

@@ -16,7 +16,7 @@ from mixer import weights
 from mixer.config import default, evaluator
 from mixer.data.sources import open_source
 from mixer.errors import UserError
-from mixer.evaluators.imagenet_real import Real
+from mixer.evaluators.classification import Real
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.training.sharding import replicate

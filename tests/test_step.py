@@ -11,11 +11,6 @@ import optax
 import pytest
 
 from mixer.models import create
-from mixer.training.losses import (
-  sigmoid_cross_entropy,
-  soft_labels,
-  softmax_cross_entropy,
-)
 from mixer.training.optimizer import (
   clip_by_global_norm,
   make_optimizer,
@@ -25,6 +20,9 @@ from mixer.training.sharding import pmap_update, replicate, to_host
 from mixer.training.step import (
   LossConfig,
   create_state,
+  sigmoid_cross_entropy,
+  soft_labels,
+  softmax_cross_entropy,
   train_step,
 )
 
@@ -355,7 +353,7 @@ def test_metrics_are_the_norms_they_say():
 
 def test_models_and_step_import_with_jax_flax_and_optax_alone():
   code = (
-    "import sys, mixer.models, mixer.training.step, mixer.training.losses,"
+    "import sys, mixer.models, mixer.training.step,"
     " mixer.training.optimizer; print(*sys.modules)"
   )
 

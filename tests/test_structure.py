@@ -8,9 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mixer"
 FLOORS = {
-  "ground": "errors choices cache malloc chips storage atomic_write"
-  " jax_setup models training/losses training/sharding training/step"
-  " training/optimizer training/mixup training/prefetch training/__init__"
+  "ground": "errors choices chips storage jax_setup models training/sharding"
+  " training/step training/optimizer training/mixup training/__init__"
   " __init__",
   "config": "schema config config_check recipe cli cluster distributed",
   "data": "data datasets",

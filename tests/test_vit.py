@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from mixer import weights
 from mixer.models import create, flops, vit
-from mixer.weights.published import VITS
+from mixer.weights.zoo import VITS
 
 GOLDENS = "tests/goldens"
 TINY = dict(patch=8, hidden=24, blocks=2, mlp=48, heads=4)

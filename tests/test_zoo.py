@@ -9,10 +9,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from old_checkpoints import old_bit, old_vit
 
 from mixer import weights
-from mixer.cache import cache_folder
 from mixer.errors import UserError
 from mixer.models import create, flops
 from mixer.models.infer import infer_model
+from mixer.storage import cache_folder
 from mixer.tools.weights import main
 from mixer.weights import convert, download
 from mixer.weights.zoo import REGISTRY, UNPUBLISHED, find

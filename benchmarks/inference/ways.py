@@ -20,7 +20,7 @@ from mixer.models import create, flops
 from mixer.models.infer import infer_model
 from mixer.tools.export import write_program
 from mixer.tools.inference import bind_to_devices
-from mixer.training.prefetch import prefetch_to_device
+from mixer.training.sharding import prefetch_to_device
 from mixer.training.step import normalise
 
 TOPK = 5  # as `predict` has it
@@ -54,7 +54,7 @@ def predict(file: Path, dtype: str) -> Call:
   judge = bind_to_devices(model, params, devices, loss="softmax", topk=TOPK)
 
   def call(pixels: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    [batch] = prefetch_to_device(iter([{"image": pixels}]), devices)
+    [batch] = prefetch_to_device(({"image": x} for x in [pixels]), devices)
     return judge(batch)
 
   return call

@@ -37,8 +37,7 @@ from benchmarks.throughput.programs import (
   infer_with,
 )
 from mixer import models
-from mixer.training.losses import sigmoid_cross_entropy, soft_labels
-from mixer.training.step import normalise
+from mixer.training.step import normalise, sigmoid_cross_entropy, soft_labels
 
 FILE = Path("vit_jax", "models_mixer.py")
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.throughput.machine import file_name, git_commit
-from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
+from mixer.storage import atomic_write, check_writable
 
 
 def still_holds(row: dict, limit: float) -> bool:

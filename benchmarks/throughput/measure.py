@@ -29,8 +29,7 @@ from benchmarks.throughput.programs import (
   train,
 )
 from benchmarks.throughput.timing import time_calls
-from mixer.jax_setup import configure_xla
-from mixer.malloc import trim_malloc
+from mixer.jax_setup import configure_xla, trim_malloc
 from mixer.models import create
 
 

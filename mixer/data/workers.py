@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from absl import flags
 
 from mixer.errors import UserError
-from mixer.malloc import tune_malloc
+from mixer.jax_setup import tune_malloc
 
 if TYPE_CHECKING:
   import grain

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss and accuracy over a split, every example counted exactly once."""
+"""Loss and accuracy over a split; accuracy on reassessed labels (ReaL)."""
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,6 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 
-from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.evaluators.common import (
   Batch,
@@ -20,8 +19,8 @@ from mixer.evaluators.common import (
   pmap_eval_step,
   run_pass,
 )
-from mixer.training.losses import LOSSES, soft_labels
-from mixer.training.step import normalise
+from mixer.storage import atomic_write
+from mixer.training.step import LOSSES, normalise, soft_labels
 
 TOP = 5
 
@@ -144,6 +143,70 @@ class Classification:
       (name, *row) for name, row in zip(self._class_names, matrix, strict=True)
     ]
     _write_csv(self._confusion, rows)
+
+
+def predict_step(
+  params: dict, batch: dict[str, jax.Array], *, model: nn.Module
+) -> dict[str, jax.Array]:
+  """Returns "prediction" int32 [n] for "image" uint8 [n, h, w, 3]."""
+  logits, _ = model.apply(
+    {"params": params}, normalise(batch["image"]), train=False
+  )
+  return {"prediction": jnp.argmax(logits, axis=-1)}
+
+
+class Real:
+  """Share of images whose prediction is among their labels (arXiv 2006.07159).
+
+  An image has any number of labels. Those without one are left out and counted.
+  """
+
+  def __init__(
+    self,
+    batches: Callable[[], Iterable[Batch]],
+    *,
+    model: nn.Module,
+    devices: Sequence[jax.Device],
+  ):
+    """Prepares the evaluator, which compiles in its first run.
+
+    Args:
+      batches: starts a pass over the split, as for Classification, but with
+        "label" of 0 and 1, [n, classes].
+      model: with a head.
+      devices: local devices, which share each batch.
+    """
+    self._batches = batches
+    self._devices = devices
+    self._step = pmap_eval_step(predict_step, model, tuple(devices))
+
+  @classmethod
+  def create(cls, setup: EvalSetup) -> Self:
+    return cls(setup.batches, model=setup.model, devices=setup.devices)
+
+  def run(self, params: dict) -> dict[str, float]:
+    """Evaluates parameters that every device holds.
+
+    Returns:
+      "accuracy" (0 to 1) over "examples" images; "unlabelled" are left out.
+    """
+    correct = examples = unlabelled = 0
+    for outputs, rest in run_pass(
+      self._step, params, self._batches(), self._devices
+    ):
+      labels, predictions = rest["label"], outputs["prediction"]
+      # An image without a label is right with none.
+      correct += int(labels[np.arange(len(labels)), predictions].sum())
+      labelled = int(labels.any(axis=1).sum())
+      examples += labelled
+      unlabelled += len(labels) - labelled
+    if not examples:
+      raise UserError("No image of the evaluator's split has a label.")
+    return {
+      "accuracy": correct / examples,
+      "examples": examples,
+      "unlabelled": unlabelled,
+    }
 
 
 def _write_csv(path: epath.Path, rows: Iterable[Sequence]):

@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from mixer.data.sources import Source
 from mixer.data.workers import Workers
-from mixer.training.prefetch import prefetch_to_device
-from mixer.training.sharding import pmap_step
+from mixer.training.sharding import pmap_step, prefetch_to_device
 
 Batch = dict[str, np.ndarray]
 

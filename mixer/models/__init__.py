@@ -19,7 +19,7 @@ class Family(NamedTuple):
   variants: sizes of the published models, by name.
   columns: names of those sizes' fields.
   mixes_tokens: whether its blocks begin with token mixing or self-attention,
-    which the remat policy "token_mixing" saves (`blocks.REMAT`).
+    which the remat policy "token_mixing" saves (`layers.REMAT`).
   """
 
   module: type[nn.Module]

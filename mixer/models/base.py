@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixer.models.blocks import survival_probs
-from mixer.models.layers import apply_mask, patch_embedding
+from mixer.models.layers import apply_mask, patch_embedding, survival_probs
 
 
 class ImageModel(nn.Module, kw_only=True):
@@ -32,7 +31,7 @@ class ImageModel(nn.Module, kw_only=True):
     example; block i of L has i / (L - 1) of it (appendix B).
   stoch_depth_rescale: divides the remaining branches by 1 - rate; the authors'
     code does not.
-  remat: remat policy, a key of `blocks.REMAT`.
+  remat: remat policy, a key of `layers.REMAT`.
   head_bias: initial bias of the head; its kernel starts at 0.
 
   A model maps float32 images [n, height, width, image_channels] in [-1, 1] to

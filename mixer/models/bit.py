@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mixer.models.base import ImageModel, check_images
-from mixer.models.blocks import (
+from mixer.models.layers import (
   ResidualBlock,
+  cast_products,
   dropout_mask,
   remat_block,
   survival_probs,
 )
-from mixer.models.layers import cast_products
 
 COLUMNS = ("width", "units")
 VARIANTS = {

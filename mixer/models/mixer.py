@@ -10,9 +10,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mixer.models.base import TokenModel
-from mixer.models.blocks import ResidualBlock, remat_block
 from mixer.models.kernels import select_block
-from mixer.models.layers import HIDDEN, apply_mask, dense, gelu, share_over
+from mixer.models.layers import (
+  HIDDEN,
+  ResidualBlock,
+  apply_mask,
+  dense,
+  gelu,
+  remat_block,
+  share_over,
+)
 
 # Table 1 of the paper.
 COLUMNS = ("patch", "hidden", "blocks", "tokens_mlp", "channels_mlp")

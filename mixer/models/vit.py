@@ -14,8 +14,16 @@ from flax import linen as nn
 
 from mixer.choices import MODEL_FIELDS
 from mixer.models.base import TokenModel
-from mixer.models.blocks import ResidualBlock, dropout_mask, remat_block
-from mixer.models.layers import HIDDEN, apply_mask, cast_products, dense, gelu
+from mixer.models.layers import (
+  HIDDEN,
+  ResidualBlock,
+  apply_mask,
+  cast_products,
+  dense,
+  dropout_mask,
+  gelu,
+  remat_block,
+)
 
 # Table 1 of the ViT paper.
 COLUMNS = ("patch", "hidden", "blocks", "mlp", "heads")

@@ -16,13 +16,13 @@ import sys
 from etils import epath
 
 from mixer import cli
-from mixer.data import dedup
 from mixer.data.sources import (
   DatasetNotFoundError,
   image_folder,
   open_source,
   tfds,
 )
+from mixer.datasets import dedup
 from mixer.errors import UserError
 
 TENSORFLOW = "2.21.0"  # as in requirements-dev.txt

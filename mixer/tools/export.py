@@ -26,10 +26,10 @@ from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 
 from mixer import cli, weights
-from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
 from mixer.models.infer import infer_model
 from mixer.models.kernels import plain_model
+from mixer.storage import atomic_write, check_writable
 from mixer.tools.inference import check_shape, made_for
 from mixer.training.step import normalise
 from mixer.weights import convert

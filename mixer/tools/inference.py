@@ -26,8 +26,7 @@ from mixer.errors import UserError
 from mixer.models.base import TokenModel
 from mixer.models.infer import infer, infer_model
 from mixer.storage import storage_path
-from mixer.training.prefetch import prefetch_to_device
-from mixer.training.sharding import pmap_step, replicate
+from mixer.training.sharding import pmap_step, prefetch_to_device, replicate
 from mixer.training.step import normalise
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}

@@ -21,10 +21,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mixer import cli
-from mixer.atomic_write import atomic_write, check_writable
-from mixer.data.find_images import find_images
 from mixer.errors import UserError
 from mixer.jax_setup import configure_xla, enable_compilation_cache
+from mixer.storage import atomic_write, check_writable
+from mixer.tools.find_images import find_images
 from mixer.tools.inference import (
   Classifier,
   Prediction,

@@ -16,14 +16,17 @@ from mixer.models.infer import describe, describe_tokens, infer
 from mixer.weights import download, io
 from mixer.weights.grow import grid_shape, grow
 from mixer.weights.load import read
-from mixer.weights.published import (
+from mixer.weights.zoo import (
   AUTHORS,
   GELU,
   LICENCE,
+  REGISTRY,
+  UNPUBLISHED,
+  WARNINGS,
   Mirror,
   Published,
+  find,
 )
-from mixer.weights.zoo import REGISTRY, UNPUBLISHED, WARNINGS, find
 
 _WIDTH = 100
 

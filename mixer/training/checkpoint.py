@@ -36,9 +36,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
-from mixer.storage import explain, is_in_bucket, storage_path
+from mixer.storage import atomic_write, explain, is_in_bucket, storage_path
 from mixer.training.optimizer import current_name, is_unfrozen
 
 _COMMITTED = "commit_success.txt"

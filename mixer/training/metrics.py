@@ -23,11 +23,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
-from mixer.storage import is_in_bucket, storage_path
-from mixer.training.progress import ProgressLine
-from mixer.training.timer import Timer
+from mixer.storage import atomic_write, is_in_bucket, storage_path
+from mixer.training.progress import ProgressLine, Timer
 
 Number = float | int
 Scalar = Number | np.generic | jax.Array

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from mixer.atomic_write import atomic_write
 from mixer.data.shuffle import IndexShuffler
 from mixer.errors import UserError
+from mixer.storage import atomic_write
 from mixer.training.checkpoint import Checkpoints
 
 # Enough to keep the devices busy, few enough to stop soon and to measure rates.

@@ -5,9 +5,8 @@ import os
 
 from etils import epath
 
-from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
-from mixer.storage import storage_path
+from mixer.storage import atomic_write, storage_path
 from mixer.training.metrics import Number, read_rows
 
 # Okabe and Ito's colours, told apart by colour-blind readers; grey is for

@@ -22,11 +22,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixer.atomic_write import atomic_write
 from mixer.config import EVALUATORS, RENAMED, default, evaluator
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
-from mixer.storage import check_folder, is_in_bucket
+from mixer.storage import atomic_write, check_folder, is_in_bucket
 
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"  # the latest result of eval.py

@@ -8,9 +8,12 @@ at the beginning of an update. That is ZeRO's second stage with sharded
 parameters between updates. Imports jax, flax and optax only.
 """
 
+import collections
+import contextlib
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +95,42 @@ def to_host(tree):
   The copy is needed because the next update may reuse the device's memory.
   """
   return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data), tree)
+
+
+def prefetch_to_device(
+  batches: Iterator[dict[str, np.ndarray]],
+  devices: Sequence[jax.Device],
+  depth: int = 2,
+) -> Iterator[dict[str, jax.Array]]:
+  """Transfers batches to the devices while they compute on earlier ones.
+
+  Like `flax.jax_utils.prefetch_to_device`, which copies every batch once more
+  on the host (np.stack), and leaves the iterator of batches open.
+
+  Args:
+    batches: arrays [n, ...]; n is a multiple of the number of devices.
+    devices: the local devices of a `pmap_step`, in its order.
+    depth: batches on the devices, or in transfer, besides the one in use.
+
+  Yields:
+    The same batches with arrays [devices, n / devices, ...].
+  """
+
+  sharding = batch_sharding(devices)
+
+  def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    rows = {
+      key: values.reshape(len(devices), -1, *values.shape[1:])
+      for key, values in batch.items()
+    }
+    # Asynchronous: returns before the transfers end.
+    return jax.device_put(rows, sharding)
+
+  with contextlib.closing(batches):
+    pending = collections.deque(map(put, itertools.islice(batches, depth)))
+    while pending:
+      pending.extend(map(put, itertools.islice(batches, 1)))
+      yield pending.popleft()
 
 
 class Replicated:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mixer.cache import cache_folder
 from mixer.errors import UserError
-from mixer.weights.published import Mirror, Published
+from mixer.storage import cache_folder
+from mixer.weights.zoo import Mirror, Published
 
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 2**20  # bytes

@@ -20,10 +20,9 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as save_bytes
 
-from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
 from mixer.models.infer import infer
-from mixer.storage import is_in_bucket, local_copy, storage_path
+from mixer.storage import atomic_write, is_in_bucket, local_copy, storage_path
 from mixer.weights import convert
 from mixer.weights.convert import Arrays
 

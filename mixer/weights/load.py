@@ -14,7 +14,7 @@ from mixer.errors import UserError
 from mixer.models.infer import infer_image_size
 from mixer.storage import storage_errors, storage_path
 from mixer.weights import download, io, zoo
-from mixer.weights.published import Published
+from mixer.weights.zoo import Published
 
 RUN_FILE = "weights.npz"  # in a run's folder, written at the end of the run
 CLASSES = "classes.txt"  # in the same folder, in the order of the labels

@@ -1,15 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets with random access: TFDS data sets and folders of images.
 
-Only the data set's folder is read, so that its builder may be unknown here, and
-TensorFlow is never imported.
+`Source` is the interface to the input pipeline. Only the data set's folder is
+read, so that its builder may be unknown here, and TensorFlow is never imported.
 """
 
-from mixer.data.sources import image_folder, tfds
-from mixer.data.sources.base import DatasetNotFoundError, Source, Subset
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
 from mixer.errors import UserError
 
-__all__ = ["DatasetNotFoundError", "Source", "Subset", "open_source"]
+# The way out where a data set's files are damaged.
+COPY_AGAIN = (
+  "Copy the file again, or delete the folder and prepare the data set again."
+)
+
+
+class DatasetNotFoundError(UserError):
+  """The data set is known, but not on disk in a readable form."""
+
+
+def split_error(name: str, split: str, sizes: Mapping[str, int]) -> UserError:
+  """Returns an error that lists the splits and the syntax of parts."""
+  listed = ", ".join(f"{each} ({size})" for each, size in sizes.items())
+  return UserError(
+    f"{name} has no split {split!r}, or not so much in it. There are: {listed};"
+    " parts are written as train[:99%] or train[1000:], sums as train+test."
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(abc.ABC):
+  """One split of a data set; examples are numbered from 0.
+
+  Every worker process is sent a copy; many threads read it at once.
+
+  Attributes:
+    name: as requested, such as `imagenet2012`.
+    split: as requested, such as `train[:99%]`.
+    class_names: one for each label, in order.
+  """
+
+  name: str
+  split: str
+  class_names: tuple[str, ...] = dataclasses.field(repr=False)
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """Number of examples."""
+
+  @property
+  def label_shape(self) -> tuple[int, ...]:
+    """() for one class an example, (num_classes,) for a row of 0 and 1."""
+    return ()
+
+  @abc.abstractmethod
+  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
+    """Returns (encoded image, label) for each id in 0..len-1, in order.
+
+    Raises:
+      UserError: an example's file is missing or damaged.
+    """
+
+  def read_labels(self, ids: Sequence[int]) -> list[int | np.ndarray]:
+    """Returns only the labels."""
+    return [label for _, label in self.read(ids)]
+
+  @abc.abstractmethod
+  def locate(self, i: int) -> str:
+    """Returns an example's file, and its record if the file has several."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset(Source):
+  """Some examples of a source, renumbered.
+
+  Attributes:
+    source: the whole one.
+    ids: their numbers there, int64 [n].
+  """
+
+  source: Source
+  ids: np.ndarray = dataclasses.field(repr=False)
+
+  @classmethod
+  def of(cls, source: Source, ids: np.ndarray) -> "Subset":
+    return cls(source.name, source.split, source.class_names, source, ids)
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  @property
+  def label_shape(self) -> tuple[int, ...]:
+    return self.source.label_shape
+
+  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
+    return self.source.read(self.ids[ids])
+
+  def locate(self, i: int) -> str:
+    return self.source.locate(int(self.ids[i]))
 
 
 def open_source(
@@ -39,6 +135,8 @@ def open_source(
     DatasetNotFoundError: there is no such data set on disk.
     UserError: the name, the split or a key does not exist.
   """
+  from mixer.data.sources import image_folder, tfds  # which import this file
+
   if name.startswith(image_folder.PREFIX):
     return image_folder.open_split(name, split, classes=classes)
   if classes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from mixer.data.sources.base import DatasetNotFoundError
+from mixer.data.sources import DatasetNotFoundError
 from mixer.errors import UserError
 
 # Of a thousand shards not all can stay open: many systems give a process 1,024

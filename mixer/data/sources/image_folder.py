@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from mixer.data.sources.base import DatasetNotFoundError, Source, split_error
+from mixer.data.sources import DatasetNotFoundError, Source, split_error
 from mixer.data.sources.file_io import is_remote, read_file
 from mixer.errors import UserError, format_list, nearest
 

@@ -22,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixer.cache import cache_folder
-from mixer.data.sources.base import COPY_AGAIN
+from mixer.data.sources import COPY_AGAIN
 from mixer.data.sources.file_io import (
   MAX_OPEN,
   LocalFile,
@@ -33,6 +32,7 @@ from mixer.data.sources.file_io import (
   stat_files,
 )
 from mixer.errors import UserError
+from mixer.storage import cache_folder
 
 HEADER, FOOTER = 12, 4
 

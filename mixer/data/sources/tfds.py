@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from mixer.data.labels import Label, find_label
-from mixer.data.sources.base import (
+from mixer.data.sources import (
   COPY_AGAIN,
   DatasetNotFoundError,
   Source,

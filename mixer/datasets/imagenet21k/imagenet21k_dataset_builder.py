@@ -34,9 +34,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
-from mixer.data import dedup
 from mixer.data.sources import DatasetNotFoundError
 from mixer.data.workers import usable_cores
+from mixer.datasets import dedup
 from mixer.datasets.class_names import synsets
 from mixer.datasets.imagenet21k import archive, shards, unfinished
 from mixer.errors import UserError, format_list

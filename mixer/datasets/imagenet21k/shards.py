@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-from mixer.data import decode, dedup
+from mixer.data import decode
+from mixer.datasets import dedup
 from mixer.datasets.imagenet21k import pool, progress
 from mixer.errors import UserError
 

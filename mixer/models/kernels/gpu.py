@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from mixer.models.kernels.bias_gelu import bias_gelu
-from mixer.models.kernels.common import Weights, mixing_weights
-from mixer.models.kernels.layer_norm import layer_norm_residual
+from mixer.models.kernels import Weights, mixing_weights
+from mixer.models.kernels.triton import bias_gelu, layer_norm_residual
 from mixer.models.layers import HIDDEN, PRODUCT
 from mixer.models.mixer import MixerBlock
 

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mixer.models.kernels.common import Weights, mixing_weights, statistics
+from mixer.models.kernels import Weights, mixing_weights, statistics
 from mixer.models.layers import gelu_gate_and_grad
 from mixer.models.mixer import MixerBlock
 

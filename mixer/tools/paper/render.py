@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mixer.atomic_write import atomic_write
 from mixer.errors import UserError, did_you_mean
+from mixer.storage import atomic_write
 from mixer.tools.paper import html
 from mixer.tools.table import render as render_markdown
 

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mixer.atomic_write import atomic_write
 from mixer.errors import UserError
+from mixer.storage import atomic_write
 from mixer.tools.paper.numbers import Row
 
 PROJECT = Path(__file__).parents[3]

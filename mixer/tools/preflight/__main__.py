@@ -18,8 +18,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mixer import cli
-from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
+from mixer.storage import atomic_write, check_writable
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."

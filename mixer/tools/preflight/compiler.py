@@ -11,8 +11,7 @@ import time
 from collections.abc import Sequence
 
 from mixer.errors import UserError
-from mixer.jax_setup import LIBRARY_PRODUCTS, set_flags
-from mixer.malloc import trim_malloc
+from mixer.jax_setup import LIBRARY_PRODUCTS, set_flags, trim_malloc
 from mixer.tools.preflight import gpu_compiler
 from mixer.tools.preflight.hlo import (
   Collective,

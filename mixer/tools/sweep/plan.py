@@ -11,12 +11,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import train, weights
-from mixer.atomic_write import atomic_write
 from mixer.cli import EX_TEMPFAIL
 from mixer.config_check import resolve, validate
 from mixer.data_plan import Complaints, known_results
 from mixer.errors import UserError, did_you_mean, format_list
 from mixer.plan import Plan, make_plan, plan_summary
+from mixer.storage import atomic_write
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.metrics import read_rows

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixer.atomic_write import atomic_write
 from mixer.cli import EX_OK, EX_TEMPFAIL, sigterm_to_keyboard_interrupt
 from mixer.config_check import to_dict
 from mixer.errors import UserError
 from mixer.jax_setup import configure_xla
-from mixer.storage import storage_errors, storage_path
+from mixer.storage import atomic_write, storage_errors, storage_path
 from mixer.tools.sweep.plan import (
   Outcome,
   SweepPlan,

@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
+from mixer.storage import atomic_write, check_writable
 
 
 def check_out(out: str | os.PathLike) -> list[Path]:

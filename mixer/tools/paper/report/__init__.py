@@ -11,9 +11,8 @@ import datetime
 import os
 from pathlib import Path
 
-from mixer.atomic_write import atomic_write, check_writable
 from mixer.errors import UserError
-from mixer.storage import storage_errors
+from mixer.storage import atomic_write, check_writable, storage_errors
 from mixer.tools.paper import html
 from mixer.tools.paper.report import markup, recipe, results, weights
 from mixer.tools.paper.report.published import published_results

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from mixer.data import decode
-from mixer.data.sources.base import Source
+from mixer.data.sources import Source
 from mixer.errors import UserError, format_list
 
 DISTANCE = 10
