@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every example counts exactly once, whatever the batch and the devices."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,10 @@ import pytest
 from flax import linen as nn
 from sklearn import metrics
 
+from mixer import config
+from mixer.data.workers import DEFAULT_WORKERS
 from mixer.evaluators.classification import Classification
+from mixer.evaluators.common import EvalSetup
 from mixer.training.sharding import replicate
 
 EXAMPLES, CLASSES = 37, 7
@@ -44,17 +49,24 @@ def padded(examples, batch):
     }
 
 
-def evaluate(examples, *, batch, devices, loss="softmax", **files):
+def evaluate(
+  examples, *, batch, devices, loss="softmax", folder=None, **options
+):
   some = jax.local_devices()[:devices]
-  evaluator = Classification(
-    lambda: padded(examples, batch),
+  names = [f"class {k}" for k in range(CLASSES)]
+  setup = EvalSetup(
+    name="test",
+    options=config.evaluator(**options),
+    source=types.SimpleNamespace(class_names=names),
+    pool=None,
+    batches=lambda: padded(examples, batch),
     model=Pixels(),
     loss=loss,
     devices=some,
-    class_names=[f"class {k}" for k in range(CLASSES)],
-    **files,
+    workers=DEFAULT_WORKERS,
+    folder=folder,
   )
-  return evaluator.run(replicate({"scale": jnp.float32(3)}, some))
+  return Classification(setup).run(replicate({"scale": jnp.float32(3)}, some))
 
 
 def truth(examples):
@@ -90,19 +102,18 @@ def test_the_sigmoid_loss_is_summed_over_classes(examples):
 
 
 def test_files_hold_every_example_once(examples, tmp_path):
-  per_class, confusion = tmp_path / "a" / "per_class.csv", tmp_path / "c.csv"
+  options = {"per_class": True, "confusion": True, "folder": tmp_path / "a"}
 
-  evaluate(
-    examples, batch=16, devices=8, per_class=per_class, confusion=confusion
-  )
+  evaluate(examples, batch=16, devices=8, **options)
 
   logits = examples["image"][:, 0, :CLASSES, 0].astype(int)
   expected = metrics.confusion_matrix(
     examples["label"], logits.argmax(1), labels=range(CLASSES)
   )
-  lines = confusion.read_text().splitlines()
+  lines = (tmp_path / "a" / "test_confusion.csv").read_text().splitlines()
   matrix = [list(map(int, line.split(",")[1:])) for line in lines[1:]]
   np.testing.assert_array_equal(matrix, expected)
-  first = per_class.read_text().splitlines()[1].split(",")
+  lines = (tmp_path / "a" / "test_per_class.csv").read_text().splitlines()
+  first = lines[1].split(",")
   assert first[0] == "class 0"
   assert [int(x) for x in first[1:3]] == [expected[0].sum(), expected[0, 0]]

@@ -14,10 +14,12 @@ from sklearn.linear_model import Ridge
 from mixer import weights
 from mixer.config import default, evaluator
 from mixer.data.decode import decode
-from mixer.data.input_pipeline import eval_batches, read_labels
+from mixer.data.input_pipeline import eval_batches
 from mixer.data.preprocess import parse
 from mixer.data.sources import open_source
+from mixer.data.workers import DEFAULT_WORKERS
 from mixer.errors import UserError
+from mixer.evaluators.common import EvalSetup
 from mixer.evaluators.fewshot import Fewshot, linear_probe, sample_shots
 from mixer.models import create
 from mixer.plan import make_plan
@@ -142,16 +144,19 @@ class Counting:
 def evaluate(folder, *, batch=16, devices=2, batches=None, **options):
   pool, test = (open_source("cifar10", s, folder) for s in ("train", "test"))
   some = jax.local_devices()[:devices]
-  fewshot = Fewshot(
-    batches or Counting(batch),
+  setup = EvalSetup(
+    name="cifar",
+    options=evaluator("fewshot", **options),
+    source=test,
     pool=pool,
-    pool_labels=read_labels(pool),
-    test=test,
+    batches=batches or Counting(batch),
     model=MODEL,
+    loss="softmax",
     devices=some,
-    **options,
+    workers=DEFAULT_WORKERS,
+    folder=None,
   )
-  return fewshot.run(replicate(weights.load(GOLDEN), some))
+  return Fewshot(setup).run(replicate(weights.load(GOLDEN), some))
 
 
 @pytest.fixture(scope="module")

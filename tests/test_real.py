@@ -15,8 +15,10 @@ from mixer import evaluate as evaluation
 from mixer import weights
 from mixer.config import default, evaluator
 from mixer.data.sources import open_source
+from mixer.data.workers import DEFAULT_WORKERS
 from mixer.errors import UserError
 from mixer.evaluators.classification import Real
+from mixer.evaluators.common import EvalSetup
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.training.sharding import replicate
@@ -35,10 +37,19 @@ def examples():
 
 def evaluate(examples, *, batch=16, devices=8):
   some = jax.local_devices()[:devices]
-  evaluator = Real(
-    lambda: padded(examples, batch), model=Pixels(), devices=some
+  setup = EvalSetup(
+    name="real",
+    options=evaluator("real"),
+    source=None,
+    pool=None,
+    batches=lambda: padded(examples, batch),
+    model=Pixels(),
+    loss="softmax",
+    devices=some,
+    workers=DEFAULT_WORKERS,
+    folder=None,
   )
-  return evaluator.run(replicate({"scale": jnp.float32(3)}, some))
+  return Real(setup).run(replicate({"scale": jnp.float32(3)}, some))
 
 
 @pytest.mark.parametrize("batch, devices", [(8, 1), (16, 8), (40, 8), (64, 2)])

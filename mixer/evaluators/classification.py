@@ -2,8 +2,7 @@
 """Loss and accuracy over a split; accuracy on reassessed labels (ReaL)."""
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
-from typing import Self
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from flax import linen as nn
 
 from mixer.errors import UserError
 from mixer.evaluators.common import (
-  Batch,
   EvalSetup,
   gather,
   pmap_eval_step,
@@ -54,46 +52,11 @@ def eval_step(
 class Classification:
   """Loss, top-1 and top-5 accuracy, and on request details as CSV files."""
 
-  def __init__(
-    self,
-    batches: Callable[[], Iterable[Batch]],
-    *,
-    model: nn.Module,
-    loss: str,
-    devices: Sequence[jax.Device],
-    class_names: Sequence[str],
-    per_class: epath.Path | None = None,
-    confusion: epath.Path | None = None,
-  ):
-    """Prepares the evaluator, which compiles in its first run.
-
-    Args:
-      batches: starts a pass over the split: "image", "label" and "mask" (bool,
-        False where an example is padding), of a size that the devices divide.
-      model: with a head.
-      loss: "softmax" or "sigmoid".
-      devices: local devices, which share each batch.
-      class_names: in the order of the labels.
-      per_class: CSV file for the accuracy of every class, or None.
-      confusion: CSV file for the confusion matrix, or None.
-    """
-    self._batches = batches
-    self._devices = devices
-    self._class_names = class_names
-    self._per_class = per_class
-    self._confusion = confusion
-    self._step = pmap_eval_step(eval_step, model, tuple(devices), loss=loss)
-
-  @classmethod
-  def create(cls, setup: EvalSetup) -> Self:
-    return cls(
-      setup.batches,
-      model=setup.model,
-      loss=setup.loss,
-      devices=setup.devices,
-      class_names=setup.source.class_names,
-      per_class=setup.csv_file("per_class"),
-      confusion=setup.csv_file("confusion"),
+  def __init__(self, setup: EvalSetup):
+    """Prepares the evaluator, which compiles in its first run."""
+    self._setup = setup
+    self._step = pmap_eval_step(
+      eval_step, setup.model, tuple(setup.devices), loss=setup.loss
     )
 
   def run(self, params: dict) -> dict[str, float]:
@@ -106,43 +69,48 @@ class Classification:
       "loss" (mean, in nats), "accuracy" and, where there are more than five
       classes, "accuracy_top5" (both 0 to 1).
     """
-    inputs = "image", "label"
+    setup, inputs = self._setup, ("image", "label")
     outputs, rest = gather(
-      run_pass(self._step, params, self._batches(), self._devices, inputs)
+      run_pass(self._step, params, setup.batches(), setup.devices, inputs)
     )
     labels, predictions = rest["label"], outputs["prediction"]
     if not len(labels):
       raise UserError("No image of the evaluator's split can be decoded.")
     correct = labels == predictions
-    if self._per_class:
-      self._write_per_class(labels, correct)
-    if self._confusion:
-      self._write_confusion(labels, predictions)
+    names = setup.source.class_names
+    if file := setup.csv_file("per_class"):
+      _write_csv(file, per_class_rows(names, labels, correct))
+    if file := setup.csv_file("confusion"):
+      _write_csv(file, confusion_rows(names, labels, predictions))
     result = {
       "loss": float(outputs["loss"].mean(dtype=np.float64)),
       "accuracy": float(correct.mean()),
     }
-    if len(self._class_names) > TOP:
+    if len(names) > TOP:
       result["accuracy_top5"] = float(outputs["in_top"].mean())
     return result
 
-  def _write_per_class(self, labels, correct):
-    examples = np.bincount(labels, minlength=len(self._class_names))
-    right = np.bincount(labels[correct], minlength=len(self._class_names))
-    rows = [("class", "examples", "correct", "accuracy")]
-    for name, n, k in zip(self._class_names, examples, right, strict=True):
-      rows.append((name, n, k, f"{k / n:.4f}" if n else ""))
-    _write_csv(self._per_class, rows)
 
-  def _write_confusion(self, labels, predictions):
-    classes = len(self._class_names)
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, (labels, predictions), 1)
-    rows = [("label \\ prediction", *self._class_names)]
-    rows += [
-      (name, *row) for name, row in zip(self._class_names, matrix, strict=True)
-    ]
-    _write_csv(self._confusion, rows)
+def per_class_rows(
+  names: Sequence[str], labels: np.ndarray, correct: np.ndarray
+) -> list[tuple]:
+  """Counts the examples of each class and those predicted correctly."""
+  examples = np.bincount(labels, minlength=len(names))
+  right = np.bincount(labels[correct], minlength=len(names))
+  rows = [("class", "examples", "correct", "accuracy")]
+  for name, n, k in zip(names, examples, right, strict=True):
+    rows.append((name, n, k, f"{k / n:.4f}" if n else ""))
+  return rows
+
+
+def confusion_rows(
+  names: Sequence[str], labels: np.ndarray, predictions: np.ndarray
+) -> list[tuple]:
+  """Counts the predictions for the examples of each class."""
+  matrix = np.zeros((len(names), len(names)), np.int64)
+  np.add.at(matrix, (labels, predictions), 1)
+  rows = [(name, *row) for name, row in zip(names, matrix, strict=True)]
+  return [("label \\ prediction", *names), *rows]
 
 
 def predict_step(
@@ -158,31 +126,14 @@ def predict_step(
 class Real:
   """Share of images whose prediction is among their labels (arXiv 2006.07159).
 
-  An image has any number of labels. Those without one are left out and counted.
+  An image has any number of labels, a row of 0 and 1 for all classes. Images
+  without one are left out and counted.
   """
 
-  def __init__(
-    self,
-    batches: Callable[[], Iterable[Batch]],
-    *,
-    model: nn.Module,
-    devices: Sequence[jax.Device],
-  ):
-    """Prepares the evaluator, which compiles in its first run.
-
-    Args:
-      batches: starts a pass over the split, as for Classification, but with
-        "label" of 0 and 1, [n, classes].
-      model: with a head.
-      devices: local devices, which share each batch.
-    """
-    self._batches = batches
-    self._devices = devices
-    self._step = pmap_eval_step(predict_step, model, tuple(devices))
-
-  @classmethod
-  def create(cls, setup: EvalSetup) -> Self:
-    return cls(setup.batches, model=setup.model, devices=setup.devices)
+  def __init__(self, setup: EvalSetup):
+    """Prepares the evaluator, which compiles in its first run."""
+    self._setup = setup
+    self._step = pmap_eval_step(predict_step, setup.model, tuple(setup.devices))
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters that every device holds.
@@ -192,7 +143,7 @@ class Real:
     """
     correct = examples = unlabelled = 0
     for outputs, rest in run_pass(
-      self._step, params, self._batches(), self._devices
+      self._step, params, self._setup.batches(), self._setup.devices
     ):
       labels, predictions = rest["label"], outputs["prediction"]
       # An image without a label is right with none.

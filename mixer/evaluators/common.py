@@ -22,7 +22,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class EvalSetup:
-  """Arguments of an evaluator's `create`.
+  """The argument of every evaluator.
 
   name: of the evaluator in the config.
   options: its part of the config.

@@ -6,9 +6,6 @@ features with l2 = 1024 and targets -1 and 1; the largest output is the
 prediction.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Self
-
 import jax
 import numpy as np
 import scipy.linalg
@@ -18,7 +15,6 @@ from mixer.data.input_pipeline import read_labels
 from mixer.data.sources import Source, Subset
 from mixer.errors import UserError, format_list
 from mixer.evaluators.common import (
-  Batch,
   EvalSetup,
   gather,
   pmap_eval_step,
@@ -123,65 +119,26 @@ def feature_step(
 class Fewshot:
   """Accuracy of linear regression on features, learned from a few examples."""
 
-  def __init__(
-    self,
-    batches: Callable[[Source], Iterable[Batch]],
-    *,
-    pool: Source,
-    pool_labels: np.ndarray,
-    test: Source,
-    model: nn.Module,
-    devices: Sequence[jax.Device],
-    shots: Sequence[int] = (5, 10),
-    draws: int = 3,
-    l2: float = 1024.0,
-  ):
+  def __init__(self, setup: EvalSetup):
     """Samples the shots; compiles in the first run.
-
-    Args:
-      batches: starts a pass over a source, as for Classification, with
-        "position" as well.
-      pool: split that the shots are sampled from.
-      pool_labels: of all of its examples, int [n].
-      test: split whose accuracy is measured.
-      model: with or without a head.
-      devices: local devices, which share each batch.
-      shots: numbers of examples of each class.
-      draws: number of samples, by the seeds 0, 1, ...
-      l2: see `linear_probe`.
 
     Raises:
       UserError: a class has too few examples in the pool.
     """
-    self._batches = batches
-    self._pool, self._test = pool, test
-    self._shots, self._l2 = sorted(shots), l2
-    self._devices = devices
-    self._step = pmap_eval_step(feature_step, model, tuple(devices))
+    self._setup = setup
+    self._step = pmap_eval_step(feature_step, setup.model, tuple(setup.devices))
+    pool, shots = setup.pool, max(setup.options.shots)
+    labels = read_labels(pool, setup.workers)
     try:
       self._draws = [
-        sample_shots(pool_labels, pool.num_classes, max(shots), seed)
-        for seed in range(draws)
+        sample_shots(labels, pool.num_classes, shots, seed)
+        for seed in range(setup.options.draws)
       ]
     except UserError as error:
       raise UserError(
         f"{pool.name}, split {pool.split}: {error} Take a larger pool_split or "
         "fewer shots."
       ) from error
-
-  @classmethod
-  def create(cls, setup: EvalSetup) -> Self:
-    return cls(
-      setup.batches,
-      pool=setup.pool,
-      pool_labels=read_labels(setup.pool, setup.workers),
-      test=setup.source,
-      model=setup.model,
-      devices=setup.devices,
-      shots=setup.options.shots,
-      draws=setup.options.draws,
-      l2=setup.options.l2,
-    )
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters that every device holds.
@@ -190,16 +147,16 @@ class Fewshot:
       "5shot" and so on, the mean accuracy over the draws (0 to 1), and
       "5shot_std", the draws' standard deviation, where there are several.
     """
-    sampled = np.unique(self._draws)
+    setup, sampled = self._setup, np.unique(self._draws)
     train, labels, positions = self._extract(
-      params, Subset.of(self._pool, sampled)
+      params, Subset.of(setup.pool, sampled)
     )
-    test, truth, _ = self._extract(params, self._test)
+    test, truth, _ = self._extract(params, setup.source)
     is_decoded = np.zeros(len(sampled), bool)
     is_decoded[positions] = True
     row_of = np.cumsum(is_decoded) - 1
     results = {}
-    for shots in self._shots:
+    for shots in sorted(setup.options.shots):
       accuracies = []
       for draw in self._draws:
         indices = np.searchsorted(sampled, draw[:, :shots].ravel())
@@ -208,8 +165,8 @@ class Fewshot:
           train[rows],
           labels[rows],
           test,
-          num_classes=self._pool.num_classes,
-          l2=self._l2,
+          num_classes=setup.pool.num_classes,
+          l2=setup.options.l2,
         )
         accuracies.append(np.mean(predictions == truth))
       results[f"{shots}shot"] = float(np.mean(accuracies))
@@ -222,7 +179,9 @@ class Fewshot:
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns features, labels and indices of the decodable examples."""
     outputs, rest = gather(
-      run_pass(self._step, params, self._batches(source), self._devices)
+      run_pass(
+        self._step, params, self._setup.batches(source), self._setup.devices
+      )
     )
     if not len(rest["label"]):
       raise UserError(

@@ -41,7 +41,7 @@ class EvalRunner:
     self._hosts = hosts
     self._should_stop = should_stop
     self._evaluators = {
-      name: _load_class(evaluation.type.target).create(
+      name: _load_class(evaluation.type.target)(
         EvalSetup(
           name,
           evaluation.options,
