@@ -51,158 +51,89 @@ class Chip:
 # have an "all-reduce bandwidth per Pod", the interconnect is that, divided by
 # the chips of a Pod. `program_memory` is the limit in the message of the TPU
 # compiler (libtpu 0.0.42) for a program that does not fit, times the devices of
-# a chip.
-# On v2 and v3 a jax device is one core, half a chip.
-_TPU = "Google Cloud documentation, page "
+# a chip. On v2 and v3 a jax device is one core, half a chip.
 _TPUS = (
-  Chip(
-    "v2",
-    ("tpu v2",),
-    flops=45 * TERA,
-    source=_TPU + '"TPU v2"; links: Norrie et al., IEEE Micro 41 (2), 2021',
-    devices=2,
-    memory=16 * GIB,
-    program_memory=2 * 7.48 * GIB,
-    bandwidth=700 * GIGA,
-    interconnect=4 * 496 / 8 * GIGA,
-    axes=2,
-    per_host=4,
-  ),
-  Chip(
-    "v3",
-    ("tpu v3",),
-    flops=123 * TERA,
-    source=_TPU + '"TPU v3"',
-    devices=2,
-    memory=32 * GIB,
-    program_memory=2 * 15.48 * GIB,
-    bandwidth=900 * GIGA,
-    interconnect=340 * TERA / 1024,
-    axes=2,
-    per_host=4,
-  ),
-  Chip(
-    "v4",
-    ("tpu v4",),
-    flops=275 * TERA,
-    source=_TPU + '"TPU v4"',
-    memory=32 * GIB,
-    program_memory=30.75 * GIB,
-    bandwidth=1200 * GIGA,
-    interconnect=1.1e15 / 4096,
-    axes=3,
-    per_host=4,
-  ),
-  Chip(
-    "v5e",
-    ("tpu v5 lite", "tpu v5e"),
-    flops=197 * TERA,
-    source=_TPU + '"TPU v5e"',
-    memory=16 * GIB,
-    program_memory=15.75 * GIB,
-    bandwidth=819 * GIGA,
-    interconnect=51.2 * TERA / 256,
-    axes=2,
-    per_host=4,
-  ),
-  Chip(
-    "v5p",
-    ("tpu v5", "tpu v5p"),  # jax calls it "TPU v5"
-    flops=459 * TERA,
-    source=_TPU + '"TPU v5p": 4,800 Gbit/s between chips',
-    memory=96 * GIB,
-    program_memory=95.74 * GIB,
-    bandwidth=2765 * GIGA,
-    interconnect=4800 / 8 * GIGA,
-    axes=3,
-    per_host=4,
-  ),
-  Chip(
-    "v6e",
-    ("tpu v6 lite", "tpu v6e"),
-    flops=918 * TERA,
-    source=_TPU + '"TPU v6e" (Trillium)',
-    memory=32 * GIB,
-    program_memory=31.25 * GIB,
-    bandwidth=1638 * GIGA,
-    interconnect=102.4 * TERA / 256,
-    axes=2,
-    per_host=4,
-  ),
-)
+  # name  TFLOP/s  GiB, program's   GB/s: memory, links  axes  devices
+  ("v2",       45,  16, 2 *  7.48,   700, 4 * 496 / 8,     2,    2),
+  ("v3",      123,  32, 2 * 15.48,   900, 340e3 / 1024,    2,    2),
+  ("v4",      275,  32,     30.75,  1200, 1.1e6 / 4096,    3,    1),
+  ("v5e",     197,  16,     15.75,   819, 51.2e3 / 256,    2,    1),
+  ("v5p",     459,  96,     95.74,  2765, 4800 / 8,        3,    1),
+  ("v6e",     918,  32,     31.25,  1638, 102.4e3 / 256,   2,    1),
+)  # fmt: skip
+_JAX_KINDS = {"v5e": "tpu v5 lite", "v5p": "tpu v5", "v6e": "tpu v6 lite"}
+_TPU_NOTES = {
+  "v2": "; links: Norrie et al., IEEE Micro 41 (2), 2021",
+  "v5p": ": 4,800 Gbit/s between chips",
+  "v6e": " (Trillium)",
+}
 
 # GPUs: NVIDIA's data sheets, which often state twice these FLOP/s, with
 # sparsity, and links in both directions together. jax takes three quarters of
 # the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 JAX_SHARE = 0.75
-
-
-def _gpu(name: str, kind: str, flops: float, sheet: str, **figures) -> Chip:
-  if memory := figures.get("memory"):
-    figures["program_memory"] = JAX_SHARE * memory
-  return Chip(name, (kind,), flops, f"NVIDIA, {sheet}", **figures)
-
-
 _GPUS = (
-  _gpu("v100-pcie", "tesla v100-pcie", 112 * TERA, "V100 data sheet; float16"),
-  _gpu(
-    "v100",
-    "tesla v100-sxm2",
-    125 * TERA,
-    "V100 data sheet, SXM2 of 32 GB; float16",
-    memory=32 * GIGA,
-    bandwidth=900 * GIGA,
-    interconnect=150 * GIGA,
-  ),
-  _gpu("t4", "tesla t4", 65 * TERA, "T4 data sheet; float16"),
-  _gpu(
-    "a100",
-    "nvidia a100",
-    312 * TERA,
-    "A100 data sheet, SXM of 80 GB; between hosts DGX A100, 200 Gbit/s a GPU",
-    memory=80 * GIGA,
-    bandwidth=2039 * GIGA,
-    interconnect=300 * GIGA,
-    network=25 * GIGA,
-  ),
-  _gpu(
-    "h100",
-    "nvidia h100",  # SXM: "NVIDIA H100 80GB HBM3"
-    989 * TERA,
-    "H100 data sheet, SXM; between hosts DGX H100, 400 Gbit/s a GPU",
-    memory=80 * GIGA,
-    bandwidth=3350 * GIGA,
-    interconnect=450 * GIGA,
-    network=50 * GIGA,
-  ),
-  _gpu("h100-pcie", "nvidia h100 pcie", 756 * TERA, "H100 data sheet, PCIe"),
-  _gpu("h100-nvl", "nvidia h100 nvl", 835 * TERA, "H100 data sheet, NVL"),
-  _gpu(
-    "h200",
-    "nvidia h200",
-    989 * TERA,
-    "H200 data sheet, SXM; between hosts DGX H200, 400 Gbit/s a GPU",
-    memory=141 * GIGA,
-    bandwidth=4800 * GIGA,
-    interconnect=450 * GIGA,
-    network=50 * GIGA,
-  ),
-  _gpu("h200-nvl", "nvidia h200 nvl", 835 * TERA, "H200 data sheet, NVL"),
-  _gpu(
-    "l4", "nvidia l4", 121 * TERA, "L4 data sheet, half of 242 with sparsity"
-  ),
-  _gpu(
-    "rtx3090", "nvidia geforce rtx 3090", 71 * TERA, "GA102 white paper, app. A"
-  ),
-  _gpu(
-    "rtx4090",
-    "nvidia geforce rtx 4090",
-    165.2 * TERA,
-    "Ada white paper, appendix A",
-  ),
-)
+  # name        kind                    TFLOP/s  GB  GB/s: memory, links, hosts
+  ("v100-pcie", "tesla v100-pcie",          112),
+  ("v100",      "tesla v100-sxm2",          125,  32,        900,   150),
+  ("t4",        "tesla t4",                  65),
+  ("a100",      "nvidia a100",              312,  80,       2039,   300,    25),
+  ("h100",      "nvidia h100",              989,  80,       3350,   450,    50),
+  ("h100-pcie", "nvidia h100 pcie",         756),
+  ("h100-nvl",  "nvidia h100 nvl",          835),
+  ("h200",      "nvidia h200",              989, 141,       4800,   450,    50),
+  ("h200-nvl",  "nvidia h200 nvl",          835),
+  ("l4",        "nvidia l4",                121),
+  ("rtx3090",   "nvidia geforce rtx 3090",   71),
+  ("rtx4090",   "nvidia geforce rtx 4090", 165.2),
+)  # fmt: skip
+_SHEETS = {
+  "v100-pcie": "V100 data sheet; float16",
+  "v100": "V100 data sheet, SXM2 of 32 GB; float16",
+  "t4": "T4 data sheet; float16",
+  "a100": "A100 data sheet, SXM of 80 GB; between hosts DGX A100, 200 Gbit/s a "
+  "GPU",
+  "h100": "H100 data sheet, SXM; between hosts DGX H100, 400 Gbit/s a GPU",
+  "h100-pcie": "H100 data sheet, PCIe",
+  "h100-nvl": "H100 data sheet, NVL",
+  "h200": "H200 data sheet, SXM; between hosts DGX H200, 400 Gbit/s a GPU",
+  "h200-nvl": "H200 data sheet, NVL",
+  "l4": "L4 data sheet, half of 242 with sparsity",
+  "rtx3090": "GA102 white paper, app. A",
+  "rtx4090": "Ada white paper, appendix A",
+}
 
-CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
+
+def _tpu(name, tflops, memory, program, bandwidth, links, axes, devices):
+  kinds = [_JAX_KINDS[name]] if name in _JAX_KINDS else []
+  return Chip(
+    name,
+    (*kinds, f"tpu {name}"),
+    flops=tflops * TERA,
+    source=f'Google Cloud documentation, page "TPU {name}"'
+    + _TPU_NOTES.get(name, ""),
+    devices=devices,
+    memory=memory * GIB,
+    program_memory=program * GIB,
+    bandwidth=bandwidth * GIGA,
+    interconnect=links * GIGA,
+    axes=axes,
+    per_host=4,
+  )
+
+
+def _gpu(name, kind, tflops, *figures):
+  names = "memory", "bandwidth", "interconnect", "network"
+  rates = {k: x * GIGA for k, x in zip(names, figures, strict=False)}
+  if rates:
+    rates["program_memory"] = JAX_SHARE * rates["memory"]
+  source = f"NVIDIA, {_SHEETS[name]}"
+  return Chip(name, (kind,), tflops * TERA, source, **rates)
+
+
+CHIPS = {row[0]: _tpu(*row) for row in _TPUS} | {
+  row[0]: _gpu(*row) for row in _GPUS
+}
 
 
 _OTHER_CARD = r".*\b(ti|d|super|laptop|mig)\b"

@@ -124,13 +124,17 @@ _BIT_S = _I1K, "ImageNet-1k only, BiT paper"
 _DISTILLED = _I1K, "ImageNet-1k, distilled from BiT-M-R152x2"
 
 # Sources of accuracies.
+_TABLE_3, _TUNED = (
+  "paper, table 3; timm measures ",
+  " once fine-tuned (table 3)",
+)
 _BY_SAM = "GSAM paper, quoting the SAM paper"
 _BY_GSAM = "GSAM paper, table 1"
 _PATIENT = "its paper, arXiv 2106.05237"
 
 
 def _entry(
-  name, recipe, *, size=None, top1=None, measured="", px=224, file=None, timm=()
+  name, recipe, *, size=None, top1=None, measured="", px=224, file=None
 ) -> Published:
   """Makes an entry of one of the authors' repositories.
 
@@ -151,7 +155,7 @@ def _entry(
     model=model,
     classes=classes,
     recipe=words,
-    mirrors=(google, *timm),
+    mirrors=(google, *_timm(*_TIMM[name])) if name in _TIMM else (google,),
     top1=top1,
     measured=measured,
     image_size=(px, px),
@@ -164,64 +168,39 @@ def _entry(
 
 def _timm(tag: str, release: str) -> tuple[Mirror, Mirror]:
   """Returns the hub's file, and an older one that is named by its sha256."""
-  sha256 = release.rpartition("-")[2].removesuffix(".pth")
   return (
-    Mirror(f"{_HUB}{tag}/resolve/main/model.safetensors"),
-    Mirror(f"{_RELEASES}v0.1-vitjx/{release}", sha256=sha256),
+    Mirror(f"{_HUB}mixer_{tag}/resolve/main/model.safetensors"),
+    Mirror(
+      f"{_RELEASES}v0.1-vitjx/jx_mixer_{release}.pth",
+      sha256=release.rpartition("-")[2],
+    ),
   )
 
 
-MIXERS = (
-  _entry(
-    "imagenet1k/Mixer-B_16",
-    _MIXER_1K,
-    size="228.47 MiB",
-    top1=76.44,
-    measured="paper, table 3; timm measures 76.62",
-    timm=_timm(
-      "mixer_b16_224.goog_in21k_ft_in1k", "jx_mixer_b16_224-76587d61.pth"
-    ),
-  ),
-  _entry(
-    "imagenet1k/Mixer-L_16",
-    _MIXER_1K,
-    size="794.29 MiB",
-    top1=71.76,
-    measured="paper, table 3; timm measures 72.08",
-    timm=_timm(
-      "mixer_l16_224.goog_in21k_ft_in1k", "jx_mixer_l16_224-92f9adc4.pth"
-    ),
-  ),
-  _entry(
-    "imagenet21k/Mixer-B_16",
-    _MIXER_21K,
-    size="289.61 MiB",
-    measured="80.64 once fine-tuned (table 3)",
-    timm=_timm(
-      "mixer_b16_224.goog_in21k", "jx_mixer_b16_224_in21k-617b3de2.pth"
-    ),
-  ),
-  _entry(
-    "imagenet21k/Mixer-L_16",
-    _MIXER_21K,
-    size="875.78 MiB",
-    measured="82.89 once fine-tuned (table 3)",
-    timm=_timm(
-      "mixer_l16_224.goog_in21k", "jx_mixer_l16_224_in21k-846aa33c.pth"
-    ),
-  ),
-  *(
-    _entry(name, recipe, size=size, top1=top1, measured=measured)
-    for name, recipe, size, top1, measured in (
-      ("sam/Mixer-B_16", _SAM, "228.47 MiB", 77.4, _BY_SAM),
-      ("sam/Mixer-B_32", _SAM, "230.04 MiB", 72.4, _BY_SAM),
-      ("gsam/Mixer-B_16", _GSAM, "228.47 MiB", 77.8, _BY_GSAM),
-      ("gsam/Mixer-B_32", _GSAM, "230.04 MiB", 73.6, _BY_GSAM),
-      ("gsam/Mixer-S_16", _GSAM, "70.71 MiB", 75.0, _BY_GSAM),
-      ("gsam/Mixer-S_32", _GSAM, "72.91 MiB", 68.6, _BY_GSAM),
-      ("gsam/Mixer-S_8", _GSAM, "78.79 MiB", 76.8, _BY_GSAM),
-    )
-  ),
+_MIXER_SIZES = (
+  # name                    recipe      size          top1   its source
+  ("imagenet1k/Mixer-B_16", _MIXER_1K, "228.47 MiB", 76.44, _TABLE_3 + "76.62"),
+  ("imagenet1k/Mixer-L_16", _MIXER_1K, "794.29 MiB", 71.76, _TABLE_3 + "72.08"),
+  ("imagenet21k/Mixer-B_16", _MIXER_21K, "289.61 MiB", None, "80.64" + _TUNED),
+  ("imagenet21k/Mixer-L_16", _MIXER_21K, "875.78 MiB", None, "82.89" + _TUNED),
+  ("sam/Mixer-B_16", _SAM, "228.47 MiB", 77.4, _BY_SAM),
+  ("sam/Mixer-B_32", _SAM, "230.04 MiB", 72.4, _BY_SAM),
+  ("gsam/Mixer-B_16", _GSAM, "228.47 MiB", 77.8, _BY_GSAM),
+  ("gsam/Mixer-B_32", _GSAM, "230.04 MiB", 73.6, _BY_GSAM),
+  ("gsam/Mixer-S_16", _GSAM, "70.71 MiB", 75.0, _BY_GSAM),
+  ("gsam/Mixer-S_32", _GSAM, "72.91 MiB", 68.6, _BY_GSAM),
+  ("gsam/Mixer-S_8", _GSAM, "78.79 MiB", 76.8, _BY_GSAM),
+)
+# Names on timm's hub and in its releases, which end in the file's sha256.
+_TIMM = {
+  "imagenet1k/Mixer-B_16": ("b16_224.goog_in21k_ft_in1k", "b16_224-76587d61"),
+  "imagenet1k/Mixer-L_16": ("l16_224.goog_in21k_ft_in1k", "l16_224-92f9adc4"),
+  "imagenet21k/Mixer-B_16": ("b16_224.goog_in21k", "b16_224_in21k-617b3de2"),
+  "imagenet21k/Mixer-L_16": ("l16_224.goog_in21k", "l16_224_in21k-846aa33c"),
+}
+MIXERS = tuple(
+  _entry(name, recipe, size=size, top1=top1, measured=measured)
+  for name, recipe, size, top1, measured in _MIXER_SIZES
 )
 
 VITS = (
