@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import curves
 from benchmarks.curves import Curve, difference, percent
 from mixer.cli import run_cli
-from mixer.tools.paper.figures.figure2 import STOPPED_BY, stopped
+from mixer.tools.paper.figures.experiments import STOPPED_BY, stopped
 from mixer.tools.table import render
 
 FEWSHOT, TEST = "eval/fewshot/few/5shot", "eval/test/accuracy"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures 2 and 4 and the scatter of throughput, from files of results."""
+"""Figures 2, 3, 4 and throughput, from the paper's tables and from results."""
 
 import json
+import re
 from xml.etree import ElementTree
 
 import cv2
@@ -10,7 +11,9 @@ import pytest
 
 from mixer.errors import UserError
 from mixer.tools.paper.__main__ import main
-from mixer.tools.paper.figures import charts, figure2, figure4, scatter
+from mixer.tools.paper.figures import charts, experiments, pareto
+from mixer.tools.paper.numbers import TABLE_2, TABLE_3
+from mixer.training import plots
 
 HEAD = {
   "date": "2026-01-02T03:04:05+00:00",
@@ -49,16 +52,16 @@ def results(tmp_path):
   """A folder of results of both experiments and of two devices."""
   ends = {
     (model, kind): 0.5 - 0.1 * i
-    for model in figure4.MODELS
-    for i, kind in enumerate(figure4.INPUTS)
+    for model in experiments.PERMUTED_MODELS
+    for i, kind in enumerate(experiments.INPUTS)
   }
-  write(tmp_path, figure4.FILE, ("model", "input"), ends)
+  write(tmp_path, experiments.PERMUTATIONS, ("model", "input"), ends)
   ends = {
     (model, share): 0.1 + share / 400 + 0.03 * i
-    for i, model in enumerate(figure2.MODELS)
+    for i, model in enumerate(experiments.SIZE_MODELS)
     for share in (3, 10, 30, 100)
   }
-  write(tmp_path, figure2.FILE, ("model", "share"), ends)
+  write(tmp_path, experiments.DATA_SIZE, ("model", "share"), ends)
   throughput(tmp_path, "a slow one", 0.01)
   throughput(tmp_path, "a fast one", 2)
   return tmp_path
@@ -88,7 +91,18 @@ def words(file):
   "name, expected",
   [
     ("4", ("original 49", "patches 39", "pixels 29", "Mixer", "ResNet")),
-    ("2", ("small Mixer", "large Mixer", "ViT", "ResNet", "30 %", "1,000")),
+    (
+      "2",
+      (
+        "small Mixer",
+        "large Mixer",
+        "30 %",
+        "1,000",
+        "NFNet-F4+",
+        "Mixer-H/14",
+      ),
+    ),
+    ("3", ("Mixer-H/14", "ViT-H/14", "R152x2", "14 epochs", "core-days")),
     ("throughput", ("Mixer-L/16", "here: a fast one", "R152x2", "14 epochs")),
   ],
 )
@@ -97,7 +111,8 @@ def test_a_figure_is_drawn_with_its_lines_named(
 ):
   out = tmp_path / "figure.svg"
 
-  code = main(["figure", name, f"--results={results}", f"--out={out}"])
+  flags = [] if name == "3" else [f"--results={results}"]
+  code = main(["figure", name, *flags, f"--out={out}"])
 
   assert code == 0
   assert f"{out} and {out.with_suffix('.png')}" in capsys.readouterr().out
@@ -111,8 +126,8 @@ def test_a_figure_is_drawn_with_its_lines_named(
 
 
 def test_a_figure_says_where_its_numbers_come_from(results, tmp_path):
-  for figure in figure2, figure4:
-    figure.draw(results, tmp_path / "figure.svg")
+  for draw in experiments.draw_figure2, experiments.draw_figure4:
+    draw(results, tmp_path / "figure.svg")
 
     said = words(tmp_path / "figure.svg")
     assert "2026-01-02, commit 0123456, 1 x cpu" in said
@@ -121,7 +136,7 @@ def test_a_figure_says_where_its_numbers_come_from(results, tmp_path):
 
 def test_the_same_results_are_the_same_figure(results, tmp_path):
   for name in "one.svg", "other.svg":
-    figure4.draw(results, tmp_path / name)
+    experiments.draw_figure4(results, tmp_path / name)
 
   for suffix in ".svg", ".png":
     one, other = (tmp_path / f"{x}{suffix}" for x in ("one", "other"))
@@ -131,7 +146,7 @@ def test_the_same_results_are_the_same_figure(results, tmp_path):
 def test_runs_are_judged_where_their_validation_accuracy_was_best():
   curve = {"runs": [run(0, 0.4), run(2, 0.6)]}
 
-  found = figure2.stopped(curve, "eval/test/accuracy")
+  found = experiments.stopped(curve, "eval/test/accuracy")
 
   assert found.tolist() == [0.45, 0.65]
 
@@ -152,69 +167,93 @@ def test_without_results_it_says_what_makes_them(
   assert said.count("\n") == 1
 
 
-def without(name):
-  return lambda curve: curve.pop(name)
-
-
-@pytest.mark.parametrize("figure", [figure2, figure4])
+@pytest.mark.parametrize(
+  "name, file",
+  [("2", experiments.DATA_SIZE), ("4", experiments.PERMUTATIONS)],
+)
 @pytest.mark.parametrize(
   "change, words",
   [
     (dict.clear, "KeyError: 'model'"),
-    (without("config"), "KeyError: 'config'"),
-    (lambda curve: curve.update(config=3), "TypeError"),
-    (lambda curve: curve["config"].clear(), "KeyError"),
-    (lambda curve: curve.update(runs=[]), "as many steps"),
-    (lambda curve: curve["runs"][0].pop("steps"), "KeyError: 'steps'"),
+    (lambda curve: curve.update(runs=3), "TypeError"),
     (
-      lambda curve: curve["runs"][0].update({figure4.RESULT: [0.1, "q", 0.2]}),
-      r"5shot\[1\] = 'q' is not a number",
+      lambda curve: curve["runs"][0].update({experiments.FEWSHOT: ["q"] * 3}),
+      "ValueError: could not convert string",
     ),
-    (
-      lambda curve: curve["runs"][0].update({figure4.RESULT: [0.1]}),
-      "5shot has 1 values",
-    ),
-    (lambda curve: curve.update(model=[3]), "TypeError"),
+    (lambda curve: curve["runs"][0].update({experiments.FEWSHOT: []}), "Error"),
   ],
 )
-def test_damaged_results_are_named(figure, change, words, results, tmp_path):
-  file = results / figure.FILE
-  content = json.loads(file.read_text())
+def test_damaged_results_are_named(name, file, change, words, results, capsys):
+  content = json.loads((results / file).read_text())
   change(content["curves"][0])
+  (results / file).write_text(json.dumps(content))
+
+  code = main(["figure", name, f"--results={results}"])
+
+  assert code == 2
+  message = capsys.readouterr().err
+  assert re.search(f"{file} is damaged.*({words}).*python -m bench", message)
+
+
+def test_a_curve_that_is_missing_is_named(results):
+  file = results / experiments.PERMUTATIONS
+  content = json.loads(file.read_text())
+  content["curves"] = content["curves"][1:]
   file.write_text(json.dumps(content))
 
-  with pytest.raises(UserError, match=f"is damaged.*{words}.*{figure.COMMAND}"):
-    figure.draw(results, tmp_path / "figure.svg")
+  with pytest.raises(UserError, match="is damaged.*'mixer', 'original'"):
+    experiments.draw_figure4(results, results / "figure.svg")
 
 
-@pytest.mark.parametrize(
-  "text, words",
-  [
-    ('{"curves": [', "JSONDecodeError"),
-    ('{"curves": []}', "KeyError: 'git_commit'"),
-    (json.dumps(HEAD | {"curves": []}), "no curve of mixer, original"),
-  ],
-)
-def test_a_file_without_the_curves_is_named(text, words, tmp_path):
-  (tmp_path / figure4.FILE).write_text(text)
+def test_a_truncated_file_is_named(results):
+  file = results / experiments.PERMUTATIONS
+  file.write_text(file.read_text()[:-10])
 
-  with pytest.raises(UserError, match=f"is damaged.*{words}"):
-    figure4.draw(tmp_path, tmp_path / "figure.svg")
+  with pytest.raises(UserError, match="is damaged.*JSONDecodeError"):
+    experiments.draw_figure4(results, results / "figure.svg")
 
 
 def test_a_figure_of_another_suffix_is_refused(results):
   with pytest.raises(UserError, match="must end in .svg"):
-    figure4.draw(results, "figure.pdf")
+    experiments.draw_figure4(results, "figure.pdf")
 
 
-def test_lines_join_what_no_faster_model_beats():
+def test_a_frontier_has_no_point_that_another_one_beats():
   points = [(1.0, 86.0), (2.0, 84.0), (2.0, 85.0), (4.0, 74.0), (5.0, 75.0)]
 
-  assert scatter.frontier(points) == [(1.0, 86.0), (2.0, 85.0), (5.0, 75.0)]
+  assert pareto.frontier(points) == [(1.0, 86.0), (2.0, 85.0), (5.0, 75.0)]
+  costs = [(-x, y) for x, y in points]
+  assert pareto.frontier(costs, is_cost=True) == [
+    (-5.0, 75.0),
+    (-2.0, 85.0),
+    (-1.0, 86.0),
+  ]
 
 
-def test_the_scatter_does_without_measurements(tmp_path):
-  said = scatter.draw(tmp_path, tmp_path / "figure.svg")
+def test_figure_3_and_the_left_of_figure_2_have_the_tables_numbers():
+  figure = plots.new_figure(8, 4)
+  left, right = plots.make_axes(figure, 1, 2)
+  rows = [
+    row for row in TABLE_3 if row.data == "JFT-300M" and row.resolution == 224
+  ]
+
+  pareto.draw_table2(left)
+  pareto.draw_points(right, [(r, r.images_per_second) for r in rows])
+
+  def markers(axes):
+    return {
+      (line.get_xdata()[0], line.get_ydata()[0])
+      for line in axes.lines
+      if len(line.get_xdata()) == 1
+    }
+
+  assert markers(left) == {(r.thousand_core_days, r.imagenet) for r in TABLE_2}
+  assert markers(right) == {(r.images_per_second, r.imagenet) for r in rows}
+  assert len(rows) == 15
+
+
+def test_throughput_does_without_measurements(tmp_path):
+  said = pareto.draw_throughput(tmp_path, tmp_path / "figure.svg")
 
   assert "Nothing is measured here yet" in said
   assert "python -m benchmarks.throughput" in said
@@ -222,7 +261,7 @@ def test_the_scatter_does_without_measurements(tmp_path):
 
 
 def test_the_fastest_devices_are_shown_first(results):
-  devices = scatter.measured(results)
+  devices = pareto.rank_devices(results)
 
   assert [device for device, _ in devices] == [
     "a fast one, float32",
@@ -235,7 +274,7 @@ def test_the_fastest_devices_are_shown_first(results):
   }
 
 
-def test_a_panel_of_the_scatter_is_of_one_dtype(tmp_path):
+def test_a_panel_of_throughput_is_of_one_dtype(tmp_path):
   throughput(tmp_path, "a card", 1)
   file = tmp_path / "throughput" / "a card.json"
   content = json.loads(file.read_text())
@@ -245,7 +284,7 @@ def test_a_panel_of_the_scatter_is_of_one_dtype(tmp_path):
   ]
   file.write_text(json.dumps(content))
 
-  [(device, points)] = scatter.measured(tmp_path)
+  [(device, points)] = pareto.rank_devices(tmp_path)
 
   assert device == "a card, float32"  # of most models
   assert {rate for _, rate in points} == {1384, 419, 861}
@@ -266,3 +305,22 @@ def test_groups_of_labels_that_meet_become_one():
 
   assert np.diff(apart).tolist() == [5.0, 5.0, 5.0]
   assert apart.mean() == places.mean()
+
+
+def test_labels_of_a_cloud_cover_neither_each_other_nor_markers():
+  rows = [row for row in TABLE_3 if row.images_per_second]
+  figure = plots.new_figure(9, 5)
+  [axes] = plots.make_axes(figure)
+  pareto.draw_points(axes, [(r, r.images_per_second) for r in rows])
+
+  figure.draw_without_rendering()
+  boxes = [text.get_window_extent() for text in axes.texts]
+  centers = [
+    axes.transData.transform((r.images_per_second, r.imagenet)) for r in rows
+  ]
+
+  assert len(boxes) == len(rows)
+  assert not any(
+    one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i]
+  )
+  assert not any(box.contains(*center) for box in boxes for center in centers)

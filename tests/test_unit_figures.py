@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures 5, 6 and 7 show what is in the weights, and say what they show."""
+"""Figures 5, 6 and 7 show the weights, and their captions name the parts."""
 
-import argparse
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -11,17 +10,11 @@ from matplotlib import image
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.tools.paper.figures import (
-  figure5,
-  figure6,
-  figure7,
-  panels,
-  pictures,
-  stems,
-)
+from mixer.tools.paper import figures
+from mixer.tools.paper.figures import filters, mosaic
 
 TINY = str(Path(__file__).parent / "goldens/mixer_tiny.npz")
-FIGURES = {5: figure5, 6: figure6, 7: figure7}
+FIGURES = "5", "6", "7"
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +32,8 @@ def baselines(tmp_path_factory):
   return files
 
 
-def arguments(figure, *flags):
-  parser = argparse.ArgumentParser()
-  FIGURES[figure].add_arguments(parser)
-  return vars(parser.parse_args(flags))
-
-
 def draw(figure, *flags):
-  return FIGURES[figure].draw(**arguments(figure, *flags))
+  return figures.draw(str(figure), flags)
 
 
 def shape(file):
@@ -56,7 +43,7 @@ def shape(file):
 def test_pictures_are_put_in_rows_with_grey_between_them():
   four = np.random.RandomState(0).uniform(size=(3, 2, 4, 3))
 
-  sheet = pictures.mosaic(four, 2, zoom=3, between=0.25)
+  sheet = mosaic.make_mosaic(four, 2, zoom=3, between=0.25)
 
   between = np.all(sheet == 0.25, axis=2)
   rows = np.flatnonzero(~between.all(1))
@@ -72,7 +59,7 @@ def test_pictures_are_put_in_rows_with_grey_between_them():
 
 
 def test_pairs_are_closer_than_their_neighbours():
-  sheet = pictures.mosaic(np.ones((4, 20, 20, 3)), 4, pairs=True, between=0)
+  sheet = mosaic.make_mosaic(np.ones((4, 20, 20, 3)), 4, pairs=True, between=0)
 
   edges = np.flatnonzero(np.diff(sheet[sheet.shape[0] // 2, :, 0]))
   gaps = np.diff(edges)[1::2]
@@ -83,15 +70,15 @@ def test_pairs_are_closer_than_their_neighbours():
 def test_zero_is_white_among_units_and_mid_grey_among_filters():
   units = np.array([[[0.0, 2.0], [-2.0, 1.0]], [[0, 0], [0, 0]]])
 
-  colors = pictures.signed_colors(units)
+  colors = mosaic.signed_colors(units)
 
   assert colors[0, 0, 0].min() > 0.95 and colors[1].min() > 0.95
   red, blue = colors[0, 0, 1], colors[0, 1, 0]
   assert red[0] > 2 * red[2] and blue[2] > 2 * blue[0]
 
-  filters = np.zeros((2, 1, 2, 3))
-  filters[0, 0] = [[-4, 0, 2], [0, 0, 0]]
-  greys = pictures.around_grey(filters)
+  colored = np.zeros((2, 1, 2, 3))
+  colored[0, 0] = [[-4, 0, 2], [0, 0, 0]]
+  greys = mosaic.around_grey(colored)
   np.testing.assert_allclose(greys[0, 0], [[0, 0.5, 0.75], [0.5, 0.5, 0.5]])
   np.testing.assert_allclose(greys[1], 0.5)
 
@@ -99,9 +86,9 @@ def test_zero_is_white_among_units_and_mid_grey_among_filters():
 def test_a_pixel_of_a_mosaic_is_a_pixel_of_the_figure(tmp_path):
   random = np.random.RandomState(0)
   sheets = [random.randint(0, 256, (90, width, 3)) for width in (70, 130)]
-  row = [panels.Panel(f"sheet {i}", x / 255) for i, x in enumerate(sheets)]
+  row = [mosaic.Panel(f"sheet {i}", x / 255) for i, x in enumerate(sheets)]
 
-  panels.draw("A title", "A note.", [row, row], str(tmp_path / "a.svg"))
+  mosaic.draw_panels("A title", "A note.", [row, row], str(tmp_path / "a.svg"))
 
   png = (image.imread(tmp_path / "a.png")[..., :3] * 255).round().astype(int)
   for sheet in sheets:
@@ -138,22 +125,22 @@ def test_filters_of_a_bit_are_those_that_the_network_uses(baselines):
   _, bit = map(weights.read, baselines)
   place = bit.params["root_block"]["conv_root"]
   place["kernel"] = np.asarray(place["kernel"])
-  filters = stems.read_filters(bit)
+  read = filters.read_filters(bit)
   of_kernel = place["kernel"].transpose(3, 0, 1, 2)
 
-  np.testing.assert_allclose(filters.mean((1, 2, 3)), 0, atol=1e-6)
-  np.testing.assert_allclose(filters.std((1, 2, 3)), 1, atol=1e-5)
-  for one, other in zip(filters, of_kernel, strict=True):
+  np.testing.assert_allclose(read.mean((1, 2, 3)), 0, atol=1e-6)
+  np.testing.assert_allclose(read.std((1, 2, 3)), 1, atol=1e-5)
+  for one, other in zip(read, of_kernel, strict=True):
     np.testing.assert_allclose(np.corrcoef(one.flat, other.flat), 1, atol=1e-5)
   place["kernel"] = 3 * place["kernel"] + 0.5  # the same network
-  np.testing.assert_allclose(stems.read_filters(bit), filters, atol=1e-5)
+  np.testing.assert_allclose(filters.read_filters(bit), read, atol=1e-5)
 
 
 def test_filters_of_a_vit_are_its_weights(baselines):
   vit, _ = map(weights.read, baselines)
 
   np.testing.assert_array_equal(
-    stems.read_filters(vit),
+    filters.read_filters(vit),
     vit.params["embedding"]["kernel"].transpose(3, 0, 1, 2),
   )
 

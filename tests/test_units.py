@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.tools.paper.figures import units
+from mixer.tools.paper.figures import token_units as units
 
 TINY = Path(__file__).parent / "goldens/mixer_tiny.npz"
 

@@ -1,139 +1,231 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of a training run."""
+"""Plotting style of the project, and the learning curve of a run."""
 
 import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 from etils import epath
 
 from mixer.errors import UserError
 from mixer.storage import atomic_write, storage_path
 from mixer.training.metrics import Number, read_rows
 
-# Okabe and Ito's colours, told apart by colour-blind readers; grey is for
-# training. Markers differ as well, for prints in grey.
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers tell apart. Markers differ
+# as well, for prints in grey.
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+PALETTE = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
+GREY = "0.45"  # of notes and of single batches
+
+
+def new_figure(width: float, height: float) -> "Figure":
+  """Creates an empty figure, in inches, without pyplot's global state."""
+  # Imported here because a run needs Matplotlib only at its end.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def make_axes(
+  figure: "Figure",
+  rows: int = 1,
+  columns: int = 1,
+  *,
+  grid: str = "0.92",
+  spines: str = "0.6",
+  **options,
+) -> list["Axes"]:
+  """Adds axes in the project's style to a figure or subfigure, row by row."""
+  axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+  for each in axes:
+    each.grid(color=grid, linewidth=0.8)
+    each.set_axisbelow(True)
+    each.spines[["top", "right"]].set_visible(False)
+    each.spines[["bottom", "left"]].set_color(spines)
+    each.tick_params(color=spines, labelsize=9)
+  return list(axes)
+
+
+def series_style(i: int) -> dict[str, str | float]:
+  """Returns the colour and marker of series number `i`."""
+  return {
+    "color": PALETTE[i % len(PALETTE)],
+    "marker": MARKERS[i % len(MARKERS)],
+    "markersize": 4,
+    "linewidth": 1.4,
+  }
+
+
+def limit_accuracy(axes: "Axes", whole: float) -> None:
+  """Keeps the y axis within 0 and `whole`, the value of 100 %.
+
+  Call it when everything is drawn. Lines are not clipped, so that a marker on
+  the edge is whole.
+  """
+  low, high = axes.get_ylim()
+  axes.set_ylim(max(low, 0.0), min(high, whole))
+  for line in axes.lines:
+    line.set_clip_on(False)
+
+
+def log_scale_if_wide(axes: "Axes", values: Sequence[float]) -> bool:
+  """Makes the y axis logarithmic if values span more than a factor of 20."""
+  positive = [value for value in values if value > 0]
+  if not positive or max(positive) <= 20 * min(positive):
+    return False
+  axes.set_yscale("log")
+  axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+  return True
+
+
+def running_mean(values: Sequence[float]) -> tuple[np.ndarray, int]:
+  """Averages each value with those before it, over a tenth of the series.
+
+  Values that are not finite are left out; where nothing is left the mean is
+  NaN.
+
+  Returns:
+    The means, [n], and the number of values in each, 50 at most.
+  """
+  window = min(max(len(values) // 10, 1), 50)
+  finite = np.isfinite(values)
+  sums, counts = (
+    np.convolve(x, np.ones(window))[: len(values)]
+    for x in (np.where(finite, values, 0.0), finite.astype(float))
+  )
+  # Rounding in the convolution leaves counts that are not quite whole.
+  counts = counts.round()
+  return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), window
+
+
+def draw_training_loss(
+  axes: "Axes", steps: Sequence[int], losses: Sequence[float], color: str
+) -> str:
+  """Draws the losses of single batches thin, and their running mean over them.
+
+  Mixup makes the loss of one batch jump, so that only the mean shows a trend.
+
+  Returns:
+    A label of the mean, with its last value.
+  """
+  means, window = running_mean(losses)
+  if window == 1:
+    axes.plot(steps, losses, color=color, linewidth=1.4)
+    return f"training, one batch each: {losses[-1]:.4g}"
+  axes.plot(steps, losses, color=color, linewidth=0.7, alpha=0.45)
+  axes.plot(steps, means, color=color, linewidth=1.8)
+  return f"training, mean of {window} logged batches: {means[-1]:.4g}"
 
 
 def draw_learning_curve(workdir: str | os.PathLike) -> epath.Path:
   """Draws WORKDIR/metrics.jsonl as WORKDIR/learning_curve.png.
 
-  Losses of training and evaluation above, evaluation accuracies below, over
-  steps; the legends state the final numbers, and of each accuracy the best.
+  The upper half shows losses of training and evaluation, the lower half
+  evaluation accuracies, both over steps. Legends state the final numbers, and
+  the best accuracy.
 
   Returns:
     The picture's path.
-  """
-  # Objects alone: pyplot would keep figures and choose a screen for all.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
 
+  Raises:
+    UserError: the log has neither a loss nor an accuracy.
+  """
   rows = read_rows(workdir)
-  loss = collect(rows, "train/loss")
   names = sorted({name for row in rows for name in row})
-  accuracies = {
-    name.removeprefix("eval/").removesuffix("/accuracy"): collect(rows, name)
-    for name in names
-    if name.startswith("eval/")
-    and (name.endswith("/accuracy") or name.startswith("eval/fewshot/"))
-  }
-  evaluation_losses = {
-    name.removeprefix("eval/").removesuffix("/loss"): collect(rows, name)
-    for name in names
-    if name.startswith("eval/") and name.endswith("/loss")
-  }
-  if not loss[0] and not accuracies:
+  training = collect(rows, "train/loss")
+  losses = {n: collect(rows, n) for n in names if is_loss(n)}
+  accuracies = {n: collect(rows, n) for n in names if is_accuracy(n)}
+  if not training[0] and not accuracies:
     raise UserError(
       f"Nothing to draw in {workdir}/metrics.jsonl: it has neither "
       "train/loss nor an accuracy. Is this the folder of a training run?"
     )
-  figure = Figure(figsize=(7.2, 6), layout="constrained")
-  FigureCanvasAgg(figure)
-  upper, lower = figure.subplots(2, 1, sharex=True)
-  draw_losses(upper, *loss, evaluation_losses)
-  draw_accuracies(lower, accuracies)
-  for axes in (upper, lower):
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.02)
+  # An evaluator has one colour in both halves.
+  evaluators = dict.fromkeys(map(short_name, (*losses, *accuracies)))
+  styles = {name: series_style(i) for i, name in enumerate(evaluators)}
+  figure = new_figure(7.2, 6)
+  upper, lower = make_axes(figure, 2, 1, sharex=True)
+  _draw_losses(upper, *training, losses, styles)
+  _draw_accuracies(lower, accuracies, styles)
+  upper.margins(x=0.02)
   lower.xaxis.get_major_locator().set_params(integer=True)
   lower.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-  lower.set_xlabel("step (updates applied)")
+  lower.set_xlabel("step (updates applied)", fontsize=9)
   folder = storage_path(workdir)
-  figure.suptitle(folder.name, fontsize="medium")
+  figure.suptitle(folder.name, fontsize=11)
   path = folder / "learning_curve.png"
   with atomic_write(path) as aside:
     figure.savefig(aside, dpi=150)
   return path
 
 
-def draw_losses(
-  axes,
-  steps: list[int],
-  losses: list[float],
-  evaluations: dict[str, tuple[list[int], list[float]]],
-) -> None:
-  axes.set_ylabel("loss")
-  if not steps:
-    return
-  # One step's loss jumps, the more so with mixup: it stays in the background.
-  axes.plot(steps, losses, color="0.6", linewidth=1, label="training")
-  for i, (name, values) in enumerate(evaluations.items()):
-    axes.plot(
-      *values,
-      **line_style(i),
-      label=f"{name}: {values[1][-1]:.4g}",
+def _draw_losses(axes, steps, losses, evaluations, styles) -> None:
+  """Draws training losses [n] at `steps`, and {name: (steps, losses)}."""
+  axes.set_ylabel("loss", fontsize=9)
+  if steps:
+    label = draw_training_loss(axes, steps, losses, GREY)
+    axes.lines[-1].set_label(label)
+    axes.set_title(
+      f"loss of the batch at step {steps[-1]:,}: {losses[-1]:.4g}",
+      loc="left",
+      fontsize=10,
     )
-  axes.legend(loc="best", frameon=False)
-  every = [losses, *(values for _, values in evaluations.values())]
-  positive = [value for values in every for value in values if value > 0]
-  if positive and max(positive) > 20 * min(positive):
-    axes.set_yscale("log")
-    axes.set_ylabel("loss (log scale)")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-  axes.set_title(
-    f"training loss {losses[-1]:.4g} at step {steps[-1]:,}",
-    loc="left",
-    fontsize="medium",
-  )
+  for name, values in evaluations.items():
+    label = f"{short_name(name)}: {values[1][-1]:.4g}"
+    axes.plot(*values, **styles[short_name(name)], label=label)
+  drawn = [losses, *(values for _, values in evaluations.values())]
+  if log_scale_if_wide(axes, [value for each in drawn for value in each]):
+    axes.set_ylabel("loss (log scale)", fontsize=9)
+  if axes.lines:
+    axes.legend(loc="best", frameon=False, fontsize=9)
 
 
-def line_style(i: int) -> dict[str, str | float]:
-  """The look of evaluator number `i`, the same in both halves."""
-  return {
-    "color": COLORS[i % len(COLORS)],
-    "marker": MARKERS[i % len(MARKERS)],
-    "markersize": 4,
-    "linewidth": 1.3,
-  }
-
-
-def draw_accuracies(
-  axes, accuracies: dict[str, tuple[list[int], list[float]]]
-) -> None:
-  axes.set_ylabel("evaluation accuracy (%)")
+def _draw_accuracies(axes, accuracies, styles) -> None:
+  """Draws {name: (steps, accuracies from 0 to 1)}."""
+  axes.set_ylabel("evaluation accuracy (%)", fontsize=9)
   axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
   if not accuracies:
-    axes.set_title("no evaluation yet", loc="left", fontsize="medium")
+    axes.set_title("no evaluation yet", loc="left", fontsize=10)
+    axes.set_ylim(0, 1)
     return
-  for i, (name, (steps, shares)) in enumerate(accuracies.items()):
-    axes.plot(
-      steps,
-      shares,
-      **line_style(i),
-      label=f"{name}: {shares[-1]:.1%}, best {max(shares):.1%}",
-    )
-  axes.legend(loc="best", frameon=False)
+  for name, (steps, shares) in accuracies.items():
+    label = f"{short_name(name)}: {shares[-1]:.1%}, best {max(shares):.1%}"
+    axes.plot(steps, shares, **styles[short_name(name)], label=label)
+  limit_accuracy(axes, 1.0)
+  axes.legend(loc="best", frameon=False, fontsize=9)
   last = max(steps[-1] for steps, _ in accuracies.values())
-  axes.set_title(
-    f"evaluation accuracy at step {last:,}", loc="left", fontsize="medium"
+  axes.set_title(f"accuracy at step {last:,}", loc="left", fontsize=10)
+
+
+def is_loss(name: str) -> bool:
+  return name.startswith("eval/") and name.endswith("/loss")
+
+
+def is_accuracy(name: str) -> bool:
+  """Returns whether a result is an accuracy, and not its deviation or top-5."""
+  return name.startswith("eval/") and (
+    name.endswith("/accuracy") or name.endswith("shot")
   )
+
+
+def short_name(name: str) -> str:
+  """Returns the evaluator's part of a name, "test" of "eval/test/accuracy"."""
+  return re.sub("^eval/|/(loss|accuracy)$", "", name)
 
 
 def collect(
   rows: list[dict[str, Number]], name: str
 ) -> tuple[list[int], list[float]]:
-  """Steps and values of the rows that have this name."""
-  with_name = [row for row in rows if name in row]
-  return [row["step"] for row in with_name], [row[name] for row in with_name]
+  """Returns the steps and values of the rows that have this name."""
+  matches = [row for row in rows if name in row]
+  return [row["step"] for row in matches], [row[name] for row in matches]

@@ -8,7 +8,6 @@ python -m mixer paper report --workdir=RUN [--out=FILE.html]
 """
 
 import argparse
-import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -16,17 +15,9 @@ from pathlib import Path
 
 from mixer import cli
 from mixer.errors import UserError, did_you_mean
+from mixer.tools.paper import figures
 from mixer.tools.paper.results_store import RESULTS
 
-# Modules with `add_arguments(parser)` and `draw(**flags) -> str`.
-FIGURES = {
-  "2": "mixer.tools.paper.figures.figure2",
-  "4": "mixer.tools.paper.figures.figure4",
-  "5": "mixer.tools.paper.figures.figure5",
-  "6": "mixer.tools.paper.figures.figure6",
-  "7": "mixer.tools.paper.figures.figure7",
-  "throughput": "mixer.tools.paper.figures.scatter",
-}
 _TABLES = "1", "2", "3", "4"
 
 
@@ -87,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
   figure = commands.add_parser(
-    "figure", help=f"draw one of {', '.join(FIGURES)}"
+    "figure", help=f"draw one of {', '.join(figures.FIGURES)}"
   )
   figure.add_argument(
     "name", nargs="?", metavar="NAME", help="with --help after it: its flags"
@@ -151,26 +142,7 @@ def _record(row: str | None, workdir: str | None, results: Path) -> str:
 
 
 def _figure(name: str | None, rest: list[str]) -> str:
-  if name not in FIGURES:
-    reason = f"There is no figure {name} here" if name else "Name a figure"
-    raise UserError(f"{reason}{did_you_mean(name or '', FIGURES)}")
-  module = importlib.import_module(FIGURES[name])
-  # A figure may define its own --out.
-  parser = argparse.ArgumentParser(
-    prog=f"python -m mixer paper figure {name}",
-    description=module.__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    conflict_handler="resolve",
-  )
-  parser.add_argument(
-    "--out",
-    metavar="FILE.svg",
-    type=Path,
-    default=Path(f"figure{name}.svg" if name.isdigit() else f"{name}.svg"),
-    help="a PNG is written beside it",
-  )
-  module.add_arguments(parser)
-  return module.draw(**vars(parser.parse_args(rest)))
+  return figures.draw(name, rest)
 
 
 def _report(workdir: str | None, out: Path | None) -> str:

@@ -1,2 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's figures, from weights and from results."""
+"""The paper's figures, each drawn by one function."""
+
+import argparse
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixer.errors import UserError, did_you_mean
+from mixer.tools.paper.results_store import RESULTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A figure's function, `module.function`, and the names of its flags."""
+
+  module: str
+  function: str
+  flags: tuple[str, ...] = ()
+
+
+FIGURES = {
+  "2": Figure("experiments", "draw_figure2", ("results",)),
+  "3": Figure("pareto", "draw_figure3"),
+  "4": Figure("experiments", "draw_figure4", ("results",)),
+  "5": Figure("token_units", "draw_figure5", ("init", "blocks", "units")),
+  "6": Figure("token_units", "draw_figure6", ("init", "blocks")),
+  "7": Figure("filters", "draw_figure7", ("init",)),
+  "throughput": Figure("pareto", "draw_throughput", ("results",)),
+}
+
+
+def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
+  """Draws a figure.
+
+  Args:
+    name: a key of FIGURES.
+    arguments: flags of that figure, as on the command line.
+
+  Returns:
+    A sentence that names the files.
+
+  Raises:
+    UserError: there is no such figure, or it cannot be drawn.
+  """
+  if name not in FIGURES:
+    problem = f"There is no figure {name} here" if name else "Name a figure"
+    raise UserError(f"{problem}{did_you_mean(name or '', FIGURES)}")
+  figure = FIGURES[name]
+  module = importlib.import_module(f"{__name__}.{figure.module}")
+  parser = argparse.ArgumentParser(
+    prog=f"python -m mixer paper figure {name}",
+    description=module.__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  file = f"figure{name}.svg" if name.isdigit() else f"{name}.svg"
+  flags = _FLAGS | {"out": {"default": Path(file)} | _FLAGS["out"]}
+  for flag in (*figure.flags, "out"):
+    parser.add_argument(f"--{flag}", **flags[flag])
+  return getattr(module, figure.function)(**vars(parser.parse_args(arguments)))
+
+
+def _numbers(text: str) -> list[int]:
+  try:
+    return [int(number) for number in text.split(",")]
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is not a list of numbers such as 0,1,2"
+    ) from error
+
+
+_FLAGS = {
+  "results": {
+    "type": Path,
+    "default": RESULTS,
+    "metavar": "DIR",
+    "help": "default: results/",
+  },
+  "init": {
+    "required": True,
+    "action": "append",
+    "metavar": "WEIGHTS",
+    "help": "a name, a file or a run's folder; figure 6 takes up to three, "
+    "figure 7 any number",
+  },
+  "blocks": {
+    "type": _numbers,
+    "metavar": "N,N,...",
+    "help": "numbers of blocks, from 0; default: as in the paper",
+  },
+  "units": {
+    "type": int,
+    "default": 128,
+    "help": "maximum number in a block; default: 128",
+  },
+  "out": {
+    "type": Path,
+    "metavar": "FILE.svg",
+    "help": "a PNG is written next to it",
+  },
+}

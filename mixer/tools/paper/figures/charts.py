@@ -1,78 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Charts of results: their look, their labels and their files."""
+"""Labels of points, and a figure's two files: vector graphics and pixels."""
 
-import argparse
-import itertools
-import json
-import math
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mixer.errors import UserError
-from mixer.tools.paper.figures import files
-from mixer.tools.paper.results_store import RESULTS
+from mixer.storage import atomic_write, check_writable
 
-# Okabe and Ito's colours, told apart by colour-blind readers. Markers differ as
-# well, for prints in grey.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-GREY = "0.45"
-_DPI = 160
-_COLORS = 96  # of a PNG
-_LINE = 1.25  # height of a label, in its size
+Point = tuple[float, float, str, str]  # x, y, label, colour
+_LINE = 1.25  # height of a line of text, in its size
+_MARK = 7.0  # width of a marker with its edge, in points
 
 
-def add_results(parser: argparse.ArgumentParser) -> None:
-  """The flag that says where the results are that a chart draws."""
-  parser.add_argument(
-    "--results", type=Path, default=RESULTS, help="default: results/"
-  )
+def check_out(out: str | os.PathLike) -> list[Path]:
+  """Returns the figure's two files, FILE.svg and FILE.png.
+
+  Raises:
+    UserError: `out` does not end in .svg, or nothing can be written there.
+  """
+  vector = Path(out)
+  if vector.suffix.lower() != ".svg":
+    raise UserError(
+      f"--out={out} must end in .svg; the picture in pixels, .png, is written "
+      "next to it."
+    )
+  check_writable(vector, "out")
+  return [vector, vector.with_suffix(".png")]
 
 
-def new_figure(width: float, height: float) -> Figure:
-  """An empty figure of so many inches."""
-  figure = Figure(figsize=(width, height), layout="constrained")
-  FigureCanvasAgg(figure)
-  return figure
-
-
-def style(axes: Axes) -> None:
-  axes.grid(color="0.92", linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["bottom", "left"]].set_color("0.6")
-  axes.tick_params(color="0.6", labelsize=9)
-
-
-def label_points(
-  axes: Axes,
-  points: Sequence[tuple[float, float, str, str]],
+def save(
+  figure: Figure,
+  out: str | os.PathLike,
   *,
-  size: float = 9,
-  gap: float = 6,
-) -> None:
-  """Writes labels to the right of points, none over another.
-
-  To be called when the axes have their limits.
+  dpi: int = 160,
+  colors: int | None = 96,
+) -> str:
+  """Writes FILE.svg and FILE.png; the same figure makes the same files.
 
   Args:
-    axes: that the points lie in.
-    points: (x, y, text, colour); labels of points one above another are moved
-      up and down as far as they must be.
-    size: of the letters, in points.
-    gap: between point and label, in points.
+    figure: from Matplotlib.
+    out: FILE.svg.
+    dpi: of the PNG.
+    colors: number of colours of the PNG, which makes it a third as large; None
+      for all.
+
+  Returns:
+    The names of both files, for a sentence.
+  """
+  files = check_out(out)
+  for file in files:
+    metadata = {"Date": None} if file.suffix == ".svg" else None
+    with (
+      matplotlib.rc_context({"svg.hashsalt": "mixer"}),  # names of parts
+      atomic_write(file) as partial,
+    ):
+      figure.savefig(partial, dpi=dpi, metadata=metadata)
+      if colors and file.suffix == ".png":
+        Image.open(partial).convert("RGB").quantize(colors).save(partial)
+  return f"{files[0]} and {files[1]}"
+
+
+def label_ends(
+  axes: Axes, points: Sequence[Point], *, size: float = 9, gap: float = 6
+) -> None:
+  """Writes labels to the right of line ends, moved up or down if they overlap.
+
+  Call it when the axes have their limits.
+
+  Args:
+    axes: axes of the points.
+    points: ends of lines, one above another.
+    size: font size in points.
+    gap: distance from point to label in points.
   """
   figure = axes.get_figure(root=True)
-  figure.draw_without_rendering()  # where the points lie
-  pixels = figure.dpi / 72
+  figure.draw_without_rendering()  # sets the transforms
   ys = np.array([axes.transData.transform(point[:2])[1] for point in points])
-  places = spread(ys / pixels, size * _LINE)
+  ys /= figure.dpi / 72  # points
   for (x, y, text, color), place, own in zip(
-    points, places, ys / pixels, strict=True
+    points, spread(ys, size * _LINE), ys, strict=True
   ):
     axes.annotate(
       text,
@@ -87,10 +100,9 @@ def label_points(
 
 
 def spread(places: np.ndarray, gap: float) -> np.ndarray:
-  """Moves numbers [n] apart, each as little as that allows.
+  """Moves numbers [n] at least `gap` apart, each as little as possible.
 
-  Neighbours that would lie closer than the gap form a group, which stays
-  around its mean.
+  Neighbours that would lie closer form a group, which keeps its mean.
   """
   order = np.argsort(places, kind="stable")
   groups: list[list[float]] = []
@@ -100,11 +112,10 @@ def spread(places: np.ndarray, gap: float) -> np.ndarray:
       _lowest(groups[-2], gap) + gap * len(groups[-2])
     ):
       groups[-2:] = [groups[-2] + groups[-1]]
-  apart = [
+  result = np.empty(len(places))
+  result[order] = [
     _lowest(group, gap) + gap * i for group in groups for i in range(len(group))
   ]
-  result = np.empty(len(places))
-  result[order] = apart
   return result
 
 
@@ -112,145 +123,107 @@ def _lowest(group: list[float], gap: float) -> float:
   return float(np.mean(group)) - gap * (len(group) - 1) / 2
 
 
-def place_labels(
-  axes: Axes,
-  points: Sequence[tuple[float, float, str, str]],
-  *,
-  size: float = 7.5,
+def label_cloud(
+  axes: Axes, points: Sequence[Point], *, size: float = 7.5
 ) -> None:
-  """Writes labels beside a cloud of points, where there is room.
+  """Writes labels next to scattered points, clear of markers, lines and labels.
 
-  To be called when the axes have their limits and all marks.
+  Call it when the axes have their limits and all lines. Each label takes the
+  place around its point that overlaps least with everything else; a few rounds
+  let labels give way to each other.
 
   Args:
-    axes: that the points lie in.
-    points: (x, y, text, colour).
-    size: of the letters, in points.
+    axes: axes of the points.
+    points: the points and their labels.
+    size: font size in points.
   """
   figure = axes.get_figure(root=True)
-  figure.draw_without_rendering()  # where the points lie
-  scale = figure.dpi / 72
-  centres = [axes.transData.transform(p[:2]) / scale for p in points]
-  inside = axes.get_window_extent().extents / scale
-  half = _MARK / 2
-  taken = [(x - half, y - half, x + half, y + half) for x, y in centres]
-  for (x, y, text, color), centre in zip(points, centres, strict=True):
-    wide = _LETTER * size * len(text)
-    boxes = [_label_box(*centre, *place, wide, size) for place in _PLACES]
-    covered = [
-      sum(_overlap(box, other) for other in taken) - _overlap(box, inside)
-      for box in boxes
-    ]
-    best = int(np.argmin(covered))
-    taken.append(boxes[best])
+  figure.draw_without_rendering()  # sets the transforms
+  pixels = figure.dpi / 72
+  inside = np.array(axes.get_window_extent().extents) / pixels
+  marks = _boxes(
+    axes.transData.transform([point[:2] for point in points]) / pixels, _MARK
+  )
+  lines = [
+    _sample(line, pixels) for line in axes.lines if len(line.get_xdata())
+  ]
+  obstacles = np.concatenate([marks, *(_boxes(line, 1.0) for line in lines)])
+  texts = [
     axes.annotate(
       text,
       (x, y),
-      xytext=(boxes[best][0] - centre[0], _PLACES[best][1] * _MARK),
+      (0, 0),
       textcoords="offset points",
       va="center",
+      ha="center",
       fontsize=size,
       color=color,
+      in_layout=False,  # the axes stay as they are
+    )
+    for x, y, text, color in points
+  ]
+  places, costs = [], []  # of each label: boxes [k, 4], and their costs [k]
+  for text, mark in zip(texts, marks, strict=True):
+    extent = text.get_window_extent()
+    places.append(_places(mark, extent.width / pixels, extent.height / pixels))
+    outside = _area(places[-1]) - _overlap(places[-1], inside[None])
+    blocked = _overlap(places[-1], obstacles)
+    # Of places as good as each other, the first.
+    costs.append(blocked + 5 * outside + 0.25 * np.arange(len(places[-1])))
+  chosen = [int(np.argmin(cost)) for cost in costs]
+  for _ in range(5):
+    for i, (boxes, cost) in enumerate(zip(places, costs, strict=True)):
+      others = [places[j][k] for j, k in enumerate(chosen) if j != i]
+      if others:
+        cost = cost + 3 * _overlap(boxes, np.array(others))
+      chosen[i] = int(np.argmin(cost))
+  for text, boxes, mark, k in zip(texts, places, marks, chosen, strict=True):
+    text.set_position(
+      boxes[k].reshape(2, 2).mean(0) - mark.reshape(2, 2).mean(0)
     )
 
 
-# Where a label may lie of its point: across and up; the best first.
-_PLACES = (
-  (1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1.3), (0, -1.3),
-)  # fmt: skip
-_MARK = 7.0  # room that a mark takes, in points
-_LETTER = 0.58  # width of a letter, in its size
+def _places(mark: np.ndarray, width: float, height: float) -> np.ndarray:
+  """Returns boxes [k, 4] for a label around a marker, the preferred first."""
+  center = mark.reshape(2, 2).mean(0)
+  boxes = []
+  for distance in (2.0, 5.0, 9.0):
+    reach = _MARK / 2 + distance
+    for right, up in (
+      (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1),
+      (0.5, 1), (0.5, -1), (-0.5, 1), (-0.5, -1),
+    ):  # fmt: skip
+      x = center[0] + right * (reach + width / 2)
+      y = center[1] + up * reach * (0.5 if abs(right) == 1 else 1.0)
+      y += up * height / 2
+      boxes.append(
+        (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+      )
+  return np.array(boxes)
 
 
-def _label_box(x, y, across, up, wide, high) -> tuple:
-  """(left, bottom, right, top) of a label at one of the places of a point."""
-  left = x + across * (_MARK - 1) - (1 - across) / 2 * wide
-  bottom = y + up * _MARK - high / 2
-  return left, bottom, left + wide, bottom + high
+def _sample(line, pixels: float) -> np.ndarray:
+  """Returns points [n, 2] along a line, in points of the page, 2 apart."""
+  corners = line.get_transform().transform(line.get_xydata()) / pixels
+  lengths = np.hypot(*np.diff(corners, axis=0).T)
+  parts = [
+    np.linspace(start, end, int(length / 2) + 2)
+    for start, end, length in zip(corners, corners[1:], lengths, strict=False)
+  ]
+  return np.concatenate(parts) if parts else corners
 
 
-def _overlap(one: tuple, other: tuple) -> float:
-  """Area that two boxes (left, bottom, right, top) share."""
-  wide = min(one[2], other[2]) - max(one[0], other[0])
-  high = min(one[3], other[3]) - max(one[1], other[1])
-  return max(wide, 0.0) * max(high, 0.0)
+def _boxes(centers: np.ndarray, size: float) -> np.ndarray:
+  """Returns squares [n, 4] around centres [n, 2]: left, bottom, right, top."""
+  return np.concatenate([centers - size / 2, centers + size / 2], axis=1)
 
 
-def save(figure: Figure, out: str | Path) -> str:
-  """Writes FILE.svg and FILE.png; returns their names, for a sentence."""
-  return files.save(figure, out, dpi=_DPI, colors=_COLORS)
+def _area(boxes: np.ndarray) -> np.ndarray:
+  return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
-def read_results(
-  file: Path,
-  command: str,
-  *,
-  about: Mapping[str, Collection[str]],
-  numbers: Sequence[str] = (),
-  config: Sequence[str],
-  results: Sequence[str],
-) -> dict:
-  """Reads a file of results.
-
-  Args:
-    file: a JSON file.
-    command: that makes it.
-    about: what curves are of, and the values that there are curves of.
-    numbers: that a curve has beside that.
-    config: numbers in the config of each curve.
-    results: of each run, a number for each of its steps.
-
-  Raises:
-    UserError: it is not there, or damaged, or lacks a curve; says what makes
-      it.
-  """
-  if not file.is_file():
-    raise UserError(
-      f"There are no results to draw in {file}. They are made by: {command}"
-    )
-  try:
-    content = json.loads(file.read_text())
-    made(content)
-    found = set()
-    for curve in content["curves"]:
-      found.add(tuple(curve[key] for key in about))
-      given = {key: curve[key] for key in numbers}
-      _check_numbers(given | {key: curve["config"][key] for key in config})
-      for run in curve["runs"]:
-        _check_results({key: run[key] for key in ("steps", *results)})
-      if len({len(run["steps"]) for run in curve["runs"]}) != 1:
-        raise ValueError("not all runs of a curve have as many steps")
-    for wanted in itertools.product(*about.values()):
-      if wanted not in found:
-        raise ValueError(f"it has no curve of {', '.join(wanted)}")
-    return content
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{file} is damaged ({type(error).__name__}: {error}): make it anew with "
-      f"{command}"
-    ) from error
-
-
-def _check_numbers(found: Mapping[str, object]):
-  for key, value in found.items():
-    if not isinstance(value, int | float) or not math.isfinite(value):
-      raise ValueError(f"{key} = {value!r} is not a number")
-
-
-def _check_results(run: Mapping[str, Sequence]):
-  """Raises ValueError for a run without a number of each result a step."""
-  for key, values in run.items():
-    _check_numbers({f"{key}[{i}]": value for i, value in enumerate(values)})
-    if not values or len(values) != len(run["steps"]):
-      raise ValueError(f"{key} has {len(values)} values")
-
-
-def made(content: dict) -> str:
-  """Where results come from, for the foot of a figure."""
-  commit = (content["git_commit"] or "no repository")[:7]
-  return f"{content['date'][:10]}, commit {commit}, {content['devices']}"
-
-
-def runs_of(curve: dict, result: str) -> np.ndarray:
-  """A result of all runs at all evaluations, [seeds, evaluations]."""
-  return np.array([run[result] for run in curve["runs"]])
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+  """Returns the area of each box [n, 4] that others [m, 4] cover, [n]."""
+  low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+  high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+  return np.prod(np.maximum(high - low, 0), axis=2).sum(1)

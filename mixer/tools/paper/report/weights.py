@@ -3,19 +3,21 @@
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.tools.paper.figures.figure7 import filter_mosaic
-from mixer.tools.paper.figures.unit_panels import HOW, block_name, unit_mosaic
-from mixer.tools.paper.figures.units import blocks_of
+from mixer.tools.paper.figures.filters import filter_mosaic
+from mixer.tools.paper.figures.token_units import (
+  HOW,
+  block_name,
+  blocks_of,
+  unit_mosaic,
+)
 from mixer.tools.paper.report import markup
 from mixer.tools.paper.report.markup import Markup
 from mixer.tools.paper.report.record import Record
 
 _BLOCKS = 3  # as in figure 5
 _UNITS = 128  # of a block, at most
-_UNIT_PIXELS, _FILTER_PIXELS = 42, 32
-# Of the width to the height: a block's picture is as wide as a phone, that of
-# the filters as the page.
-_UNITS_RATIO, _FILTERS_RATIO = 0.6, 1.5
+# Width to height: the picture of the filters is as wide as the page.
+_FILTERS_RATIO = 1.5
 
 
 def pictures(record: Record) -> Markup:
@@ -40,9 +42,7 @@ def _units(checkpoint: weights.LoadedWeights) -> list[Markup]:
   figures = []
   for block in blocks_of(checkpoint.params)[:_BLOCKS]:
     try:
-      pixels, shown = unit_mosaic(
-        checkpoint, block, most=_UNITS, pixels=_UNIT_PIXELS, ratio=_UNITS_RATIO
-      )
+      pixels, shown = unit_mosaic(checkpoint, block, _UNITS)
     except UserError as error:
       return [markup.element("p", error, "note warn")]
     figures.append(_figure(pixels, block_name(block), shown))
@@ -58,9 +58,7 @@ def _units(checkpoint: weights.LoadedWeights) -> list[Markup]:
 def _filters(checkpoint: weights.LoadedWeights) -> list[Markup]:
   """Of the stem, as in figure 7; nothing of a model without."""
   try:
-    pixels, shown = filter_mosaic(
-      checkpoint, pixels=_FILTER_PIXELS, ratio=_FILTERS_RATIO
-    )
+    pixels, shown = filter_mosaic(checkpoint, ratio=_FILTERS_RATIO)
   except UserError as error:
     return [markup.element("p", error, "note warn")]
   said = (

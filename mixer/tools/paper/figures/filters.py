@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figure 7: the filters of the stem, of one model or several side by side.
+
+  python -m mixer paper figure 7 --init=sam/Mixer-B_16 --init=sam/Mixer-B_32
+
+Each small picture is a filter, in colours around mid-grey, which is zero: a
+channel of the patch projection, of a ViT's embedding or of a BiT's first
+convolution. They are sorted by frequency, low first (see figure 5; here in
+cycles per pixel, over all colours). The paper has a Mixer-B/16 and a Mixer-B/32
+trained on JFT-300M: the filters of 32 px are smooth, those of 16 px mostly
+without structure.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mixer import weights
+from mixer.errors import UserError
+from mixer.models.bit import standardize_filters
+from mixer.tools.paper.figures import charts, mosaic
+from mixer.tools.paper.figures.token_units import frequencies
+from mixer.weights import LoadedWeights
+
+HOW = (
+  "mid-grey is zero, each filter is scaled by its own largest weight; low "
+  "frequency first"
+)
+_PIXELS = 32  # approximate size of a filter's picture
+# Path of the first convolution in the parameters.
+_STEMS = {
+  "Mixer": ("stem", "kernel"),
+  "ViT": ("embedding", "kernel"),
+  "BiT": ("root_block", "conv_root", "kernel"),
+}
+
+
+def draw_figure7(init: Sequence[str], out: str | Path = "figure7.svg") -> str:
+  """Draws figure 7.
+
+  Args:
+    init: weights, one or more.
+    out: FILE.svg.
+
+  Returns:
+    The models' and the files' names, for a sentence.
+
+  Raises:
+    UserError: a model has no such filters, weights cannot be read, or the files
+      cannot be written.
+  """
+  charts.check_out(out)
+  panels, names = [], []
+  for name in init:
+    sheet, caption = filter_mosaic(weights.read(name))
+    names.append(mosaic.short_name(name))
+    panels.append(mosaic.Panel(f"{names[-1]}\n{caption}", sheet))
+  title = f"Stem filters of {', '.join(names)}"
+  files = mosaic.draw_panels(title, f"Paper, figure 7; {HOW}.", [panels], out)
+  return f"{title}: {files}"
+
+
+def filter_mosaic(
+  checkpoint: LoadedWeights, *, ratio: float = 1.0
+) -> tuple[np.ndarray, str]:
+  """Draws a model's filters, sorted by frequency.
+
+  Args:
+    checkpoint: weights of a Mixer, a ViT or a BiT.
+    ratio: approximate width of the mosaic divided by its height.
+
+  Returns:
+    float [h, w, 3], and a caption such as "768 filters of 16 x 16 px".
+  """
+  filters = read_filters(checkpoint)  # n h w c
+  n, h, w, _ = filters.shape
+  order = np.argsort(frequencies(filters), kind="stable")
+  sheet = mosaic.make_mosaic(
+    mosaic.around_grey(filters[order]),
+    mosaic.choose_columns(n, (h, w), ratio),
+    zoom=mosaic.choose_zoom(h, _PIXELS),
+    between=1.0,
+  )
+  return sheet, f"{n:,} filters of {h} x {w} px"
+
+
+def read_filters(checkpoint: LoadedWeights) -> np.ndarray:
+  """Returns the filters of a Mixer's, a ViT's or a BiT's first convolution.
+
+  Those of a BiT are standardised, as the network uses them: mean and scale of
+  its weights have no effect.
+
+  Returns:
+    float64 [n, h, w, channels], in the order of the weights.
+
+  Raises:
+    UserError: the model has none, or they are not finite.
+  """
+  for path in _STEMS.values():
+    kernel = checkpoint.params
+    for name in path:
+      kernel = kernel.get(name, {}) if isinstance(kernel, dict) else {}
+    if getattr(kernel, "ndim", 0) == 4:
+      break
+  else:
+    paths = ", ".join(
+      f"{'/'.join(path)} ({model})" for model, path in _STEMS.items()
+    )
+    raise UserError(
+      f"{checkpoint.name} has no stem whose filters could be drawn: none of "
+      f"{paths}."
+    )
+  kernel = np.asarray(kernel, np.float64)  # h w c n
+  if not np.isfinite(kernel).all():
+    raise UserError(
+      f"{checkpoint.name} has a stem with weights that are not finite: take an "
+      "earlier checkpoint."
+    )
+  if path == _STEMS["BiT"]:
+    kernel = np.asarray(standardize_filters(kernel), np.float64)
+  return kernel.transpose(3, 0, 1, 2)  # n h w c

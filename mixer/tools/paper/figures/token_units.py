@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures 5 and 6: hidden units of token-mixing MLPs as pictures.
+
+  python -m mixer paper figure 5 --init=imagenet1k/Mixer-B_16
+  python -m mixer paper figure 6 --init=imagenet1k/Mixer-B_16 \\
+    --init=imagenet21k/Mixer-B_16 --init=sam/Mixer-B_16
+
+Figure 5 has a panel for each of the first three blocks of one model, with pairs
+at equal distances in the order if a block has more than --units units. Figure 6
+has a column for each of up to three weights and a row for each of the first two
+blocks, with all units.
+
+The input weights of a hidden unit are a picture over the tokens: a column of
+`token_mixing/Dense_0/kernel` [S, D_S], in rows and columns of the token grid.
+The paper orders these pictures (figures 5 and 6, appendix D): low frequency
+first, each followed by the one closest to its negative. It defines neither
+word. Here
+
+- frequency is the mean spatial frequency of the picture's two-dimensional DCT,
+  weighted with the energy of its coefficients, in cycles per token: 0 for a
+  constant picture; with 14 x 14 tokens 0.62 for a chessboard, whose energy is
+  not all in the last coefficient, and at most 0.66. (The DCT, and not the DFT,
+  because opposite edges of a picture are unrelated.)
+- distance is the angle: pictures are compared at the same norm, since nearly
+  empty ones would otherwise be close to everything.
+
+The paper's models were trained on JFT-300M, and their weights never published.
+Letters in shape comments: h w rows and columns of tokens, s = h * w, d hidden
+units.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import fft
+
+from mixer import weights
+from mixer.errors import UserError
+from mixer.tools.paper.figures import charts, mosaic
+from mixer.weights import LoadedWeights, grid_shape
+
+HOW = (
+  "red: positive weights, blue: negative, each picture scaled by its own "
+  "largest; next to each unit the one closest to its negative; low frequency "
+  "first"
+)
+_MAX_COLUMNS = 3  # weights in figure 6
+_ORDINALS = ("first", "second", "third")
+
+
+def draw_figure5(
+  init: Sequence[str],
+  blocks: list[int] | None = None,
+  units: int = 128,
+  out: str | Path = "figure5.svg",
+) -> str:
+  """Draws figure 5.
+
+  Args:
+    init: weights of one Mixer.
+    blocks: numbers of the blocks; None: the first three.
+    units: maximum number in a block.
+    out: FILE.svg.
+
+  Returns:
+    The model's and the files' names, for a sentence.
+
+  Raises:
+    UserError: the weights are not a Mixer's or cannot be read, there are
+      several, or the files cannot be written.
+  """
+  if len(init) > 1:
+    raise UserError(
+      f"--init is given {len(init)} times: figure 5 is of one model, figure 6 "
+      "sets several side by side."
+    )
+  if units < 2:
+    raise UserError(f"--units={units} must be 2 or more: units come in pairs.")
+  charts.check_out(out)
+  checkpoint = weights.read(*init)
+  row = []
+  for block in _choose_blocks(checkpoint, blocks, 3):
+    sheet, caption = unit_mosaic(checkpoint, block, units)
+    row.append(mosaic.Panel(f"{block_name(block)}\n{caption}", sheet))
+  title = f"Token-mixing units of {mosaic.short_name(checkpoint.name)}"
+  files = mosaic.draw_panels(title, f"Paper, figure 5; {HOW}.", [row], out)
+  return f"{title}: {files}"
+
+
+def draw_figure6(
+  init: Sequence[str],
+  blocks: list[int] | None = None,
+  out: str | Path = "figure6.svg",
+) -> str:
+  """Draws figure 6.
+
+  Args:
+    init: weights of up to three Mixers.
+    blocks: numbers of the blocks; None: the first two that all models have.
+    out: FILE.svg.
+
+  Returns:
+    The models' and the files' names, for a sentence.
+
+  Raises:
+    UserError: weights are not a Mixer's or cannot be read, there are too many,
+      or the files cannot be written.
+  """
+  if len(init) > _MAX_COLUMNS:
+    raise UserError(
+      f"--init is given {len(init)} times: figure 6 has up to {_MAX_COLUMNS} "
+      "columns."
+    )
+  charts.check_out(out)
+  checkpoints = [weights.read(name) for name in init]
+  choices = [_choose_blocks(each, blocks, 2) for each in checkpoints]
+  names = [mosaic.short_name(each.name) for each in checkpoints]
+  rows = []
+  for block in min(choices, key=len):
+    row = []
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+      sheet, caption = unit_mosaic(checkpoint, block, pixels=28, ratio=1.3)
+      title = f"{name}\n{block_name(block)}\n{caption}"
+      row.append(mosaic.Panel(title, sheet))
+    rows.append(row)
+  title = f"All token-mixing units of {', '.join(names)}"
+  files = mosaic.draw_panels(title, f"Paper, figure 6; {HOW}.", rows, out)
+  return f"{title}: {files}"
+
+
+def _choose_blocks(
+  checkpoint: LoadedWeights, blocks: list[int] | None, most: int
+) -> list[int]:
+  """Returns `blocks`, or the first ones of the model if that is None."""
+  present = blocks_of(checkpoint.params)
+  if not present:
+    raise _no_units(checkpoint)
+  return present[:most] if blocks is None else blocks
+
+
+def block_name(block: int) -> str:
+  """Returns a title such as "MixerBlock_0, the first token-mixing MLP"."""
+  ordinal = _ORDINALS[block] if block < len(_ORDINALS) else f"{block + 1}th"
+  return f"MixerBlock_{block}, the {ordinal} token-mixing MLP"
+
+
+def unit_mosaic(
+  checkpoint: LoadedWeights,
+  block: int,
+  most: int | None = None,
+  *,
+  pixels: int = 42,
+  ratio: float = 0.6,
+) -> tuple[np.ndarray, str]:
+  """Draws a block's units in opposite pairs, from left to right.
+
+  Args:
+    checkpoint: weights of a Mixer.
+    block: number of the block, from 0.
+    most: maximum number of units, in pairs at equal distances in their order;
+      None: all.
+    pixels: approximate height of a unit's picture.
+    ratio: approximate width of the mosaic divided by its height.
+
+  Returns:
+    float [h, w, 3], and a caption such as "384 units, 14 x 14 tokens each".
+  """
+  units = read_units(checkpoint, block)  # d h w
+  order = in_opposite_pairs(units)
+  d, h, w = units.shape
+  count = f"{d:,} units"
+  if most is not None and most < d:
+    order = some_pairs(order, most)
+    count = f"{len(order):,} of {count}"
+  sheet = mosaic.make_mosaic(
+    mosaic.signed_colors(units[order]),
+    mosaic.choose_columns(len(order), (h, w), ratio),
+    zoom=mosaic.choose_zoom(h, pixels),
+    pairs=True,
+  )
+  return sheet, f"{count}, {h} x {w} tokens each"
+
+
+def _no_units(checkpoint: LoadedWeights) -> UserError:
+  return UserError(
+    f"{checkpoint.name} has no token-mixing units, which this figure shows: "
+    "name the weights of a Mixer."
+  )
+
+
+def blocks_of(params: dict) -> list[int]:
+  """Returns the numbers of the blocks with token mixing, as in MixerBlock_0.
+
+  Args:
+    params: nested dict of arrays, of any model.
+  """
+  numbers = (
+    int(match[1])
+    for name, part in params.items()
+    if (match := re.fullmatch(r"MixerBlock_(\d+)", name))
+    and "token_mixing" in part
+  )
+  return sorted(numbers)
+
+
+def read_units(checkpoint: LoadedWeights, block: int) -> np.ndarray:
+  """Returns the pictures of a block's units.
+
+  Args:
+    checkpoint: weights of a Mixer.
+    block: number of the block, from 0.
+
+  Returns:
+    float64 [d, h, w], in the order of the weights.
+
+  Raises:
+    UserError: there is no such block, there are no token-mixing units, or
+      weights are not finite.
+  """
+  blocks = blocks_of(checkpoint.params)
+  if not blocks:
+    raise _no_units(checkpoint)
+  if block not in blocks:
+    raise UserError(
+      f"{checkpoint.name} has no MixerBlock_{block}: its blocks are "
+      f"{blocks[0]} to {blocks[-1]}."
+    )
+  mixing = checkpoint.params[f"MixerBlock_{block}"]["token_mixing"]
+  kernel = np.asarray(mixing["Dense_0"]["kernel"], np.float64)  # s d
+  grid = _grid(checkpoint)
+  if kernel.ndim != 2 or len(kernel) != math.prod(grid):
+    raise UserError(
+      f"The token mixing of MixerBlock_{block} in {checkpoint.name} has shape "
+      f"{kernel.shape}, which makes no pictures of {grid[0]} x {grid[1]} "
+      "tokens: name the weights of a Mixer as the paper has it."
+    )
+  if not np.isfinite(kernel).all():
+    raise UserError(
+      f"{checkpoint.name} has weights that are not finite, in the token mixing "
+      f"of MixerBlock_{block}: take an earlier checkpoint."
+    )
+  return kernel.T.reshape(-1, *grid)  # d h w
+
+
+def _grid(checkpoint: LoadedWeights) -> tuple[int, int]:
+  """Returns rows and columns of the tokens."""
+  try:
+    return grid_shape(checkpoint.params, checkpoint.image_size)
+  except UserError as error:
+    raise UserError(
+      f"{checkpoint.name} does not say how many rows and columns its tokens "
+      "make, which are no square: name the folder of the run it is from."
+    ) from error
+
+
+def frequencies(pictures: np.ndarray) -> np.ndarray:
+  """Returns the mean spatial frequencies of pictures.
+
+  Args:
+    pictures: [n, h, w], or [n, h, w, channels], whose energy is summed.
+
+  Returns:
+    [n] in cycles per token (or pixel); infinity for an all-zero picture, which
+      is sorted last.
+  """
+  energy = fft.dctn(pictures, axes=(1, 2), norm="ortho") ** 2
+  energy = energy.reshape(*pictures.shape[:3], -1).sum(-1)  # n h w
+  # Coefficient k of m tokens makes k / 2 cycles over the m.
+  down, right = (np.arange(m) / (2 * m) for m in pictures.shape[1:3])
+  frequency = np.hypot(down[:, None], right)  # h w
+  total = energy.sum((1, 2))
+  mean = (energy * frequency).sum((1, 2)) / np.where(total > 0, total, 1.0)
+  return np.where(total > 0, mean, np.inf)
+
+
+def in_opposite_pairs(pictures: np.ndarray) -> np.ndarray:
+  """Orders units: low frequency first, each with the closest to its negative.
+
+  Repeatedly takes the unit of the lowest frequency among those left, and the
+  unit closest to its negative.
+
+  Args:
+    pictures: [d, h, w].
+
+  Returns:
+    int [d], a permutation; positions 2 i and 2 i + 1 are a pair. If d is odd
+      the last unit has no partner.
+  """
+  flat = pictures.reshape(len(pictures), -1)  # d s
+  norms = np.linalg.norm(flat, axis=1, keepdims=True)
+  flat = flat / np.where(norms > 0, norms, 1.0)
+  cosine = flat @ flat.T  # d d
+  taken = np.zeros(len(flat), bool)
+  order = []
+  for unit in np.argsort(frequencies(pictures), kind="stable"):
+    if taken[unit]:
+      continue
+    taken[unit] = True
+    order.append(unit)
+    if not taken.all():
+      opposite = np.argmin(np.where(taken, np.inf, cosine[unit]))
+      taken[opposite] = True
+      order.append(opposite)
+  return np.array(order, int)
+
+
+def some_pairs(order: Sequence[int], units: int) -> np.ndarray:
+  """Takes pairs at equal distances from an order, so that all of it is seen.
+
+  Args:
+    order: from `in_opposite_pairs`.
+    units: maximum number, 2 or more.
+  """
+  order = np.asarray(order)
+  pairs = -(-len(order) // 2)
+  count = min(units // 2, pairs)
+  chosen = np.linspace(0, pairs - 1, count).round().astype(int)
+  return np.concatenate([order[2 * pair : 2 * pair + 2] for pair in chosen])
