@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipes
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export
+from PIL import Image
 
 from benchmarks.variations import PAPER, RESULT, compare
-from mixer import weights
+from mixer import train, weights
 from mixer.errors import UserError
-from mixer.models import create, flops
+from mixer.models import create, flops, mixer
 from mixer.models.infer import infer_model
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
@@ -251,6 +255,48 @@ def test_a_variations_parameters_are_not_taken_for_a_mixers(plain):
 def test_a_variation_without_sizes_says_which_it_needs():
   with pytest.raises(ValueError, match="patch, hidden.*as fields.$"):
     create("MixerVariation", untied=True)
+
+
+@pytest.mark.parametrize("name", ["views", "pyramid"])
+def test_a_variations_run_is_predicted_exported_and_reported(
+  digits_dir, tmp_path, name, capsys
+):
+  config = recipes.load("variations", name)
+  config.data.data_dir = digits_dir
+  config.total_epochs, config.total_steps = 0.0, 3
+  config.schedule.warmup_epochs = 0.0
+  config.model.dtype, config.model.stoch_depth = "bfloat16", 0.1
+  run, image = tmp_path / "run", tmp_path / "image.png"
+  assert train.train(config, str(run)) == 0
+  grey = np.random.default_rng(0).integers(256, size=(8, 8), dtype=np.uint8)
+  Image.fromarray(grey).save(image)
+  pixels = np.stack([grey] * 3, -1)[None]
+  sizes = {key: config.model[key] for key in (*mixer.COLUMNS, "num_classes")}
+  fields = recipes.module("variations").VARIATIONS[name]
+  model = create("MixerVariation", **sizes, **fields)  # in float32
+  logits, _ = jax.jit(model.apply)(
+    {"params": weights.load(run)}, pixels / np.float32(127.5) - 1
+  )
+
+  def tool(name, *arguments):
+    tool = importlib.import_module(f"mixer.tools.{name}")
+    return tool.main([str(argument) for argument in arguments])
+
+  program = tmp_path / "program.stablehlo"
+  assert tool("predict", f"--init={run}", image, "--topk=10") == 0
+  lines = capsys.readouterr().out.splitlines()[-10:]
+  assert tool("export", f"--init={run}", f"--out={program}") == 0
+  assert tool("paper.__main__", "report", f"--workdir={run}") == 0
+
+  probabilities = np.sort(jax.nn.softmax(logits[0]))[::-1]
+  assert [line.split()[0] for line in lines] == [
+    f"{probability:.4f}" for probability in probabilities
+  ]
+  exported = export.deserialize(bytearray(program.read_bytes()))
+  np.testing.assert_allclose(exported.call(pixels), logits, atol=1e-5)
+  weights.save(tmp_path / "lone.npz", weights.load(run))
+  assert tool("predict", f"--init={tmp_path / 'lone.npz'}", image) == 2
+  assert "name the run's folder" in capsys.readouterr().err
 
 
 def test_the_recipe_differs_from_digits_only_in_the_variation():

@@ -159,7 +159,7 @@ def test_a_runs_folder_says_how_it_was_trained(tmp_path):
   (tmp_path / "classes.txt").write_text("ant\nbee\nsea horse\n")
   config = {
     "data": {"ops": "resize((40, 80)) | central_crop((32, 72))"},
-    "model": {"gelu": "exact"},
+    "model": {"name": "Mixer-S/16", "gelu": "exact"},
   }
   (tmp_path / "config.json").write_text(json.dumps(config))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Infers a model from its parameters."""
+"""Creates a model from its parameters or from the config of its run."""
 
 import dataclasses
 import math
@@ -9,10 +9,16 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from mixer.errors import UserError
-from mixer.models import FAMILIES, create, fields_of
-from mixer.models.base import TokenModel
+from mixer.models import FAMILIES, create, family_of, fields_of
+from mixer.models.base import ImageModel, TokenModel
 
 Shapes = dict[str, tuple[int, ...]]
+# Fields that change neither the parameters nor, in float32, the logits.
+_TRAINING_FIELDS = {
+  "scan",
+  "kernels",
+  *(field.name for field in dataclasses.fields(ImageModel)),
+} - {"num_classes", "image_channels"}
 
 
 def infer(params: dict) -> nn.Module | None:
@@ -36,35 +42,63 @@ def infer(params: dict) -> nn.Module | None:
   return None
 
 
-def infer_model(params: dict, *, gelu: str = "tanh", **fields) -> nn.Module:
+def infer_model(
+  params: dict, *, config: dict | None = None, gelu: str = "tanh", **fields
+) -> nn.Module:
   """Creates the model that parameters belong to.
 
   Args:
     params: nested dict of arrays.
+    config: the part `model` of the run's config.json, which names the model;
+      None infers it from the shapes.
     gelu: "tanh" or "exact"; ignored by a BiT, which has none.
-    **fields: override any field of the inferred model.
+    **fields: override any field of the model.
 
   Raises:
-    UserError: the parameters do not belong to a Mixer, a ViT or a BiT.
+    UserError: there is no config, and the parameters do not belong to a Mixer,
+      a ViT or a BiT.
+    ValueError: the config does not name a model.
   """
-  model = infer(params)
+  model = infer(params) if config is None else create_from_config(config)
   if model is None:
     raise UserError(
       "These are not the parameters of a Mixer, a ViT or a BiT, so the model "
-      "cannot be inferred: create it with mixer.models.create."
+      "cannot be inferred: name the run's folder, whose config.json names the "
+      "model, or create it with mixer.models.create."
     )
   if hasattr(model, "gelu"):
     fields = {"gelu": gelu} | fields
   return model.clone(**fields)
 
 
-def infer_image_size(params: dict) -> tuple[int, int] | None:
+def create_from_config(config: dict) -> nn.Module:
+  """Creates the model of a run, without the options of its training.
+
+  Args:
+    config: the part `model` of the run's config.json.
+
+  Raises:
+    ValueError: the config does not name a model, or lacks one of its sizes.
+  """
+  name = str(config.get("name"))
+  known = {"num_classes", *fields_of(family_of(name))} - _TRAINING_FIELDS
+  fields = {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in config.items()
+    if key in known and value is not None
+  }
+  return create(name, **fields)
+
+
+def infer_image_size(
+  params: dict, model: nn.Module | None = None
+) -> tuple[int, int] | None:
   """Returns height and width of the square image that parameters are for.
 
   None for a BiT, which takes any size, for a number of tokens that is not a
-  square, and for parameters of another family.
+  square, and for parameters of another family, unless `model` is given.
   """
-  model = infer(params)
+  model = model or infer(params)
   if not isinstance(model, TokenModel):
     return None
   tokens = model.trained_tokens(params)

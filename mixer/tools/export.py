@@ -27,7 +27,6 @@ from jax import export as jax_export
 
 from mixer import cli, weights
 from mixer.errors import UserError
-from mixer.models.infer import infer_model
 from mixer.models.kernels import plain_model
 from mixer.storage import atomic_write, check_writable
 from mixer.tools.inference import check_shape, made_for
@@ -138,7 +137,7 @@ def write_program(
     UserError: the images do not fit the weights, or the results differ.
   """
   size = (image_size, image_size) if image_size else made_for(checkpoint)
-  model = infer_model(checkpoint.params, gelu=checkpoint.gelu, dtype=dtype)
+  model = checkpoint.create_model(dtype=dtype)
   # Kernels are of one kind of device, and of a known number of images.
   model = plain_model(model)
   shape = (*size, model.image_channels)
@@ -217,8 +216,7 @@ def _compare(
     UserError: too far.
   """
   call = jax_export.deserialize(bytearray(program)).call
-  model = infer_model(checkpoint.params, gelu=checkpoint.gelu)
-  model = plain_model(model)  # as the program is
+  model = plain_model(checkpoint.create_model())  # as the program is
   apply = jax.jit(lambda params, x: model.apply({"params": params}, x)[0])
   pixels = np.random.default_rng(0).integers(
     256, size=(max(TRIED), *shape), dtype=np.uint8

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from mixer.data.workers import DEFAULT_WORKERS
 from mixer.datasets import class_names
 from mixer.errors import UserError
 from mixer.models.base import TokenModel
-from mixer.models.infer import infer, infer_model
-from mixer.storage import storage_path
 from mixer.training.sharding import pmap_step, prefetch_to_device, replicate
 from mixer.training.step import normalise
 
@@ -95,14 +92,13 @@ def open_classifier(
     UserError: there is no head, or these do not fit one another.
   """
   checkpoint = weights.read(init)
-  model = infer_model(checkpoint.params, gelu=checkpoint.gelu)
+  model = checkpoint.create_model()
   if not model.num_classes:
     raise UserError(
       f"{init} has no head, so nothing to name classes with: fine-tune it first"
       f" (train.py --config.init={init})."
     )
-  config = _run_config(init)
-  spec, of_ops = _choose_ops(checkpoint, config, ops)
+  spec, of_ops = _choose_ops(checkpoint, ops)
   size = preprocess.output_size(spec)
   check_shape(model, checkpoint.params, (*size, 3), f"The ops {spec!r}")
   names, of_names = _choose_names(checkpoint, model.num_classes, classes)
@@ -112,25 +108,19 @@ def open_classifier(
     params=checkpoint.params,
     ops=spec,
     size=size,
-    loss=config.get("loss", "softmax"),
+    loss=checkpoint.config.get("loss", "softmax"),
     class_names=names,
     notes=(of_names, of_ops),
   )
 
 
-def _run_config(init: str) -> dict:
-  """The config of the run in a folder; {} of other weights."""
-  file = storage_path(init) / "config.json"
-  return json.loads(file.read_text()) if file.is_file() else {}
-
-
 def _choose_ops(
-  checkpoint: weights.LoadedWeights, config: dict, ops: str | None
+  checkpoint: weights.LoadedWeights, ops: str | None
 ) -> tuple[str, str]:
   """Returns a spec and where it is from."""
   if ops:
     return ops, "--ops"
-  for name, evaluation in config.get("evals", {}).items():
+  for name, evaluation in checkpoint.config.get("evals", {}).items():
     if evaluation.get("type") == "classification" and evaluation.get("ops"):
       return evaluation["ops"], f"of the run's evaluator {name}"
   h, w = made_for(checkpoint)
@@ -141,10 +131,12 @@ def _choose_ops(
 
 def made_for(checkpoint: weights.LoadedWeights) -> tuple[int, int]:
   """Height and width of the images, square if it is not known."""
-  model = infer(checkpoint.params)
+  model = checkpoint.create_model()
   if not isinstance(model, TokenModel):
     return checkpoint.image_size or PAPERS_SIZE
-  rows, columns = weights.grid_shape(checkpoint.params, checkpoint.image_size)
+  rows, columns = weights.grid_shape(
+    checkpoint.params, checkpoint.image_size, model
+  )
   return model.patch * rows, model.patch * columns
 
 

@@ -23,19 +23,22 @@ from mixer.models.vit import VisionTransformer
 Grid = tuple[int, int]  # rows and columns of tokens
 
 
-def grid_shape(params: dict, image_size: Grid | None = None) -> Grid:
+def grid_shape(
+  params: dict, image_size: Grid | None = None, model: TokenModel | None = None
+) -> Grid:
   """Returns the rows and columns of the tokens that weights are for.
 
   Args:
     params: of a Mixer or a ViT, whose class token does not count.
     image_size: height and width in pixels that they are for, if known; None
       means square images.
+    model: that the weights are of; None infers it.
 
   Raises:
     UserError: the weights are of neither, or the number of tokens is no square.
   """
-  model = _token_model(params)
-  image_size = image_size or infer_image_size(params)
+  model = model or _token_model(params)
+  image_size = image_size or infer_image_size(params, model)
   if image_size is None:
     raise UserError(
       f"These weights are for {model.trained_tokens(params)} tokens, which are "

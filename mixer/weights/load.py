@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
+from flax import linen as nn
 
 from mixer.errors import UserError
-from mixer.models.infer import infer_image_size
+from mixer.models.infer import (
+  create_from_config,
+  infer_image_size,
+  infer_model,
+)
 from mixer.storage import storage_errors, storage_path
 from mixer.weights import download, io, zoo
 from mixer.weights.zoo import Published
@@ -36,6 +41,8 @@ class LoadedWeights:
     image_size: height and width in pixels. If the source does not say, those
       of the square image with as many tokens; None for a BiT, or no square.
     name: argument of `read`.
+    config: the run's config.json; {} for weights that are not in a run's
+      folder.
   """
 
   params: dict = dataclasses.field(repr=False)
@@ -43,6 +50,20 @@ class LoadedWeights:
   class_names: tuple[str, ...] | None
   image_size: tuple[int, int] | None
   name: str
+  config: dict = dataclasses.field(default_factory=dict, repr=False)
+
+  def create_model(self, **fields) -> nn.Module:
+    """Creates the model: the run's, else inferred from the parameters.
+
+    Args:
+      **fields: override any field of the model.
+
+    Raises:
+      UserError: not in a run's folder, and not a Mixer, a ViT or a BiT.
+    """
+    return infer_model(
+      self.params, config=self.config.get("model"), gelu=self.gelu, **fields
+    )
 
 
 def load(init: str | os.PathLike) -> dict:
@@ -141,14 +162,15 @@ def _read_run(folder: epath.Path, name: str) -> LoadedWeights:
       "finish (the same command continues it), or name a file."
     )
   params, gelu = io.read_file(path)
-  config, image_size = folder / "config.json", None
-  if config.is_file():
-    gelu, image_size = _read_config(config, gelu)
+  file, config, model, image_size = folder / "config.json", {}, None, None
+  if file.is_file():
+    config, model, image_size = _read_config(file)
+    gelu = config["model"].get("gelu") or gelu
   if image_size is None:
-    image_size = infer_image_size(params)
+    image_size = infer_image_size(params, model)
   names = trained_classes(folder)
   return LoadedWeights(
-    params, gelu or "tanh", names and tuple(names), image_size, name
+    params, gelu or "tanh", names and tuple(names), image_size, name, config
   )
 
 
@@ -159,19 +181,19 @@ def trained_classes(folder: epath.Path) -> list[str] | None:
 
 
 def _read_config(
-  config: epath.Path, gelu: str | None
-) -> tuple[str | None, tuple[int, int] | None]:
-  """Returns the form of GELU and the image size of a run's config."""
+  file: epath.Path,
+) -> tuple[dict, nn.Module, tuple[int, int] | None]:
+  """Returns a run's config, its model and the size of its images."""
   from mixer.data import preprocess  # other weights do not need its imports
 
   try:
-    content = json.loads(config.read_text())
-    spec, gelu = content["data"]["ops"], content["model"].get("gelu") or gelu
+    config = json.loads(file.read_text())
+    spec, model = config["data"]["ops"], create_from_config(config["model"])
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f"{config} is damaged: name the file of weights next to it."
+      f"{file} is damaged: name the file of weights next to it."
     ) from error
   try:
-    return gelu, preprocess.output_size(spec)
+    return config, model, preprocess.output_size(spec)
   except UserError:  # ops that the recipe defines itself
-    return gelu, None
+    return config, model, None
