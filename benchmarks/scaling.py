@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.preflight import preflight
 from mixer.cli import run_cli
 from mixer.storage import atomic_write
-from mixer.tools.preflight.compiler import check_libtpu
+from mixer.tools.preflight.compiler import check_installed
 from mixer.tools.preflight.hlo import Collective
 from mixer.tools.preflight.roofline import Roofline, roofline
 from mixer.tools.preflight.topology import Topology, parse
@@ -68,7 +68,7 @@ def main() -> int:
 
 def scale(models: list[str], file: Path) -> str:
   """Compiles the cells missing from the file; returns the tables."""
-  check_libtpu()
+  check_installed(parse(COMPILED_FOR))
   file.parent.mkdir(parents=True, exist_ok=True)
   cells = json.loads(file.read_text()) if file.exists() else {}
   sections = []

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe would need on a machine that is not there."""
+"""Memory and step time of a recipe on a machine that is not at hand."""

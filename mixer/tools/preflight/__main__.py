@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says whether a recipe fits a machine and what it costs, without the machine.
+"""Tells whether a recipe fits a machine, and its cost, without the machine.
 
 python -m mixer preflight --config=FILE:ARG --topology=v4:4x4x4
   [--config.KEY=VALUE ...] [--suggest] [--json=FILE]
 
-Compiles the run's own training step and evaluation. A topology is a slice of
-TPUs, by shape or as Google Cloud names it (v4:2x2x4 or v4-32), or gpu:h200x8.
-`pip install libtpu==0.0.42.1` brings the TPU compiler to any machine, and
-`pip install "jax[cuda13]"` that of H100 and H200. Other GPUs are judged by a
-TPU's compiler. Data need not be there.
+Compiles the run's own update step and evaluation; the data can be absent. A
+topology is a TPU slice, by shape or by Google Cloud's name (v4:2x2x4 or v4-32),
+or gpu:h200x8. `pip install libtpu==0.0.42.1` brings the TPU compiler to any
+machine, and `pip install "jax[cuda13]"` that for H100 and H200. Other GPUs are
+judged by a TPU's compiler. Shows on stderr the program that is being compiled,
+unless there is a --json.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -28,7 +30,7 @@ TOPOLOGY = flags.DEFINE_string(
   "topology", None, "The machine, such as v4:4x4x4, v3-128 or gpu:h200x8."
 )
 SUGGEST = flags.DEFINE_bool(
-  "suggest", False, "Look for the most images at once that fit."
+  "suggest", False, "Search for the most images at once that fit."
 )
 JSON = flags.DEFINE_string("json", None, "File for every figure, in SI units.")
 flags.mark_flag_as_required("config")
@@ -45,11 +47,16 @@ def main() -> int:
   if JSON.value:
     check_writable(JSON.value, "json")
   compiler.set_environment()
-  # After the environment, which jax reads, and after what is cheap.
-  from mixer.tools.preflight.check import preflight
+  # These import jax, which reads the environment.
+  from mixer.tools.preflight.preflight import preflight
   from mixer.tools.preflight.report import describe, to_json
 
-  report = preflight(CONFIG.value, TOPOLOGY.value, suggests=SUGGEST.value)
+  report = preflight(
+    CONFIG.value,
+    TOPOLOGY.value,
+    suggests=SUGGEST.value,
+    progress=contextlib.nullcontext if JSON.value else compiler.show_progress,
+  )
   print(describe(report), flush=True)
   if JSON.value:
     with atomic_write(Path(JSON.value)) as aside:

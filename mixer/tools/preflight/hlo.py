@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 _COMPUTATION = re.compile(
-  r"^(?P<entry>ENTRY )?%?(?P<name>[^\s(]+) \(.*-> .*\{$"
+  r"^(?:(?P<entry>ENTRY) )?%?(?P<name>[^\s(]+) \(.*-> .*\{$"
 )
 _INSTRUCTION = re.compile(
   r"^\s+(?:ROOT )?%?(?P<name>\S+) = (?P<type>.+?) (?P<op>[a-z][\w-]*)"
@@ -27,24 +27,14 @@ _CALLED = re.compile(
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 
 COLLECTIVES = (
-  "all-reduce",
-  "reduce-scatter",
-  "all-gather",
-  "all-to-all",
-  "collective-permute",
+  "all-reduce reduce-scatter all-gather all-to-all collective-permute".split()
 )
 # Other names for arrays that exist already, or constants of the program.
-_NO_TRAFFIC = {
-  "parameter",
-  "constant",
-  "tuple",
-  "get-tuple-element",
-  "bitcast",
-  "partition-id",
-  "replica-id",
-  "after-all",
-  "iota",
-}
+_NO_TRAFFIC = (
+  "parameter constant tuple get-tuple-element bitcast partition-id replica-id"
+  " after-all iota"
+).split()
+ENTRY = "ENTRY"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +73,8 @@ class Instruction:
     return _FUSED.search(self.attributes)[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class HloModule:
-  """Instructions of each computation by its name, and the entry's name."""
-
-  computations: dict[str, list[Instruction]]
-  entry: str
+# Instructions of each computation by its name, or ENTRY for the program's own.
+HloModule = dict[str, list[Instruction]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,37 +104,33 @@ class Collective:
 
 def parse_hlo(text: str) -> HloModule:
   """Parses `compiled.as_text()`."""
-  computations, entry, instructions = {}, "", []
+  module, instructions = {}, []
   for line in text.splitlines():
     if match := _COMPUTATION.match(line):
-      instructions = computations[match["name"]] = []
-      entry = match["name"] if match["entry"] else entry
+      instructions = module[match["entry"] or match["name"]] = []
     elif match := _INSTRUCTION.match(line):
       operands, attributes = _split_operands(match["rest"])
       is_parameter = match["op"] == "parameter"
       names = [operands] if is_parameter else _OPERAND.findall(operands)
+      arrays = tuple(_parse_arrays(match["type"]))
       instructions.append(
         Instruction(
-          match["name"],
-          match["op"],
-          tuple(names),
-          tuple(_parse_arrays(match["type"])),
-          attributes,
+          match["name"], match["op"], tuple(names), arrays, attributes
         )
       )
-  return HloModule(computations, entry)
+  return module
 
 
 def read_traffic(module: HloModule) -> HbmTraffic:
   """Adds up operands and results of all instructions outside of fusions."""
   outside = inside = 0
-  pending, visited = [(module.entry, False)], set()
+  pending, visited = [(ENTRY, False)], set()
   while pending:
     name, is_loop = pending.pop()
     if name in visited:
       continue
     visited.add(name)
-    instructions = module.computations.get(name, [])
+    instructions = module.get(name, [])
     by_name = {each.name: each for each in instructions}
     for each in instructions:
       if each.op in ("while", "call", "conditional"):
@@ -170,7 +152,7 @@ def read_collectives(module: HloModule, devices: int) -> list[Collective]:
     devices: size of a group where the text names no groups.
   """
   collectives = []
-  for name, instructions in module.computations.items():
+  for name, instructions in module.items():
     for each in instructions:
       kind = each.op.removesuffix("-start")
       if kind not in COLLECTIVES:
@@ -240,7 +222,7 @@ def _traffic_of(
     return read
   root = each
   if each.op == "fusion":
-    body = module.computations[each.fused]
+    body = module[each.fused]
     root, by_name = body[-1], {one.name: one for one in body}
   results = zip(each.arrays, _bytes_written(root, by_name), strict=True)
   return read + sum(
@@ -254,16 +236,12 @@ def _bytes_read(
   module: HloModule,
   body: Sequence[Instruction] = (),
 ) -> float:
-  """Returns the bytes read from an operand; inf for all of it.
+  """Returns the bytes read from operand `number` of `user`; inf for all of it.
 
-  Args:
-    user: the instruction that reads.
-    number: index of the operand.
-    module: where a fusion's computation is looked up.
-    body: the fused computation that `user` is in, if any.
+  body: the fused computation that `user` is in, if any.
   """
   if user.op == "fusion":
-    body = module.computations[user.fused]
+    body = module[user.fused]
     parameter = "parameter", (str(number),)
     [name] = [
       each.name for each in body if (each.op, each.operands) == parameter

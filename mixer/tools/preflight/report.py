@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What preflight has found, for a person and for a program."""
+"""The report of preflight, as text and as JSON."""
 
 import collections
 import dataclasses
@@ -7,25 +7,30 @@ import math
 from collections.abc import Iterator
 
 from mixer.chips import GIB
-from mixer.tools.preflight.check import Report
-from mixer.tools.preflight.compiler import DoesNotFit, Program
-from mixer.tools.preflight.estimate import Estimate, paper_core_days
-from mixer.tools.preflight.gpu_compiler import advice
-from mixer.tools.preflight.suggestion import Suggestion
+from mixer.tools.preflight import compiler
+from mixer.tools.preflight.compiler import CompiledProgram, DoesNotFit
+from mixer.tools.preflight.preflight import PreflightReport, Suggestion
+from mixer.tools.preflight.roofline import Estimate, paper_core_days
 from mixer.tools.table import render
 
 HOUR = 3600.0
-WORTH = 0.02  # of a step's time, to speak of
-
-
+MIN_GAIN = 0.02  # least share of a step's time that counts as a difference
+_TABLE_HEAD = (
+  "GiB per device",
+  "arguments",
+  "temporaries",
+  "outputs and code",
+  "beside it",
+  "peak",
+)
 _SCANNED = (
   "no estimate: the compiler counts a loop over blocks as one block; see "
   "without config.model.scan"
 )
 
 
-def describe(report: Report) -> str:
-  """The report for a terminal, the verdict first."""
+def describe(report: PreflightReport) -> str:
+  """Returns the report for a terminal, the verdict first."""
   name = report.plan.config.model.name
   lines = [
     f"{name} on {report.topology.name}: {verdict(report)}.",
@@ -35,8 +40,8 @@ def describe(report: Report) -> str:
     _memory(report),
   ]
   if report.estimate:
-    work, money = _work(report, report.estimate), _cost(report, report.estimate)
-    lines += ["", *work, *money]
+    lines += ["", *_work(report, report.estimate)]
+    lines += _cost(report, report.estimate)
   elif report.plan.config.model.scan and report.fits:
     lines += ["", _line("a step", _SCANNED)]
   if not report.fits and not report.suggestions:
@@ -48,37 +53,34 @@ def describe(report: Report) -> str:
   return "\n".join(lines)
 
 
-def sharding(report: Report) -> str:
-  """Whether config.shard_state is worth it, and by what figures."""
-  key, other = "config.shard_state=True", report.sharded
-  peak = other.training.peak + report.waiting if other.estimate else math.inf
+def verdict(report: PreflightReport) -> str:
+  if not report.fits:
+    return "does not fit"
+  return "would fit" if report.is_proxy else "compiles and fits"
+
+
+def sharding(report: PreflightReport) -> str:
+  """Returns advice on config.shard_state, with its memory and step time."""
+  key, cost = "config.shard_state=True", report.sharded_estimate
+  peak = report.sharded.peak + report.prefetched_bytes if cost else math.inf
   if peak > report.limit:
     return f"{key} does not make it fit"
-  figures = f"peak {_gib(peak)} GiB, a step {_ms(other.estimate.step_seconds)}"
+  figures = f"peak {_gib(peak)} GiB, a step {_ms(cost.step_seconds)}"
   if not report.estimate or report.training_peak > report.limit:
     return f"{key} makes it fit: {figures}"
-  saves = 1 - other.estimate.step_seconds / report.estimate.step_seconds
-  if saves > WORTH:
-    why = "faster: worth it"
-  elif saves < -WORTH:
-    why = "slower: for where memory is short"
+  gain = 1 - cost.step_seconds / report.estimate.step_seconds
+  if gain > MIN_GAIN:
+    advice = "faster: worth it"
   else:
-    why = "as fast: for where memory is short"
+    speed = "slower" if gain < -MIN_GAIN else "as fast"
+    advice = f"{speed}: for where memory is short"
   return (
     f"{key}: {figures}, instead of {_gib(report.training_peak)} GiB and "
-    f"{_ms(report.estimate.step_seconds)}; {why}"
+    f"{_ms(report.estimate.step_seconds)}; {advice}"
   )
 
 
-def verdict(report: Report) -> str:
-  if not report.fits:
-    return "does not fit"
-  if report.compiled_for is not report.topology:
-    return "would fit"
-  return "compiles and fits"
-
-
-def _machine(report: Report) -> Iterator[str]:
+def _machine(report: PreflightReport) -> Iterator[str]:
   plan, topology = report.plan, report.topology
   chip = topology.chip
   yield _line(
@@ -93,67 +95,64 @@ def _machine(report: Report) -> Iterator[str]:
     f"{plan.data.per_device} x {plan.data.accumulation} accumulated; "
     f"{plan.schedule.total_steps:,} steps",
   )
-  stand_in = report.compiled_for
-  if stand_in is topology and not chip.is_tpu:
+  if report.is_proxy:
+    proxy = report.compiled_for
+    text = f"memory and bytes are those of {proxy.name} at as many images per "
+    text += "device"
+    if plan.config.shard_state:
+      text += (
+        f"; the state is shared by {proxy.devices} devices there, not by "
+        f"{topology.devices}"
+      )
+    yield _line("stand-in", f"{text}. {compiler.gpu_advice(chip)}")
+  elif not chip.is_tpu:
     yield _line(
       "compiled",
       "by XLA for this GPU, products by cuBLAS; on the GPU itself it tries "
       "kernels of its own as well. FLOP are the model's own",
     )
-  if stand_in is not topology:
-    text = (
-      f"memory and bytes are those of {stand_in.name} at as many images per "
-      "device"
-    )
-    if plan.config.shard_state:
-      text += (
-        f"; the state is shared by {stand_in.devices} devices "
-        f"there, not by {topology.devices}"
-      )
-    yield _line("stand-in", f"{text}. {advice(chip)}")
 
 
-def _memory(report: Report) -> str:
-  """A table of what is in a device's memory at once."""
+def _memory(report: PreflightReport) -> str:
+  """Returns a table of the peak memory of each program, and its parts."""
   rows = []
   for name, program, peak in (
     ("training step", report.training, report.training_peak),
     ("evaluation", report.evaluation, report.evaluation_peak),
   ):
+    if program is None:
+      continue
     if isinstance(program, DoesNotFit):
       sizes = ["refused by the compiler", "", "", ""]
-    elif program is not None:
-      parts = (
-        program.arguments,
-        program.temporaries,
-        program.outputs + program.code,
-        peak - program.peak,
-      )
-      sizes = [_gib(part) for part in parts]
     else:
-      continue
-    spare = _gib(report.limit - peak)
-    rows.append((name, *sizes, _gib(peak), spare))
-  head = "GiB per device, arguments, temporaries, outputs and code, beside it"
-  limit = f"left of {_gib(report.limit)}"
-  return render([*head.split(", "), "peak", limit], rows)
+      sizes = map(
+        _gib,
+        (
+          program.arguments,
+          program.temporaries,
+          program.outputs + program.code,
+          peak - program.peak,
+        ),
+      )
+    rows.append((name, *sizes, _gib(peak), _gib(report.limit - peak)))
+  return render([*_TABLE_HEAD, f"left of {_gib(report.limit)}"], rows)
 
 
-def _work(report: Report, found: Estimate) -> Iterator[str]:
+def _work(report: PreflightReport, estimate: Estimate) -> Iterator[str]:
   yield _line(
     "a step",
-    f"{found.flops / 1e12:.3g} TFLOP and {_bytes(found.bytes_moved)} to and "
-    "from memory per device",
+    f"{estimate.flops / 1e12:.3g} TFLOP and {_bytes(estimate.bytes_moved)} to "
+    "and from memory per device",
   )
-  totals = collections.defaultdict(list)
+  sizes = collections.defaultdict(list)
   for each in report.training.collectives:
-    totals[each.kind].append(each.bytes)
-  sent = [
-    f"{len(sizes)} {kind} of {_bytes(sum(sizes))}"
-    for kind, sizes in totals.items()
+    sizes[each.kind].append(each.bytes)
+  totals = [
+    f"{len(group)} {kind} of {_bytes(sum(group))}"
+    for kind, group in sizes.items()
   ]
-  yield _line("collectives", "; ".join(sent) or "none")
-  least = found.roofline
+  yield _line("collectives", "; ".join(totals) or "none")
+  least = estimate.roofline
   yield _line(
     "at least",
     f"{_ms(least.step)} = the larger of compute {_ms(least.compute)} and "
@@ -162,83 +161,70 @@ def _work(report: Report, found: Estimate) -> Iterator[str]:
   )
   yield _line(
     "compiler",
-    f"expects {_ms(found.compiler_seconds)}"
-    if found.compiler_seconds
+    f"expects {_ms(estimate.compiler_seconds)}"
+    if estimate.compiler_seconds
     else "unknown: it gives no time, or an impossible one",
   )
 
 
-def _cost(report: Report, found: Estimate) -> Iterator[str]:
+def _cost(report: PreflightReport, estimate: Estimate) -> Iterator[str]:
   origin = (
     "as the compiler expects"
-    if found.step_seconds == found.compiler_seconds
+    if estimate.step_seconds == estimate.compiler_seconds
     else "at best: by the published peaks, which no run reaches"
   )
-  per_chip = found.images_per_second / found.topology.chips
+  per_chip = estimate.images_per_second / report.topology.chips
   yield _line(
     "speed",
-    f"{found.images_per_second:,.0f} images/s, {per_chip:,.0f} a chip, "
-    f"{found.utilisation:.0%} of the peak FLOP/s, {origin}",
+    f"{estimate.images_per_second:,.0f} images/s, {per_chip:,.0f} a chip, "
+    f"{estimate.utilisation:.0%} of the peak FLOP/s, {origin}",
   )
-  days = found.chip_days
-  text = f"{found.run_seconds / HOUR:.3g} h, {days:.3g} chip-days"
-  core_days = days * found.topology.chip.devices
-  if found.topology.chip.name == "v3":
-    text += f" = {core_days:.3g} TPUv3 core-days"
-  paper = published(report)
-  if paper:
+  text = f"{estimate.run_seconds / HOUR:.3g} h, {estimate.chip_days:.3g}"
+  text += " chip-days"
+  chip = report.topology.chip
+  if chip.name == "v3":
+    text += f" = {estimate.chip_days * chip.devices:.3g} TPUv3 core-days"
+  if paper := paper_core_days(report.plan):
     text += f"; the paper has {paper:g} TPUv3 core-days"
   yield _line("whole run", text)
 
 
-def published(report: Report) -> float | None:
-  plan = report.plan
-  examples = plan.config.data.examples
-  if not examples:
-    return None
-  epochs = plan.schedule.total_steps * plan.config.batch / examples
-  return paper_core_days(plan.config, epochs)
-
-
 def _suggestion(
-  report: Report, key: str, suggestion: Suggestion
+  report: PreflightReport, key: str, suggestion: Suggestion
 ) -> Iterator[str]:
   share = report.plan.config.batch // report.topology.devices
-  name = "suggestion"
   with_key = f"with {key}: " if key else ""
   if not suggestion.at_once:
-    shardable = (
+    can_shard = (
       report.topology.devices > 1 and not report.plan.config.shard_state
     )
-    sharded = "--config.shard_state=True, or " if shardable else ""
+    flag = "--config.shard_state=True, or " if can_shard else ""
     yield _line(
-      name,
+      "suggestion",
       f"{with_key}no part of the {share} images per device fits: take "
-      f"{sharded}chips with more memory",
+      f"{flag}chips with more memory",
     )
     return
   flags = [f"--{key}"] if key else []
   flags.append(f"--config.max_per_device={suggestion.at_once}")
   yield _line(
-    name,
+    "suggestion",
     f"{with_key}{suggestion.at_once} images at once x "
     f"{suggestion.accumulation} accumulated, peak {_gib(suggestion.peak)} GiB: "
     f"{' '.join(flags)}",
   )
-  if not suggestion.line:
-    return
-  yield _line(
-    "",
-    f"{_gib(suggestion.line.fixed)} GiB + "
-    f"{suggestion.line.per_image / 2**20:.3g} MiB an image: about "
-    f"{suggestion.whole} would fit without accumulation, a batch of "
-    f"{suggestion.whole * report.topology.devices:,}",
-  )
+  if line := suggestion.line:
+    yield _line(
+      "",
+      f"{_gib(line.fixed)} GiB + {line.per_image / 2**20:.3g} MiB an image: "
+      f"about {suggestion.whole} would fit without accumulation, a batch of "
+      f"{suggestion.whole * report.topology.devices:,}",
+    )
 
 
-def to_json(report: Report) -> dict:
-  """Every figure in SI units: bytes, seconds, FLOP."""
-  plan, topology, found = report.plan, report.topology, report.estimate
+def to_json(report: PreflightReport) -> dict:
+  """Returns every figure in SI units: bytes, seconds, FLOP."""
+  plan, topology, estimate = report.plan, report.topology, report.estimate
   result = {
     "model": plan.config.model.name,
     "topology": topology.name,
@@ -255,26 +241,26 @@ def to_json(report: Report) -> dict:
     "total_steps": plan.schedule.total_steps,
     "parameters": report.parameters,
     "memory_per_device": report.limit,
-    "waiting_batches": report.waiting,
+    "waiting_batches": report.prefetched_bytes,
     "training": _program(report.training, report.training_peak),
     "evaluation": report.evaluation
     and _program(report.evaluation, report.evaluation_peak),
-    "paper_core_days": published(report),
+    "paper_core_days": paper_core_days(report.plan),
   }
-  if found:
+  if estimate:
     result["estimate"] = {
-      "model_flops_per_image": found.model_flops,
-      "flops": found.flops,
-      "bytes_moved": found.bytes_moved,
-      "roofline": dataclasses.asdict(found.roofline)
-      | {"step": found.roofline.step, "limit": found.roofline.limit},
-      "compiler_seconds": found.compiler_seconds,
-      "step_seconds": found.step_seconds,
-      "images_per_second": found.images_per_second,
-      "model_flops_utilisation": found.utilisation,
-      "run_seconds": found.run_seconds,
-      "chip_days": found.chip_days,
-      "device_seconds": found.run_seconds * topology.devices,
+      "model_flops_per_image": estimate.model_flops,
+      "flops": estimate.flops,
+      "bytes_moved": estimate.bytes_moved,
+      "roofline": dataclasses.asdict(estimate.roofline)
+      | {"step": estimate.roofline.step, "limit": estimate.roofline.limit},
+      "compiler_seconds": estimate.compiler_seconds,
+      "step_seconds": estimate.step_seconds,
+      "images_per_second": estimate.images_per_second,
+      "model_flops_utilisation": estimate.utilisation,
+      "run_seconds": estimate.run_seconds,
+      "chip_days": estimate.chip_days,
+      "device_seconds": estimate.run_seconds * topology.devices,
     }
   if report.suggestions:
     result["suggestions"] = [
@@ -282,25 +268,23 @@ def to_json(report: Report) -> dict:
       for key, suggestion in report.suggestions.items()
     ]
   if report.sharded:
-    other = report.sharded
+    cost = report.sharded_estimate
     result["sharded"] = {
-      "training": _program(other.training, None),
-      "step_seconds": other.estimate and other.estimate.step_seconds,
+      "training": _program(report.sharded, None),
+      "step_seconds": cost and cost.step_seconds,
     }
   return result
 
 
-def _program(program: Program | DoesNotFit, peak: float | None) -> dict:
+def _program(program: CompiledProgram | DoesNotFit, peak: float | None) -> dict:
+  sizes = dataclasses.asdict(program)
   if isinstance(program, DoesNotFit):
-    return {
-      "compiles": False,
-      "peak_beside_all": peak,
-      "needed": program.needed,
-      "available": program.available,
-    }
-  return {"compiles": True, "peak_beside_all": peak, "peak": program.peak} | (
-    dataclasses.asdict(program)
-  )
+    return {"compiles": False, "peak_beside_all": peak} | sizes
+  return {
+    "compiles": True,
+    "peak_beside_all": peak,
+    "peak": program.peak,
+  } | sizes
 
 
 def _line(name: str, text: str) -> str:
@@ -316,7 +300,7 @@ def _gib(size: float) -> str:
 
 
 def _bytes(size: float) -> str:
-  """In units that a person would take."""
+  """Formats a size in B, kB, MB or GB."""
   exponent = min(3, int(math.log10(max(size, 1)) // 3))
   return f"{size / 1000**exponent:.3g} {('B', 'kB', 'MB', 'GB')[exponent]}"
 

@@ -1,29 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least time that a step can take, by a chip's published peaks."""
+"""Seconds of a step and hours of a run, from counts and published peaks."""
 
 import dataclasses
 from collections.abc import Iterable
 
-from mixer.tools.preflight.hlo import Collective
+from mixer.plan import Plan
+from mixer.tools.paper.numbers import TABLE_3
+from mixer.tools.preflight.compiler import CompiledProgram
+from mixer.tools.preflight.hlo import COLLECTIVES, Collective
 from mixer.tools.preflight.topology import Topology
 
-# A permute sends to one neighbour, over one of the links of a chip.
-_TRIPS = {
-  "all-reduce": 2,
-  "reduce-scatter": 1,
-  "all-gather": 1,
-  "all-to-all": 1,
+SECONDS_PER_DAY = 86_400.0
+# How often an array crosses the links of a ring.
+_TRIPS = dict.fromkeys(COLLECTIVES, 1) | {"all-reduce": 2}
+_DATA = {"i1k": "imagenet2012", "i21k": "imagenet21k"}
+# TPUv3 core-days of pre-training by (data set, model, epochs): table 3. The
+# authors extrapolated them from runs on JFT-300M.
+PAPER_CORE_DAYS = {
+  (_DATA[row.data], row.model, row.epochs): 1_000 * row.thousand_core_days
+  for row in TABLE_3
+  if row.data in _DATA
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds of a step.
+  """Least seconds of a step.
 
-  compute: matrix products at the peak.
-  memory: bytes between chip and memory at the peak bandwidth.
-  communication: all that devices send each other, at the links' peak; not
-    taken to overlap with the other two, which do with each other.
+  compute: matrix products at the peak FLOP/s.
+  memory: HBM traffic at the peak bandwidth; overlaps with compute.
+  communication: collectives at the links' peak; assumed not to overlap.
   """
 
   compute: float
@@ -36,9 +42,51 @@ class Roofline:
 
   @property
   def limit(self) -> str:
-    """What most of the time goes into."""
+    """Name of the part that takes the most time."""
     parts = dataclasses.asdict(self)
     return max(parts, key=parts.get)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Cost of a recipe on a machine, in SI units.
+
+  model_flops: forward and backward pass of one image; a multiply-add is 2.
+  flops, bytes_moved: of one step per device, all micro-batches together.
+  compiler_seconds: the compiler's own estimate of a step; None without a
+    plausible one.
+  """
+
+  plan: Plan
+  topology: Topology
+  model_flops: float
+  flops: float
+  bytes_moved: float
+  roofline: Roofline
+  compiler_seconds: float | None
+
+  @property
+  def step_seconds(self) -> float:
+    """The compiler's estimate, but no less than the roofline."""
+    return max(self.roofline.step, self.compiler_seconds or 0.0)
+
+  @property
+  def images_per_second(self) -> float:
+    return self.plan.config.batch / self.step_seconds
+
+  @property
+  def run_seconds(self) -> float:
+    return self.plan.schedule.total_steps * self.step_seconds
+
+  @property
+  def chip_days(self) -> float:
+    return self.topology.chips * self.run_seconds / SECONDS_PER_DAY
+
+  @property
+  def utilisation(self) -> float:
+    """Model FLOPs utilisation: the model's own FLOP/s over the peak."""
+    peak = self.topology.chips * self.topology.chip.flops
+    return self.images_per_second * self.model_flops / peak
 
 
 def roofline(
@@ -48,7 +96,7 @@ def roofline(
   bytes_moved: float,
   collectives: Iterable[Collective],
 ) -> Roofline:
-  """Of a step that does so much per device."""
+  """Returns the roofline of a step, given its work per device."""
   chip = topology.chip
   return Roofline(
     compute=flops / (chip.flops / chip.devices),
@@ -58,15 +106,15 @@ def roofline(
 
 
 def send_time(collective: Collective, topology: Topology) -> float:
-  """Seconds of one collective.
+  """Returns the seconds of one collective.
 
-  Around a ring of n, each chip sends (n - 1) / n of the array, twice for an
-  all-reduce. The devices of one chip sum among themselves first.
+  In a ring of n chips, each sends (n - 1) / n of the array, twice for an
+  all-reduce. The devices of one chip reduce among themselves first.
   """
   chip = topology.chip
   if topology.chips == 1:
     return 0.0
-  if collective.kind == "collective-permute":
+  if collective.kind == "collective-permute":  # one neighbour, over one link
     axes = max(1, chip.axes)
     return collective.bytes / (chip.interconnect / (2 * axes))
   trips = _TRIPS[collective.kind]
@@ -76,7 +124,57 @@ def send_time(collective: Collective, topology: Topology) -> float:
   speed = chip.interconnect * topology.links_used
   seconds = trips * collective.bytes * (inside - 1) / inside / speed
   if topology.chips > inside:
-    # Between hosts each GPU carries its share of what its host has summed.
+    # Between hosts, each GPU sends its share of the host's sum.
     hosts, share = topology.hosts, collective.bytes / inside
     seconds += trips * share * (hosts - 1) / hosts / chip.network
   return seconds
+
+
+def estimate(
+  plan: Plan,
+  topology: Topology,
+  program: CompiledProgram,
+  *,
+  is_proxy: bool = False,
+) -> Estimate:
+  """Estimates the cost of a plan from its compiled update step.
+
+  A proxy's own estimate of seconds does not count.
+  """
+  parts = plan.data.accumulation
+  # The compiler counts the loop over micro-batches, with all products, once.
+  traffic = program.traffic
+  bytes_moved = traffic.outside + parts * traffic.inside
+  model_flops = 6.0 * plan.model.multiply_accumulates
+  flops = program.flops
+  if flops is None:
+    # Excludes the forward pass that rematerialisation computes again.
+    flops = model_flops * plan.data.per_device
+  flops *= parts
+  least = roofline(
+    topology,
+    flops=flops,
+    bytes_moved=bytes_moved,
+    collectives=program.collectives,
+  )
+  seconds = None if is_proxy else program.seconds
+  if parts > 1 and seconds is not None:
+    # The optimizer, outside the loop, is bound by HBM.
+    chip = topology.chip
+    outside = traffic.outside / (chip.bandwidth / chip.devices)
+    seconds = outside + parts * max(0.0, seconds - outside)
+  if seconds is not None and seconds < max(least.compute, least.memory) / 2:
+    seconds = None  # impossible
+  return Estimate(
+    plan, topology, model_flops, flops, bytes_moved, least, seconds
+  )
+
+
+def paper_core_days(plan: Plan) -> float | None:
+  """Returns the paper's TPUv3 core-days; None if the recipe is not its own."""
+  data = plan.config.data
+  if not data.examples:
+    return None
+  epochs = plan.schedule.total_steps * plan.config.batch / data.examples
+  name = data.name.partition("/")[0]
+  return PAPER_CORE_DAYS.get((name, plan.config.model.name, round(epochs)))
