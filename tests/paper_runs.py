@@ -103,7 +103,7 @@ def sweep(recipe: Path, init: Path, workdir: Path) -> Path:
     several,
     skip_missing=False,
     accept_changes=False,
-    stop_asked=lambda: False,
+    should_stop=lambda: False,
   )
   assert done == 0
   return workdir

@@ -111,7 +111,7 @@ def test_a_sweep_on_images_of_ones_own_is_checked_whole(images, tmp_path):
   plan = plan_sweep(config, tmp_path / "sweep")
 
   assert not plan.complaints.problems + plan.complaints.missing
-  assert plan.whole.config.data.examples == 60
+  assert plan.final_plan.config.data.examples == 60
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import os
 import re
 import shutil
 import signal
-import threading
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -29,8 +29,9 @@ from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.config import evaluator
 from mixer.errors import UserError
 from mixer.models import create
-from mixer.tools.sweep.plan import Outcome, choose, grid_runs, plan_sweep
+from mixer.tools.sweep.plan import Outcome, best_outcome, grid_runs, plan_sweep
 from mixer.tools.sweep.sweep import dry_run, listen_for_signals, sweep
+from mixer.training.lock import locked
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent
@@ -165,28 +166,31 @@ def test_a_longer_grid_adds_runs_and_keeps_those_there_are(
   assert read_rows(folder / "final_lr_0.01_seed_0"), "the old ones stay"
 
 
-def kill_at(folder, step):
-  """Sends this process SIGTERM when a run has logged a step."""
+def stop_at_fourth_step(monkeypatch, **run):
+  """Sends this process SIGTERM in the run whose config has these values."""
+  real = train.open_batches
 
-  def wait():
-    while True:
-      rows = folder / "metrics.jsonl"
-      if rows.exists() and rows.read_bytes().count(b"\n") >= step:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return
-      time.sleep(0.0005)
+  def open_batches(plan, hosts, start):
+    config = plan.config.data.split, plan.config.seed
+    for i, batch in enumerate(real(plan, hosts, start)):
+      if i == 4 and config == (run["split"], run["seed"]):
+        signal.raise_signal(signal.SIGTERM)
+      yield batch
 
-  threading.Thread(target=wait, daemon=True).start()
+  monkeypatch.setattr(train, "open_batches", open_batches)
 
 
 def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_results(
   swept, digits_dir, tmp_path, capsys
 ):
   config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
-  for name in "lr_0.01", "final_lr_0.01_seed_1":
-    kill_at(tmp_path / name, 4)
-    with listen_for_signals() as stop_asked:
-      code = sweep(config, str(tmp_path), stop_asked=stop_asked)
+  for split, seed, name in (
+    ("train[:90%]", 0, "lr_0.001"),
+    ("train", 1, "final_lr_0.01_seed_1"),
+  ):
+    with pytest.MonkeyPatch.context() as patch, listen_for_signals() as stop:
+      stop_at_fourth_step(patch, split=split, seed=seed)
+      code = sweep(config, str(tmp_path), should_stop=stop)
     assert code == EX_TEMPFAIL
     assert not (tmp_path / "sweep.json").exists()
     assert not (tmp_path / name / "weights.npz").exists()
@@ -196,6 +200,56 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_results(
 
   assert "Goes on from the checkpoint of step" in capsys.readouterr().out
   assert results(read_found(tmp_path)) == results(read_found(swept))
+
+
+SHARES = """
+import sys, time
+import sweeps
+from mixer.tools.sweep.sweep import sweep
+config = sweeps.small(sys.argv[1], sweep__learning_rates=(0.001, 1e30, 0.01))
+while (code := sweep(config, sys.argv[2], parallel=True)) == 75:
+  time.sleep(0.5)
+sys.exit(code)
+"""
+
+
+def test_two_processes_share_the_runs_and_report_the_same(
+  swept, digits_dir, tmp_path
+):
+  command = [sys.executable, "-c", SHARES, digits_dir, str(tmp_path)]
+  environ = os.environ | {
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+  both = [
+    subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+    for _ in range(2)
+  ]
+  outputs = [process.communicate()[0] for process in both]
+
+  assert [process.returncode for process in both] == [0, 0], outputs
+  assert results(read_found(tmp_path)) == results(read_found(swept))
+
+
+def test_a_parallel_sweep_waits_for_the_runs_of_other_processes(
+  swept, digits_dir, tmp_path, monkeypatch, capsys
+):
+  folder = shutil.copytree(swept, tmp_path / "swept")
+  config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
+  for name in "lr_0.001/weights.npz", "sweep.json":
+    (folder / name).unlink()
+
+  with locked(folder / "lr_0.001"):
+    with pytest.raises(UserError, match="Another process trains in .*lr_0.001"):
+      sweep(config, str(folder))
+    assert sweep(config, str(folder), parallel=True) == EX_TEMPFAIL
+
+  assert "Other processes train lr_0.001: the same" in capsys.readouterr().out
+  assert not (folder / "sweep.json").exists()
+  assert sweep(config, str(folder), parallel=True) == EX_OK
+  assert results(read_found(folder)) == results(read_found(swept))
 
 
 def test_a_stop_that_comes_after_a_runs_last_step_ends_the_sweep(
@@ -208,9 +262,9 @@ def test_a_stop_that_comes_after_a_runs_last_step_ends_the_sweep(
     return real(folder)
 
   monkeypatch.setattr(train, "draw_learning_curve", signal_first)
-  with listen_for_signals() as stop_asked:
+  with listen_for_signals() as should_stop:
     config = small(digits_dir)
-    code = sweep(config, str(tmp_path), stop_asked=stop_asked)
+    code = sweep(config, str(tmp_path), should_stop=should_stop)
 
   assert code == EX_TEMPFAIL
   assert "Stopped between two runs" in capsys.readouterr().out
@@ -239,10 +293,10 @@ def test_of_equal_rates_the_lowest_is_chosen_and_of_losses_the_least(
     for run, value in zip(runs, values, strict=True)
   ]
 
-  assert choose(config, outcomes).run.learning_rate == 0.2
+  assert best_outcome(config, outcomes).run.learning_rate == 0.2
   config.sweep.metric = "eval/minival/loss"
-  assert choose(config, outcomes).run.learning_rate == 0.1
-  assert choose(config, outcomes[-1:]) is None
+  assert best_outcome(config, outcomes).run.learning_rate == 0.1
+  assert best_outcome(config, outcomes[-1:]) is None
 
 
 def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
@@ -404,4 +458,8 @@ def test_the_weights_of_a_sweep_are_read_once_for_its_plan(
 
   assert not plan.complaints.problems
   assert names == [config.init]
-  assert plan.part.model.module.gelu == plan.whole.model.module.gelu == "exact"
+  assert (
+    plan.grid_plan.model.module.gelu
+    == plan.final_plan.model.module.gelu
+    == "exact"
+  )

@@ -14,10 +14,11 @@ from ml_collections import config_flags
 from sweeps import REPORT, never, read_found
 
 from mixer import train
-from mixer.cli import EX_OK, EX_USAGE
+from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.errors import UserError
 from mixer.tools.data import prepare
 from mixer.tools.sweep import multi_dataset
+from mixer.training.lock import locked
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).parent.parent
@@ -69,7 +70,7 @@ def several_swept(recipe, tmp_path_factory):
 QUIETLY = {
   "skip_missing": False,
   "accept_changes": False,
-  "stop_asked": lambda: False,
+  "should_stop": lambda: False,
 }
 
 
@@ -90,7 +91,7 @@ def test_several_data_sets_are_swept_and_averaged(several_swept):
   for name, mean in zip(("low", "high"), means, strict=True):
     assert re.search(rf"\| {name} +\| +0.01 +\| +{mean:.5f} +\| +1 +\|", text)
   assert re.search(rf"\| digits +\| +\| +{np.mean(means):.5f} ", text)
-  assert "left out: not there" in text
+  assert "left out: not available" in text
   assert "It is not the paper's, which is over 3 data sets" in text
   assert "Avg 3" not in text
 
@@ -136,6 +137,23 @@ def test_a_data_set_without_a_result_does_not_stop_the_others(
   assert re.search(r"\| +failed ", (folder / "sweep.md").read_text())
 
 
+def test_a_parallel_sweep_goes_on_with_the_next_data_set(
+  several_swept, recipe, tmp_path, capsys
+):
+  folder = shutil.copytree(several_swept, tmp_path / "several")
+  for name in "low/lr_0.01/weights.npz", "high/sweep.json", "sweep.json":
+    (folder / name).unlink()
+  multi = chosen(recipe, folder, ["low", "high"], seeds=1)
+
+  with locked(folder / "low" / "lr_0.01"):
+    code = multi_dataset.sweep(multi, **QUIETLY | {"parallel": True})
+
+  assert code == EX_TEMPFAIL
+  assert "Other processes train lr_0.01" in capsys.readouterr().out
+  assert (folder / "high" / "sweep.json").exists()
+  assert not (folder / "sweep.json").exists()
+
+
 def chosen(recipe, workdir, names, arg="", **overrides):
   """What --datasets comes to."""
   values = flags.FlagValues()
@@ -163,8 +181,8 @@ def test_every_data_set_has_what_the_command_line_says(recipe, tmp_path):
   "names, arg, words",
   [
     (["low", "hgih"], "", "has no 'hgih'; did you mean high?"),
-    (["all"], "dataset=low", "--datasets stands in the place"),
-    (["all"], "low,rates=2", "--datasets stands in the place"),
+    (["all"], "dataset=low", "--datasets replaces"),
+    (["all"], "low,rates=2", "--datasets replaces"),
   ],
 )
 def test_data_sets_that_the_recipe_does_not_take_are_named(

@@ -30,6 +30,10 @@ LEASE_SECONDS = 3 * RENEW_SECONDS  # three missed renewals
 _RETRY_SECONDS = 1.0  # between two tries to lock
 
 
+class LockedError(UserError):
+  """Another process holds the lock."""
+
+
 def locked(
   folder: epath.Path, *, wait: float = 0.0
 ) -> contextlib.AbstractContextManager[None]:
@@ -42,7 +46,7 @@ def locked(
       renew is waited for in any case.
 
   Raises:
-    UserError: another process holds the lock.
+    LockedError: another process holds the lock.
   """
   return (hold_lease if is_in_bucket(folder) else hold_flock)(folder, wait)
 
@@ -59,7 +63,7 @@ def hold_flock(folder: epath.Path, wait: float) -> Iterator[None]:
     is_reported = False
     while not try_flock(file, folder):
       if time.monotonic() >= deadline:
-        raise UserError(problem)
+        raise LockedError(problem)
       if not is_reported:
         logging.warning("%s Trying for %g s.", problem, wait)
         is_reported = True
@@ -108,7 +112,7 @@ def acquire(lease: "Lease", wait: float) -> None:
     now = time.monotonic()
     if owner is not None and generation != seen:
       if seen and now - start >= wait:
-        raise UserError(
+        raise LockedError(
           f"Another process trains in {lease.folder} ({owner}): wait for it "
           "to end, or choose another --workdir."
         )

@@ -5,9 +5,15 @@ python -m mixer sweep --config=FILE --workdir=DIR [--config.KEY=VALUE ...]
 python -m mixer sweep --config=FILE --datasets=all --workdir=DIR ...
 
 One run for each of config.sweep.learning_rates, then the final runs with the
-best of them, each in a folder of its own in DIR. Goes on where DIR left off;
-what is finished there is not run again. With --dry_run checks and reports.
+best of them, each in its folder in DIR. The same command goes on where DIR left
+off; finished runs are not repeated. With --dry_run checks and reports.
+
+With --parallel, any number of processes with the same command share the runs:
+on several machines, or as a SLURM array, which turns it on.
 """
+
+import os
+import time
 
 from absl import flags
 from ml_collections import config_flags
@@ -21,47 +27,62 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.")
 DATASETS = flags.DEFINE_list(
-  "datasets", [], "Those of the recipe, or 'all'; each one in a folder of DIR."
+  "datasets", [], "Those of the recipe, or 'all'; each in its folder in DIR."
 )
 SKIP_MISSING = flags.DEFINE_bool(
-  "skip_missing", False, "Leave out data sets that are not there."
+  "skip_missing", False, "Leave out data sets that are not on this machine."
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check and report, train nothing."
 )
 ACCEPT_CHANGES = flags.DEFINE_bool(
-  "accept_changes", False, "Take runs in DIR although the config has changed."
+  "accept_changes", False, "Accept runs in DIR although the config has changed."
+)
+PARALLEL = flags.DEFINE_bool(
+  "parallel",
+  "SLURM_ARRAY_TASK_ID" in os.environ,
+  "Share the runs with other processes that sweep in DIR.",
 )
 flags.mark_flag_as_required("config")
+
+# Longer than the minute within which launch/again.sh takes an exit for a
+# failure; until then other processes may end.
+WAIT_SECONDS = 65.0
 
 
 def main() -> int:
   if (cluster := find_cluster()).hosts > 1:
     raise UserError(
-      f"A sweep takes one host, and this is host {cluster.host} of "
-      f"{cluster.hosts}: start it on one machine only."
+      f"A sweep's runs take one host each, and this is host {cluster.host} of "
+      f"{cluster.hosts}: start the sweep on one machine, or as several jobs of "
+      "one machine each with --parallel."
     )
   # After the flags: they take seconds.
   from mixer.tools.sweep import multi_dataset, sweep
 
-  how = {"accept_changes": ACCEPT_CHANGES.value}
+  options = {"accept_changes": ACCEPT_CHANGES.value}
   if DATASETS.value:
-    several = multi_dataset.choose(
-      flags.FLAGS["config"], DATASETS.value, WORKDIR.value
-    )
-    how["skip_missing"] = SKIP_MISSING.value
-    if DRY_RUN.value:
-      return multi_dataset.dry_run(several, **how)
-    with sweep.listen_for_signals() as stop_asked:
-      return multi_dataset.sweep(several, stop_asked=stop_asked, **how)
-  if SKIP_MISSING.value:
-    raise UserError("--skip_missing is for several data sets: --datasets=all.")
+    tool = multi_dataset
+    options["skip_missing"] = SKIP_MISSING.value
+    arguments = [
+      tool.choose(flags.FLAGS["config"], DATASETS.value, WORKDIR.value)
+    ]
+  else:
+    tool = sweep
+    if SKIP_MISSING.value:
+      raise UserError(
+        "--skip_missing is for several data sets: --datasets=all."
+      )
+    arguments = [CONFIG.value, WORKDIR.value]
   if DRY_RUN.value:
-    return sweep.dry_run(CONFIG.value, WORKDIR.value, **how)
-  with sweep.listen_for_signals() as stop_asked:
-    return sweep.sweep(
-      CONFIG.value, WORKDIR.value, stop_asked=stop_asked, **how
+    return tool.dry_run(*arguments, **options)
+  with sweep.listen_for_signals() as should_stop:
+    code = tool.sweep(
+      *arguments, parallel=PARALLEL.value, should_stop=should_stop, **options
     )
+    if code == cli.EX_TEMPFAIL and PARALLEL.value and not should_stop():
+      time.sleep(WAIT_SECONDS)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same sweep on several data sets of a recipe, and the means over them.
+"""One sweep on several data sets of a recipe, and the means over them.
 
 Such a recipe takes an argument dataset= and has a dict DATA_SETS by its values;
 it may name the mean over all (AVERAGE) and groups with means of their own
-(GROUPS, name -> data sets). All sweeps share one process: their configs come
-from the recipe itself, and a stop reaches the run that is under way.
+(GROUPS, name -> data sets). One process makes all sweeps.
 """
 
+import contextlib
 import dataclasses
 import json
 import runpy
@@ -17,13 +17,13 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from mixer.cli import EX_OK
+from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.errors import UserError, did_you_mean
 from mixer.jax_setup import configure_xla
 from mixer.storage import storage_path
+from mixer.tools.sweep import sweep as single
 from mixer.tools.sweep.plan import describe, plan_sweep
-from mixer.tools.sweep.sweep import JSON, AllFailedError, mean_text, write_files
-from mixer.tools.sweep.sweep import sweep as sweep_one
+from mixer.tools.sweep.report import JSON, mean_text, write_files
 from mixer.tools.table import render
 from mixer.training import run_dir
 from mixer.training.lock import locked
@@ -31,13 +31,13 @@ from mixer.training.lock import locked
 
 @dataclasses.dataclass
 class MultiDatasetSweep:
-  """Data sets to sweep on.
+  """One sweep per data set.
 
   Attributes:
-    folder: each one has a folder in it.
-    configs: of each.
-    average: what the mean over all is called.
-    groups: name -> data sets; all those of the recipe are the last one.
+    folder: has a folder for each data set.
+    configs: by data set.
+    average: name of the mean over all data sets.
+    groups: name -> data sets; all those of the recipe are the last group.
   """
 
   folder: epath.Path
@@ -72,99 +72,106 @@ def choose(
   parts = arg.split(",") if arg else []
   if any("=" not in x or x.startswith("dataset=") for x in parts):
     raise UserError(
-      f"--datasets stands in the place of the recipe's dataset: leave it out "
-      f"of {arg!r}, and write the others as key=value."
+      f"--datasets replaces the recipe's dataset: leave it out of {arg!r}, and "
+      "write the others as key=value."
     )
   names = list(known) if list(names) == ["all"] else list(dict.fromkeys(names))
+  overrides = config_flags.get_override_values(flag)
+  configs = {}
   for name in names:
     if name not in known:
       raise UserError(
         f"--datasets: {file} has no {name!r}{did_you_mean(name, known)}"
       )
-  overrides = config_flags.get_override_values(flag)
+    config = recipe["get_config"](",".join([*parts, f"dataset={name}"]))
+    try:
+      config.update_from_flattened_dict(overrides)
+    except KeyError as error:
+      raise UserError(f"The config for {name}: {error.args[0]}") from error
+    configs[name] = config
   average = recipe.get("AVERAGE", "mean")
-  return MultiDatasetSweep(
-    storage_path(workdir),
-    {
-      name: _config(recipe["get_config"], arg, name, overrides)
-      for name in names
-    },
-    average,
-    dict(recipe.get("GROUPS", {})) | {average: tuple(known)},
-  )
-
-
-def _config(
-  get_config: Callable, arg: str, name: str, overrides: dict
-) -> ConfigDict:
-  config = get_config(",".join(filter(None, (arg, f"dataset={name}"))))
-  try:
-    config.update_from_flattened_dict(overrides)
-  except KeyError as error:
-    raise UserError(f"The config for {name}: {error.args[0]}") from error
-  return config
+  groups = dict(recipe.get("GROUPS", {})) | {average: tuple(known)}
+  return MultiDatasetSweep(storage_path(workdir), configs, average, groups)
 
 
 def dry_run(
-  several: MultiDatasetSweep, *, skip_missing: bool, accept_changes: bool
+  multi: MultiDatasetSweep, *, skip_missing: bool, accept_changes: bool
 ) -> int:
-  """Prints what the sweeps come to; raises UserError with what is missing."""
-  _check(several, skip_missing=skip_missing, accept_changes=accept_changes)
+  """Prints the plans of the sweeps; raises UserError with all complaints."""
+  _check(multi, skip_missing=skip_missing, accept_changes=accept_changes)
   print("Nothing else is missing: without --dry_run this trains.")
   return EX_OK
 
 
 def sweep(
-  several: MultiDatasetSweep,
+  multi: MultiDatasetSweep,
   *,
   skip_missing: bool,
   accept_changes: bool,
-  stop_asked: Callable[[], bool],
+  parallel: bool = False,
+  should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
-  """Carries out the sweeps, one after the other, and writes the table.
+  """Makes the sweeps, one after the other, and writes the table.
 
-  A data set on which no run has come to a result does not stop the others.
+  If all runs on a data set fail, the others go on.
+
+  Args:
+    multi: the sweeps.
+    skip_missing: leave out data sets that are not on this machine.
+    accept_changes, parallel, should_stop: see `mixer.tools.sweep.sweep.sweep`.
+
+  Returns:
+    The exit code, as of a single sweep.
   """
-  folder = run_dir.make_folder(str(several.folder))
-  with locked(folder):
-    there = _check(
-      several, skip_missing=skip_missing, accept_changes=accept_changes
+  folder = run_dir.make_folder(str(multi.folder))
+  failures, is_unfinished = {}, False
+  with contextlib.ExitStack() as stack:
+    if not parallel:
+      stack.enter_context(locked(folder))
+    available = _check(
+      multi, skip_missing=skip_missing, accept_changes=accept_changes
     )
-    failures = {}
-    for name in there:
+    for name in available:
       print(f"\n== {name} ==", flush=True)
       try:
-        code = sweep_one(
-          several.configs[name],
+        code = single.sweep(
+          multi.configs[name],
           str(folder / name),
           accept_changes=accept_changes,
-          stop_asked=stop_asked,
+          parallel=parallel,
+          should_stop=should_stop,
         )
-      except AllFailedError as error:
+      except single.AllFailedError as error:
         failures[name] = str(error)
         print(error, flush=True)
       else:
-        if code != EX_OK:
+        if code != EX_OK and (should_stop() or not parallel):
           return code
-    print(_report(several, there, failures))
+        is_unfinished |= code != EX_OK  # other processes train its runs
+    if is_unfinished:
+      return EX_TEMPFAIL
+    if parallel:
+      stack.enter_context(locked(folder, wait=single.REPORT_WAIT))
+    print(_report(multi, available, failures))
   if failures:
     raise UserError("\n".join(failures.values()))
   return EX_OK
 
 
 def _check(
-  several: MultiDatasetSweep, *, skip_missing: bool, accept_changes: bool
+  multi: MultiDatasetSweep, *, skip_missing: bool, accept_changes: bool
 ) -> list[str]:
-  """Checks all sweeps, says what they come to and returns those to carry out.
+  """Prints the plans of all sweeps and returns the available data sets.
 
   Raises:
-    UserError: with everything that stands in the way of any of them.
+    UserError: lists the problems of all sweeps, and missing data sets unless
+      they may be left out.
   """
-  there, missing, problems = [], {}, []
-  for name, config in several.configs.items():
+  available, missing, problems = [], {}, []
+  for name, config in multi.configs.items():
     configure_xla(deterministic=config.get("deterministic_operations"))
     plan = plan_sweep(
-      config, several.folder / name, accept_changes=accept_changes
+      config, multi.folder / name, accept_changes=accept_changes
     )
     print(f"== {name} ==\n{describe(plan)}", flush=True)
     for problem in plan.complaints.problems:
@@ -174,77 +181,73 @@ def _check(
     if plan.complaints.missing:
       missing[name] = plan.complaints.missing
     else:
-      there.append(name)
+      available.append(name)
   complaints = list(dict.fromkeys(sum(missing.values(), [])))
-  if missing and skip_missing and there and not problems:
+  if missing and skip_missing and available and not problems:
     listed = "\n  ".join(complaints)
     print(f"\nLeaves out {', '.join(missing)}:\n  {listed}", flush=True)
   elif problems or missing:
     raise UserError("\n".join(complaints + problems))
-  return there
+  return available
 
 
 def _report(
-  several: MultiDatasetSweep, there: list[str], failures: dict[str, str]
+  multi: MultiDatasetSweep, available: list[str], failures: dict[str, str]
 ) -> str:
   """Writes sweep.md and sweep.json for all, and returns the text."""
-  found = {}
-  for name in there:
+  results = {}
+  for name in available:
     if name not in failures:
-      file = several.folder / name / JSON
-      each = json.loads(file.read_text())
-      found[name] = {
+      file = multi.folder / name / JSON
+      report = json.loads(file.read_text())
+      results[name] = {
         "folder": name,
-        "learning_rate": each["learning_rate"],
-        "report": each["report"],
-        **each["means"][each["report"]],
+        "learning_rate": report["learning_rate"],
+        "report": report["report"],
+        **report["means"][report["report"]],
       }
   means = {
-    group: _mean(found, names)
-    for group, names in several.groups.items()
-    if all(name in found for name in names)
+    group: _mean(results, names)
+    for group, names in multi.groups.items()
+    if all(name in results for name in names)
   }
-  text = _table(several, found, means, failures)
-  if several.average not in means and found:
-    over = means["mean of these"] = _mean(found, found)
-    all_names = several.groups[several.average]
+  text = _table(multi, results, means, failures)
+  if multi.average not in means and results:
+    mean = means["mean of these"] = _mean(results, results)
+    names = multi.groups[multi.average]
     text += (
-      f"\n\nMean of these {len(found)}: {over:.5f}. It is not the paper's, "
-      f"which is over {len(all_names)} data sets: {', '.join(all_names)}."
+      f"\n\nMean of these {len(results)}: {mean:.5f}. It is not the paper's, "
+      f"which is over {len(names)} data sets: {', '.join(names)}."
     )
-  provenance = run_dir.provenance()
   content = {
     "means": means,
-    "data_sets": found,
-    "left_out": [name for name in several.configs if name not in there],
+    "data_sets": results,
+    "left_out": [name for name in multi.configs if name not in available],
     "failures": failures,
-    "date": provenance["date"],
-    "git_commit": provenance["git_commit"],
-    "provenance": provenance,
   }
-  write_files(several.folder, content, text)
+  write_files(multi.folder, content, text)
   return f"\n{text}"
 
 
-def _mean(found: dict[str, dict], names: Iterable[str]) -> float:
-  return statistics.fmean(found[name]["mean"] for name in names)
+def _mean(results: dict[str, dict], names: Iterable[str]) -> float:
+  return statistics.fmean(results[name]["mean"] for name in names)
 
 
 def _table(
-  several: MultiDatasetSweep,
-  found: dict[str, dict],
+  multi: MultiDatasetSweep,
+  results: dict[str, dict],
   means: dict[str, float],
   failures: dict[str, str],
 ) -> str:
-  """A row for each data set, then one for each mean."""
+  """Makes one row per data set, then one per mean."""
   rows = []
-  for name in several.configs:
-    if each := found.get(name):
+  for name in multi.configs:
+    if each := results.get(name):
       rate, runs = f"{each['learning_rate']:g}", str(each["runs"])
       rows.append((name, rate, mean_text(each), runs, each["report"]))
     else:
-      why = "failed" if name in failures else "left out: not there"
-      rows.append((name, "", why, "", ""))
+      note = "failed" if name in failures else "left out: not available"
+      rows.append((name, "", note, "", ""))
   rows += [(group, "", f"{mean:.5f}", "", "") for group, mean in means.items()]
   header = ("data set", "learning rate", "mean ± deviation", "runs", "result")
   return render(header, rows)

@@ -18,7 +18,7 @@ from mixer.tools.paper.run_files import (
   read_log,
   read_starts,
 )
-from mixer.tools.sweep.sweep import JSON
+from mixer.tools.sweep.report import JSON
 from mixer.training.run_dir import EVALUATION as EVALUATION_FILE
 from mixer.training.run_dir import (
   read_config,

@@ -18,8 +18,8 @@ from mixer.tools.paper.run_files import (
   read_starts,
   update_seconds,
 )
-from mixer.tools.sweep.sweep import JSON as SWEEP_FILE
-from mixer.tools.sweep.sweep import MARKDOWN as SWEEP_TABLE
+from mixer.tools.sweep.report import JSON as SWEEP_FILE
+from mixer.tools.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.metrics import Number
 from mixer.training.plots import collect
 from mixer.training.run_dir import read_config, wrap_read_errors
