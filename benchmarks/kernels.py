@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Mixer block by kernels and by layers on this machine's GPU: the same?
+"""Compares a Mixer block's kernels with its layers on this machine's GPU.
 
 python -m benchmarks.kernels [--models=Mixer-S/16,Mixer-L/*]
 
-For a block of random weights, how far its output and its gradients, of tokens
-and of the weights (the worst), are from those of the layers in float32 with
-products of highest precision, as a part of their norm. Leaves with 2 if kernels
-are more than twice as far off as layers are.
+For a block of random weights, prints the errors of the output, the tokens'
+gradient and the weights' gradients (the worst), relative to the norm of those
+of the layers in float32 with products of highest precision. Exits with 2 if
+the kernels' errors are more than twice the layers'.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.throughput.cells import IMAGE_SIZE, choose
+from benchmarks.cells import IMAGE_SIZE, choose
 from mixer import models
 from mixer.cli import run_cli
 from mixer.errors import UserError
@@ -27,12 +27,11 @@ from mixer.tools.table import render
 EXAMPLES = 8
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 HEAD = ("model", "dtype", "by", "output", "tokens", "weights")
-# What kernels may be further off, where layers are exact but for rounding.
-ROUNDING = 1e-5
+ROUNDING = 1e-5  # allowed error where the layers have almost none
 
 
 class Errors(NamedTuple):
-  """Of a block, relative to the norm of what is right."""
+  """Errors of a block, relative to the norm of the exact values."""
 
   output: float
   tokens: float
@@ -48,31 +47,30 @@ def main() -> int:
   parser.add_argument(
     "--models", default="*", help="names, with * for any part; default: *"
   )
-  return run_cli(run, patterns=parser.parse_args().models.split(","))
+  return run_cli(run, patterns=parser.parse_args().models)
 
 
-def run(patterns: list[str]) -> str:
-  """Compares the Mixers that patterns are of; returns a table.
+def run(patterns: str) -> str:
+  """Compares the Mixers that match the patterns; returns a table.
 
   Raises:
-    UserError: a name that is none, no GPU, or kernels that are not right.
+    UserError: an unknown name, no GPU, or kernels that are wrong.
   """
-  mixers = [(name, IMAGE_SIZE) for name in models.names("Mixer")]
-  chosen = choose(patterns, mixers)
+  chosen = choose(patterns, models.names("Mixer"))
   if jax.default_backend() != "gpu":
     raise UserError(
       "There is no GPU here, and these kernels are for one. Tests run them in "
       "Pallas' interpret mode."
     )
   rows, wrong = [], []
-  for name, image_size in chosen:
+  for name in chosen:
     sizes = models.sizes(name)
-    tokens = (image_size // sizes["patch"]) ** 2
+    tokens = (IMAGE_SIZE // sizes["patch"]) ** 2
     for dtype in DTYPES:
-      found = compare(sizes, tokens, EXAMPLES, DTYPES[dtype])
-      for by, errors in found.items():
+      errors_by = compare(sizes, tokens, EXAMPLES, DTYPES[dtype])
+      for by, errors in errors_by.items():
         rows.append((name, dtype, by, *(f"{x:.1e}" for x in errors)))
-      if not agree(**found):
+      if not agree(**errors_by):
         wrong.append(f"{name} in {dtype}")
   table = render(HEAD, rows)
   if wrong:
@@ -84,23 +82,23 @@ def run(patterns: list[str]) -> str:
 
 
 def agree(layers: Errors, kernels: Errors) -> bool:
-  """Whether kernels are about as near as layers are; NaN is not."""
+  """Returns whether kernels are about as exact as layers; False for nan."""
   return all(
-    own <= 2 * others + ROUNDING
-    for own, others in zip(kernels, layers, strict=True)
+    kernel <= 2 * layer + ROUNDING
+    for kernel, layer in zip(kernels, layers, strict=True)
   )
 
 
 def compare(
   sizes: dict[str, int], tokens: int, examples: int, dtype: jnp.dtype | None
 ) -> dict[str, Errors]:
-  """The errors of "layers" and of "kernels".
+  """Returns the errors of "layers" and of "kernels".
 
   Args:
-    sizes: of a Mixer, as `mixer.models.sizes` has them.
-    tokens: of an example.
-    examples: that are computed at once.
-    dtype: of the products; None for float32.
+    sizes: fields of a Mixer, from `mixer.models.sizes`.
+    tokens: number of tokens of an example.
+    examples: batch size.
+    dtype: dtype of the products; None for float32.
   """
   fields = {key: sizes[key] for key in ("tokens_mlp", "channels_mlp")}
   exact = MixerBlock(**fields)
@@ -109,24 +107,24 @@ def compare(
     jax.random.normal(key, (examples, tokens, sizes["hidden"])) for key in draws
   )
   params = exact.init(of_params, x)["params"]
-  # Biases begin at zero, with which nothing of theirs would be seen.
+  # Biases begin at zero, which would hide errors in their use.
   params = jax.tree.map(
     lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape),
     params,
   )
   with jax.default_matmul_precision("highest"):
-    right = _compute(exact, params, x, cotangent)
+    expected = _compute(exact, params, x, cotangent)
   blocks = {"layers": MixerBlock, "kernels": GpuMixerBlock}
   return {
     by: _errors(
-      _compute(block(**fields, dtype=dtype), params, x, cotangent), right
+      _compute(block(**fields, dtype=dtype), params, x, cotangent), expected
     )
     for by, block in blocks.items()
   }
 
 
 def _compute(block, params, x, cotangent):
-  """Output, and gradients of tokens and of parameters."""
+  """Returns the output, and the gradients of tokens and of parameters."""
 
   @jax.jit
   def both(params, x, cotangent):
@@ -137,14 +135,14 @@ def _compute(block, params, x, cotangent):
   return both(params, x, cotangent)
 
 
-def _errors(found, right) -> Errors:
+def _errors(values, expected) -> Errors:
   def error(value, exact):
     value = value.astype(jnp.float32)
     return float(jnp.linalg.norm(value - exact) / jnp.linalg.norm(exact))
 
   output, tokens, weights = (
     jax.tree.leaves(jax.tree.map(error, *pair))
-    for pair in zip(found, right, strict=True)
+    for pair in zip(values, expected, strict=True)
   )
   return Errors(output[0], tokens[0], max(weights))
 

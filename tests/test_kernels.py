@@ -377,9 +377,9 @@ def test_the_gpu_comparison_rejects_wrong_kernels(wrong):
 
 def test_the_gpu_comparison_requires_a_gpu():
   with pytest.raises(UserError, match="no GPU here"):
-    run(["Mixer-S/16"])
+    run("Mixer-S/16")
   with pytest.raises(UserError, match="--models: 'S/16' is none of Mixer-"):
-    run(["S/16"])
+    run("S/16")
 
 
 @pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs a GPU")

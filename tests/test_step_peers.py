@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""These need torch and timm, or $VISION_TRANSFORMER, a checkout."""
+"""Tests of the step benchmark with torch and timm, or the authors' code.
+
+The folder of the latter is $VISION_TRANSFORMER.
+"""
 
 import os
 from pathlib import Path
@@ -7,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.step import measure
-from benchmarks.step.cell import Cell
-from benchmarks.step.processes import Processes
+from benchmarks import programs
+from benchmarks.cells import CLASSES, Cell
+from benchmarks.step.__main__ import Children
+from benchmarks.step.implementations import Ours, time_cell
 
 CELL = Cell("Mixer-S/32", "training", "float32", 2)
 AUTHORS = os.environ.get("VISION_TRANSFORMER")
@@ -23,7 +27,7 @@ def test_timms_model_runs(passes, dtype):
 
   peer = timm_peer.Timm("cpu", compiled=False)
   program = peer.make(Cell("Mixer-S/32", passes, dtype, 2))
-  found = measure.measure(
+  found = time_cell(
     peer, Cell("Mixer-H/14", passes, dtype, 2), repeats=1, seconds=0.01
   )
 
@@ -37,7 +41,7 @@ def test_timms_model_runs(passes, dtype):
 def test_timms_step_is_measured_compiled():
   pytest.importorskip("timm")
 
-  [found] = _processes().measure(CELL, ["timm"])
+  [found] = _children().measure(CELL, ["timm"])
 
   assert found["images_per_second"] > 0
   assert found["compile_seconds"] > 1
@@ -48,7 +52,7 @@ def test_timms_step_is_measured_compiled():
 def test_the_authors_model_is_measured(passes):
   cell = Cell("Mixer-S/32", passes, "bfloat16", 2)
 
-  [found] = _processes(authors=Path(AUTHORS)).measure(cell, ["authors"])
+  [found] = _children(authors=AUTHORS).measure(cell, ["authors"])
 
   assert found["images_per_second"] > 0
 
@@ -58,7 +62,6 @@ def test_the_authors_model_has_our_logits():
   import jax
 
   from benchmarks.step.authors import Authors
-  from benchmarks.step.ours import Ours
 
   cell = Cell("Mixer-S/32", "inference", "float32", 2)
   theirs = Authors(Path(AUTHORS)).make(cell).call()
@@ -71,7 +74,6 @@ def test_the_authors_model_has_our_logits():
 @pytest.mark.skipif(not AUTHORS, reason="needs a checkout of the authors' code")
 def test_the_authors_updates_are_ours():
   from benchmarks.step.authors import Authors
-  from benchmarks.step.ours import Ours
 
   theirs, ours = Authors(Path(AUTHORS)).make(CELL), Ours().make(CELL)
 
@@ -88,16 +90,15 @@ def test_timms_updates_are_ours(tmp_path, monkeypatch):
   from safetensors.torch import save_file
 
   from benchmarks.step import timm_peer
-  from benchmarks.throughput import programs
   from mixer import weights
   from mixer.models import create
 
-  theirs = timm.create_model("mixer_s32_224", num_classes=programs.CLASSES)
+  theirs = timm.create_model("mixer_s32_224", num_classes=CLASSES)
   timm_peer.draw_weights(theirs)
   save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
   params = weights.load(tmp_path / "timm.safetensors")
   monkeypatch.setattr(programs, "draw_params", lambda _: params)
-  model = create("Mixer-S/32", num_classes=programs.CLASSES, gelu="exact")
+  model = create("Mixer-S/32", num_classes=CLASSES, gelu="exact")
   batch = programs.draw_batch(CELL.image_shape)
   peer = timm_peer.Timm("cpu", compiled=False)
 
@@ -109,7 +110,7 @@ def test_timms_updates_are_ours(tmp_path, monkeypatch):
   )
   ours = programs.train(model, CELL.image_shape, mixup=0.0, stoch_depth=0.0)
 
-  # The first of ours is done where it is made.
+  # The first of our updates is part of `train`.
   assert_same_losses(
     [update() for _ in range(5)][1:],
     [ours.call()["loss"] for _ in range(4)],
@@ -117,12 +118,12 @@ def test_timms_updates_are_ours(tmp_path, monkeypatch):
 
 
 def assert_same_losses(theirs, ours):
-  """And they fall alike, which says what an update does."""
+  """Compares losses and their decreases, which depend on the updates."""
   theirs, ours = (np.array([float(x) for x in one]) for one in (theirs, ours))
   np.testing.assert_allclose(theirs, ours, rtol=1e-5)
   np.testing.assert_allclose(np.diff(theirs), np.diff(ours), rtol=0.01)
   assert (np.diff(ours) < 0).all()
 
 
-def _processes(authors=None):
-  return Processes("cpu", authors, 2, 0.01, limit=300.0, rounds=1)
+def _children(authors=None):
+  return Children("cpu", authors, 2, 0.01, limit=300.0, rounds=1)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training and inference beside timm's and the authors' code, on one device.
+"""Training and inference next to timm's and the authors' code, on one device.
 
-Runs with jax, flax and optax alone; with torch and timm, or a checkout of the
-authors' code, there is more to compare.
+Needs only jax, flax and optax; torch and timm, or a checkout of the authors'
+code, add rows to compare with.
 """

@@ -4,7 +4,7 @@
 python -m benchmarks.step [--models=Mixer-B/*] [--batches=32] [--authors=PATH]
 
 For every Mixer at 224 px, on this machine's first device: images/s, TFLOP/s and
-their share of what a large square product reaches here, peak memory, seconds of
+their share of the speed of a large square product, peak memory, seconds of
 compilation. Implementations:
 
   ours        this project's models and training step
@@ -16,40 +16,31 @@ compilation. Implementations:
 All compute on the same random images and on random weights. A training step is
 forward and backward pass of the sigmoid loss, clipping to 1, Adam and decoupled
 decay of matrices; parameters are float32, products --dtype. Each implementation
-is measured in processes of its own, in turns; one that is not here is named and
-left out. A cell, which is a model, pass, dtype and batch size, is measured
-whole: an implementation that is added is measured beside those that are there,
-anew. Goes on where it left off, by results/step/DEVICE.json, and prints all of
-it as a Markdown table. What is there stays with the variables it was measured
-with, such as GLIBC_TUNABLES, which the table names, until --again. A cell takes
-2 to 10 minutes on two cores, most of which is torch.compile's.
+is measured in processes of its own, in turns; absent ones are named and left
+out. A cell, which is a model, pass, dtype and batch size, is measured as a
+whole: adding an implementation measures the present ones again.
+
+Rows in results/step/DEVICE.json are not measured again without --again; all of
+them are printed as a Markdown table. They keep the environment variables of
+their measurement, such as GLIBC_TUNABLES, which the table names. A cell takes 2
+to 10 minutes on two cores, most of them for torch.compile.
 """
 
+import dataclasses
 import itertools
-import shlex
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 
-from benchmarks.step.cell import Cell
-from benchmarks.step.measure import NAMES, OURS
-from benchmarks.step.processes import Processes
-from benchmarks.step.results import Results
+from benchmarks import cells, harness
+from benchmarks.cells import Cell
+from benchmarks.device import environment
+from benchmarks.harness import ChildError, Results, log
+from benchmarks.step.implementations import NAMES, OURS
 from benchmarks.step.table import page
-from benchmarks.throughput.cells import (
-  DTYPES,
-  IMAGE_SIZE,
-  PASSES,
-  check_timing,
-  choose,
-  whole_numbers,
-  words,
-)
-from benchmarks.throughput.children import describe_device
-from benchmarks.throughput.command_line import command_line
-from benchmarks.throughput.machine import environment
 from mixer import models as families
 from mixer.cli import run_cli
 from mixer.errors import UserError
@@ -57,17 +48,20 @@ from mixer.errors import UserError
 # Batches, dtypes and sides of the square matrices.
 DEFAULTS = {"cpu": ("1,16", "float32", "1024,2048,4096")}
 OTHERS = "32,128,512", "bfloat16,float32", "2048,4096,8192,16384"
+MODULE = "benchmarks.step.implementations"
+START_LIMIT = 600.0  # seconds; libraries may be on a network disk
+MEASURED = "flops_per_second", "peak_bytes", "compile_seconds", "matmul"
 
 
 def main() -> int:
-  parser = command_line(
+  parser = cells.create_parser(
     "step",
     __doc__,
     on_cpu=DEFAULTS["cpu"],
     elsewhere=OTHERS,
     limit=300.0,
   )
-  for flag, every in ("passes", PASSES), ("implementations", NAMES):
+  for flag, every in ("passes", cells.PASSES), ("implementations", NAMES):
     every = ",".join(every)
     parser.add_argument(f"--{flag}", default=every, help=f"default: {every}")
   parser.add_argument("--authors", type=Path, help="checkout of their code")
@@ -84,10 +78,10 @@ def main() -> int:
     default=0.5,
     help="at least, of a timing; default: 0.5",
   )
-  given = vars(parser.parse_args())
-  # This process only counts; the device is for those that are measured.
+  flags = vars(parser.parse_args())
+  # This process only counts; the device is for the children.
   jax.config.update("jax_platforms", "cpu")
-  return run_cli(fill, **given)
+  return run_cli(fill, **flags)
 
 
 def fill(
@@ -100,115 +94,217 @@ def fill(
   products: str | None,
   results: Path,
   again: bool,
-  **how: float,
+  **timing: float,
 ) -> str:
-  """Measures what is not there yet; returns the table.
+  """Measures the cells that are due; returns the table.
 
   Args:
     models, batches, dtype, passes, implementations, authors, products, results,
       again: as the flags say.
-    **how: of `Processes`.
+    **timing: "rounds", "repeats", "seconds" and "limit", as the flags say.
   """
-  mixers = [(name, IMAGE_SIZE) for name in families.names("Mixer")]
-  chosen = [name for name, _ in choose(models.split(","), mixers)]
-  check_timing(**how)
-  chosen_passes = words("passes", passes, PASSES)
-  names = words("implementations", implementations, NAMES)
-  device = describe_device()
+  chosen = cells.choose(models, families.names("Mixer"))
+  cells.check_timing(**timing)
+  chosen_passes = cells.split_words("passes", passes, cells.PASSES)
+  names = cells.split_words("implementations", implementations, NAMES)
+  device = harness.describe_device()
   defaults = DEFAULTS.get(device["platform"], OTHERS)
-  cells = [
+  grid = [
     Cell(*each)
     for each in itertools.product(
       chosen,
       chosen_passes,
-      words("dtype", dtype or defaults[1], DTYPES),
-      whole_numbers("batches", batches or defaults[0]),
+      cells.split_words("dtype", dtype or defaults[1], cells.DTYPES),
+      cells.split_numbers("batches", batches or defaults[0]),
     )
   ]
-  sides = whole_numbers("products", products or defaults[2])
-  processes = Processes(device["platform"], authors, **how)
-  present = _probe(processes, names, device)
+  sides = cells.split_numbers("products", products or defaults[2])
+  children = Children(device["platform"], authors and str(authors), **timing)
+  present = _probe(children, names, device)
   if not present:
     raise UserError(
       f"None of --implementations={implementations} is here: add {OURS}."
     )
-  command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
-  known = Results(results, device, command, limit=how["limit"], again=again)
-  due = [cell for cell in cells if known.missing(cell, present)]
-  others = {name for cell in due for name in known.measured(cell)}
-  others = sorted(others - set(present))
-  beside = _probe(processes, others, device)
-  if absent := sorted(set(others) - set(beside)):
+  known = open_results(results, device, timing["limit"], again)
+  due = [cell for cell in grid if missing(known, cell, present)]
+  others = {name for cell in due for name in measured(known, cell)}
+  others -= {*present}
+  still_present = _probe(children, sorted(others), device)
+  if absent := sorted(others - {*still_present}):
     raise UserError(
-      f"{known.file} has rows of {', '.join(absent)}, not here, for "
-      "cells to be measured anew: they would be lost. Bring what is missing, "
+      f"{known.path} has rows of {', '.join(absent)}, not here, for "
+      "cells to be measured again: they would be lost. Bring what is missing, "
       "or name another folder by --results."
     )
-  for cell, rows in _measure(processes, known, due, present, beside, sides):
-    known.replace(cell, rows)
-  return f"{page(device, known.rows)}\n\n{known.file}"
-
-
-def _probe(
-  processes: Processes, implementations: Sequence[str], device: dict
-) -> list[str]:
-  """Says what is absent; adds versions of what is not to the device's."""
-  present = []
-  for name in implementations:
-    said = processes.probe(name)
-    if "absent" in said:
-      _say(f"{name} is left out: {said['absent']}")
-    else:
-      present.append(name)
-      device["versions"] |= said["versions"]
-  return present
-
-
-def _measure(
-  processes: Processes,
-  known: Results,
-  cells: Sequence[Cell],
-  present: Sequence[str],
-  beside: Sequence[str],
-  sides: Sequence[int],
-) -> Iterator[tuple[Cell, list[dict]]]:
-  """Yields cells with their rows.
-
-  Args:
-    processes: that measure.
-    known: so far.
-    cells: what to measure.
-    present: implementations to measure.
-    beside: others, for the cells that have rows of them.
-    sides: of the matrices whose product is the yardstick.
-  """
-  yardsticks = {}
-  # One of each library.
   multiply = [name for name in (OURS, "timm") if name in present] or present
-  for cell in cells:
+  yardsticks = {}
+  for cell in due:
     if cell.dtype not in yardsticks:
-      yardsticks[cell.dtype] = best = processes.best_product(
+      yardsticks[cell.dtype] = children.best_product(
         multiply, cell.dtype, sides
       )
-      _say(
-        f"{cell.dtype}, product of {best['size']} x {best['size']}: "
-        f"{best['flops_per_second'] / 1e12:.3g} TFLOP/s ({best['by']})"
-      )
-    there = known.measured(cell)
-    names = [*present, *(name for name in beside if name in there)]
+    remeasured = [x for x in still_present if x in measured(known, cell)]
+    fitting = [
+      name for name in (*present, *remeasured) if known.fits(_key(cell, name))
+    ]
     rows = []
-    for row in processes.measure(cell, known.fitting(cell, names)):
-      speed = row["images_per_second"]
-      said = f"{speed:,.5g} images/s" if speed else row["why"]
-      _say(f"{cell.label}, {row['implementation']}: {said}")
+    for row in children.measure(cell, fitting):
+      value = row["images_per_second"]
+      text = f"{value:,.5g} images/s" if value else row["why"]
+      log(f"{cell.label}, {row['implementation']}: {text}")
       how = {"matmul": yardsticks[cell.dtype], "environment": environment()}
       rows.append(row | how)
     if rows:
-      yield cell, rows
+      known.put(dataclasses.asdict(cell), rows)
+  return f"{page(device, known.lists[harness.ROWS])}\n\n{known.path}"
 
 
-def _say(line: str):
-  print(line, file=sys.stderr, flush=True)
+def open_results(
+  folder: Path, device: dict, limit: float, again: bool = False
+) -> Results:
+  return Results(
+    folder,
+    "step",
+    device,
+    limit=limit,
+    again=again,
+    key=("model", "passes", "dtype", "batch", "implementation"),
+    measured=MEASURED,
+  )
+
+
+def missing(known: Results, cell: Cell, names: Sequence[str]) -> list[str]:
+  """Returns the implementations that are due."""
+  return [name for name in names if known.is_due(_key(cell, name))]
+
+
+def measured(known: Results, cell: Cell) -> list[str]:
+  """Returns the implementations that a cell has rows of."""
+  rows = known.select(dataclasses.asdict(cell))
+  return [row["implementation"] for row in rows]
+
+
+def _key(cell: Cell, implementation: str) -> dict:
+  return dataclasses.asdict(cell) | {"implementation": implementation}
+
+
+def _probe(
+  children: "Children", implementations: Sequence[str], device: dict
+) -> list[str]:
+  """Logs absent implementations; adds the others' versions to the device's."""
+  present = []
+  for name in implementations:
+    row = children.probe(name)
+    if "absent" in row:
+      log(f"{name} is left out: {row['absent']}")
+    else:
+      present.append(name)
+      device["versions"] |= row["versions"]
+  return present
+
+
+@dataclasses.dataclass(frozen=True)
+class Children:
+  """Child processes of the implementations, one at a time.
+
+  Each has the whole device, and frees it at its end: next to one another they
+  would share its memory.
+
+  platform: platform on which jax computes.
+  authors: folder of the authors' code.
+  repeats: timings of a program in a round.
+  seconds: minimum length of a timing.
+  limit: seconds of a process, compilation included.
+  rounds: processes of an implementation for a cell.
+  """
+
+  platform: str
+  authors: str | None
+  repeats: int
+  seconds: float
+  limit: float
+  rounds: int
+
+  def probe(self, name: str) -> dict:
+    """Returns the "versions" of an implementation, or why it is "absent"."""
+    return self._run("probe", name, START_LIMIT)
+
+  def best_product(
+    self, names: Sequence[str], dtype: str, sizes: Sequence[int]
+  ) -> dict:
+    """Times square products by several libraries; returns the fastest.
+
+    Returns:
+      "flops_per_second", "size" and the implementation in "by".
+
+    Raises:
+      UserError: it takes too long, or too much memory.
+    """
+    rows = []
+    for name in names:
+      try:
+        row = self._time("best_product", name, dtype=dtype, sizes=sizes)
+      except ChildError as error:
+        row = error.row
+      if "why" in row:
+        raise UserError(
+          f"The products of {dtype} matrices ({name}): {row['why']}. Choose "
+          "smaller ones by --products, or a higher --limit."
+        )
+      rows.append(row | {"by": name})
+    best = max(rows, key=lambda row: row["flops_per_second"])
+    log(
+      f"{dtype}, product of {best['size']} x {best['size']}: "
+      f"{best['flops_per_second'] / 1e12:.3g} TFLOP/s ({best['by']})"
+    )
+    return best
+
+  def measure(self, cell: Cell, names: Sequence[str]) -> Iterator[dict]:
+    """Measures in turns; yields a row for each implementation."""
+    rounds = {name: [] for name in names}
+    for name in harness.turns(names, self.rounds):
+      if not any("why" in row for row in rounds[name]):
+        rounds[name].append(self._measure_once(cell, name))
+    for name, rows in rounds.items():
+      yield {"implementation": name} | _summarize(cell, rows)
+
+  def _measure_once(self, cell: Cell, name: str) -> dict:
+    try:
+      return self._time("measure", name, cell=dataclasses.asdict(cell))
+    except ChildError as error:
+      return error.row
+    except UserError as error:
+      if name == OURS:
+        raise
+      # A crash of another implementation is a result, too.
+      return {"why": str(error).splitlines()[-1][:200]}
+
+  def _time(self, function: str, name: str, **arguments) -> dict:
+    timing = {"repeats": self.repeats, "seconds": self.seconds}
+    return self._run(function, name, self.limit, **arguments, **timing)
+
+  def _run(self, function: str, name: str, limit: float, **arguments) -> dict:
+    where = {"platform": self.platform, "authors": self.authors}
+    function = f"{MODULE}:{function}"
+    [row] = harness.run_child(function, limit, name=name, **where, **arguments)
+    return row
+
+
+def _summarize(cell: Cell, rounds: list[dict]) -> dict:
+  """Makes one row of an implementation's rounds."""
+  failed = [row for row in rounds if "why" in row]
+  if failed:
+    return {"images_per_second": None} | failed[0]
+  timings = [timing for row in rounds for timing in row["timings"]]
+  flops = cell.batch * cell.flops_per_image / statistics.median(timings)
+  compiled = statistics.median(row["compile_seconds"] for row in rounds)
+  return harness.speed(cell.batch, timings) | {
+    "flops_per_second": harness.round_digits(flops),
+    "peak_bytes": max(row["peak_bytes"] for row in rounds),
+    "compile_seconds": round(compiled, 2),
+    "timings": len(timings),
+    "versions": rounds[-1]["versions"],
+  }
 
 
 if __name__ == "__main__":

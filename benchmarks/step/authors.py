@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's authors' model, from a checkout of their code.
 
-google-research/vision_transformer, vit_jax/models_mixer.py. That file alone is
-loaded, because the package around it imports TensorFlow and more. There is a
-training loop beside it, for fine-tuning with momentum and a softmax; what is
-timed here is their model under the plainest step that optax makes: the loss,
-clipping, Adam and decay that the others have, under jit.
+google-research/vision_transformer, vit_jax/models_mixer.py. Only that file is
+loaded, because the package around it imports TensorFlow and more. Their own
+training loop fine-tunes with momentum and a softmax. Here their model is timed
+in the plainest step of optax: the other implementations' loss, clipping, Adam
+and decay, under jit.
 
-Their module knows no dtype. Parameters and images are cast to bfloat16 where it
-is asked for, as a user without a change to their code would: all of the network
-then computes in it, and the parameters that are updated stay float32.
+Their module has no dtype. For bfloat16, parameters and images are cast, as a
+user would without changing their code: the whole network computes in bfloat16,
+and the updated parameters stay float32.
 """
 
 import importlib.util
@@ -22,10 +22,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from benchmarks.step.implementation import AbsentError, OnJax
-from benchmarks.throughput.cells import TRAINING
-from benchmarks.throughput.programs import (
-  CLASSES,
+from benchmarks.cells import CLASSES, TRAINING
+from benchmarks.programs import (
   CLIP_NORM,
   LEARNING_RATE,
   WEIGHT_DECAY,
@@ -36,6 +34,7 @@ from benchmarks.throughput.programs import (
   draw_params,
   infer_with,
 )
+from benchmarks.step.implementations import AbsentError, OnJax
 from mixer import models
 from mixer.training.step import normalise, sigmoid_cross_entropy, soft_labels
 
@@ -43,7 +42,7 @@ FILE = Path("vit_jax", "models_mixer.py")
 
 
 class Authors(OnJax):
-  """Their Mixer, with optax."""
+  """The authors' Mixer, with optax."""
 
   packages = (*OnJax.packages, "einops")
   errors = (Exception,)
@@ -88,19 +87,19 @@ def load(file: Path) -> types.ModuleType:
   """Imports a file by its path.
 
   Raises:
-    AbsentError: there is none.
+    AbsentError: the file does not exist.
   """
   if not file.is_file():
     raise AbsentError(f"there is no {file}")
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # where flax looks for its annotations
+  sys.modules[spec.name] = module  # flax looks up annotations there
   spec.loader.exec_module(module)
   return module
 
 
 def _train(apply, params: dict, shape: tuple[int, ...]) -> Program:
-  """Makes an update; see `Authors.make` for `apply`."""
+  """Compiles an update; see `Authors.make` for `apply`."""
   optimizer = optax.chain(
     optax.clip_by_global_norm(CLIP_NORM),
     optax.adamw(

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """timm's models through PyTorch, compiled or eager.
 
-Model and loss under torch.compile, then clipping and fused AdamW, as timm's own
-train.py has them; parameters float32, bfloat16 by autocast. In
-float32 a GPU takes TF32 for products, because jax does so, too. timm computes
-the exact GELU, its peers here the tanh form. It has no H/14.
+Model and loss under torch.compile, then clipping and fused AdamW, as in timm's
+own train.py; parameters float32, bfloat16 by autocast. In float32 a GPU uses
+TF32 for products, because jax does so, too. timm computes the exact GELU, the
+other implementations the tanh form. It has no H/14.
 
-What "compilation" took is the first call less a later one.
+Seconds of compilation are the first call's minus a later one's.
 """
 
 import contextlib
@@ -18,39 +18,36 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.step import process_memory
-from benchmarks.step.cell import Cell
-from benchmarks.step.implementation import (
-  AbsentError,
-  Implementation,
-  draw_squares,
-)
-from benchmarks.throughput.cells import IMAGE_SIZE, TRAINING
-from benchmarks.throughput.machine import cores
-from benchmarks.throughput.programs import (
-  CLASSES,
+from benchmarks import device
+from benchmarks.cells import CLASSES, IMAGE_SIZE, TRAINING, Cell
+from benchmarks.programs import (
   CLIP_NORM,
   LEARNING_RATE,
   WEIGHT_DECAY,
   Program,
   draw_batch,
 )
+from benchmarks.step.implementations import (
+  AbsentError,
+  Implementation,
+  draw_squares,
+)
 
 DEVICES = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "rocm": "cuda"}
 
 
 class Timm(Implementation):
-  """Its Mixers."""
+  """timm's Mixers."""
 
   packages = ("torch", "timm")
   errors = (Exception,)
 
   def __init__(self, platform: str, *, compiled: bool):
-    """Sets PyTorch up.
+    """Configures PyTorch.
 
     Args:
-      platform: that jax computes on.
-      compiled: by torch.compile.
+      platform: platform on which jax computes.
+      compiled: whether to use torch.compile.
     """
     kind = DEVICES.get(platform)
     if kind is None or kind == "cuda" and not torch.cuda.is_available():
@@ -60,7 +57,7 @@ class Timm(Implementation):
     self._device = torch.device(kind)
     self._compiled = compiled
     if kind == "cpu":
-      torch.set_num_threads(cores())
+      torch.set_num_threads(device.cores())
     else:
       torch.set_float32_matmul_precision("high")
 
@@ -78,7 +75,7 @@ class Timm(Implementation):
     call = make(model, cell, images.to(self._device), labels.to(self._device))
     first, second = self._time(call), self._time(call)
     if not torch.isfinite(call()).all():
-      raise ValueError("What comes of random weights is not finite.")
+      raise ValueError("The result of random weights is not finite.")
     return Program(call, 0, max(0.0, first - second))
 
   def product(self, size, dtype):
@@ -92,15 +89,15 @@ class Timm(Implementation):
     if self._device.type == "cuda":
       torch.cuda.synchronize()
 
-  def forget_peak(self):
+  def reset_peak(self):
     if self._device.type == "cuda":
       torch.cuda.reset_peak_memory_stats()
-    process_memory.forget_peak()
+    device.reset_peak_memory()
 
   def peak_bytes(self):
     if self._device.type == "cuda":
       return torch.cuda.max_memory_allocated()
-    return process_memory.peak_bytes()
+    return device.peak_memory()
 
   def _infer(self, model, cell, images, labels):
     model.eval()
@@ -163,17 +160,17 @@ class Timm(Implementation):
 
 
 def timm_name(model: str) -> str:
-  """Such as mixer_b16_224 for Mixer-B/16."""
+  """Returns timm's name, such as mixer_b16_224 for Mixer-B/16."""
   return f"{model.replace('-', '_').replace('/', '').lower()}_{IMAGE_SIZE}"
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-  """uint8 0..255 to float32 -1..1."""
+  """Maps uint8 0..255 to float32 -1..1."""
   return images.float() / 127.5 - 1
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
-  """Decays matrices alone; AdamW's decay is times the rate, ours is not."""
+  """Decays only matrices; AdamW multiplies decay by the rate, we do not."""
   kernels = [p for p in model.parameters() if p.ndim > 1]
   others = [p for p in model.parameters() if p.ndim <= 1]
   return [
@@ -184,7 +181,7 @@ def parameter_groups(model: nn.Module) -> list[dict]:
 
 @torch.no_grad()
 def draw_weights(model: nn.Module):
-  """As `draw_params` draws them: none is zero, the head's neither."""
+  """Draws weights like `draw_params`: none is zero, not even in the head."""
   torch.manual_seed(0)
   for name, weight in model.named_parameters():
     values = torch.randn_like(weight)

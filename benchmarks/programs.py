@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled forward passes and updates, with random numbers to work on."""
+"""Compiled forward passes and updates, bound to random numbers."""
 
 import functools
 import math
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.throughput.machine import free_memory
+from benchmarks.cells import CLASSES
+from benchmarks.device import free_memory
 from mixer.models import flops
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.sharding import pmap_update
@@ -23,10 +24,8 @@ from mixer.training.step import (
   train_step,
 )
 
-CLASSES = 1000
-
-# Of an update: those of the ImageNet recipe, with a lower rate, so that random
-# weights do not run away.
+# The ImageNet recipe's update, with a lower rate, so that random weights do not
+# diverge.
 LEARNING_RATE = 1e-5
 WEIGHT_DECAY = 1e-6  # decoupled, not times the rate
 CLIP_NORM = 1.0
@@ -34,11 +33,11 @@ RECIPE = {"mixup": 0.5, "stoch_depth": 0.1}
 
 
 class Program(NamedTuple):
-  """A program on arrays of its own.
+  """A compiled program and its arrays.
 
-  call: to be called any number of times.
-  needs: bytes, 0 where that is not known.
-  compile_seconds: what it took to trace and compile it.
+  call: runs it; may be called any number of times.
+  needs: bytes of memory, 0 where that is not known.
+  compile_seconds: time of tracing and compilation.
   """
 
   call: Callable[[], object]
@@ -47,15 +46,15 @@ class Program(NamedTuple):
 
 
 class DoesNotFitError(Exception):
-  """The program needs more memory than there is."""
+  """The program needs more memory than is free."""
 
 
 def infer(model: nn.Module, shape: tuple[int, ...]) -> Program:
-  """Makes the forward pass from uint8 images to logits.
+  """Compiles the forward pass from uint8 images to logits.
 
   Args:
-    model: with a head.
-    shape: of the images, n h w c.
+    model: model with a head.
+    shape: shape of the images, n h w c.
   """
   params = flops.abstract_params(model, shape[1:3])
 
@@ -70,7 +69,7 @@ def infer_with(
   params: dict,
   shape: tuple[int, ...],
 ) -> Program:
-  """As `infer`, of any function from parameters and images to logits."""
+  """Compiles any function from parameters and images to logits; see `infer`."""
 
   def forward(params, images):
     return apply(params, normalise(images))
@@ -90,7 +89,7 @@ def train(
   mixup: float = RECIPE["mixup"],
   stoch_depth: float = RECIPE["stoch_depth"],
 ) -> Program:
-  """Makes an update as the ImageNet recipe has it, see `infer`.
+  """Compiles the ImageNet recipe's update; see `infer`.
 
   Sigmoid loss, mixup, stochastic depth, Adam, clipping and weight decay.
   """
@@ -109,10 +108,10 @@ def train(
   )
   create = functools.partial(create_state, optimizer=optimizer, average=False)
 
-  here = jax.local_devices()[:1]
+  devices = jax.local_devices()[:1]
   batch = jax.tree.map(lambda x: x[None], draw_batch(shape))
   compiled, seconds = compile_for(
-    pmap_update(step, here), jax.eval_shape(create, params), batch
+    pmap_update(step, devices), jax.eval_shape(create, params), batch
   )
   needs = check_memory(compiled, params)
   state = jax.jit(create)(draw_params(params))
@@ -120,7 +119,7 @@ def train(
 
   def call():
     nonlocal state
-    state, metrics = compiled(state, batch)  # the old state is given away
+    state, metrics = compiled(state, batch)  # the old state is donated
     return metrics
 
   if int(call()["skipped"]):
@@ -131,7 +130,7 @@ def train(
 def compile_for(
   function: jax.stages.Wrapped, *arguments: object
 ) -> tuple[jax.stages.Compiled, float]:
-  """Compiles for arrays or shapes; returns the seconds that it took as well."""
+  """Compiles for arrays or shapes; returns the program and the seconds."""
   start = time.perf_counter()
   compiled = function.lower(*arguments).compile()
   return compiled, time.perf_counter() - start
@@ -141,19 +140,19 @@ def check_memory(compiled: jax.stages.Compiled, params: dict) -> int:
   """Returns the bytes that a program needs.
 
   Raises:
-    DoesNotFitError: that is more than is free.
+    DoesNotFitError: less is free.
   """
-  found = compiled.memory_analysis()
-  if found is None:
+  analysis = compiled.memory_analysis()
+  if analysis is None:
     return 0
   needs = (
-    found.argument_size_in_bytes
-    + found.output_size_in_bytes
-    - found.alias_size_in_bytes
-    + found.temp_size_in_bytes
+    analysis.argument_size_in_bytes
+    + analysis.output_size_in_bytes
+    - analysis.alias_size_in_bytes
+    + analysis.temp_size_in_bytes
   )
   free = free_memory()
-  # On their way to the device, parameters are twice in a CPU's memory.
+  # Until parameters are on the device, a CPU's memory holds them twice.
   twice = (
     4 * flops.count_params(params) if jax.default_backend() == "cpu" else 0
   )
@@ -165,10 +164,10 @@ def check_memory(compiled: jax.stages.Compiled, params: dict) -> int:
 
 
 def draw_params(params: dict) -> dict:
-  """Random parameters, the head's as well, of the size that training begins at.
+  """Draws random parameters at the scale of their initial values.
 
-  None is zero: hardware that computes with zeros draws less power, and is
-  faster for it.
+  None is zero, not even in the head: hardware that multiplies by zero draws
+  less power, and is faster for it.
   """
   rng = np.random.default_rng(0)
 
@@ -182,7 +181,7 @@ def draw_params(params: dict) -> dict:
 
 
 def draw_batch(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-  """A batch as training takes it, of noise; `shape` n h w c."""
+  """Draws a training batch of noise; `shape` is n h w c."""
   rng = np.random.default_rng(1)
   return {
     "image": rng.integers(0, 256, shape, dtype=np.uint8),

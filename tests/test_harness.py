@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timings, child processes, result files and flags of the benchmarks."""
+
+import json
+
+import pytest
+
+from benchmarks import cells, harness
+from benchmarks.harness import ChildError, Results
+from mixer.errors import UserError
+
+DEVICE = {
+  "device": "Abacus (R) 9, 2 cores",
+  "platform": "cpu",
+  "versions": {"jax": "0"},
+}
+KEY = {"model": "Mixer-S/32", "dtype": "float32", "batch": 8}
+LARGER = KEY | {"batch": 32}
+FAILED = {"images_per_second": None, "why": "out of memory"}
+
+
+def open_results(folder, limit=60.0, **options):
+  return Results(
+    folder,
+    "sums",
+    DEVICE,
+    limit=limit,
+    key=KEY,
+    measured=("bytes",),
+    **options,
+  )
+
+
+def row(speed):
+  return {"images_per_second": speed, "bytes": 9}
+
+
+def test_a_timing_follows_two_calls_of_warm_up():
+  calls = []
+
+  timings = harness.time_calls(lambda: calls.append(1), 3, 0.0, lambda _: None)
+
+  assert len(timings) == 3 and min(timings) >= 0
+  assert len(calls) == 2 + 3
+
+
+def test_the_speed_is_of_the_median_and_the_spread_relative_to_it():
+  assert harness.speed(2, [0.5, 1.5, 0.5]) == {
+    "images_per_second": 4.0,
+    "spread": 2.0,
+  }
+
+
+def test_turns_alternate_in_order():
+  assert [*harness.turns("abc", 3)] == [*"abc", *"cba", *"abc"]
+
+
+def test_a_child_that_takes_too_long_is_killed():
+  with pytest.raises(ChildError) as error:
+    list(harness.run_child("benchmarks.device:describe", 0.1))
+
+  assert error.value.row == {
+    "images_per_second": None,
+    "why": "took more than 0.1 s",
+    "limit": 0.1,
+  }
+
+
+def test_a_child_that_fails_is_quoted():
+  with pytest.raises(
+    UserError, match="(?s)device:versions.*No package.*abacus"
+  ):
+    list(
+      harness.run_child("benchmarks.device:versions", 300, packages=["abacus"])
+    )
+
+
+def test_rows_are_found_again_and_replaced(tmp_path):
+  results = open_results(tmp_path)
+  assert results.is_due(KEY)
+  results.put(KEY, [row(7.0)])
+
+  opened = open_results(tmp_path)
+
+  assert opened.path.name == "Abacus_R_9_2_cores.json"
+  assert not opened.is_due(KEY)
+  assert opened.is_due(LARGER) and opened.is_due(KEY | {"dtype": "bfloat16"})
+  assert open_results(tmp_path, again=True).is_due(KEY)
+  opened.put(KEY, [row(8.0)])
+  [found] = json.loads(opened.path.read_text())["rows"]
+  assert found["images_per_second"] == 8.0
+  assert {"versions", "date", "git_commit", *KEY} <= {*found}
+
+
+def test_a_batch_beyond_one_that_failed_is_not_tried(tmp_path):
+  results = open_results(tmp_path)
+  results.put(KEY, [FAILED])
+
+  assert not results.is_due(KEY) and not results.is_due(LARGER)
+  assert results.is_due(KEY | {"batch": 1})
+  again = open_results(tmp_path, again=True)
+  assert again.is_due(LARGER)
+  again.put(KEY, [FAILED])
+  assert not again.is_due(LARGER)
+  again.put(KEY, [row(7.0)])
+  assert again.is_due(LARGER)
+
+
+def test_a_time_out_is_measured_again_with_a_longer_limit(tmp_path):
+  open_results(tmp_path).put(KEY, [FAILED | {"limit": 60.0}])
+
+  assert not open_results(tmp_path, limit=60.0).is_due(LARGER)
+  patient = open_results(tmp_path, limit=90.0)
+  assert patient.is_due(KEY) and patient.is_due(LARGER)
+
+
+def test_rows_without_versions_have_those_of_their_file(tmp_path):
+  results = open_results(tmp_path)
+  results.put(KEY, [row(7.0)])
+  content = json.loads(results.path.read_text())
+  del content["rows"][0]["versions"]
+  results.path.write_text(json.dumps(content))
+
+  opened = open_results(tmp_path)
+  opened.put(LARGER, [row(9.0) | {"versions": {"jax": "1", "torch": "2"}}])
+
+  assert opened.lists["rows"][0]["versions"] == DEVICE["versions"]
+  versions = harness.list_versions(opened.lists["rows"])
+  assert versions == "jax 0 and 1, torch 2"
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda text: text[:-20],
+    lambda text: text.replace('"model"', '"network"'),
+    lambda text: text.replace('"bytes"', '"bits"'),
+    lambda text: text.replace('"rows"', '"lines"'),
+  ],
+)
+def test_a_damaged_file_is_refused(tmp_path, damage):
+  results = open_results(tmp_path)
+  results.put(KEY, [row(7.0)])
+  results.path.write_text(damage(results.path.read_text()))
+
+  with pytest.raises(UserError, match="Abacus.*is damaged"):
+    open_results(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):
+  (tmp_path / "file").touch()
+
+  with pytest.raises(OSError, match="file"):
+    open_results(tmp_path / "file")
+
+
+def test_patterns_choose_models_in_order():
+  names = ["Mixer-S/32", "Mixer-L/16", "ViT-L/16"]
+
+  assert cells.choose("ViT*,*-L/1?", names) == ["Mixer-L/16", "ViT-L/16"]
+  with pytest.raises(UserError, match="Mixer-X.*Mixer-S/32"):
+    cells.choose("Mixer-X", names)
+
+
+TIMING = {"rounds": 1, "seconds": 0.1, "limit": 60.0}
+
+
+@pytest.mark.parametrize(
+  "check, message",
+  [
+    (lambda: cells.split_numbers("batches", "1,none"), "--batches=.* whole"),
+    (lambda: cells.split_numbers("batches", "0"), "--batches=0 must be whole"),
+    (
+      lambda: cells.split_words("dtype", "float16", cells.DTYPES),
+      "--dtype: 'float16' is none of float32, bfloat16",
+    ),
+    (lambda: cells.check_timing(**TIMING | {"rounds": 0}), "--rounds=0 must"),
+    (
+      lambda: cells.check_timing(**TIMING | {"seconds": float("nan")}),
+      "--seconds=nan",
+    ),
+    (
+      lambda: cells.check_timing(**TIMING | {"limit": 1e10}),
+      "--limit=1e.10 must be seconds, .* a week at most",
+    ),
+  ],
+)
+def test_flags_out_of_range_are_refused(check, message):
+  with pytest.raises(UserError, match=message):
+    check()
