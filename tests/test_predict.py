@@ -325,38 +325,88 @@ def test_a_runs_own_classes_are_named(trained, digits, tmp_path):
   assert all(row["label"] == f"digit {row['class']}" for row in rows)
 
 
-def test_the_picture_shows_pixels_and_the_best_class(tmp_path):
-  red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in COLOURS)
-  predictions = [
-    inference.Prediction("", "", pixels, [i, 2], [0.75, 0.25])
-    for i, pixels in enumerate((red, blue))
-  ]
-  names = ["tench, Tinca tinca", r"an $\frac$", "unseen"]
+def prediction(path, guess, probability, colour=COLOURS[0]):
+  pixels = np.full((8, 8, 3), colour, np.uint8)
+  rest = (guess + 1) % 3
+  return inference.Prediction(
+    path, "", pixels, [guess, rest], [probability, 1 - probability]
+  )
 
-  predict.draw(predictions, names, str(tmp_path / "picture.png"))
+
+def test_the_grid_shows_pixels_guesses_labels_and_file_names(tmp_path):
+  images = [
+    (prediction("a/red.png", 0, 0.75), None),
+    (prediction("a/blue.png", 1, 0.75, COLOURS[1]), 1),
+    (prediction("a/$x$.png", 1, 0.5, COLOURS[1]), 2),
+  ]
+  names = ["tench, Tinca tinca", r"an $\frac$", "unseen, not seen"]
+
+  predict.draw(images, names, str(tmp_path / "picture.png"))
 
   drawn = np.array(Image.open(tmp_path / "picture.png").convert("RGB"))
-  halves = np.array_split(drawn, 2, axis=1)
-  for half, colour in zip(halves, COLOURS, strict=True):
-    assert np.mean(np.all(half == colour, axis=-1)) > 0.5
-  predict.draw(predictions, names, str(tmp_path / "picture.svg"))
+  thirds = np.array_split(drawn, 3, axis=1)
+  for part, (image, _) in zip(thirds, images, strict=True):
+    assert np.mean(np.all(part == image.pixels[0, 0], axis=-1)) > 0.4
+  predict.draw(images, names, str(tmp_path / "picture.svg"))
+  # Letters are drawn, and each text stands in a comment next to its outlines.
   written = (tmp_path / "picture.svg").read_text()
-  # Letters are drawn, and each text stands in a comment beside its own.
-  assert "<!-- 0.75 tench -->" in written
-  assert "<!-- 0.75 an $\\frac$ -->" in written
+  for text in (
+    "0.75 tench",
+    "✓ 0.75 an $\\frac$",
+    "✗ 0.50 an $\\frac$",
+    "label: unseen",
+    "red.png",
+    "$x$.png",
+  ):
+    assert text in written
 
 
-def test_a_picture_has_only_the_first_images(
-  trained, digits, tmp_path, capsys, monkeypatch
+def test_the_grid_has_the_worst_mistakes_first():
+  sample = predict.Sample(3)
+  for i, (guess, probability, label) in enumerate(
+    [(0, 0.9, 0), (1, 0.6, 0), (2, 0.5, 2), (1, 0.8, 2), (0, 0.7, None)]
+  ):
+    sample.add(prediction(str(i), guess, probability), label)
+
+  assert [image.path for image, _ in sample.choose()] == ["3", "1", "2"]
+
+
+def test_the_grid_has_images_of_all_classes_if_labels_are_unknown():
+  sample = predict.Sample(4)
+  for i, guess in enumerate([2, 2, 2, 2, 2, 0, 1, 2]):
+    sample.add(prediction(str(i), guess, 0.5), None)
+
+  guesses = [int(image.classes[0]) for image, _ in sample.choose()]
+  assert guesses == [0, 1, 2, 2]
+
+
+def test_folders_name_classes_by_name_or_by_wordnet_id():
+  folders = predict.folder_classes(["tabby, tabby cat", "dog"])
+
+  assert predict.true_class("/pets/dog/old/1.png", folders) == 1
+  assert predict.true_class("/dog/n02123045/1.png", folders) == 0
+  assert predict.true_class("/pets/cat/dog.png", folders) is None
+
+
+def test_the_accuracy_of_labelled_folders_is_printed(
+  trained, digits, tmp_path, capsys
 ):
-  monkeypatch.setattr(predict, "DRAWN", 3)
-  picture = tmp_path / "picture.png"
-  files = sorted(digits[0].glob("*.png"))[:5]
+  folder, labels = digits
+  for i, label in enumerate(labels[:20]):
+    (tmp_path / str(label)).mkdir(exist_ok=True)
+    shutil.copy(folder / f"{i:03d}.png", tmp_path / str(label))
+  table, picture = tmp_path / "table.csv", tmp_path / "picture.png"
 
-  assert run(f"--init={trained}", *files, f"--grid={picture}") == 0
+  flags = f"--out={table}", f"--grid={picture}", "--topk=1"
+  assert run(f"--init={trained}", tmp_path, *flags) == 0
 
-  assert f"Drew 3 of 5 images in {picture}." in capsys.readouterr().out
-  assert Image.open(picture).width == 3 * 300
+  right = [
+    row["class"] == row["image"].split("/")[-2] for row in read_table(table)
+  ]
+  out = capsys.readouterr().out
+  assert f"accuracy {np.mean(right):.2%} of 20 images" in out
+  assert f"Drew 20 of 20 images in {picture}." in out
+  assert Image.open(picture).width == 8 * 300
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what images show, by weights that have a head.
+"""Classifies images with weights that have a head.
 
   python -m mixer predict --init=runs/pets photos/ 'more/*.jpg' cat.png
 
 An image is a file, a folder (all images in it, at any depth) or a pattern in
 quotes. Each is decoded and cut to size as the run's evaluators do it, or by
---ops; without a run, as the paper does: resize_small(256) | central_crop(224)
-for weights of 224 px. As there, the orientation that a camera noted is not
-applied. What cannot be read is told and passed over.
+--ops; weights without a run get the paper's preprocessing, which for 224 px is
+resize_small(256) | central_crop(224). As there, the orientation that a camera
+noted is not applied. Images that cannot be read are reported and skipped.
+
+Where an image's folder has the name of a class, that is taken for its label:
+the accuracy is printed, and --grid shows the worst mistakes first.
+`--out=RUN/predictions.csv` puts the mistakes into the run's report, too.
 """
 
 import argparse
@@ -15,12 +19,14 @@ import contextlib
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from mixer import cli
+from mixer.datasets import class_names
 from mixer.errors import UserError
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.storage import atomic_write, check_writable
@@ -31,9 +37,10 @@ from mixer.tools.inference import (
   open_classifier,
   predict,
 )
+from mixer.training import plots
 
-FEW = 10  # images: for so many, every guess is printed
-DRAWN = 64  # images on the picture
+FEW = 10  # images of which every guess is printed
+DRAWN = 64  # images in the grid
 COLUMNS = ("image", "rank", "class", "label", "probability")
 
 
@@ -49,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--init", required=True, help="weights: a name, a file, a run's folder")
   add("--topk", type=int, default=5, help="guesses an image; default: 5")
   add("--out", metavar="FILE.csv", help=f"a table: {', '.join(COLUMNS)}")
-  add("--grid", metavar="FILE.png", help=f"draw the first {DRAWN} images")
+  add("--grid", metavar="FILE.png", help=f"draw up to {DRAWN} images")
   add("--batch", type=int, default=32, help="images at once; default: 32")
   add("--ops", help="in place of the run's, such as 'resize(224)'")
   add("--classes", metavar="FILE", help="names of the classes, one a line")
@@ -67,7 +74,7 @@ def run(
   ops: str | None = None,
   classes: str | None = None,
 ) -> None:
-  """Predicts, and prints and writes what comes out; see the flags."""
+  """Classifies images, and prints and writes the predictions; see the flags."""
   for flag, number in ("topk", topk), ("batch", batch):
     if number < 1:
       raise UserError(f"--{flag}={number} must be 1 or more.")
@@ -78,13 +85,12 @@ def run(
   classifier = open_classifier(init, ops=ops, classes=classes)
   print(describe(classifier), file=sys.stderr)
 
-  drawn, unreadable = [], 0
+  folders = folder_classes(classifier.class_names)
+  labels, sample, unreadable = [], Sample(DRAWN), 0
   with contextlib.ExitStack() as stack:
     tell = [_table(classifier.class_names, paths)]
     if out:
       tell.append(stack.enter_context(_rows(out, classifier.class_names)))
-    if grid:
-      tell.append(lambda one: drawn.append(one) if len(drawn) < DRAWN else None)
     for prediction in predict(classifier, paths, topk=topk, batch=batch):
       if prediction.fault:
         unreadable += 1
@@ -93,18 +99,29 @@ def run(
         continue
       for each in tell:
         each(prediction)
+      label = true_class(prediction.path, folders)
+      if label is not None:
+        labels.append(prediction.classes[0] == label)
+      if grid:
+        sample.add(prediction, label)
     if unreadable == len(paths):
       raise UserError("No image could be read.")
+  if labels:
+    print(
+      f"accuracy {np.mean(labels):.2%} of {len(labels):,} images whose folders "
+      "name a class"
+    )
   if grid:
+    drawn = sample.choose()
     draw(drawn, classifier.class_names, grid)
     print(f"Drew {len(drawn)} of {len(paths):,} images in {grid}.")
   if unreadable:
-    said = f"{unreadable:,} of {len(paths):,} images could not be read."
-    print(said, file=sys.stderr)
+    message = f"{unreadable:,} of {len(paths):,} images could not be read."
+    print(message, file=sys.stderr)
 
 
 def describe(classifier: Classifier) -> str:
-  """Says what the predictions rest on."""
+  """Returns the origin of weights, classes and preprocessing, a line each."""
   of_names, of_ops = classifier.notes
   return (
     f"weights  {classifier.name}\n"
@@ -116,7 +133,7 @@ def describe(classifier: Classifier) -> str:
 def _table(
   names: Sequence[str], paths: Sequence[str]
 ) -> Callable[[Prediction], None]:
-  """Returns what prints a prediction, in a line where there are many."""
+  """Returns a function that prints a prediction, briefly if there are many."""
   width = min(max(len(_printable(path)) for path in paths), 60)
 
   def tell(prediction: Prediction) -> None:
@@ -140,7 +157,7 @@ def _label(names: Sequence[str], i: int) -> str:
 
 
 def _printable(path: str) -> str:
-  """File names are any bytes."""
+  """Replaces bytes of a file name that are not UTF-8."""
   return os.fsencode(path).decode(errors="replace")
 
 
@@ -148,10 +165,10 @@ def _printable(path: str) -> str:
 def _rows(
   out: str, names: Sequence[str]
 ) -> Iterator[Callable[[Prediction], None]]:
-  """Gives what writes a prediction; the file is there when all are written."""
+  """Yields a function that writes a prediction; the file appears at the end."""
   with (
-    atomic_write(Path(out)) as aside,
-    aside.open("w", newline="", encoding="utf-8") as file,
+    atomic_write(Path(out)) as partial,
+    partial.open("w", newline="", encoding="utf-8") as file,
   ):
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
@@ -166,7 +183,7 @@ def _rows(
 
 
 def _check_files(out: str | None, grid: str | None) -> None:
-  """Raises UserError early if what is found could not be written."""
+  """Raises UserError early if predictions could not be written."""
   for flag, file in ("out", out), ("grid", grid):
     if file:
       check_writable(file, flag)
@@ -177,22 +194,95 @@ def _check_files(out: str | None, grid: str | None) -> None:
     )
 
 
+def folder_classes(names: Sequence[str]) -> dict[str, int]:
+  """Maps folder names to classes: names themselves, and their WordNet ids."""
+  classes = {name: i for i, name in enumerate(names)}
+  synsets = class_names.synsets() | class_names.TEDDY
+  ids = {key: classes[name] for key, name in synsets.items() if name in classes}
+  return ids | classes
+
+
+def true_class(path: str, folders: Mapping[str, int]) -> int | None:
+  """Returns the class that the nearest folder of a file names, if any does."""
+  parts = Path(path).absolute().parent.parts
+  return next((folders[x] for x in reversed(parts) if x in folders), None)
+
+
+class Sample:
+  """Selects images for the grid while they pass, `size` of them.
+
+  Images with a label come first: mistakes, the most confident first, then right
+  answers, the least confident first. Others are spread over predicted classes.
+  """
+
+  def __init__(self, size: int):
+    self._size = size
+    self._labelled: list[tuple[float, Prediction, int]] = []
+    self._others: dict[int, list[Prediction]] = {}
+
+  def add(self, prediction: Prediction, label: int | None) -> None:
+    guess, probability = prediction.classes[0], prediction.probabilities[0]
+    if label is not None:
+      rank = probability if guess == label else -probability
+      self._labelled.append((rank, prediction, label))
+      self._labelled.sort(key=lambda each: each[0])
+      del self._labelled[self._size :]
+      return
+    self._others.setdefault(int(guess), []).append(prediction)
+    if sum(map(len, self._others.values())) > self._size:
+      max(self._others.values(), key=len).pop()
+
+  def choose(self) -> list[tuple[Prediction, int | None]]:
+    """Returns images with their labels, in the order of the grid."""
+    others = [x for _, group in sorted(self._others.items()) for x in group]
+    pairs = [(prediction, label) for _, prediction, label in self._labelled]
+    return (pairs + [(x, None) for x in others])[: self._size]
+
+
 def draw(
-  predictions: Sequence[Prediction], names: Sequence[str], file: str
+  images: Sequence[tuple[Prediction, int | None]],
+  names: Sequence[str],
+  file: str,
 ) -> None:
-  """Draws images as the model sees them, with what it says of them."""
-  columns = min(8, len(predictions))
-  rows = -(-len(predictions) // columns)
-  figure = Figure(figsize=(2 * columns, 2.4 * rows), layout="constrained")
+  """Draws images as the model sees them, with guesses, labels and file names.
+
+  Args:
+    images: predictions, and labels where they are known.
+    names: of the classes.
+    file: any kind of picture that Matplotlib writes.
+  """
+  columns = min(8, len(images))
+  rows = -(-len(images) // columns)
+  figure = plots.new_figure(2 * columns, 2.5 * rows)
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
-  for axis in axes:
+  for axis in axes[len(images) :]:
     axis.axis("off")
-  for axis, prediction in zip(axes, predictions, strict=False):
+  for axis, (prediction, label) in zip(axes, images, strict=False):
     axis.imshow(prediction.pixels, interpolation="nearest")
-    name = names[prediction.classes[0]].partition(",")[0]
-    said = f"{prediction.probabilities[0]:.2f} {name[:28]}"
-    axis.set_title(said, fontsize=7, parse_math=False)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    guess = prediction.classes[0]
+    title = f"{prediction.probabilities[0]:.2f} {_short(names[guess])}"
+    color = "black"
+    if label is None:
+      axis.spines[:].set_visible(False)
+    else:
+      is_right = guess == label
+      color = plots.GREEN if is_right else plots.VERMILION
+      title = f"✓ {title}" if is_right else f"✗ {title}"
+      if not is_right:
+        title += f"\nlabel: {_short(names[label])}"
+      axis.spines[:].set(color=color, linewidth=2)
+    axis.set_title(title, fontsize=7.5, color=color, parse_math=False)
+    name = Path(_printable(prediction.path)).name
+    if len(name) > 30:
+      name = f"...{name[-27:]}"
+    axis.set_xlabel(name, fontsize=6, color=plots.GREY, parse_math=False)
   figure.savefig(file, dpi=150)
+
+
+def _short(name: str) -> str:
+  return name.partition(",")[0][:26]
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def log_scale_if_wide(axes: "Axes", values: Sequence[float]) -> bool:
 
 
 def running_mean(values: Sequence[float]) -> tuple[np.ndarray, int]:
-  """Averages each value with those before it, over a tenth of the series.
+  """Averages each value with those before it, over a fifth of the series.
 
   Values that are not finite are left out; where nothing is left the mean is
   NaN.
@@ -97,7 +97,7 @@ def running_mean(values: Sequence[float]) -> tuple[np.ndarray, int]:
   Returns:
     The means, [n], and the number of values in each, 50 at most.
   """
-  window = min(max(len(values) // 10, 1), 50)
+  window = min(max(len(values) // 5, 1), 50)
   finite = np.isfinite(values)
   sums, counts = (
     np.convolve(x, np.ones(window))[: len(values)]
