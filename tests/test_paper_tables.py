@@ -15,11 +15,12 @@ from mixer.cli import EX_OK, EX_USAGE
 from mixer.config_check import resolve, to_dict
 from mixer.tools.paper import results_store, spec_tables
 from mixer.tools.paper.__main__ import main
-from mixer.tools.paper.measured import matching, offered, record
-from mixer.tools.paper.measured.offered import Offered, Part
+from mixer.tools.paper.compare import published_name
 from mixer.tools.paper.numbers import FOOTNOTE_2, ROWS, TABLE_1, find_row
 from mixer.tools.paper.protocols import extend, load_recipe, protocol
+from mixer.tools.paper.record import make_records
 from mixer.tools.paper.render import Cell, Footnotes
+from mixer.tools.paper.run_reader import RunResult
 
 ROOT = Path(__file__).parent.parent
 PARAMETERS = {
@@ -150,25 +151,26 @@ def sweep_of(name, source=None):
   config["init"] = source or how.published
   mean = {"mean": 0.81234, "deviation": 0.0012, "runs": 3}
   means = {"eval/test/accuracy": mean, "eval/real/accuracy": mean}
-  origin = {
-    "date": "2026-08-01",
-    "git_commits": ["0123456789"],
+  start = {
+    "date": "2026-08-01T10:00:00",
+    "git_commit": "0123456789",
     "git_changes": True,
-    "devices": ["8 x TPU v3"],
+    "devices": 8,
+    "device_kind": "TPU v3",
   }
-  part = Part(config, means, learning_rate=0.01)
-  return Offered(Path("tuned"), offered.SWEEP, {"": part}, origin)
+  folder = Path("tuned")
+  return RunResult(folder, results_store.SWEEP, config, means, [start], 0.01)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_sweep_by_the_rows_recipe_is_taken_for_it_alone(name):
   found = sweep_of(name)
 
-  assert record.collect(find_row(name), protocol(find_row(name)), found)
+  assert make_records(find_row(name), protocol(find_row(name)), found)
 
   for other in set(PUBLISHED) - {name}:
     with pytest.raises(ValueError, match="is no run of the row"):
-      record.collect(find_row(other), protocol(find_row(other)), found)
+      make_records(find_row(other), protocol(find_row(other)), found)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +184,10 @@ def test_a_sweep_by_the_rows_recipe_is_taken_for_it_alone(name):
 def test_weights_of_another_pretraining_are_refused(source, words):
   row = find_row("i21k/Mixer-B_16")
   found = sweep_of(row.name, source)
-  found.parts[""].config["init"] = source
+  found.config["init"] = source
 
   with pytest.raises(ValueError, match=f"(?m){words}"):
-    record.collect(row, protocol(row), found)
+    make_records(row, protocol(row), found)
 
 
 @pytest.mark.parametrize("name", ["i1k/Mixer-B_16", "i1k/Mixer-L_16"])
@@ -194,10 +196,10 @@ def test_the_recipe_of_evaluation_judges_as_table_3_does(name):
   config = recipes.load("evaluate", how.published)
   mean = {"mean": 0.7644, "deviation": None, "runs": 1}
   means = {"eval/val/accuracy": mean, "eval/real/accuracy": mean}
-  part = Part(to_dict(resolve(config)), means)
-  found = Offered(Path("weights"), offered.EVALUATION, {"": part}, {})
+  kind = results_store.EVALUATION
+  run = RunResult(Path("weights"), kind, to_dict(resolve(config)), means, [])
 
-  [new] = record.collect(find_row(name), how, found)
+  [new] = make_records(find_row(name), how, run)
 
   assert new["cells"]["real"]["value"] == 76.44
 
@@ -211,21 +213,21 @@ def test_a_baseline_without_published_weights_needs_a_run_to_begin_from():
     match="init: the folder of a run of configs/pretrain_i21k.py:ViT-B/16 -> "
     "'imagenet21k/ViT-B_16'",
   ):
-    record.collect(row, protocol(row), found)
+    make_records(row, protocol(row), found)
 
 
 def test_a_file_is_known_by_its_place():
   place = "/cache/imagenet21k/Mixer-B_16.npz"
 
-  assert matching.published_name(place) == "imagenet21k/Mixer-B_16"
-  assert matching.published_name("/cache/mine/Mixer-B_16.npz") is None
+  assert published_name(place) == "imagenet21k/Mixer-B_16"
+  assert published_name("/cache/mine/Mixer-B_16.npz") is None
 
 
 def test_a_measured_number_stands_beside_the_papers_with_its_run(
   results, capsys
 ):
   row = find_row("i21k/Mixer-B_16")
-  new = record.collect(row, protocol(row), sweep_of(row.name))
+  new = make_records(row, protocol(row), sweep_of(row.name))
   days = {"TPU v3": 120.5, "NVIDIA H100": 3.0}
   cost = new[0] | {"cells": {"core_days": {"device_days": days}}}
   results_store.add_records(results, row, [*new, cost])
@@ -249,8 +251,8 @@ def test_a_single_run_is_said_to_have_a_rate_that_nothing_chose(
   results, capsys
 ):
   row = find_row("i21k/Mixer-B_16")
-  [new] = record.collect(row, protocol(row), sweep_of(row.name))
-  results_store.add_records(results, row, [new | {"kind": offered.RUN}])
+  [new] = make_records(row, protocol(row), sweep_of(row.name))
+  results_store.add_records(results, row, [new | {"kind": results_store.RUN}])
 
   notes = one_line(show(capsys, 3, results))
 

@@ -249,7 +249,7 @@ def validate_config(config: dict, file: epath.Path) -> dict:
         raise ValueError(f"{part} = {config[part]!r}")
     filled = with_defaults(config, to_dict(default()))
     try:
-      problems = list(validate(_resolve_known(filled)))
+      problems = list(validate(resolve_known(filled)))
     except UserError as error:
       problems = str(error).splitlines()
     if problems:
@@ -269,10 +269,10 @@ def load_config(folder: epath.Path) -> ConfigDict:
       f"There is no run in {folder}, since it holds no config.json: mend the "
       "name, or give the recipe with --config."
     )
-  return _resolve_known(read_config(file))
+  return resolve_known(read_config(file))
 
 
-def _resolve_known(config: dict) -> ConfigDict:
+def resolve_known(config: dict) -> ConfigDict:
   """Resolves a config of an older version, without its unknown keys."""
   known = _filter_keys(config, to_dict(default()))
   return resolve(ConfigDict(known | {"evals": _filter_evals(config)}))

@@ -136,7 +136,7 @@ def _record(row: str | None, workdir: str | None, results: Path) -> str:
       "Name the folder of a finished run or sweep: "
       f"python -m mixer paper record {row} --workdir=RUN."
     )
-  from mixer.tools.paper.measured import record
+  from mixer.tools.paper import record
 
   return record.record(paper_row, workdir, results)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes by which a row of table 2 or 3 is measured here.
+"""Recipes by which a row of table 2 or 3 is measured here, and how to run them.
 
 A recipe is named as --config takes it, "configs/FILE.py:ARGUMENT".
 """
@@ -10,8 +10,12 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from mixer.tools.paper.numbers import ROWS, Row
-from mixer.tools.paper.results_store import PROJECT
+from mixer.tools.paper.numbers import AVERAGE_5, ROWS, Row
+from mixer.tools.paper.results_store import (
+  CORE_DAYS,
+  PROJECT,
+  THROUGHPUT_COMMAND,
+)
 
 
 def load_recipe(recipe: str) -> ConfigDict:
@@ -114,3 +118,113 @@ def list_rows() -> str:
   lines.append("All others, quoted or on data that are not public:")
   lines += [f"  {name}" for name, row in ROWS.items() if not protocol(row)]
   return "\n".join(lines)
+
+
+# Footnotes to empty cells.
+
+_CORES = 128  # of a TPU v3-128, to make hours of core-days
+_HOURS_PER_DAY = 24
+_NOT_SAID = "The paper says nothing of its hours."
+# Data of each recipe for the columns of core-days and ImNet.
+_REAL = "imagenet2012, imagenet2012_real and imagenet_v2"
+
+
+def explain_empty(row: Row, column: str) -> tuple[str, ...]:
+  """Returns a text and commands that say how to fill an empty cell.
+
+  Args:
+    row: of table 2 or 3.
+    column: "imagenet", "real", "average5", "vtab", "images_per_second" or
+      CORE_DAYS; the paper has a number there.
+  """
+  if column == "images_per_second":
+    return _explain_throughput(row)
+  how = protocol(row)
+  if how is None:
+    return (obstacle(row),)
+  record = f"python -m mixer paper record {row.name} --workdir=RUN"
+  is_pretrained = how.is_pretrained_on_imagenet and column in (
+    "imagenet",
+    "real",
+  )
+  if is_pretrained and how.published:
+    recipe = f"configs/evaluate.py:{how.published}"
+    return (
+      f"ImNet and ReaL: {how.published} as it was published, in minutes on one "
+      "GPU; or a pre-training of one's own, as for the core-days. Data: "
+      f"{_REAL}.",
+      f"python eval.py --config={recipe} --workdir=DIR",
+      f"python -m mixer paper record {row.name} --workdir=DIR",
+    )
+  if is_pretrained or column == CORE_DAYS:
+    text, recipe = _explain_pretraining(row, how)
+    command = f"python train.py --config={recipe} --workdir=RUN"
+    return text, command, record
+  if column == "vtab":
+    recipe, several = how.vtab, " --datasets=all"
+    text = (
+      f"VTAB: {row.model} fine-tuned on the 19 tasks of VTAB-1k. Data: those "
+      "that configs/vtab.py names."
+    )
+  elif column == "average5":
+    recipe, several = how.finetune, " --datasets=all"
+    text = (
+      f"Avg 5: {row.model} fine-tuned on five data sets, {_at(row, how)}. "
+      f"Data: {', '.join(AVERAGE_5)}."
+    )
+  else:
+    recipe = extend(how.finetune, "dataset=imagenet2012,extra=True")
+    several = ""
+    text = (
+      f"ImNet and ReaL: {row.model} fine-tuned on ImageNet, {_at(row, how)}. "
+      f"Data: {_REAL}."
+    )
+  return (
+    f"{text} {_NOT_SAID}",
+    f"python -m mixer sweep --config={recipe}{several} "
+    f"--config.init={how.published or 'PRETRAINED'} --workdir=RUN",
+    record,
+  )
+
+
+def _at(row: Row, how: Protocol) -> str:
+  squeezed = ", evaluated on squeezed images" if row.table == 2 else ""
+  origin = how.published or f"the folder of a run of {how.pretrain}"
+  return f"{row.resolution} px{squeezed}, from {origin}"
+
+
+def _explain_pretraining(row: Row, how: Protocol) -> tuple[str, str]:
+  """Returns the text of the footnote, and the recipe."""
+  thousand = row.thousand_core_days
+  hours = 1000 * thousand * _HOURS_PER_DAY
+  cost = (
+    f"The paper's cost: {thousand:.2f}k TPUv3 core-days, that is {hours:,.0f} "
+    f"core-hours, {hours / _CORES:.3g} h on {_CORES} cores"
+    f"{' (extrapolated)' if row.extrapolated else ''}."
+  )
+  recipe, cells, data = how.pretrain, "Core-days", "imagenet21k"
+  if how.is_pretrained_on_imagenet:
+    recipe = extend(recipe, "extra=True")
+    cells, data = "Core-days, ImNet, ReaL", _REAL
+  if row.private:
+    cost += (
+      " Its settings are big_vision's: those of the runs that the paper was "
+      "told of were not published."
+    )
+  return f"{cells}: {row.model} pre-trained. Data: {data}. {cost}", recipe
+
+
+def _explain_throughput(row: Row) -> tuple[str, ...]:
+  family = row.model.partition("-")[0]
+  if family not in ("Mixer", "ViT", "BiT"):
+    return (obstacle(row),)
+  if row.resolution is None:
+    return (
+      "Nothing here: the paper does not say at which resolution this "
+      "throughput was measured.",
+    )
+  return (
+    "Throughput: images/s of this model, best over batch sizes, on any device. "
+    "No data; minutes.",
+    THROUGHPUT_COMMAND,
+  )

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixer.tools.paper import footnotes
 from mixer.tools.paper.numbers import (
   FOOTNOTE_2,
   SPEED_RATIOS,
@@ -13,6 +12,7 @@ from mixer.tools.paper.numbers import (
   TABLE_3,
   Row,
 )
+from mixer.tools.paper.protocols import explain_empty
 from mixer.tools.paper.render import Cell, Footnotes, Note, Page, Table
 from mixer.tools.paper.results_store import (
   CORE_DAYS,
@@ -116,7 +116,7 @@ def _row(
       return Cell(text, measured.mark(note))
     if published is None:
       return Cell()
-    return Cell("", footnotes.mark(missing, row, column))
+    return Cell("", missing.mark(*explain_empty(row, column)))
 
   line = [Cell(f"{row.model} pc" if row.private else row.model)]
   if row.table == 3:

@@ -3,12 +3,7 @@
 
 import dataclasses
 
-from mixer.errors import UserError
-from mixer.tools.paper.measured import offered
-from mixer.tools.paper.measured import record as paper_records
-from mixer.tools.paper.measured.offered import Offered, Part
-from mixer.tools.paper.numbers import ROWS
-from mixer.tools.paper.protocols import protocol
+from mixer.tools.paper.record import find_row
 from mixer.tools.paper.report.record import Record
 
 # Column of tables 2 and 3 -> evaluators of the recipes that measure it.
@@ -42,31 +37,21 @@ def published_results(run: Record) -> dict[str, Published]:
 
 
 def _of_tables(run: Record) -> dict[str, Published]:
-  """The row of table 2 or 3 that a run is of; {} if it is of none."""
-  if not run.rows:
-    return {}
-  means = {
-    name: {"mean": values[-1], "deviation": None, "runs": 1}
+  """Returns numbers of the row that a run is of; {} if it is of none."""
+  results = {
+    name: values[-1]
     for name in run.evaluation_names
     if (values := run.series(name)[1])
   }
-  rate = run.config["optimizer"]["learning_rate"]
-  part = Part(run.config, means, learning_rate=rate)
-  whole = Offered(run.folder, offered.RUN, {"": part}, origin={})
-  for row in ROWS.values():
-    if (how := protocol(row)) is None:
-      continue
-    try:
-      cells = paper_records.collect(row, how, whole)[0]["cells"]
-    except UserError:  # says which keys differ: the run is of another row
-      continue
-    return {
-      f"eval/{name}/accuracy": Published(
-        getattr(row, cell) / 100, f"paper, table {row.table}"
-      )
-      for cell, names in _EVALUATORS.items()
-      if cell in cells and getattr(row, cell) is not None
-      for name in names
-      if f"eval/{name}/accuracy" in means
-    }
-  return {}
+  if not run.rows or not (match := find_row(run.folder, run.config, results)):
+    return {}
+  row, cells = match
+  return {
+    f"eval/{name}/accuracy": Published(
+      getattr(row, cell) / 100, f"paper, table {row.table}"
+    )
+    for cell, names in _EVALUATORS.items()
+    if cell in cells and getattr(row, cell) is not None
+    for name in names
+    if f"eval/{name}/accuracy" in results
+  }

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mixer import schema
 from mixer.errors import UserError, format_list
-from mixer.tools.paper.run_files import (
+from mixer.tools.paper.run_reader import (
   open_folder,
   read_log,
   read_starts,

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records the results of a run, a sweep or an evaluation for a table's row.
+
+The config is compared with that of the row's recipe. A fine-tuned run must
+also start from the row's pre-training: from the published weights, or from the
+folder of a run by the row's recipe of pre-training.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from etils import epath
+
+from mixer.config_check import to_dict
+from mixer.errors import UserError
+from mixer.storage import storage_path
+from mixer.tools.paper.compare import (
+  check_published,
+  diff,
+  diff_evaluators,
+  diff_finetuning,
+  published_name,
+)
+from mixer.tools.paper.numbers import ROWS, Row
+from mixer.tools.paper.protocols import (
+  Protocol,
+  data_sets,
+  extend,
+  obstacle,
+  protocol,
+)
+from mixer.tools.paper.results_store import (
+  CORE_DAYS,
+  EVALUATION,
+  RUN,
+  SWEEPS,
+  add_records,
+)
+from mixer.tools.paper.run_reader import RunResult, read_results, single_means
+from mixer.training.run_dir import resolve_known
+
+_IMAGENET = "imagenet2012"
+# Evaluators of the recipes -> cells; nothing is recorded without the first.
+_FINETUNED = {"test": "imagenet", "real": "real"}
+_PRETRAINED = {"val": "imagenet", "real": "real"}
+_TITLES = {
+  "imagenet": "ImNet",
+  "real": "ReaL",
+  "average5": "Avg 5",
+  "vtab": "VTAB-1k",
+  CORE_DAYS: "cost",
+}
+
+
+def record(
+  row: Row, workdir: str, results: Path, how: Protocol | None = None
+) -> str:
+  """Writes the results in a folder to the row's file, results/tables/ROW.json.
+
+  Args:
+    row: of table 2 or 3.
+    workdir: folder of a finished run or sweep, or of eval.py.
+    results: the folder of results.
+    how: the row's protocol, if not the project's.
+
+  Returns:
+    Text that lists the new cells.
+
+  Raises:
+    UserError: the folder has no results, or of another row; the message lists
+      the keys that differ.
+  """
+  how = how or protocol(row)
+  if how is None:
+    raise UserError(f"No run fills the row {row.name}. {obstacle(row)}")
+  parts = read_results(workdir)
+  if list(parts) == [""]:
+    records = make_records(row, how, parts[""])
+  else:
+    records = _average(row, how, storage_path(workdir), parts)
+  lines = [f"{add_records(results, row, records)}:"]
+  for each in records:
+    for name, cell in each["cells"].items():
+      lines.append(f"  {_TITLES[name]:8} {_text(cell)}, from {each['folder']}")
+  return "\n".join(lines)
+
+
+def _text(cell: dict) -> str:
+  if days := cell.get("device_days"):
+    return " + ".join(
+      f"{x:.3g} device-days on {key}" for key, x in days.items()
+    )
+  if cell["deviation"] is None:
+    return f"{cell['value']:.2f} %, {cell['runs']} run"
+  return f"{cell['value']:.2f} ± {cell['deviation']:.2f} %, {cell['runs']} runs"
+
+
+def find_row(
+  folder: epath.Path, config: dict, results: dict[str, float]
+) -> tuple[Row, dict] | None:
+  """Returns the row that a run is of, and its cells; None if it is of none.
+
+  Args:
+    folder: of the run, which may be unfinished.
+    config: from its config.json.
+    results: of its evaluators.
+  """
+  config = to_dict(resolve_known(config))
+  rate = config["optimizer"]["learning_rate"]
+  run = RunResult(folder, RUN, config, single_means(results), [], rate)
+  for row in ROWS.values():
+    if how := protocol(row):
+      try:
+        return row, make_records(row, how, run)[0]["cells"]
+      except UserError:  # names the keys that differ
+        continue
+  return None
+
+
+def make_records(row: Row, how: Protocol, run: RunResult) -> list[dict]:
+  """Makes the records of a run, and of the run that it started from.
+
+  Raises:
+    UserError: it is no run of the row; lists the keys that differ.
+  """
+  is_evaluation, upstream = run.kind == EVALUATION, None
+  if is_evaluation and not how.is_pretrained_on_imagenet:
+    raise UserError(
+      f"{run.folder} is an evaluation of weights as they are, and the row "
+      f"{row.name} is fine-tuned: offer a sweep of "
+      f"{_on_imagenet(how.finetune)}."
+    )
+  if is_evaluation or (run.kind == RUN and not run.config["init"]):
+    recipe, evaluators = how.pretrain, {}
+    cells, more = _cost(run), {}
+    if how.is_pretrained_on_imagenet:
+      recipe, evaluators = extend(recipe, "extra=True"), _PRETRAINED
+    if is_evaluation:
+      more["weights"], problems = check_published(how, run, repr(how.published))
+      problems += diff_evaluators(recipe, run, evaluators)
+    else:
+      problems = diff(recipe, run, evaluators)
+  else:
+    recipe, evaluators = _on_imagenet(how.finetune), _FINETUNED
+    source, upstream, problems = _trace_init(how, run)
+    problems += diff_finetuning(recipe, run, evaluators)
+    cells, more = {}, {"upstream": source, "learning_rate": run.learning_rate}
+  _refuse(row, run.folder, recipe, problems)
+  cells |= _accuracies(run, recipe, evaluators)
+  made = _record([run], cells, **more, config=run.config)
+  return [made, *_upstream_cost(upstream)]
+
+
+def _average(
+  row: Row, how: Protocol, folder: Path, parts: dict[str, RunResult]
+) -> list[dict]:
+  """Makes the record of sweeps on several data sets: Avg 5 or VTAB-1k.
+
+  Raises:
+    UserError: data sets are missing, or a sweep is not by the row's recipe.
+  """
+  is_vtab = not set(parts) <= set(data_sets(how.finetune))
+  recipe = how.vtab if is_vtab else how.finetune
+  cell, title = ("vtab", "VTAB-1k") if is_vtab else ("average5", "Avg 5")
+  if recipe is None:
+    raise UserError(
+      f"The paper has no VTAB number of the row {row.name} to set {folder} "
+      "beside."
+    )
+  names = data_sets(recipe)
+  if lacking := [name for name in names if name not in parts]:
+    raise UserError(
+      f"{folder} lacks {', '.join(lacking)}: {title} is the mean over "
+      f"{len(names)} data sets. Prepare them, and give the sweep's command "
+      "again, with --datasets=all."
+    )
+  problems, runs, imagenet = [], list(parts.values()), {}
+  for name, run in parts.items():
+    one = extend(recipe, f"dataset={name}")
+    if name == _IMAGENET and not is_vtab:
+      one = _on_imagenet(recipe)
+      # Rows pre-trained on ImageNet are evaluated without fine-tuning.
+      if not how.is_pretrained_on_imagenet:
+        imagenet = _accuracies(run, one, _FINETUNED)
+    source, upstream, from_init = _trace_init(how, run)
+    differences = diff_finetuning(one, run, _FINETUNED)
+    problems += from_init + [f"{name}: {each}" for each in differences]
+  _refuse(row, folder, recipe, list(dict.fromkeys(problems)))
+
+  by_name = {
+    name: {
+      **_per_cent(**_reported(run)),
+      "learning_rate": run.learning_rate,
+      "config": run.config,
+    }
+    for name, run in parts.items()
+  }
+  cells = imagenet | {cell: _mean(runs)}
+  made = _record(runs, cells, upstream=source, data_sets=by_name)
+  made |= {"folder": folder.resolve().name, "kind": SWEEPS}
+  return [made, *_upstream_cost(upstream)]
+
+
+def _mean(runs: Sequence[RunResult]) -> dict:
+  """Averages over data sets; the deviation is that of the seeds' means."""
+  by_seed = [
+    [run.by_seed[seed].get(run.config["sweep"]["report"]) for run in runs]
+    for seed in set.intersection(*(set(run.by_seed) for run in runs))
+  ]
+  means = [statistics.fmean(each) for each in by_seed if None not in each]
+  return _per_cent(
+    mean=statistics.fmean(_reported(run)["mean"] for run in runs),
+    deviation=statistics.stdev(means) if len(means) > 1 else None,
+    runs=min(_reported(run)["runs"] for run in runs),
+  )
+
+
+def _reported(run: RunResult) -> dict:
+  return run.means[run.config["sweep"]["report"]]
+
+
+def _on_imagenet(finetune: str) -> str:
+  return extend(finetune, f"dataset={_IMAGENET},extra=True")
+
+
+def _refuse(row: Row, folder: Path, recipe: str, problems: list[str]):
+  if problems:
+    listed = "\n  ".join(problems)
+    raise UserError(
+      f"{folder} is no run of the row {row.name}, which is measured with "
+      f"{recipe}. These differ, what the row wants -> what the run has:\n"
+      f"  {listed}"
+    )
+
+
+def _trace_init(
+  how: Protocol, run: RunResult
+) -> tuple[dict, RunResult | None, list[str]]:
+  """Follows config.init of a fine-tuned run to its pre-training.
+
+  Returns:
+    The source as recorded; the run of pre-training, None if the weights are
+    published ones; differences from the row's pre-training.
+  """
+  init = run.config["init"]
+  if init and storage_path(init).is_dir():
+    upstream = read_results(init)[""]
+    problems = diff(how.pretrain, upstream, ())
+    source = {"folder": upstream.folder.name}
+    named = [f"of config.init = {init}: {each}" for each in problems]
+    return source, upstream, named
+  allowed = f"the folder of a run of {how.pretrain}"
+  if how.published:
+    allowed = f"{how.published!r}, or {allowed}"
+  source, problems = check_published(how, run, allowed)
+  if problems and init and not published_name(init):
+    problems[0] += (
+      ", which is no folder here: bring it back, its config.json says how it "
+      "was pre-trained"
+    )
+  return source, None, problems
+
+
+# Parts of a record.
+
+
+def _accuracies(
+  run: RunResult, recipe: str, evaluators: dict[str, str]
+) -> dict[str, dict]:
+  """Makes the cells of the evaluators that a run has results of.
+
+  Raises:
+    UserError: the first evaluator's result is missing.
+  """
+  results = {name: f"eval/{name}/accuracy" for name in evaluators}
+  for first in list(results.values())[:1]:
+    if first not in run.means:
+      raise UserError(
+        f"{run.folder} has no {first} at its last step, but "
+        f"{', '.join(run.means) or 'nothing'}: run {recipe} as it is."
+      )
+  return {
+    evaluators[name]: _per_cent(**run.means[result])
+    for name, result in results.items()
+    if result in run.means
+  }
+
+
+def _per_cent(*, mean: float, deviation: float | None, runs: int) -> dict:
+  return {
+    "value": round(100 * mean, 4),
+    "deviation": None if deviation is None else round(100 * deviation, 4),
+    "runs": runs,
+  }
+
+
+def _cost(run: RunResult) -> dict:
+  """Makes the cell of a run's cost; none if its log has no throughput."""
+  days = run.device_days
+  return {CORE_DAYS: {"device_days": days}} if days else {}
+
+
+def _upstream_cost(run: RunResult | None) -> list[dict]:
+  """Makes the record of the cost of a fine-tuned run's pre-training."""
+  if run is None or not (cells := _cost(run)):
+    return []
+  return [_record([run], cells, config=run.config)]
+
+
+def _record(runs: Sequence[RunResult], cells: dict, **more) -> dict:
+  """Makes a record with the origin of its cells."""
+  starts = [start for run in runs for start in run.starts]
+  commits = (start["git_commit"] for start in starts)
+  devices = (f"{x['devices']} x {x['device_kind']}" for x in starts)
+  return {
+    "folder": runs[0].folder.resolve().name,
+    "kind": runs[0].kind,
+    "date": max((start["date"][:10] for start in starts), default=None),
+    "git_commits": list(dict.fromkeys(filter(None, commits))),
+    "git_changes": any(start["git_changes"] for start in starts),
+    "devices": list(dict.fromkeys(devices)),
+    "cells": cells,
+    **more,
+  }
