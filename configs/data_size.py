@@ -61,13 +61,15 @@ MODELS = {
 def get_config(arg=None):
   """Returns the config for an argument such as "vit,share=10"."""
   arg = parse_arg(
-    arg, model="mixer-large", share=100.0, scale="photographs", seed=0
+    arg,
+    model="mixer-large",
+    share=100.0,
+    scale="photographs",
+    seed=0,
+    choices={"scale": permutations.SCALES},
   )
   if not 0 < arg.share <= 100:
     raise UserError(f"share={arg.share:g} must be a percentage above 0.")
-  if arg.scale not in permutations.SCALES:
-    known = ", ".join(permutations.SCALES)
-    raise UserError(f"scale={arg.scale} is none of {known}.")
   if arg.scale == "paper":
     config = at_papers_scale(arg.model, arg.share / 100, arg.seed)
   elif arg.model in MODELS:

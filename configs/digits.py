@@ -10,10 +10,12 @@ split.
 """
 
 from mixer.config import default, evaluator
+from mixer.recipe import parse_arg
 
 
 def get_config(arg=None):
   """Returns the config; the recipe takes no argument."""
+  parse_arg(arg)
   config = default()
   config.total_epochs = 100.0
   config.batch = 64

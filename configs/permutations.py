@@ -37,7 +37,6 @@ the 150 TPUv3 core-days of that recipe.
 
 from configs import pretrain_i21k
 from mixer.config import default, evaluator
-from mixer.errors import UserError
 from mixer.recipe import parse_arg
 
 # The permuting op at the end of all ops, with a patch's side and the seed.
@@ -66,15 +65,13 @@ SCALES = ("photographs", "paper")
 def get_config(arg=None):
   """Returns the config for an argument such as "resnet,input=pixels"."""
   arg = parse_arg(
-    arg, model="mixer", input="original", scale="photographs", seed=0
+    arg,
+    model="mixer",
+    input="original",
+    scale="photographs",
+    seed=0,
+    choices={"model": MODELS, "input": INPUTS, "scale": SCALES},
   )
-  for key, known in (
-    ("model", MODELS),
-    ("input", INPUTS),
-    ("scale", SCALES),
-  ):
-    if arg[key] not in known:
-      raise UserError(f"{key}={arg[key]} is none of {', '.join(known)}.")
   if arg.scale == "paper":
     # RandAugment comes before the permutation.
     config, patch = at_papers_scale(arg.model), 16

@@ -39,12 +39,13 @@ TEST = "train[100:]+test"
 def get_config(arg=None):
   """Returns the config for an argument such as "finetune,res=12"."""
   arg = parse_arg(
-    arg, stage="pretrain", res=2 * TRAINED_AT, growth="", steps=20
+    arg,
+    stage="pretrain",
+    res=2 * TRAINED_AT,
+    growth="",
+    steps=20,
+    choices={"stage": ("pretrain", "finetune", "scratch")},
   )
-  if arg.stage not in ("pretrain", "finetune", "scratch"):
-    raise UserError(
-      f"stage={arg.stage} is none of pretrain, finetune and scratch."
-    )
   whole = arg.res % TRAINED_AT == 0 and arg.res > TRAINED_AT
   growth = arg.growth or ("tiles" if whole else "interpolate")
   if growth not in ("tiles", "interpolate"):

@@ -15,7 +15,6 @@ images of 8 x 8 px says little about those.
 """
 
 from configs import digits
-from mixer.errors import UserError, did_you_mean
 from mixer.recipe import parse_arg
 
 VARIATIONS = {
@@ -29,12 +28,9 @@ VARIATIONS = {
 
 def get_config(arg=None):
   """Returns the config for an argument such as "untied,seed=1"."""
-  arg = parse_arg(arg, variation="untied", seed=0)
-  if arg.variation not in VARIATIONS:
-    raise UserError(
-      f"variation={arg.variation} is none of them"
-      + did_you_mean(arg.variation, VARIATIONS)
-    )
+  arg = parse_arg(
+    arg, variation="untied", seed=0, choices={"variation": VARIATIONS}
+  )
   config = digits.get_config()
   config.seed = arg.seed
   if fields := VARIATIONS[arg.variation]:

@@ -43,7 +43,7 @@ Published and not published:
 
 from mixer import models
 from mixer.config import default, evaluator
-from mixer.errors import UserError, did_you_mean
+from mixer.errors import UserError
 from mixer.recipe import default_microbatch, parse_arg
 
 # name of TFDS, label, classes, whether images are small, the 200 held-out
@@ -156,11 +156,8 @@ def get_config(arg=None):
     res=0,
     steps=2_500,
     full=False,
+    choices={"dataset": DATA_SETS},
   )
-  if arg.dataset not in DATA_SETS:
-    raise UserError(
-      f"VTAB has no task {arg.dataset!r}" + did_you_mean(arg.dataset, DATA_SETS)
-    )
   (name, label, classes, small), (held_out, test, test_examples) = DATA_SETS[
     arg.dataset
   ]

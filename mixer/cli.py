@@ -5,9 +5,11 @@ Exit codes: 0 done; 2 the user must change something; 75 start the same command
 again; anything else is a crash, with a traceback.
 """
 
+import ast
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from mixer.errors import RetryableError, UserError
+from mixer.errors import RecipeHelp, RetryableError, UserError, nearest
 
 EX_OK, EX_USAGE, EX_TEMPFAIL = 0, 2, 75
 PROCESS_START = time.monotonic()  # before the imports that take seconds
@@ -82,6 +84,8 @@ def _parse(argv: list[str]) -> list[str]:
   """Parses flags; errors of absl and config_flags become messages."""
   if {"--help", "-help", "-h"} & {*argv[1:]}:
     app.usage(writeto_stdout=True, shorthelp=True)
+    if recipe := _recipe():
+      print(f"\n{_recipe_help(recipe)}")
     sys.exit(EX_OK)  # absl's own way exits with 1
   try:
     rest = flags.FLAGS(argv)
@@ -96,9 +100,31 @@ def _parse(argv: list[str]) -> list[str]:
         "--config.batch=64."
       )
     return rest
+  except RecipeHelp:
+    print(_recipe_help(_recipe()))
+    sys.exit(EX_OK)
   except Exception as error:
     # A recipe is the user's code, so any exception is theirs to correct.
     _exit(_explain_parse_error(error))
+
+
+def _recipe() -> str:
+  """Returns the value of --config, "" if it is not given."""
+  matches = (re.match("--?config=(.+)", each) for each in sys.argv[1:])
+  return next((match[1] for match in matches if match), "")
+
+
+def _recipe_help(recipe: str) -> str:
+  """Returns a recipe's docstring and the arguments that it takes."""
+  file, text = recipe.partition(":")[0], ""
+  try:
+    text = ast.get_docstring(ast.parse(Path(file).read_text())) or ""
+    flags.FLAGS["config"].parser.parse(f"{file}:help")
+  except RecipeHelp as arguments:
+    text = f"{text}\n\n{arguments}"
+  except Exception as error:  # also of a recipe without parse_arg
+    text = text or _explain_parse_error(error)
+  return f"{file}: {text}"
 
 
 def _replace_units(config):
@@ -155,8 +181,10 @@ def _explain_parse_error(error: Exception) -> str:
   if "Traceback (most recent call last)" in message:
     # config_flags wraps errors of a recipe in its own, with their traceback.
     return message.strip().splitlines()[-1].removeprefix(_USER_ERROR)
-  if nearest := re.search(r'Did you mean "(.*?)" instead of "(.*?)"', message):
-    return f"The config has no key {nearest[2]}; did you mean {nearest[1]}?"
+  if unknown := _unknown_arguments():
+    return "\n".join(unknown)
+  if part := re.match(r"flag --(config\.\S+)=.* as a ConfigDict", message):
+    return f"--{part[1]} is a group of keys: set one, as --{part[1]}.KEY=VALUE."
   if "must have a value other than None" in message:
     return "Name a recipe, such as --config=configs/digits.py."
   for complaint, kind in _KINDS.items():
@@ -171,18 +199,79 @@ def _explain_parse_error(error: Exception) -> str:
     return (
       f"There is no recipe to read at {recipes[0]}. Recipes are in {folder}."
     )
-  if isinstance(error, AttributeError) and not _user_frames(error):
-    key = message.strip(_QUOTES)
-    ours = f"; did you mean {_OUR_NAMES[key]}?" if key in _OUR_NAMES else "."
-    # The message has the last part of the key only.
-    flag = re.search(
-      rf"--?config\.((\w+\.)*{re.escape(key)})\b", " ".join(sys.argv)
-    )
-    return f"The config has no key {flag[1] if flag else key}{ours}"
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."
   place = (*_user_frames(error), "--config")[0]
   return f"{place}: {type(error).__name__}: {message}"
+
+
+def _unknown_arguments() -> list[str]:
+  """Returns a complaint about each argument that is no flag and no key.
+
+  Returns none if the recipe cannot be read, because the keys are not known.
+  """
+  from mixer.config import default
+
+  recipe = _recipe()
+  try:
+    config = flags.FLAGS["config"].parser.parse(recipe) if recipe else default()
+    keys = list(_leaf_keys(config))
+  except Exception:
+    return []
+  complaints = []
+  for argument in sys.argv[1:]:
+    flag, equals, value = argument.partition("=")
+    name = flag.lstrip("-")
+    if name in ("", flag) or {name, name.removeprefix("no")} & {*flags.FLAGS}:
+      continue
+    key = re.sub(r"^(no)?config\.|\[.*", "", name)
+    if key == name:
+      complaint = f"{flag} is no flag"
+      near = nearest(name, flags.FLAGS, cutoff=0.75)
+    elif any(f"{each}.".startswith(f"{key}.") for each in keys):
+      if not recipe:
+        complaints.append(
+          f"{argument} changes a recipe: name that first, such as "
+          "--config=configs/digits.py."
+        )
+      continue
+    else:
+      complaint, near = f"The config has no key {key}", []
+    if key in keys or not near:
+      near = [f"config.{each}" for each in _nearest_keys(key, keys)]
+    if near:
+      value = shlex.quote(value) if value else "VALUE"
+      complaint += f"; did you mean --{near[0]}={value}?"
+    else:
+      complaint += "; mixer/config.py lists the keys, --help the flags."
+    complaints.append(complaint)
+  return complaints
+
+
+def _leaf_keys(config, path: str = "") -> Iterator[str]:
+  """Yields the dotted names of a config's values."""
+  for key, value in config.items():
+    if hasattr(value, "items") and value:
+      yield from _leaf_keys(value, f"{path}{key}.")
+    else:
+      yield path + key
+
+
+def _nearest_keys(name: str, keys: list[str]) -> list[str]:
+  """Returns the keys that an unknown one may stand for, the likeliest first."""
+  parent, _, last = name.rpartition(".")
+  ours = _OUR_NAMES.get(last)
+  if ours in keys and parent in ("", ours.rpartition(".")[0]):
+    return [ours]
+  if elsewhere := [key for key in keys if key.rpartition(".")[2] == last]:
+    return nearest(name, elsewhere, cutoff=0.0)
+  siblings = {
+    key.rpartition(".")[2]: key
+    for key in keys
+    if key.rpartition(".")[0] == parent
+  }
+  near = [siblings[each] for each in nearest(last, siblings)]
+  return near or nearest(name, keys, cutoff=0.7)
 
 
 def _user_frames(error: Exception) -> list[str]:
@@ -219,6 +308,7 @@ _OUR_NAMES = {
   "num_steps": "total_steps",
   "num_train_steps": "total_steps",
   "dataset": "data.name",
+  "model": "model.name",
 }
 # Messages of absl's parsers, and the kind of value they expect.
 _KINDS = {
@@ -226,6 +316,5 @@ _KINDS = {
   "could not convert string to float": "a number",
   "('Non-boolean argument": "true or false",
 }
-_QUOTES = "'\""
 _USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "
 _NOT_RECIPES = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))

@@ -12,6 +12,10 @@ class UserError(ValueError):
   """
 
 
+class RecipeHelp(Exception):
+  """The list of a recipe's arguments, in the place of its config."""
+
+
 class RetryableError(UserError):
   """A transient failure; the CLI exits with code 75 so that launchers retry."""
 

@@ -142,7 +142,8 @@ def _plan_schedule(config: ConfigDict, complaints: Complaints) -> SchedulePlan:
     if total and warmup >= total:
       complaints.problems.append(
         f"The warm-up of {warmup} steps does not end within the run of "
-        f"{total}: shorten config.schedule.warmup_steps, or lengthen the run."
+        f"{total}: add --config.schedule.warmup_steps={max(total // 10, 1)}, a "
+        "tenth of the run, or lengthen the run."
       )
   with complaints.collect("config.checkpoint."):
     every = steps(config.checkpoint, "every")

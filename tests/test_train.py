@@ -490,7 +490,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     (["--config={tmp}/broken.py"], "broken.py, line 1: ModuleNotFoundError"),
     (
       ["--config=configs/digits.py", "--config.optimizer.learning_rat=1"],
-      "no key learning_rat; did you mean learning_rate?",
+      "no key optimizer.learning_rat; did you mean --config.optimizer.learning",
     ),
     (
       ["--config=configs/digits.py", "--config.batch=63.5"],
@@ -535,14 +535,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     ),
     (
       ["--config=configs/digits.py", "--config.optimizer.lr=0.1"],
-      "no key optimizer.lr; did you mean optimizer.learning_rate?",
+      "no key optimizer.lr; did you mean --config.optimizer.learning_rate=0.1?",
     ),
     (
       ["--config=configs/digits.py", "--config.batch_size=64"],
-      "no key batch_size; did you mean batch?",
+      "no key batch_size; did you mean --config.batch=64?",
     ),
     (["configs/digits.py"], "Name a recipe, such as --config="),
-    (["--confg=configs/digits.py"], "Did you mean: config ?"),
+    (["--confg=configs/digits.py"], "did you mean --config=configs/digits.py?"),
   ],
 )
 def test_what_the_user_must_change_is_one_message_and_exit_2(

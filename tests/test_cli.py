@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers to slips on the command line, and to questions about a recipe."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "--config=configs/digits.py"
+
+
+def start(*flags):
+  """Returns exit code, stdout and stderr of train.py with these flags."""
+  done = subprocess.run(
+    [sys.executable, "train.py", *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert "Traceback" not in done.stderr
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
+  slips = {
+    "--config.log.every=10": "--config.log.every_steps=10",
+    "--config.lr=0.1": "--config.optimizer.learning_rate=0.1",
+    "--config.optimiser.eps=1e-6": "--config.optimizer.eps=1e-6",
+    "--config.evals.test.every_step=5": "--config.evals.test.every_steps=5",
+    "--config.sweep.learning_rate=(1, 2)": "optimizer.learning_rate='(1, 2)'?",
+    "--batch=32": "--config.batch=32",
+    "--model=ViT-B/16": "--config.model.name=ViT-B/16",
+    "--workdri=runs/x": "--workdir=runs/x",
+    "--config.zzz=1": "mixer/config.py lists the keys",
+  }
+
+  code, out, err = start(DIGITS, "--config.batch=8", *slips)
+
+  assert (code, out) == (2, "")
+  lines = err.splitlines()
+  assert len(lines) == len(slips)
+  for line, (slip, answer) in zip(lines, slips.items(), strict=True):
+    assert slip.partition("=")[0].removeprefix("--config.") in line
+    assert answer in line
+
+
+def test_a_key_without_a_recipe_and_a_group_of_keys_are_explained():
+  assert "name that first, such as --config=" in start("--config.batch=8")[2]
+  group = start(DIGITS, "--config.model=ViT-B/16")[2]
+  assert "--config.model is a group of keys" in group
+
+
+def test_a_shortened_run_is_answered_with_the_flag_to_add(digits_dir, tmp_path):
+  flags = (
+    DIGITS,
+    f"--config.data.data_dir={digits_dir}",
+    f"--workdir={tmp_path}",
+    "--dry_run",
+    "--config.total_steps=20",
+  )
+
+  code, _, err = start(*flags)
+
+  added = "--config.schedule.warmup_steps=2"
+  assert code == 2 and f"add {added}, " in err
+  assert start(*flags, added)[0] == 0
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (
+      ["--config=configs/finetune.py", "--help"],
+      ["--[no]dry_run", "Fine-tunes pre-trained", "  dataset=imagenet2012\n"],
+    ),
+    (
+      ["--config=configs/transfer.py:help"],
+      ["  stage=pretrain           pretrain, finetune, scratch", "  res=16\n"],
+    ),
+    ([f"{DIGITS}:help"], ["handwritten digits", "takes no argument"]),
+    (["--config=none.py", "--help"], ["no recipe to read", "--[no]dry_run"]),
+  ],
+)
+def test_help_lists_a_recipes_arguments_with_their_values(flags, words):
+  code, out, err = start(*flags)
+
+  assert (code, err) == (0, "")
+  assert all(each in out for each in words)
