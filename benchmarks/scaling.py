@@ -110,7 +110,7 @@ class StepModel:
 
   @classmethod
   def of(cls, reports: Sequence[dict]) -> "StepModel":
-    """Reads reports of `preflight.report.to_json`, with rising images."""
+    """Reads reports of `preflight`, with rising images."""
     largest = reports[-1]
     return cls(
       flops_per_image=largest["estimate"]["flops"] / largest["per_device"],

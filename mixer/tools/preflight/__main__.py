@@ -49,7 +49,7 @@ def main() -> int:
   compiler.set_environment()
   # These import jax, which reads the environment.
   from mixer.tools.preflight.preflight import preflight
-  from mixer.tools.preflight.report import describe, to_json
+  from mixer.tools.preflight.report import describe
 
   report = preflight(
     CONFIG.value,
@@ -57,11 +57,11 @@ def main() -> int:
     suggests=SUGGEST.value,
     progress=contextlib.nullcontext if JSON.value else compiler.show_progress,
   )
-  print(describe(report), flush=True)
+  print(describe(report, CONFIG.value), flush=True)
   if JSON.value:
     with atomic_write(Path(JSON.value)) as aside:
-      aside.write_text(json.dumps(to_json(report), indent=2) + "\n")
-  return cli.EX_OK if report.fits else cli.EX_USAGE
+      aside.write_text(json.dumps(report, indent=2) + "\n")
+  return cli.EX_OK if report["fits"] else cli.EX_USAGE
 
 
 if __name__ == "__main__":

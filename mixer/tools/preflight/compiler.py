@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from mixer.chips import Chip
 from mixer.errors import UserError
 from mixer.jax_setup import LIBRARY_PRODUCTS, set_flags, trim_malloc
 from mixer.tools.preflight import hlo
@@ -94,10 +93,13 @@ class DoesNotFit:
   available: float
 
 
+Compilation = CompiledProgram | DoesNotFit
+
+
 def check_installed(topology: Topology):
   """Raises UserError without a compiler for the machine or for its proxy."""
   chip = topology.chip
-  if has_gpu_compiler(chip) or importlib.util.find_spec("libtpu"):
+  if has_gpu_compiler(chip.name) or importlib.util.find_spec("libtpu"):
     return
   advice = (
     f"The TPU compiler is not installed: run {sys.executable} -m pip install "
@@ -106,22 +108,22 @@ def check_installed(topology: Topology):
   )
   if not chip.is_tpu:
     advice = (
-      f"{gpu_advice(chip)} A TPU's compiler can judge it instead. {advice}"
+      f"{gpu_advice(chip.name)} A TPU's compiler can judge it instead. {advice}"
     )
   raise UserError(advice)
 
 
-def has_gpu_compiler(chip: Chip) -> bool:
+def has_gpu_compiler(name: str) -> bool:
   """Returns whether jax's CUDA plugin is here and can compile for the chip."""
-  return _cuda_version() is not None and chip.name in HOPPER
+  return _cuda_version() is not None and name in HOPPER
 
 
-def gpu_advice(chip: Chip) -> str:
+def gpu_advice(name: str) -> str:
   """Returns a sentence on how to get a compiler for a GPU."""
-  if chip.name not in HOPPER:
+  if name not in HOPPER:
     return f"Only {' and '.join(HOPPER)} can be compiled for without the GPU."
   return (
-    f"The compiler for {chip.name} is not installed: pip install "
+    f"The compiler for {name} is not installed: pip install "
     '"jax[cuda12]" or "jax[cuda13]", in the version of the installed jax.'
   )
 
@@ -182,9 +184,7 @@ def _accept_absent_gpus():
   xla_bridge.canonicalize_platform = canonicalize_platform
 
 
-def compile_program(
-  function, *arguments, devices: int
-) -> CompiledProgram | DoesNotFit:
+def compile_program(function, *arguments, devices: int) -> Compilation:
   """Compiles a function of jax.pmap.
 
   Args:

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from mixer.models import FAMILIES, family_of, flops
 from mixer.models.kernels import target_device
 from mixer.plan import Plan, make_plan
 from mixer.tools.preflight import compiler
-from mixer.tools.preflight.compiler import CompiledProgram, DoesNotFit
-from mixer.tools.preflight.roofline import Estimate, estimate
+from mixer.tools.preflight.compiler import Compilation, DoesNotFit
+from mixer.tools.preflight.roofline import estimate, paper_core_days
 from mixer.tools.preflight.topology import Topology, parse
 from mixer.training import setup
 from mixer.training.nonfinite import DISPATCH_AHEAD
@@ -37,124 +37,25 @@ _ANY_DURATION = {
 Progress = Callable[[str], contextlib.AbstractContextManager]
 
 
-@dataclasses.dataclass(frozen=True)
-class PeakLine:
-  """Bytes per device as a line: fixed + per_image * images.
-
-  It only finds candidates: the activations of few images fit into memory that
-  gradients take later, and with many the compiler rematerialises.
-  """
-
-  fixed: float
-  per_image: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Suggestion:
-  """Result of a batch search.
-
-  at_once: largest micro-batch per device that fits; 0 if none does.
-  accumulation: number of micro-batches.
-  whole: images per device that would fit without accumulation.
-  peak: bytes that the compiler reports for `at_once`.
-  line: the fit; None if even two images are too many.
-  """
-
-  at_once: int
-  accumulation: int
-  whole: int
-  peak: int | None
-  line: PeakLine | None
-
-
-@dataclasses.dataclass(frozen=True)
-class PreflightReport:
-  """Findings of preflight.
-
-  compiled_for: `topology`, or its proxy.
-  evaluation: None without evaluators.
-  estimate: None if the update does not fit, or has a loop over blocks.
-  suggestions: by the config key and value that go with each, or "".
-  sharded, sharded_estimate: the update with config.shard_state; None if not
-    compiled.
-  """
-
-  plan: Plan
-  topology: Topology
-  compiled_for: Topology
-  training: CompiledProgram | DoesNotFit
-  evaluation: CompiledProgram | DoesNotFit | None
-  estimate: Estimate | None
-  suggestions: dict[str, Suggestion] = dataclasses.field(default_factory=dict)
-  sharded: CompiledProgram | DoesNotFit | None = None
-  sharded_estimate: Estimate | None = None
-
-  @property
-  def is_proxy(self) -> bool:
-    return self.compiled_for is not self.topology
-
-  @property
-  def parameters(self) -> int:
-    return flops.count_params(self.plan.model.abstract_params)
-
-  @property
-  def limit(self) -> float:
-    """Bytes of a device that programs can use."""
-    chip = self.topology.chip
-    return chip.program_memory / chip.devices
-
-  @property
-  def prefetched_bytes(self) -> int:
-    """Bytes per device of batches that wait for their update."""
-    height, width = self.plan.data.image_size
-    image = height * width * self.plan.model.module.image_channels
-    share = self.plan.config.batch // self.topology.devices
-    return (self.plan.config.data.prefetch + DISPATCH_AHEAD) * share * image
-
-  @property
-  def training_peak(self) -> float:
-    if isinstance(self.training, DoesNotFit):
-      return self.training.needed
-    return self.training.peak + self.prefetched_bytes
-
-  @property
-  def evaluation_peak(self) -> float | None:
-    """Peak next to the state and batches of the training."""
-    if self.evaluation is None:
-      return None
-    if isinstance(self.evaluation, DoesNotFit):
-      return self.evaluation.needed
-    if isinstance(self.training, DoesNotFit):
-      return self.evaluation.peak
-    # Training and evaluation share the parameters, unless they are sharded.
-    shared = 0 if self.plan.config.shard_state else 4 * self.parameters
-    state = self.training.arguments - shared + self.prefetched_bytes
-    return self.evaluation.peak + state
-
-  @property
-  def fits(self) -> bool:
-    refused = any(
-      isinstance(program, DoesNotFit)
-      for program in (self.training, self.evaluation)
-    )
-    peak = max(self.training_peak, self.evaluation_peak or 0)
-    return not refused and peak <= self.limit
-
-
 def preflight(
   config: ConfigDict,
   topology_name: str,
   *,
   suggests: bool = False,
   progress: Progress = contextlib.nullcontext,
-) -> PreflightReport:
+) -> dict:
   """Compiles a run's programs for a machine.
 
   Args:
     config: of a recipe.
     topology_name: such as "v4:4x4x4" or "gpu:h200x8".
-    suggests: also search for the largest batches that fit.
+    suggests: also search for the largest batches that fit, and try sharding.
     progress: context of each compilation, given the program's name.
+
+  Returns:
+    The report of `judge`. With `suggests` also "suggestions", a `search_batch`
+    for each remat policy with the "key" to set; and where the state can be
+    "sharded", the update's figures with config.shard_state.
 
   Raises:
     UserError: a name or the config is wrong, or the compiler is missing.
@@ -163,7 +64,7 @@ def preflight(
   plan = plan_for(config, topology.devices)
   compiler.check_installed(topology)
   chip = topology.chip
-  is_proxy = not (chip.is_tpu or compiler.has_gpu_compiler(chip))
+  is_proxy = not (chip.is_tpu or compiler.has_gpu_compiler(chip.name))
   target = parse(PROXY_TOPOLOGY) if is_proxy else topology
   devices = compiler.open_devices(target)
   with target_device(devices[0]):
@@ -171,17 +72,105 @@ def preflight(
     count = 2 if plan.data.evals else 1
     with progress(f"update step, 1 of {count}"):
       training = compile_training(target_plan, devices)
-    evaluation = cost = None
+    evaluation = None
     if plan.data.evals:
       with progress("evaluation, 2 of 2"):
         evaluation = compile_evaluation(target_plan, devices)
-    # The compiler counts a loop over blocks as one block.
-    if isinstance(training, CompiledProgram) and not config.model.scan:
-      cost = estimate(plan, topology, training, is_proxy=is_proxy)
-    report = PreflightReport(plan, topology, target, training, evaluation, cost)
-    if suggests:
-      report = _suggest(report, target_plan.config, devices, progress)
+    report = judge(plan, topology, target, training, evaluation)
+    if not suggests:
+      return report
+    report["suggestions"] = _search_batches(
+      report, target_plan.config, devices, progress
+    )
+    can_shard = len(devices) > 1 and not config.shard_state
+    # A proxy has another number of shards, and a scan no estimate to compare.
+    if can_shard and not is_proxy and not config.model.scan:
+      with progress("update step with shard_state"):
+        sharded = _compile_changed(plan.config, {"shard_state": True}, devices)
+      report["sharded"] = judge_sharded(plan, topology, sharded)
+    return report
+
+
+def judge(
+  plan: Plan,
+  topology: Topology,
+  target: Topology,
+  training: Compilation,
+  evaluation: Compilation | None,
+) -> dict:
+  """Returns every figure of a run in SI units, and whether it fits.
+
+  Args:
+    plan: for `topology`.
+    topology: the machine.
+    target: the machine itself, or the proxy that programs were compiled for.
+    training, evaluation: programs; no evaluation without evaluators.
+  """
+  parameters = flops.count_params(plan.model.abstract_params)
+  height, width = plan.data.image_size
+  image = height * width * plan.model.module.image_channels
+  share = plan.config.batch // topology.devices
+  waiting = (plan.config.data.prefetch + DISPATCH_AHEAD) * share * image
+  state = 0
+  if not isinstance(training, DoesNotFit):
+    # Training and evaluation share the parameters, unless they are sharded.
+    shared = 0 if plan.config.shard_state else 4 * parameters
+    state = training.arguments - shared + waiting
+  programs = {
+    "training": _program(training, waiting),
+    "evaluation": evaluation and _program(evaluation, state),
+  }
+  limit = topology.chip.program_memory / topology.chip.devices
+  fits = all(
+    each["compiles"] and each["peak_beside_all"] <= limit
+    for each in programs.values()
+    if each
+  )
+  verdict = "compiles and fits" if target is topology else "would fit"
+  report = {
+    "model": plan.config.model.name,
+    "topology": topology.name,
+    "compiled_for": target.name,
+    "verdict": verdict if fits else "does not fit",
+    "fits": fits,
+    "hosts": topology.hosts,
+    "chips": topology.chips,
+    "devices": topology.devices,
+    "chip": dataclasses.asdict(topology.chip),
+    "batch": plan.config.batch,
+    "per_device": plan.data.per_device,
+    "accumulation": plan.data.accumulation,
+    "total_steps": plan.schedule.total_steps,
+    "parameters": parameters,
+    "memory_per_device": limit,
+    "waiting_batches": waiting,
+    **programs,
+    "paper_core_days": paper_core_days(plan),
+  }
+  # The compiler counts a loop over blocks as one block.
+  if not isinstance(training, DoesNotFit) and not plan.config.model.scan:
+    is_proxy = target is not topology
+    report["estimate"] = estimate(plan, topology, training, is_proxy=is_proxy)
   return report
+
+
+def judge_sharded(plan: Plan, topology: Topology, program: Compilation) -> dict:
+  """Returns the figures of the update with config.shard_state."""
+  seconds = None
+  if not isinstance(program, DoesNotFit):
+    seconds = estimate(plan, topology, program)["step_seconds"]
+  figures = _program(program, 0) | {"peak_beside_all": None}
+  return {"training": figures, "step_seconds": seconds}
+
+
+def _program(program: Compilation, beside: int) -> dict:
+  """Returns the figures of a program, with `beside` bytes next to it."""
+  if isinstance(program, DoesNotFit):
+    peaks = {"compiles": False, "peak_beside_all": program.needed}
+  else:
+    peak = program.peak
+    peaks = {"compiles": True, "peak_beside_all": peak + beside, "peak": peak}
+  return peaks | dataclasses.asdict(program)
 
 
 def plan_for(config: ConfigDict, devices: int) -> Plan:
@@ -222,9 +211,7 @@ def _change(config: ConfigDict, values: dict) -> ConfigDict:
   return copy
 
 
-def compile_training(
-  plan: Plan, devices: Sequence[jax.Device]
-) -> CompiledProgram | DoesNotFit:
+def compile_training(plan: Plan, devices: list) -> Compilation:
   """Compiles the update step of the run."""
   _, optimizer = setup.create_optimizer(plan)
   return compiler.compile_program(
@@ -234,11 +221,9 @@ def compile_training(
   )
 
 
-def compile_evaluation(
-  plan: Plan, devices: Sequence[jax.Device]
-) -> CompiledProgram | DoesNotFit:
+def compile_evaluation(plan: Plan, devices: list) -> Compilation:
   """Compiles classification with the largest batch of the evaluators."""
-  n = len(devices)
+  n, params = len(devices), plan.model.abstract_params
   rows = n, max(each.batch for each in plan.data.evals.values()) // n
   step = pmap_eval_step(
     eval_step, plan.model.module, tuple(devices), loss=plan.config.loss
@@ -248,67 +233,52 @@ def compile_evaluation(
     "image": jax.ShapeDtypeStruct((*rows, *image), jnp.uint8),
     "label": jax.ShapeDtypeStruct(rows, jnp.int32),
   }
-  return compiler.compile_program(
-    step, plan.model.abstract_params, batch, devices=n
-  )
+  return compiler.compile_program(step, params, batch, devices=n)
 
 
-def _suggest(
-  report: PreflightReport,
+def _compile_changed(
+  config: ConfigDict, values: dict, devices: list
+) -> Compilation:
+  plan = plan_for(_change(config, values), len(devices))
+  return compile_training(plan, devices)
+
+
+def _search_batches(
+  report: dict,
   config: ConfigDict,
-  devices: Sequence[jax.Device],
+  devices: list,
   progress: Progress,
-) -> PreflightReport:
-  """Adds the batch search per remat policy, and the update with shard_state."""
+) -> list[dict]:
+  """Searches the largest batch for each remat policy."""
+  policies = remat_candidates(config.model.name, config.model.remat)
 
-  def compile_with(label: str, values: dict) -> CompiledProgram | DoesNotFit:
-    with progress(f"update step with {label}"):
-      plan = plan_for(_change(config, values), len(devices))
-      return compile_training(plan, devices)
-
-  def peak_of(label: str, remat: str, images: int, parts: int) -> float:
-    program = compile_with(
-      f"{label}, {images} images in {parts} parts",
-      {
+  def peak_of(remat: str, images: int, parts: int) -> float:
+    number = policies.index(remat) + 1
+    label = f"remat={remat} ({number} of {len(policies)}), {images} images"
+    with progress(f"update step with {label} in {parts} parts"):
+      changes = {
         "batch": images * len(devices),
         "accumulation": parts,
         "model.remat": remat,
-        **_ANY_DURATION,
-      },
-    )
+      }
+      program = _compile_changed(config, changes | _ANY_DURATION, devices)
     if isinstance(program, DoesNotFit):
       return math.inf
-    return program.peak + report.prefetched_bytes
+    return program.peak + report["waiting_batches"]
 
-  policies = remat_candidates(config.model.name, config.model.remat)
-  suggestions = {}
-  for i, remat in enumerate(policies, 1):
-    key = f"config.model.remat={remat}" if remat != config.model.remat else ""
-    suggestions[key] = search_batch(
-      functools.partial(
-        peak_of, f"remat={remat} ({i} of {len(policies)})", remat
-      ),
-      share=report.plan.config.batch // report.topology.devices,
-      limit=report.limit,
+  return [
+    {"key": f"config.model.remat={remat}" if i else ""}
+    | search_batch(
+      functools.partial(peak_of, remat),
+      share=report["batch"] // report["devices"],
+      limit=report["memory_per_device"],
     )
-  sharded = cost = None
-  # A proxy has another number of shards. With a scan no time is known.
-  if not (
-    config.shard_state
-    or config.model.scan
-    or report.is_proxy
-    or len(devices) == 1
-  ):
-    sharded = compile_with("shard_state", {"shard_state": True})
-    if isinstance(sharded, CompiledProgram):
-      cost = estimate(report.plan, report.topology, sharded)
-  return dataclasses.replace(
-    report, suggestions=suggestions, sharded=sharded, sharded_estimate=cost
-  )
+    for i, remat in enumerate(policies)
+  ]
 
 
 def remat_candidates(name: str, policy: str) -> list[str]:
-  """Returns a model's remat policy and those that keep less in memory."""
+  """Returns a model's remat policy, then those that keep less in memory."""
   mixes = FAMILIES[family_of(name)].mixes_tokens
   less = ["token_mixing", "blocks"] if mixes else ["blocks"]
   if policy in less:
@@ -318,7 +288,7 @@ def remat_candidates(name: str, policy: str) -> list[str]:
 
 def search_batch(
   peak_of: Callable[[int, int], float], *, share: int, limit: float
-) -> Suggestion:
+) -> dict:
   """Finds the largest micro-batch that fits, in about three compilations.
 
   Args:
@@ -326,24 +296,43 @@ def search_batch(
       refused.
     share: images per device in one update.
     limit: bytes of a device.
+
+  Returns:
+    "at_once", the images in a micro-batch; "accumulation", the number of
+    micro-batches; and "peak"; they are 0 or None if nothing fits. "whole" is
+    the number of images that would fit without accumulation by the "line".
   """
   line, whole = _fit_line(peak_of), 0
   if line:
-    whole = max(0, int((limit - line.fixed) // line.per_image))
+    whole = max(0, int((limit - line["fixed"]) // line["per_image"]))
   largest = min(share, whole if line else 1)
+  at_once, accumulation, peak = 0, 0, None
   candidates = [n for n in range(largest, 0, -1) if share % n == 0]
-  for at_once in candidates[:MAX_CONFIRMATIONS]:
-    peak = peak_of(share, share // at_once)
-    if peak <= limit:
-      return Suggestion(at_once, share // at_once, whole, peak, line)
-  return Suggestion(0, 0, whole, None, line)
+  for images in candidates[:MAX_CONFIRMATIONS]:
+    if (trial := peak_of(share, share // images)) <= limit:
+      at_once, accumulation, peak = images, share // images, trial
+      break
+  return {
+    "at_once": at_once,
+    "accumulation": accumulation,
+    "whole": whole,
+    "peak": peak,
+    "line": line,
+  }
 
 
-def _fit_line(peak_of: Callable[[int, int], float]) -> PeakLine | None:
+def _fit_line(
+  peak_of: Callable[[int, int], float],
+) -> dict[str, float] | None:
+  """Fits the peak by a line through two numbers of images.
+
+  It only finds candidates: the activations of few images fit into memory that
+  gradients take later, and with many the compiler rematerialises.
+  """
   for images in FIRST_TRIALS:
     small = peak_of(images, 1)
     large = peak_of(2 * images, 1) if small < math.inf else math.inf
     if large < math.inf:
       per_image = max(1.0, (large - small) / images)
-      return PeakLine(small - images * per_image, per_image)
+      return {"fixed": small - images * per_image, "per_image": per_image}
   return None

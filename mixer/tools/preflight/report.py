@@ -1,111 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of preflight, as text and as JSON."""
+"""The report of preflight as text."""
 
 import collections
-import dataclasses
 import math
 from collections.abc import Iterator
 
+from ml_collections import ConfigDict
+
 from mixer.chips import GIB
-from mixer.tools.preflight import compiler
-from mixer.tools.preflight.compiler import CompiledProgram, DoesNotFit
-from mixer.tools.preflight.preflight import PreflightReport, Suggestion
-from mixer.tools.preflight.roofline import Estimate, paper_core_days
+from mixer.tools.preflight.compiler import gpu_advice
+from mixer.tools.preflight.topology import parse
 from mixer.tools.table import render
 
 HOUR = 3600.0
 MIN_GAIN = 0.02  # least share of a step's time that counts as a difference
 _TABLE_HEAD = (
-  "GiB per device",
-  "arguments",
-  "temporaries",
-  "outputs and code",
-  "beside it",
-  "peak",
-)
-_SCANNED = (
-  "no estimate: the compiler counts a loop over blocks as one block; see "
-  "without config.model.scan"
-)
+  "GiB per device, arguments, temporaries, outputs and code, beside it, peak"
+).split(", ")
 
 
-def describe(report: PreflightReport) -> str:
-  """Returns the report for a terminal, the verdict first."""
-  name = report.plan.config.model.name
+def describe(report: dict, config: ConfigDict) -> str:
+  """Returns a report of `preflight` for a terminal, the verdict first.
+
+  Args:
+    report: figures in SI units.
+    config: of the recipe.
+  """
   lines = [
-    f"{name} on {report.topology.name}: {verdict(report)}.",
+    f"{report['model']} on {report['topology']}: {report['verdict']}.",
     "",
-    *_machine(report),
+    *_machine(report, config),
     "",
     _memory(report),
   ]
-  if report.estimate:
-    lines += ["", *_work(report, report.estimate)]
-    lines += _cost(report, report.estimate)
-  elif report.plan.config.model.scan and report.fits:
-    lines += ["", _line("a step", _SCANNED)]
-  if not report.fits and not report.suggestions:
+  if "estimate" in report:
+    lines += ["", *_estimate(report)]
+  elif config.model.scan and report["fits"]:
+    text = "no estimate: the compiler counts a loop over blocks as one block; "
+    lines += ["", _line("a step", f"{text}see without config.model.scan")]
+  if not report["fits"] and "suggestions" not in report:
     lines += ["", "With --suggest this looks for what would fit."]
-  for key, suggestion in report.suggestions.items():
-    lines += ["", *_suggestion(report, key, suggestion)]
-  if report.sharded:
+  for suggestion in report.get("suggestions", ()):
+    lines += ["", *_suggestion(report, suggestion, config)]
+  if "sharded" in report:
     lines += ["", _line("sharding", sharding(report))]
   return "\n".join(lines)
 
 
-def verdict(report: PreflightReport) -> str:
-  if not report.fits:
-    return "does not fit"
-  return "would fit" if report.is_proxy else "compiles and fits"
-
-
-def sharding(report: PreflightReport) -> str:
+def sharding(report: dict) -> str:
   """Returns advice on config.shard_state, with its memory and step time."""
-  key, cost = "config.shard_state=True", report.sharded_estimate
-  peak = report.sharded.peak + report.prefetched_bytes if cost else math.inf
-  if peak > report.limit:
+  key, limit = "config.shard_state=True", report["memory_per_device"]
+  seconds = report["sharded"]["step_seconds"]
+  peak = report["sharded"]["training"].get("peak", math.inf)
+  peak += report["waiting_batches"]
+  if peak > limit:
     return f"{key} does not make it fit"
-  figures = f"peak {_gib(peak)} GiB, a step {_ms(cost.step_seconds)}"
-  if not report.estimate or report.training_peak > report.limit:
+  figures = f"peak {_gib(peak)} GiB, a step {_ms(seconds)}"
+  whole = report["training"]["peak_beside_all"]
+  if "estimate" not in report or whole > limit:
     return f"{key} makes it fit: {figures}"
-  gain = 1 - cost.step_seconds / report.estimate.step_seconds
+  whole_seconds = report["estimate"]["step_seconds"]
+  gain = 1 - seconds / whole_seconds
   if gain > MIN_GAIN:
     advice = "faster: worth it"
   else:
     speed = "slower" if gain < -MIN_GAIN else "as fast"
     advice = f"{speed}: for where memory is short"
   return (
-    f"{key}: {figures}, instead of {_gib(report.training_peak)} GiB and "
-    f"{_ms(report.estimate.step_seconds)}; {advice}"
+    f"{key}: {figures}, instead of {_gib(whole)} GiB and "
+    f"{_ms(whole_seconds)}; {advice}"
   )
 
 
-def _machine(report: PreflightReport) -> Iterator[str]:
-  plan, topology = report.plan, report.topology
-  chip = topology.chip
+def _machine(report: dict, config: ConfigDict) -> Iterator[str]:
+  chip, devices = report["chip"], report["devices"]
   yield _line(
     "machine",
-    f"{_count(topology.hosts, 'host')}, {_count(topology.chips, 'chip')}, "
-    f"{_count(topology.devices, 'jax device')} of "
-    f"{chip.memory / chip.devices / GIB:.4g} GiB",
+    f"{_count(report['hosts'], 'host')}, {_count(report['chips'], 'chip')}, "
+    f"{_count(devices, 'jax device')} of "
+    f"{chip['memory'] / chip['devices'] / GIB:.4g} GiB",
   )
   yield _line(
     "batch",
-    f"{plan.config.batch:,} = {topology.devices:,} devices x "
-    f"{plan.data.per_device} x {plan.data.accumulation} accumulated; "
-    f"{plan.schedule.total_steps:,} steps",
+    f"{report['batch']:,} = {devices:,} devices x {report['per_device']} x "
+    f"{report['accumulation']} accumulated; {report['total_steps']:,} steps",
   )
-  if report.is_proxy:
-    proxy = report.compiled_for
+  proxy = parse(report["compiled_for"])
+  if proxy.name != report["topology"]:
     text = f"memory and bytes are those of {proxy.name} at as many images per "
     text += "device"
-    if plan.config.shard_state:
-      text += (
-        f"; the state is shared by {proxy.devices} devices there, not by "
-        f"{topology.devices}"
-      )
-    yield _line("stand-in", f"{text}. {compiler.gpu_advice(chip)}")
-  elif not chip.is_tpu:
+    if config.shard_state:
+      text += f"; the state is shared by {proxy.devices} devices there, not by "
+      text += f"{devices}"
+    yield _line("stand-in", f"{text}. {gpu_advice(chip['name'])}")
+  elif not proxy.chip.is_tpu:
     yield _line(
       "compiled",
       "by XLA for this GPU, products by cuBLAS; on the GPU itself it tries "
@@ -113,91 +101,81 @@ def _machine(report: PreflightReport) -> Iterator[str]:
     )
 
 
-def _memory(report: PreflightReport) -> str:
+def _memory(report: dict) -> str:
   """Returns a table of the peak memory of each program, and its parts."""
-  rows = []
-  for name, program, peak in (
-    ("training step", report.training, report.training_peak),
-    ("evaluation", report.evaluation, report.evaluation_peak),
-  ):
-    if program is None:
+  rows, limit = [], report["memory_per_device"]
+  names = {"training": "training step", "evaluation": "evaluation"}
+  for key, name in names.items():
+    program = report[key]
+    if not program:
       continue
-    if isinstance(program, DoesNotFit):
-      sizes = ["refused by the compiler", "", "", ""]
-    else:
-      sizes = map(
-        _gib,
-        (
-          program.arguments,
-          program.temporaries,
-          program.outputs + program.code,
-          peak - program.peak,
-        ),
+    sizes, peak = ["refused by the compiler", "", "", ""], "peak_beside_all"
+    if program["compiles"]:
+      parts = (
+        program["arguments"],
+        program["temporaries"],
+        program["outputs"] + program["code"],
+        program[peak] - program["peak"],
       )
-    rows.append((name, *sizes, _gib(peak), _gib(report.limit - peak)))
-  return render([*_TABLE_HEAD, f"left of {_gib(report.limit)}"], rows)
+      sizes = map(_gib, parts)
+    rows.append(
+      (name, *sizes, _gib(program[peak]), _gib(limit - program[peak]))
+    )
+  return render([*_TABLE_HEAD, f"left of {_gib(limit)}"], rows)
 
 
-def _work(report: PreflightReport, estimate: Estimate) -> Iterator[str]:
+def _estimate(report: dict) -> Iterator[str]:
+  estimate, chip = report["estimate"], report["chip"]
   yield _line(
     "a step",
-    f"{estimate.flops / 1e12:.3g} TFLOP and {_bytes(estimate.bytes_moved)} to "
-    "and from memory per device",
+    f"{estimate['flops'] / 1e12:.3g} TFLOP and "
+    f"{_bytes(estimate['bytes_moved'])} to and from memory per device",
   )
   sizes = collections.defaultdict(list)
-  for each in report.training.collectives:
-    sizes[each.kind].append(each.bytes)
+  for each in report["training"]["collectives"]:
+    sizes[each["kind"]].append(each["bytes"])
   totals = [
     f"{len(group)} {kind} of {_bytes(sum(group))}"
     for kind, group in sizes.items()
   ]
   yield _line("collectives", "; ".join(totals) or "none")
-  least = estimate.roofline
+  least = estimate["roofline"]
   yield _line(
     "at least",
-    f"{_ms(least.step)} = the larger of compute {_ms(least.compute)} and "
-    f"memory {_ms(least.memory)}, then communication "
-    f"{_ms(least.communication)}",
+    f"{_ms(least['step'])} = the larger of compute {_ms(least['compute'])} and "
+    f"memory {_ms(least['memory'])}, then communication "
+    f"{_ms(least['communication'])}",
   )
-  yield _line(
-    "compiler",
-    f"expects {_ms(estimate.compiler_seconds)}"
-    if estimate.compiler_seconds
-    else "unknown: it gives no time, or an impossible one",
-  )
-
-
-def _cost(report: PreflightReport, estimate: Estimate) -> Iterator[str]:
+  seconds = estimate["compiler_seconds"]
+  text = "unknown: it gives no time, or an impossible one"
+  yield _line("compiler", f"expects {_ms(seconds)}" if seconds else text)
   origin = (
     "as the compiler expects"
-    if estimate.step_seconds == estimate.compiler_seconds
+    if estimate["step_seconds"] == seconds
     else "at best: by the published peaks, which no run reaches"
   )
-  per_chip = estimate.images_per_second / report.topology.chips
+  speed, days = estimate["images_per_second"], estimate["chip_days"]
   yield _line(
     "speed",
-    f"{estimate.images_per_second:,.0f} images/s, {per_chip:,.0f} a chip, "
-    f"{estimate.utilisation:.0%} of the peak FLOP/s, {origin}",
+    f"{speed:,.0f} images/s, {speed / report['chips']:,.0f} a chip, "
+    f"{estimate['model_flops_utilisation']:.0%} of the peak FLOP/s, {origin}",
   )
-  text = f"{estimate.run_seconds / HOUR:.3g} h, {estimate.chip_days:.3g}"
-  text += " chip-days"
-  chip = report.topology.chip
-  if chip.name == "v3":
-    text += f" = {estimate.chip_days * chip.devices:.3g} TPUv3 core-days"
-  if paper := paper_core_days(report.plan):
+  text = f"{estimate['run_seconds'] / HOUR:.3g} h, {days:.3g} chip-days"
+  if chip["name"] == "v3":
+    text += f" = {days * chip['devices']:.3g} TPUv3 core-days"
+  if paper := report["paper_core_days"]:
     text += f"; the paper has {paper:g} TPUv3 core-days"
   yield _line("whole run", text)
 
 
 def _suggestion(
-  report: PreflightReport, key: str, suggestion: Suggestion
+  report: dict, suggestion: dict, config: ConfigDict
 ) -> Iterator[str]:
-  share = report.plan.config.batch // report.topology.devices
+  key, at_once = suggestion["key"], suggestion["at_once"]
   with_key = f"with {key}: " if key else ""
-  if not suggestion.at_once:
-    can_shard = (
-      report.topology.devices > 1 and not report.plan.config.shard_state
-    )
+  if not at_once:
+    share = report["batch"] // report["devices"]
+    can_shard = report["devices"] > 1 and not config.shard_state
     flag = "--config.shard_state=True, or " if can_shard else ""
     yield _line(
       "suggestion",
@@ -205,86 +183,21 @@ def _suggestion(
       f"{flag}chips with more memory",
     )
     return
-  flags = [f"--{key}"] if key else []
-  flags.append(f"--config.max_per_device={suggestion.at_once}")
+  flags = f"--{key} " if key else ""
   yield _line(
     "suggestion",
-    f"{with_key}{suggestion.at_once} images at once x "
-    f"{suggestion.accumulation} accumulated, peak {_gib(suggestion.peak)} GiB: "
-    f"{' '.join(flags)}",
+    f"{with_key}{at_once} images at once x {suggestion['accumulation']} "
+    f"accumulated, peak {_gib(suggestion['peak'])} GiB: "
+    f"{flags}--config.max_per_device={at_once}",
   )
-  if line := suggestion.line:
+  if line := suggestion["line"]:
+    whole = suggestion["whole"]
     yield _line(
       "",
-      f"{_gib(line.fixed)} GiB + {line.per_image / 2**20:.3g} MiB an image: "
-      f"about {suggestion.whole} would fit without accumulation, a batch of "
-      f"{suggestion.whole * report.topology.devices:,}",
+      f"{_gib(line['fixed'])} GiB + {line['per_image'] / 2**20:.3g} MiB an "
+      f"image: about {whole} would fit without accumulation, a batch of "
+      f"{whole * report['devices']:,}",
     )
-
-
-def to_json(report: PreflightReport) -> dict:
-  """Returns every figure in SI units: bytes, seconds, FLOP."""
-  plan, topology, estimate = report.plan, report.topology, report.estimate
-  result = {
-    "model": plan.config.model.name,
-    "topology": topology.name,
-    "compiled_for": report.compiled_for.name,
-    "verdict": verdict(report),
-    "fits": report.fits,
-    "hosts": topology.hosts,
-    "chips": topology.chips,
-    "devices": topology.devices,
-    "chip": dataclasses.asdict(topology.chip),
-    "batch": plan.config.batch,
-    "per_device": plan.data.per_device,
-    "accumulation": plan.data.accumulation,
-    "total_steps": plan.schedule.total_steps,
-    "parameters": report.parameters,
-    "memory_per_device": report.limit,
-    "waiting_batches": report.prefetched_bytes,
-    "training": _program(report.training, report.training_peak),
-    "evaluation": report.evaluation
-    and _program(report.evaluation, report.evaluation_peak),
-    "paper_core_days": paper_core_days(report.plan),
-  }
-  if estimate:
-    result["estimate"] = {
-      "model_flops_per_image": estimate.model_flops,
-      "flops": estimate.flops,
-      "bytes_moved": estimate.bytes_moved,
-      "roofline": dataclasses.asdict(estimate.roofline)
-      | {"step": estimate.roofline.step, "limit": estimate.roofline.limit},
-      "compiler_seconds": estimate.compiler_seconds,
-      "step_seconds": estimate.step_seconds,
-      "images_per_second": estimate.images_per_second,
-      "model_flops_utilisation": estimate.utilisation,
-      "run_seconds": estimate.run_seconds,
-      "chip_days": estimate.chip_days,
-      "device_seconds": estimate.run_seconds * topology.devices,
-    }
-  if report.suggestions:
-    result["suggestions"] = [
-      {"key": key} | dataclasses.asdict(suggestion)
-      for key, suggestion in report.suggestions.items()
-    ]
-  if report.sharded:
-    cost = report.sharded_estimate
-    result["sharded"] = {
-      "training": _program(report.sharded, None),
-      "step_seconds": cost and cost.step_seconds,
-    }
-  return result
-
-
-def _program(program: CompiledProgram | DoesNotFit, peak: float | None) -> dict:
-  sizes = dataclasses.asdict(program)
-  if isinstance(program, DoesNotFit):
-    return {"compiles": False, "peak_beside_all": peak} | sizes
-  return {
-    "compiles": True,
-    "peak_beside_all": peak,
-    "peak": program.peak,
-  } | sizes
 
 
 def _line(name: str, text: str) -> str:

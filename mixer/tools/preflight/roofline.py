@@ -47,48 +47,6 @@ class Roofline:
     return max(parts, key=parts.get)
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-  """Cost of a recipe on a machine, in SI units.
-
-  model_flops: forward and backward pass of one image; a multiply-add is 2.
-  flops, bytes_moved: of one step per device, all micro-batches together.
-  compiler_seconds: the compiler's own estimate of a step; None without a
-    plausible one.
-  """
-
-  plan: Plan
-  topology: Topology
-  model_flops: float
-  flops: float
-  bytes_moved: float
-  roofline: Roofline
-  compiler_seconds: float | None
-
-  @property
-  def step_seconds(self) -> float:
-    """The compiler's estimate, but no less than the roofline."""
-    return max(self.roofline.step, self.compiler_seconds or 0.0)
-
-  @property
-  def images_per_second(self) -> float:
-    return self.plan.config.batch / self.step_seconds
-
-  @property
-  def run_seconds(self) -> float:
-    return self.plan.schedule.total_steps * self.step_seconds
-
-  @property
-  def chip_days(self) -> float:
-    return self.topology.chips * self.run_seconds / SECONDS_PER_DAY
-
-  @property
-  def utilisation(self) -> float:
-    """Model FLOPs utilisation: the model's own FLOP/s over the peak."""
-    peak = self.topology.chips * self.topology.chip.flops
-    return self.images_per_second * self.model_flops / peak
-
-
 def roofline(
   topology: Topology,
   *,
@@ -136,12 +94,14 @@ def estimate(
   program: CompiledProgram,
   *,
   is_proxy: bool = False,
-) -> Estimate:
-  """Estimates the cost of a plan from its compiled update step.
+) -> dict:
+  """Returns the cost of a plan by its compiled update, in SI units.
 
-  A proxy's own estimate of seconds does not count.
+  "flops" and "bytes_moved" are of one step per device, all micro-batches
+  together; of FLOPs, a multiply-add is two. "compiler_seconds", the compiler's
+  own estimate of a step, is None without a plausible one, or of a proxy.
   """
-  parts = plan.data.accumulation
+  parts, chip = plan.data.accumulation, topology.chip
   # The compiler counts the loop over micro-batches, with all products, once.
   traffic = program.traffic
   bytes_moved = traffic.outside + parts * traffic.inside
@@ -160,14 +120,28 @@ def estimate(
   seconds = None if is_proxy else program.seconds
   if parts > 1 and seconds is not None:
     # The optimizer, outside the loop, is bound by HBM.
-    chip = topology.chip
     outside = traffic.outside / (chip.bandwidth / chip.devices)
     seconds = outside + parts * max(0.0, seconds - outside)
   if seconds is not None and seconds < max(least.compute, least.memory) / 2:
     seconds = None  # impossible
-  return Estimate(
-    plan, topology, model_flops, flops, bytes_moved, least, seconds
-  )
+  step_seconds = max(least.step, seconds or 0.0)
+  images_per_second = plan.config.batch / step_seconds
+  run_seconds = plan.schedule.total_steps * step_seconds
+  peak = topology.chips * chip.flops
+  return {
+    "model_flops_per_image": model_flops,
+    "flops": flops,
+    "bytes_moved": bytes_moved,
+    "roofline": dataclasses.asdict(least)
+    | {"step": least.step, "limit": least.limit},
+    "compiler_seconds": seconds,
+    "step_seconds": step_seconds,
+    "images_per_second": images_per_second,
+    "model_flops_utilisation": images_per_second * model_flops / peak,
+    "run_seconds": run_seconds,
+    "chip_days": topology.chips * run_seconds / SECONDS_PER_DAY,
+    "device_seconds": run_seconds * topology.devices,
+  }
 
 
 def paper_core_days(plan: Plan) -> float | None:
