@@ -8,25 +8,25 @@
 # CLAIM, a PersistentVolumeClaim that all hosts can write to, is mounted at /runs.
 # --dry_run prints the YAML instead.
 set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
+cd "$(dirname "$0")/.."
 
 usage() {
   cat >&2 <<'TEXT'
 usage: launch/gke.sh NAME --image=IMAGE --claim=CLAIM --accelerator=ACCELERATOR
          (--topology=2x2x4 [--chips=4] | --hosts=N --chips=8) [--dry_run]
          -- --config=CONFIG --workdir=(/runs/DIR | gs://BUCKET/DIR) [FLAG...]
---chips is how many a host has.
+-- eval FLAG..., -- sweep FLAG... or -- data ARGUMENT... runs that program.
+--chips is the number of chips of a host.
 TEXT
   exit 2
 }
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-name=${1-} image="" claim="" accelerator="" topology="" hosts="" chips=4 dry_run=""
-[[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] || usage
-shift
+job=${1-} image="" claim="" accelerator="" topology="" hosts="" chips=4 dry_run=""
+[[ $job =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] || usage
+join_flags "image claim accelerator topology hosts chips" "${@:2}"
+set -- "${joined[@]}"
 while [[ $# -gt 0 && $1 != -- ]]; do
   case $1 in
     --image=?*) image=${1#*=} ;;
@@ -40,11 +40,12 @@ while [[ $# -gt 0 && $1 != -- ]]; do
   esac
   shift
 done
-[[ ${1-} == -- && $image && $claim && $accelerator ]] || usage
-shift
-[[ " $* " == *" --config="* && " $* " == *" --workdir="* ]] || usage
-[[ " $* " == *" --workdir=/runs/"* || " $* " == *" --workdir=gs://"* ]] ||
-  fail "The run's folder must be in the claim, which is mounted at /runs, or in a bucket: --workdir=/runs/DIR or --workdir=gs://BUCKET/DIR."
+[[ $# -gt 1 && $image && $claim && $accelerator ]] || usage
+select_program "${@:2}" || usage
+case $workdir in
+  "" | /runs/* | gs://*) ;;
+  *) fail "The run's folder must be in the claim, which is mounted at /runs, or in a bucket: --workdir=/runs/DIR or --workdir=gs://BUCKET/DIR." ;;
+esac
 [[ $chips =~ ^[1-9][0-9]*$ ]] || fail "--chips=$chips is not a number."
 
 if [[ $accelerator == tpu-* ]]; then
@@ -62,19 +63,22 @@ else
   label=cloud.google.com/gke-accelerator resource=nvidia.com/gpu
 fi
 
+check_recipe
+
 # Machines of a slice may come one after the other.
-arguments='"--wait=1800"'
-for argument in "$@"; do
-  argument=${argument//\\/\\\\}
-  arguments+=", \"${argument//\"/\\\"}\""
+case $name in train | eval) program+=(--wait=1800) ;; esac
+words=""
+for word in python "${program[@]}" "${arguments[@]}"; do
+  word=${word//\\/\\\\}
+  words+="${words:+, }\"${word//\"/\\\"}\""
 done
 
-yaml=$(grep -v '^ *#' "$(dirname "$0")/gke.yaml")
+yaml=$(grep -v '^ *#' launch/gke.yaml)
 [[ $topology ]] || yaml=$(grep -v '{topology}' <<<"$yaml")
 fill() {
-  yaml=${yaml//"{$1}"/"$2"}  # quoted, since & would stand for what it replaces
+  yaml=${yaml//"{$1}"/"$2"}  # quoted, since & would stand for the match
 }
-fill name "$name"
+fill name "$job"
 fill image "$image"
 fill claim "$claim"
 fill accelerator_label "$label"
@@ -83,11 +87,12 @@ fill topology "$topology"
 fill hosts "$hosts"
 fill resource "$resource"
 fill chips "$chips"
-fill arguments "[$arguments]"  # last: in what users wrote nothing is replaced
+fill command "[$words]"  # last: nothing is replaced in the user's arguments
 
 if [[ $dry_run ]]; then
   echo "$yaml"
 else
   [[ -x $(command -v kubectl) ]] || fail "There is no kubectl on this machine: install it."
   kubectl apply --filename=- <<<"$yaml"
+  echo "Its log: kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=$job,batch.kubernetes.io/job-completion-index=0" >&2
 fi

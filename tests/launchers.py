@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How tests call the scripts in launch/."""
+"""Calls of the scripts in launch/."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def run(*command, folder=ROOT, **environ) -> subprocess.CompletedProcess:
     env=os.environ | environ,
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=600,
   )
 
 
@@ -37,13 +37,13 @@ def write_program(path: Path, text: str) -> Path:
   return path
 
 
-# Notes what it is called with.
+# Records its arguments.
 RECORDS = f"""#!{sys.executable}
 import json, sys
 json.dump(sys.argv[1:], open(sys.argv[0] + ".called", "w"))
 """
 
 
-def leaves_with(code: int) -> str:
-  """In the shell; a code that stands for a signal is left with by it."""
+def exits_with(code: int) -> str:
+  """Returns a shell command; codes above 128 are those of signals."""
   return f"kill -{code - 128} $$" if code > 128 else f"exit {code}"

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts that start runs on TPU VMs and Kubernetes, and what all share."""
+"""Launchers for TPU VMs and Kubernetes, and what all of them share."""
 
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,17 +13,24 @@ import pytest
 import yaml
 from launchers import AGAIN, FLAGS, LAUNCH, RECORDS, run, write_program
 
+from mixer.__main__ import TOOLS
 from mixer.cluster import find_cluster
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+  """Leaves the check of recipes out: it takes seconds."""
+  monkeypatch.setenv("PYTHON", "false")
 
 
 @pytest.mark.parametrize(
   "script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name
 )
-def test_shellcheck_has_nothing_to_say(script):
+def test_shellcheck_finds_nothing(script):
   if not shutil.which("shellcheck"):
     pytest.skip("shellcheck is not installed")
 
-  done = run("shellcheck", script)
+  done = run("shellcheck", "-x", script)
 
   assert (done.returncode, done.stdout) == (0, "")
 
@@ -34,11 +43,13 @@ def test_shellcheck_has_nothing_to_say(script):
     "again.sh --nosuch true",
     "slurm.sh",
     "slurm.sh configs/digits.py",
-    "slurm.sh --config=configs/digits.py --workdir=runs",
+    "slurm.sh --config=configs/digits.py",
+    "slurm.sh eval",
     "slurm.sh configs/digits.py runs",  # not by sbatch
     "tpu_vm.sh",
     "tpu_vm.sh nosuch b16 --zone=z",
     "tpu_vm.sh run b16 --zone=z",
+    "tpu_vm.sh run b16 --zone=z -- sweep --config=configs/digits.py",
     "tpu_vm.sh create b16 --zone=z",
     "tpu_vm.sh status b16",
     "tpu_vm.sh status B16 --zone=z",
@@ -47,12 +58,123 @@ def test_shellcheck_has_nothing_to_say(script):
     "gke.sh b16 --image=i --claim=c -- --config=c --workdir=/runs/b",
   ],
 )
-def test_wrong_arguments_end_in_how_to_use_it(command):
+def test_wrong_arguments_print_the_usage(command):
   done = run(*f"{LAUNCH}/{command}".split())
 
   assert done.returncode == 2
   assert done.stderr.startswith("usage: ")
   assert not done.stdout
+
+
+PROGRAMS = [
+  (["train", *FLAGS], ["train.py"]),
+  (["eval", *FLAGS, "--best"], ["eval.py"]),
+  (["sweep", *FLAGS], ["-m", "mixer", "sweep"]),
+  (["data", "prepare", "digits"], ["-m", "mixer", "data"]),
+]
+
+
+@pytest.mark.parametrize("words, program", PROGRAMS, ids=lambda x: x[0])
+def test_every_launcher_starts_every_program(checkout, cloud, words, program):
+  expected = [*program, *words[1:]]
+  (checkout / "train.py").touch()
+
+  tpu = tpu_vm(checkout, cloud, "run", "--dry_run", flags=["--", *words])
+  [container] = pod_of(job_set(*TPU_SLICE, flags=words))["containers"]
+  slurm = run(
+    *(checkout / "launch/slurm.sh", "--dry_run", *words), folder=checkout
+  )
+
+  [start] = [line for line in tpu.stdout.splitlines() if "again.sh" in line]
+  [command] = shlex.split(start)[-1:]
+  assert shlex.split(command)[-len(expected) :] == expected
+  python, *arguments = container["command"]
+  arguments = [word for word in arguments if word != "--wait=1800"]
+  assert [python, *arguments] == ["python", *expected]
+  assert shlex.split(slurm.stdout)[-len(expected) - 1 :] == ["false", *expected]
+
+
+def test_launchers_know_all_tools():
+  text = (LAUNCH / "common.sh").read_text()
+
+  [names] = re.findall(r"^    train \| eval \| (.*)\)$", text, re.MULTILINE)
+  assert names.split(" | ") == sorted(TOOLS)
+
+
+@pytest.mark.parametrize(
+  "arguments, code, words",
+  [
+    ("train --config=configs/pretrain_i21k.py:B/16 --workdir=/x", 0, ""),
+    ("train --config=configs/pretrain_i21k.py:B/17 --workdir=/x", 2, "B/17"),
+    (
+      "train --config=configs/pretrain_i21k.py:B/16 --workdir=/x"
+      " --config.schedule.warmup_stps=3",
+      2,
+      "did you mean",
+    ),
+    ("eval --workdir=/runs/x", 0, ""),
+    (
+      "eval --config=configs/evaluate.py --workdir=/x"
+      " --config.model.name=Mixer-B/17",
+      2,
+      "config.model",
+    ),
+    (
+      "sweep --config=configs/finetune.py:dataset=folder:/nowhere --workdir=/x",
+      0,
+      "not checked here: it reads its data.",
+    ),
+    ("sweep --config=configs/finetune.py --workdri=/x", 2, "workdri"),
+  ],
+)
+def test_recipes_are_checked_without_their_data(
+  tmp_path, monkeypatch, arguments, code, words
+):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+
+  done = run(sys.executable, "-m", "launch.check", *arguments.split())
+
+  assert done.returncode == code, done.stderr
+  assert words in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_no_launcher_goes_on_with_a_wrong_recipe(checkout, cloud, monkeypatch):
+  wrong = '#!/bin/sh\n[ "$1" = -c ] && exit\necho "$@" >&2; exit 2\n'
+  write_program(cloud / "python", wrong)
+  write_program(cloud / "kubectl", RECORDS)
+  monkeypatch.setenv("PYTHON", str(cloud / "python"))
+  (checkout / "train.py").touch()
+
+  for done in (
+    tpu_vm(checkout, cloud, "run"),
+    gke(*TPU_SLICE, dry_run=()),
+    run(checkout / "launch/slurm.sh", "--dry_run", *FLAGS, folder=checkout),
+  ):
+    assert done.returncode == 2
+    assert "-m launch.check train --config=configs/pretrain" in done.stderr
+    assert not done.stdout
+  assert not calls(cloud)
+  assert not (cloud / "kubectl.called").exists()
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    "tpu_vm.sh create b16 --zone=z --type=v4-32 --project=p --dry_run",
+    "tpu_vm.sh logs b16 --zone=z --worker=3 --dry_run",
+    "gke.sh b16 --image=i --claim=c --accelerator=nvidia-l4 --hosts=2"
+    " --chips=8 --dry_run -- --config=configs/digits.py --workdir=/runs/b",
+  ],
+)
+def test_flags_take_their_value_after_a_space_too(command):
+  ours, separator, theirs = command.partition(" -- ")
+  spaced = ours.replace("=", " ") + separator + theirs
+
+  done = run(*f"{LAUNCH}/{command}".split())
+
+  assert done.returncode == 0 and done.stdout
+  assert run(*f"{LAUNCH}/{spaced}".split()).stdout == done.stdout
 
 
 # tpu_vm.sh
@@ -66,7 +188,7 @@ TPU = {
   "stop": [],
   "delete": [],
 }
-# The boundary: what is recorded here, gcloud would have been called with.
+# Records the calls of gcloud.
 GCLOUD = f"""#!{sys.executable}
 import json, pathlib, shutil, sys
 here = pathlib.Path(__file__).parent
@@ -89,7 +211,7 @@ PASSES = "#!/bin/sh\nexit 0\n"
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-  """One in which all is committed."""
+  """Returns a checkout without uncommitted changes."""
   folder = tmp_path / "checkout"
   for part in LAUNCH, LAUNCH.parent / "configs":
     shutil.copytree(part, folder / part.name)
@@ -101,7 +223,7 @@ def checkout(tmp_path) -> Path:
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch) -> Path:
-  """A folder in which gcloud notes its calls."""
+  """Returns the folder in which a false gcloud records its calls."""
   folder = tmp_path / "cloud"
   folder.mkdir()
   write_program(folder / "gcloud", GCLOUD)
@@ -111,7 +233,7 @@ def cloud(tmp_path, monkeypatch) -> Path:
   return folder
 
 
-def tpu_vm(checkout, cloud, what, *more, states="ACTIVE"):
+def tpu_vm(checkout, cloud, what, *more, states="ACTIVE", flags=None):
   (cloud / "states").write_text(states)
   return run(
     checkout / "launch/tpu_vm.sh",
@@ -120,7 +242,7 @@ def tpu_vm(checkout, cloud, what, *more, states="ACTIVE"):
     "--zone=us-central2-b",
     "--poll=0",
     *more,
-    *TPU[what],
+    *(flags or TPU[what]),
   )
 
 
@@ -150,16 +272,27 @@ def test_a_dry_run_prints_exactly_what_is_run(checkout, cloud, what):
   assert calls(cloud) == expected != []
 
 
-def test_a_queued_resource_is_asked_for_by_the_names_given(checkout, cloud):
-  tpu_vm(checkout, cloud, "create")
+@pytest.mark.parametrize(
+  ("kind", "runtime"),
+  [
+    ("v4-32", "tpu-ubuntu2204-base"),
+    ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+    ("v5p-128", "v2-alpha-tpuv5"),
+    ("v6e-8", "v2-alpha-tpuv6e"),
+  ],
+)
+def test_a_queued_resource_is_requested_with_the_runtime_of_its_kind(
+  checkout, cloud, kind, runtime
+):
+  tpu_vm(checkout, cloud, "create", flags=[f"--type={kind}", "--spot"])
 
   [call] = calls(cloud)
   assert call == [
     *("gcloud", "compute", "tpus", "queued-resources", "create", "b16"),
     "--zone=us-central2-b",
     "--node-id=b16",
-    "--accelerator-type=v4-32",
-    "--runtime-version=tpu-ubuntu2204-base",
+    f"--accelerator-type={kind}",
+    f"--runtime-version={runtime}",
     "--spot",
   ]
 
@@ -172,23 +305,27 @@ def test_a_run_waits_for_its_machines(checkout, cloud):
   assert done.returncode == 0
   assert verbs(cloud) == 3 * ["describe"] + ["scp"] + 3 * ["ssh"]
   assert "b16 is PROVISIONING; waits." in done.stderr
+  # The command that shows the log.
+  logs = tpu_vm(checkout, cloud, "logs", "--dry_run", flags=["--worker=0"])
+  assert f"Its log: {logs.stdout}" in done.stderr
+  assert logs.stdout.startswith("gcloud compute tpus tpu-vm ssh b16 ")
 
 
 @pytest.mark.parametrize(
-  ("state", "said"),
+  ("state", "words"),
   [
     ("SUSPENDED", "b16 is SUSPENDED: launch/tpu_vm.sh resume"),
     ("FAILED", "b16 is FAILED: launch/tpu_vm.sh resume"),
-    ("none", "There is no b16: launch/tpu_vm.sh create"),
+    ("none", "There is no b16: launch/tpu_vm.sh create requests"),
     ("lost", "error: no route"),
-    ("silent", "does not say in which state b16 is"),
+    ("silent", "gcloud reports no state of b16"),
   ],
 )
-def test_a_run_without_machines_says_what_to_do(checkout, cloud, state, said):
+def test_a_run_without_machines_says_what_to_do(checkout, cloud, state, words):
   done = tpu_vm(checkout, cloud, "run", states=state)
 
   assert done.returncode == 1
-  assert said in done.stderr
+  assert words in done.stderr
   assert verbs(cloud) == ["describe"]
 
 
@@ -198,13 +335,13 @@ def test_a_run_without_machines_says_what_to_do(checkout, cloud, state, said):
     ("SUSPENDED ACTIVE", "describe delete create describe"),
     ("FAILED PROVISIONING ACTIVE", "describe delete create describe describe"),
     ("SUSPENDING SUSPENDED ACTIVE", "describe describe delete create describe"),
-    # as one leaves it that was not given new machines
+    # after a resume that was not given new machines
     ("none ACTIVE", "describe create describe"),
     ("ACTIVE", "describe describe"),
     ("WAITING_FOR_RESOURCES ACTIVE", "describe describe"),
   ],
 )
-def test_resume_asks_anew_for_machines_that_were_taken_away(
+def test_resume_requests_machines_again_that_were_taken_away(
   checkout, cloud, states, expected
 ):
   done = tpu_vm(checkout, cloud, "resume", states=states)
@@ -214,7 +351,7 @@ def test_resume_asks_anew_for_machines_that_were_taken_away(
 
 
 def on_the_machine(cloud, command: str, **programs):
-  """Runs what ssh was given, with these programs in front of the others."""
+  """Runs a command of ssh, with these programs in front of the others."""
   for name, text in programs.items():
     write_program(cloud / name, text)
   return run("bash", "-c", command, folder=cloud, HOME=str(cloud))
@@ -252,7 +389,7 @@ def test_machines_get_the_commit_and_start_the_run(checkout, cloud):
   } <= set(options)
 
 
-def test_a_run_that_is_under_way_is_left_alone(checkout, cloud):
+def test_an_active_run_is_not_replaced(checkout, cloud):
   tpu_vm(checkout, cloud, "run")
   install = next(call[-1] for call in calls(cloud) if call[4] == "ssh")
   (cloud / "mixer").mkdir()
@@ -262,7 +399,7 @@ def test_a_run_that_is_under_way_is_left_alone(checkout, cloud):
   )
 
   assert done.returncode == 1
-  assert done.stderr == "A run is under way already: stop it first.\n"
+  assert done.stderr == "A run is active already: stop it first.\n"
   assert not list((cloud / "mixer").iterdir())
 
 
@@ -277,68 +414,41 @@ def test_a_commit_must_hold_what_runs(checkout, cloud):
 
 
 @pytest.mark.parametrize(
-  ("flags", "said"),
+  ("recipe", "workdir", "words"),
   [
     (
-      ("--config=configs/digits.py", "--workdir=runs/digits"),
+      "configs/digits.py",
+      "runs/digits",
       "--workdir has to begin with gs:// or /: anything else lies in the "
       "machines' checkout, which the next run replaces.",
     ),
+    ("configs/digits.py", "s3://bucket/run", "--workdir has to begin with gs:"),
     (
-      ("--config=configs/nope.py:B/16", "--workdir=/runs/b16"),
+      "configs/nope.py:B/16",
+      "/runs/b16",
       "The commit has no recipe configs/nope.py",
     ),
+    ("configs/digits.py", "gs://bucket/run", ""),
   ],
 )
-def test_what_could_not_run_is_refused_before_machines_are_waited_for(
-  checkout, cloud, flags, said
+def test_wrong_flags_are_refused_before_the_wait_for_machines(
+  checkout, cloud, recipe, workdir, words
 ):
-  done = run(
-    *(checkout / "launch/tpu_vm.sh", "run", "b16", "--zone=z", "--", *flags)
-  )
+  flags = ["--", "--config", recipe, f"--workdir={workdir}"]
+  done = tpu_vm(checkout, cloud, "run", "--dry_run", flags=flags)
 
-  assert done.returncode == 2
-  assert said in done.stderr
-  assert not calls(cloud)
-
-
-@pytest.mark.parametrize(
-  ("kind", "runtime"),
-  [
-    ("v4-32", "tpu-ubuntu2204-base"),
-    ("v5litepod-16", "v2-alpha-tpuv5-lite"),
-    ("v5p-128", "v2-alpha-tpuv5"),
-    ("v6e-8", "v2-alpha-tpuv6e"),
-  ],
-)
-def test_machines_get_the_runtime_of_their_kind(kind, runtime):
-  done = run(
-    *(LAUNCH / "tpu_vm.sh", "create", "b16", "--zone=z"),
-    *(f"--type={kind}", "--dry_run"),
-  )
-
-  assert f"--runtime-version={runtime}" in done.stdout.split()
+  assert done.returncode == (2 if words else 0)
+  assert words in done.stderr
+  assert bool(done.stdout) != bool(words)
 
 
 @pytest.mark.parametrize(
   ("workdir", "code"), [("gs://bucket/run", 0), ("s3://bucket/run", 2)]
 )
-def test_a_run_folder_may_be_in_a_bucket_of_google(
-  checkout, cloud, workdir, code
-):
-  (checkout / "train.py").touch()
-  recipe = "configs/digits.py"
-  flags = "--dry_run", "--", f"--config={recipe}", f"--workdir={workdir}"
-  commands = [
-    ("tpu_vm.sh", "run", "b16", "--zone=z", *flags),
-    ("slurm.sh", "--dry_run", recipe, workdir),
-  ]
+def test_slurm_takes_a_folder_in_a_bucket_of_google(workdir, code):
+  job = LAUNCH / "slurm.sh", "--dry_run", "configs/digits.py", workdir
 
-  for name, *arguments in commands:
-    done = run(checkout / "launch" / name, *arguments, folder=checkout)
-    assert done.returncode == code, done.stderr
-    assert code == 0 or "gs://" in done.stderr
-  assert not calls(cloud)
+  assert run(*job).returncode == code
 
 
 # gke.sh
@@ -348,12 +458,12 @@ GPUS = ["--accelerator=nvidia-h100-80gb", "--hosts=2", "--chips=8"]
 
 
 def gke(*machines, flags=FLAGS, dry_run=("--dry_run",)):
-  given = "--image=r/mixer:1", "--claim=nfs", *machines, *dry_run
-  return run(LAUNCH / "gke.sh", "b16", *given, "--", *flags)
+  options = "--image=r/mixer:1", "--claim=nfs", *machines, *dry_run
+  return run(LAUNCH / "gke.sh", "b16", *options, "--", *flags)
 
 
-def job_set(*machines) -> dict:
-  return yaml.safe_load(gke(*machines).stdout)
+def job_set(*machines, flags=FLAGS) -> dict:
+  return yaml.safe_load(gke(*machines, flags=flags).stdout)
 
 
 def pod_of(job_set: dict) -> dict:
@@ -389,8 +499,7 @@ def test_a_tpu_slice_is_one_job_of_all_its_hosts():
   [container] = pod["containers"]
   assert container["image"] == "r/mixer:1"
   assert container["resources"] == {"limits": {"google.com/tpu": 4}}
-  assert container["command"] == ["python", "train.py"]
-  assert container["args"] == ["--wait=1800", *FLAGS]
+  assert container["command"] == ["python", "train.py", "--wait=1800", *FLAGS]
   claims = {
     volume["name"]: volume.get("persistentVolumeClaim", {}).get("claimName")
     for volume in pod["volumes"]
@@ -455,7 +564,7 @@ def test_the_hosts_of_a_topology(topology, chips, hosts, limit):
   assert container["resources"]["limits"] == {"google.com/tpu": limit}
 
 
-def test_hosts_with_gpus_learn_of_each_other_from_the_environment(monkeypatch):
+def test_hosts_with_gpus_are_described_by_the_environment(monkeypatch):
   made = job_set(*GPUS)
   [container] = pod_of(made)["containers"]
   environ = {each["name"]: each["value"] for each in container["env"]}
@@ -482,6 +591,7 @@ def test_kubectl_applies_what_a_dry_run_prints(cloud):
   done = gke(*TPU_SLICE, dry_run=())
 
   assert done.returncode == 0
+  assert "Its log: kubectl logs --follow --selector=" in done.stderr
   assert (cloud / "called").read_text() == "apply --filename=-\n"
   assert (cloud / "yaml").read_text() == gke(*TPU_SLICE).stdout
 
@@ -496,7 +606,7 @@ def test_kubectl_applies_what_a_dry_run_prints(cloud):
     (TPU_SLICE, ["--config=c", "--workdir=runs/b16"], "--workdir=/runs/DIR"),
   ],
 )
-def test_what_kubernetes_could_not_run_is_refused(machines, flags, words):
+def test_wrong_machines_of_kubernetes_are_refused(machines, flags, words):
   done = gke(*machines, flags=flags)
 
   assert done.returncode == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""launch/slurm.sh, on SLURM's own programs where they are."""
+"""launch/slurm.sh, with SLURM's own programs if they are installed."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from launchers import (
   LAUNCH,
   RECORDS,
   SLURM_PROGRAMS,
-  leaves_with,
+  exits_with,
   run,
   write_program,
 )
@@ -130,11 +130,11 @@ def daemon(command):
     yield
   finally:
     process.terminate()
-    process.wait(timeout=30)
+    process.wait(timeout=600)
 
 
 def await_that(happened, describe):
-  deadline = time.monotonic() + 240  # where others work too
+  deadline = time.monotonic() + 1200
   while not happened():
     assert time.monotonic() < deadline, describe()
     time.sleep(0.1)
@@ -182,10 +182,10 @@ def test_slurm_gets_a_job_back_whose_tasks_ask_for_it(
 ):
   python = write_program(
     tmp_path / "python",
-    f'#!/bin/bash\necho "$@" >{tmp_path}/called; {leaves_with(code)}\n',
+    f'#!/bin/bash\necho "$@" >{tmp_path}/called; {exits_with(code)}\n',
   )
 
-  job, log = submit(tmp_path, "CONFIG", "DIR", "--more", PYTHON=str(python))
+  job, log = submit(tmp_path, "CONFIG.py", "DIR", "--more", PYTHON=str(python))
 
   await_that(
     lambda: fields(job, "Restarts", "JobState") == [restarts, state],
@@ -193,7 +193,34 @@ def test_slurm_gets_a_job_back_whose_tasks_ask_for_it(
   )
   run("scancel", job)
   called = (tmp_path / "called").read_text()
-  assert called == "train.py --config=CONFIG --workdir=DIR --more\n"
+  assert called == "train.py --config=CONFIG.py --workdir=DIR --more\n"
+
+
+def test_every_task_of_an_array_joins_the_sweep(slurm, tmp_path):
+  script = f'echo "$@" >{tmp_path}/$SLURM_ARRAY_TASK_ID; echo done'
+  python = write_program(tmp_path / "python", f"#!/bin/bash\n{script}\n")
+  flags = "sweep", "--config=CONFIG.py", "--workdir=DIR"
+  (tmp_path / "log").touch()
+
+  done = run(
+    *("sbatch", "--wait", "--array=0-1", f"--output={tmp_path}/log"),
+    *(LAUNCH / "slurm.sh", *flags),
+    PYTHON=str(python),
+  )
+
+  assert done.returncode == 0, (tmp_path / "log").read_text()
+  for task in "01":
+    words = (tmp_path / task).read_text().split()
+    assert words == ["-m", "mixer", *flags]
+  # Where SLURM sets this variable, a sweep is a parallel one.
+  command = "import mixer.tools.sweep.__main__ as x; print(x.PARALLEL.default)"
+  for environ, parallel in (
+    ({"SLURM_ARRAY_TASK_ID": "0"}, "True"),
+    ({}, "False"),
+  ):
+    assert (
+      run(sys.executable, "-c", command, **environ).stdout.strip() == parallel
+    )
 
 
 ONE_IS_FIRST = """#!/bin/bash
@@ -207,12 +234,12 @@ exit 75
 def test_the_first_task_to_leave_does_not_cut_short_the_others(slurm, tmp_path):
   python = write_program(tmp_path / "python", ONE_IS_FIRST)
 
-  job, log = submit(tmp_path, "CONFIG", "DIR", nodes=2, PYTHON=str(python))
+  job, log = submit(tmp_path, "CONFIG.py", "DIR", nodes=2, PYTHON=str(python))
 
   await_that(
-    lambda: "left with" in log.read_text() or has_ended(job), log.read_text
+    lambda: "exited with" in log.read_text() or has_ended(job), log.read_text
   )
-  assert "left with 75; goes back" in log.read_text()
+  assert "exited with 75; goes back" in log.read_text()
   assert (tmp_path / "python.saved").exists()
   run("scancel", job)
 
