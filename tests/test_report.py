@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import recipes
 import reports
+from PIL import Image
 
 from mixer import cli
 from mixer.config import default, evaluator
@@ -375,17 +376,130 @@ def test_a_run_of_another_version_has_a_page(tmp_path):
   assert page.table("key")["of_old.type"][0] == '"of_old"'
 
 
-def test_a_model_without_token_mixing_has_no_pictures_of_units(tmp_path):
+@pytest.mark.parametrize(
+  "model, stem",
+  [("ViT-B/16", "embedding/kernel"), ("MixerVariation", "stem/kernel")],
+)
+def test_a_model_without_token_mixing_blocks_has_no_pictures_of_units(
+  model, stem, tmp_path
+):
   folder = reports.write(
     tmp_path / "run",
-    config=reports.config(),
+    config=reports.config(model__name=model),
     rows=reports.rows(),
     done=False,
   )
-  kernel = np.random.RandomState(0).randn(8, 8, 3, 4).astype(np.float32)
-  np.savez(folder / "weights.npz", **{"embedding/kernel": kernel})
+  random = np.random.RandomState(0)
+  kernel = random.randn(8, 8, 3, 4).astype(np.float32)
+  mixing = {"VariedBlock_0/token_mixing/Dense_0/kernel": np.eye(4)}
+  np.savez(folder / "weights.npz", **{stem: kernel}, **mixing)
 
   page, _ = read(folder)
 
+  assert f"{model} ·" in page.text
   assert "4 filters of 8 x 8 px" in page.text
   assert "token-mixing" not in page.text.lower()
+
+
+@pytest.fixture
+def pets(tmp_path):
+  """A run whose classes are a cat and a dog."""
+  folder = reports.write(
+    tmp_path / "pets", config=reports.config(), rows=reports.rows(), done=False
+  )
+  (folder / "classes.txt").write_text("cat\ndog\n")
+  (folder / "eval").mkdir()
+  return folder
+
+
+def test_mistakes_of_an_evaluator_are_shown_as_a_matrix_and_by_class(pets):
+  (pets / "eval/test_per_class.csv").write_text("not read next to a matrix")
+  (pets / "eval/test_confusion.csv").write_text(
+    "label \\ prediction,cat,dog\ncat,6,2\ndog,1,3\n"
+  )
+
+  page, _ = read(pets)
+
+  assert "75.00 % of 12 images are right, by the last pass of" in page.text
+  assert page.table("label \\ prediction") == {
+    "cat": ["6", "2"],
+    "dog": ["1", "3"],
+  }
+  assert page.table("class") == {
+    "cat": ["8", "75.00 %", "dog (2)"],
+    "dog": ["4", "75.00 %", "cat (1)"],
+  }
+
+
+def test_results_by_class_are_shown_without_a_matrix_too(pets):
+  (pets / "eval/test_per_class.csv").write_text(
+    "class,examples,correct,accuracy\ncat,8,6,0.7500\ndog,4,1,0.2500\n"
+  )
+
+  page, _ = read(pets)
+
+  assert list(page.table("class").items()) == [
+    ("dog", ["4", "25.00 %", "another class (3)"]),
+    ("cat", ["8", "75.00 %", "another class (2)"]),
+  ]
+
+
+def test_predictions_in_the_folder_show_the_most_confident_mistakes(
+  pets, tmp_path
+):
+  lines = ["image,rank,class,label,probability"]
+  for name, guess, probability in (
+    ("cat/1.png", 0, 0.9),
+    ("cat/2.png", 1, 0.6),
+    ("dog/3.png", 0, 0.8),
+    ("else/4.png", 0, 0.7),
+  ):
+    file = tmp_path / "images" / name
+    lines.append(f"{file},1,{guess},{'cat dog'.split()[guess]},{probability}")
+    lines.append(f"{file},2,{1 - guess},of no interest,0.1")
+  (pets / "predictions.csv").write_text("\n".join(lines) + "\n")
+  (tmp_path / "images/cat").mkdir(parents=True)
+  Image.new("RGB", (20, 10)).save(tmp_path / "images/cat/2.png")
+
+  page, source = read(pets)
+
+  assert "33.33 % of 3 images are right, by predictions.csv" in page.text
+  assert page.table("label \\ prediction") == {
+    "cat": ["1", "1"],
+    "dog": ["1", ""],
+  }
+  first, second = (
+    page.text.index("cat (0.80) label: dog; 3.png"),  # whose file is gone
+    page.text.index("dog (0.60) label: cat; 2.png"),
+  )
+  assert first < second
+  assert "4.png" not in page.text
+  assert source.count("data:image/png") == 1
+
+
+def test_a_run_without_records_of_mistakes_says_how_to_get_them(done):
+  page, _ = read(done)
+
+  assert f"python -m mixer predict --init={done} IMAGES --out={done}/pred" in (
+    page.text
+  )
+
+
+def test_many_classes_are_shown_by_their_most_frequent_confusions(pets):
+  names = [f"class {i}" for i in range(30)]
+  counts = np.diag(np.full(30, 5))
+  counts[3, 7], counts[8, 1] = 4, 2
+  rows = [
+    ["", *names],
+    *([n, *map(str, c)] for n, c in zip(names, counts, strict=True)),
+  ]
+  text = "\n".join(",".join(row) for row in rows)
+  (pets / "eval/test_confusion.csv").write_text(text)
+
+  page, _ = read(pets)
+
+  [table] = [t for t in page.tables if t[0][0] == "label"]
+  assert table[1:] == [
+    ["class 3", "class 7", "4", "9"],
+    ["class 8", "class 1", "2", "7"],
+  ]

@@ -5,9 +5,12 @@ Every template extends `base.html`, which holds the only style sheet. Values are
 escaped unless they are `markupsafe.Markup`.
 """
 
+import base64
+import io
 from pathlib import Path
 
 import jinja2
+import numpy as np
 
 _ENVIRONMENT = jinja2.Environment(
   loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -21,3 +24,14 @@ _ENVIRONMENT = jinja2.Environment(
 def render(template: str, **values: object) -> str:
   """Renders a template, a path relative to this folder."""
   return _ENVIRONMENT.get_template(template).render(values)
+
+
+def png_uri(pixels: np.ndarray) -> str:
+  """Encodes an image [h, w, 3], uint8 or float from 0 to 1, as a data URI."""
+  from PIL import Image
+
+  if pixels.dtype != np.uint8:
+    pixels = np.uint8(np.round(np.clip(pixels, 0, 1) * 255))
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, format="png")
+  return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,38 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as one page of HTML, which needs nothing beside it and no network.
+"""A run as one page of HTML, which needs no other file and no network.
 
   python -m mixer paper report --workdir=runs/digits
 
-The page has the run's result, what the paper reports beside it, curves, recipe,
-throughput, provenance, and pictures of what the run has learned.
+The page has the run's result next to the paper's, curves, mistakes, throughput,
+recipe, provenance, and pictures of the learned weights. Mistakes are shown if
+they were recorded: by an evaluator with `confusion=True`, or by
+`python -m mixer predict --init=RUN FOLDER --out=RUN/predictions.csv`, where
+FOLDER has a folder of images for each class.
+
+This module collects the page's content; `page.html` lays it out.
 """
 
+import dataclasses
 import datetime
+import json
+import math
 import os
+import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from mixer import weights
+from mixer.config import EVALUATORS, default, evaluator
+from mixer.config_check import to_dict
 from mixer.errors import UserError
 from mixer.storage import atomic_write, check_writable, storage_errors
 from mixer.tools.paper import html
-from mixer.tools.paper.report import markup, recipe, results, weights
-from mixer.tools.paper.report.published import published_results
-from mixer.tools.paper.report.record import Record, read
+from mixer.tools.paper.figures import filters, token_units
+from mixer.tools.paper.report import charts
+from mixer.tools.paper.report.record import (
+  Confusion,
+  Mistake,
+  Published,
+  Record,
+  published_results,
+  read,
+)
+
+_MAX_SKIPPED = 10  # updates in the list
+_MAX_MATRIX = 25  # classes of a confusion matrix
+_MAX_MISTAKES = 16  # images
+_THUMBNAIL = 128  # px
+_MAX_UNITS = 128  # in the picture of a block
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of text; `numbers` are right-aligned columns, `marked` are rows."""
+
+  head: list[str]
+  rows: list[list[str]]
+  numbers: tuple[int, ...] = ()
+  marked: frozenset[int] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """An image as a data URI, with a title and a caption."""
+
+  uri: str
+  title: str
+  caption: str
 
 
 def write(
   workdir: str | os.PathLike, out: str | os.PathLike | None = None
 ) -> str:
-  """Writes the report of a run that is done, going on or broken off.
+  """Writes the report of a run that is finished, in progress or broken off.
 
   Args:
     workdir: the run's folder.
     out: the page's file; None: report.html in the run's folder.
 
   Returns:
-    What it wrote.
+    The run's state and the page's file, for a sentence.
 
   Raises:
-    UserError: the folder is no run's, a file in it is damaged, or the page
+    UserError: the folder is not a run's, a file in it is damaged, or the page
       cannot be written.
   """
   file = Path(out).expanduser() if out else None
@@ -43,36 +91,36 @@ def write(
   record = read(workdir)
   file = file or record.folder / "report.html"
   page = render(record)
-  with storage_errors(file), atomic_write(file) as aside:
-    aside.write_text(page, encoding="utf-8")
+  with storage_errors(file), atomic_write(file) as partial:
+    partial.write_text(page, encoding="utf-8")
   return f"Report of {record.folder}, {_state(record)}: {file}"
 
 
 def render(record: Record) -> str:
-  """The page."""
+  """Returns the page's HTML."""
   published = published_results(record)
-  sections = [
-    results.headline(record, published),
-    results.training(record),
-    results.evaluations(record, published),
-    results.skipped(record),
-    weights.pictures(record),
-    results.speed(record),
-    recipe.recipe(record),
-    recipe.provenance(record),
-  ]
   now = datetime.datetime.now(datetime.UTC)
-  footer = f"{record.folder}, as it was on {now:%Y-%m-%d %H:%M} UTC"
-  kind = "done" if record.is_done else "going"
   return html.render(
     "report/page.html",
     title=f"{record.name}: report",
-    name=record.name,
-    lead=_lead(record),
+    record=record,
     state=_state(record),
-    kind=kind,
-    sections=markup.join([part for part in sections if part]),
-    footer=footer,
+    lead=_lead(record),
+    main=_main_tile(record, published),
+    tiles=_tiles(record),
+    curves=charts.curves(record),
+    evaluations=_evaluations(record, published),
+    confusions=[_confusion(each) for each in record.confusions],
+    mistakes=[_mistake(each) for each in record.mistakes[:_MAX_MISTAKES]],
+    skipped_count=_skipped_count(record),
+    skipped=record.skipped[:_MAX_SKIPPED],
+    learned=_learned(record) if record.is_done else None,
+    how_units=token_units.HOW,
+    how_filters=filters.HOW,
+    speed=_speed(record),
+    speed_chart=charts.throughput(record),
+    recipe=_recipe(record),
+    date=f"{now:%Y-%m-%d %H:%M} UTC",
   )
 
 
@@ -85,7 +133,7 @@ def _state(record: Record) -> str:
 
 
 def _lead(record: Record) -> str:
-  """Model, data, length, in a sentence's parts."""
+  """Returns model, data and batch in one line."""
   config, data = record.config, record.config["data"]
   parts = [config["model"]["name"]]
   if record.parameters:
@@ -96,3 +144,255 @@ def _lead(record: Record) -> str:
   if config["init"]:
     parts.append(f"from {config['init']}")
   return " · ".join(parts)
+
+
+def _main_tile(
+  record: Record, published: Mapping[str, Published]
+) -> tuple[str, str] | None:
+  """Returns value and label of the run's main result.
+
+  It is the first that is published, else the one that the config selects
+  checkpoints or sweeps by, else any accuracy.
+  """
+  names = [name for name in record.evaluation_names if record.series(name)[0]]
+  preferred = [
+    *published,
+    record.config["checkpoint"]["best"],
+    record.config["sweep"]["report"],
+    *filter(_is_share, names),
+  ]
+  name = next((name for name in preferred if name in names), None)
+  if name is None:
+    return None
+  steps, values = record.series(name)
+  label = f"{_words(name)}, step {steps[-1]:,}"
+  if best := _best(name, steps, values):
+    label += f"; best: {best.replace(' at ', ' at step ')}"
+  if other := published.get(name):
+    label += f"; {other.source}: {_result(name, other.value)}"
+  return _result(name, values[-1]), label
+
+
+def _tiles(record: Record) -> list[tuple[str, str]]:
+  """Returns values and labels of further numbers."""
+  tiles = []
+  steps, losses = record.series("train/loss")
+  if steps:
+    label = f"training loss of the batch at step {steps[-1]:,}"
+    tiles.append((f"{losses[-1]:.4g}", label))
+  if rates := record.series("images_per_second")[1]:
+    tiles.append((f"{statistics.median(rates):,.0f}", "images per second"))
+  if record.seconds:
+    tiles.append((_duration(record.seconds), f"for {record.step:,} updates"))
+  return [*tiles, (f"{_skipped_count(record):,}", "updates skipped")]
+
+
+def _evaluations(
+  record: Record, published: Mapping[str, Published]
+) -> Table | None:
+  """Returns a row for each result: the last, the best, the published one."""
+  has_published = any(name in published for name in record.evaluation_names)
+  rows = []
+  for name in record.evaluation_names:
+    steps, values = record.series(name)
+    if steps:
+      row = [
+        _words(name),
+        f"{_result(name, values[-1])} at {steps[-1]:,}",
+        _best(name, steps, values),
+      ]
+    else:
+      row = [_words(name), "not finite", ""]
+    if has_published:
+      other = published.get(name) if steps else None
+      row.append(
+        f"{_result(name, other.value)}, {other.source} "
+        f"(here {100 * (values[-1] - other.value):+.2f} points)"
+        if other
+        else ""
+      )
+    rows.append(row)
+  head = ["result", "last, at step", "best, at step"]
+  head += ["published"] * has_published
+  return Table(head, rows, tuple(range(1, len(head)))) if rows else None
+
+
+def _confusion(confusion: Confusion) -> dict:
+  """Returns the parts of a confusion matrix: matrix, classes and mistakes."""
+  names, counts = confusion.names, confusion.counts
+  examples, correct = counts.sum(1), counts.diagonal()
+  shares = counts / np.maximum(examples, 1)[:, None]
+  wrong = counts - np.diag(correct)
+  classes = []
+  order = np.argsort(correct / np.maximum(examples, 1), kind="stable")
+  for i in order[examples[order] > 0]:
+    worst = int(np.argmax(wrong[i]))
+    confused = f"{names[worst]} ({wrong[i, worst]:,})" if wrong[i].any() else ""
+    accuracy = _percent(correct[i] / examples[i])
+    classes.append([names[i], f"{examples[i]:,}", accuracy, confused])
+  pairs = [
+    [names[i], names[j], f"{wrong[i, j]:,}", f"{examples[i]:,}"]
+    for i, j in (
+      np.unravel_index(k, wrong.shape)
+      for k in np.argsort(-wrong, axis=None, kind="stable")[:10]
+    )
+    if wrong[i, j]
+  ]
+  head = ["class", "images", "accuracy", "most often taken for"]
+  total = int(examples.sum())
+  return {
+    "source": confusion.source,
+    "accuracy": _percent(correct.sum() / max(total, 1)),
+    "total": total,
+    "names": names,
+    "matrix": [
+      list(zip(row, share, strict=True))
+      for row, share in zip(counts.tolist(), shares.tolist(), strict=True)
+    ]
+    if len(names) <= _MAX_MATRIX
+    else None,
+    "classes": Table(head, classes, (1, 2)),
+    "pairs": Table(["label", "prediction", "images", "of"], pairs, (2, 3)),
+  }
+
+
+def _mistake(mistake: Mistake) -> Picture:
+  """Returns an image with its label and prediction."""
+  try:
+    with Image.open(mistake.path) as image:
+      image = image.convert("RGB")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    zoom = max(_THUMBNAIL // max(image.size), 1)
+    pixels = np.asarray(image).repeat(zoom, 0).repeat(zoom, 1)
+    uri = html.png_uri(pixels)
+  except OSError:  # it was moved, or is of another machine
+    uri = ""
+  title = f"{mistake.guess} ({mistake.probability:.2f})"
+  caption = f"label: {mistake.label}; {Path(mistake.path).name}"
+  return Picture(uri, title, caption)
+
+
+def _skipped_count(record: Record) -> int:
+  logged = record.series("train/skipped")[1]
+  return max(int(logged[-1]) if logged else 0, len(record.skipped))
+
+
+def _learned(record: Record) -> dict:
+  """Returns pictures of the weights, as far as the model has such parts."""
+  units, stem, warnings = [], [], {}
+  try:
+    checkpoint = weights.read(record.folder)
+  except UserError as error:
+    return {"units": [], "stem": [], "warnings": [error]}
+  try:
+    for block in token_units.blocks_of(checkpoint.params)[:3]:
+      pixels, caption = token_units.unit_mosaic(checkpoint, block, _MAX_UNITS)
+      title = token_units.block_name(block)
+      units.append(Picture(html.png_uri(pixels), title, caption))
+  except UserError as error:
+    warnings["units"] = error
+  try:
+    pixels, caption = filters.filter_mosaic(checkpoint, ratio=1.5)
+    stem.append(Picture(html.png_uri(pixels), "Stem", caption))
+  except UserError as error:
+    warnings["stem"] = error
+  return {"units": units, "stem": stem, "warnings": list(warnings.values())}
+
+
+def _speed(record: Record) -> Table | None:
+  """Returns throughput and utilisation: the median and the last row."""
+  rows = []
+  for name, label, form in (
+    ("images_per_second", "images per second", "{:,.0f}"),
+    ("images_per_second_per_device", "of these per device", "{:,.0f}"),
+    ("mfu", "share of the devices' peak (MFU)", "{:.1%}"),
+    ("data_wait", "time spent waiting for data", "{:.1%}"),
+  ):
+    if values := record.series(name)[1]:
+      median = statistics.median(values)
+      rows.append([label, form.format(median), form.format(values[-1])])
+  if rows and not record.series("mfu")[0]:
+    rows.append(["share of the devices' peak (MFU)", "peak not known", ""])
+  head = ["", "median of rows", "last row"]
+  return Table(head, rows, (1, 2)) if rows else None
+
+
+def _recipe(record: Record) -> tuple[Table, Table]:
+  """Returns the keys that differ from the defaults, and all keys."""
+  usual = to_dict(default())
+  values = list(_compare(record.config, usual, "", without=("evals",)))
+  for name, options in record.config["evals"].items():
+    kind = options.get("type")
+    usual = to_dict(evaluator(kind)) if kind in EVALUATORS else {}
+    values += _compare(options, usual, f"evals.{name}.")
+  rows = [[key, _json(value), _json(usual)] for key, value, usual in values]
+  marked = [i for i, (_, value, usual) in enumerate(values) if value != usual]
+  head = ["key", "value", "default"]
+  changed = [rows[i] for i in marked]
+  return (
+    Table(head, changed, marked=frozenset(range(len(changed)))),
+    Table(head, rows, marked=frozenset(marked)),
+  )
+
+
+def _compare(
+  config: dict, usual: dict, path: str, without: tuple[str, ...] = ()
+) -> Iterator[tuple[str, object, object]]:
+  """Yields every key with its value and its default."""
+  # A section's own keys come before its subsections.
+  for key, value in sorted(
+    config.items(), key=lambda item: (isinstance(item[1], dict), item[0])
+  ):
+    if key in without:
+      continue
+    other = usual.get(key)
+    if isinstance(value, dict):
+      other = other if isinstance(other, dict) else {}
+      yield from _compare(value, other, f"{path}{key}.")
+    else:
+      yield f"{path}{key}", value, other
+
+
+def _words(name: str) -> str:
+  """Turns "eval/test/accuracy" into "test accuracy"."""
+  return name.removeprefix("eval/").replace("/", " ").replace("_", " ")
+
+
+def _is_share(name: str) -> bool:
+  """Returns whether a result is an accuracy, 0 to 1, or a deviation of one."""
+  last = name.rpartition("/")[2]
+  return last.startswith("accuracy") or "shot" in last
+
+
+def _best(name: str, steps: list[int], values: list[float]) -> str:
+  if name.endswith(("_std", "left_out")) or len(steps) < 2:
+    return ""
+  best = (max if _is_share(name) else min)(values)
+  return f"{_result(name, best)} at {steps[values.index(best)]:,}"
+
+
+def _result(name: str, value: float) -> str:
+  if not math.isfinite(value):
+    return "not finite"
+  if _is_share(name):
+    return _percent(value)
+  return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _percent(share: float) -> str:
+  return f"{100 * share:.2f} %"
+
+
+def _json(value: object) -> str:
+  return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _duration(seconds: float) -> str:
+  """Returns text such as "1 min 25 s", "3.2 h" or "4.1 days"."""
+  if seconds < 60:
+    return f"{seconds:.0f} s"
+  if seconds < 3600:
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+  if seconds < 48 * 3600:
+    return f"{seconds / 3600:.1f} h"
+  return f"{seconds / 86400:.1f} days"

@@ -1,181 +1,156 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves as SVG that takes its colours and its letters from the page.
+"""Charts of a run as SVG that takes colours and fonts from the page.
 
-Drawn by Matplotlib in marker colours, which become the page's variables: so
-that one drawing serves light and dark pages.
+Matplotlib draws in placeholder colours, which are replaced by the page's CSS
+variables, so that one drawing serves light and dark pages.
 """
 
+import dataclasses
 import io
 import re
-from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from mixer.tools.paper.report.markup import Markup, element, join, text
 from mixer.tools.paper.report.record import Record, Series
+from mixer.training import plots
 
-SERIES = 6  # colours there are in the page
 _SIZE = 4.4, 2.5  # inches, as wide as a phone
-_MOST_POINTS = 240
-# Any colours that no other part of the drawing has.
+# Placeholders: colours that no other part of a drawing has.
 _INK, _GRID, _TRAINING = "#010203", "#010204", "#010205"
+_SERIES = [f"#01030{i}" for i in range(len(plots.PALETTE))]
 _VARIABLES = {_INK: "--soft", _GRID: "--grid", _TRAINING: "--training"} | {
-  f"#01030{i}": f"--series-{i}" for i in range(SERIES)
+  color: f"--series-{i}" for i, color in enumerate(_SERIES)
 }
 _DASHES = "-", "--", ":"
 
 
-def curves(record: Record) -> list[Markup]:
-  """Charts of loss, accuracy and learning rate, of what the log has."""
+@dataclasses.dataclass
+class Chart:
+  """A drawing with its legend of (CSS variable, text) and notes below it."""
+
+  title: str
+  legend: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
+  svg: Markup = Markup("")
+
+
+def curves(record: Record) -> list[Chart]:
+  """Draws loss, accuracy and learning rate, if the log has them."""
   names = record.evaluation_names
-  losses = {
-    name: record.series(name) for name in names if name.endswith("/loss")
-  }
-  accuracies = {
-    name: record.series(name)
-    for name in names
-    if name.endswith("/accuracy")
-    or (name.startswith("eval/fewshot/") and name.endswith("shot"))
-  }
+  losses = [name for name in names if plots.is_loss(name)]
+  accuracies = [name for name in names if plots.is_accuracy(name)]
   charts = [
-    _chart(record, "Loss", "train/loss", losses),
-    _chart(record, "Accuracy (%)", None, accuracies, scale=100.0),
-    _chart(record, "Learning rate", "train/learning_rate", {}),
+    _draw(record, "Loss", "train/loss", losses),
+    _draw(record, "Accuracy (%)", None, accuracies, scale=100.0),
+    _draw(record, "Learning rate", "train/learning_rate"),
   ]
   return [chart for chart in charts if chart]
 
 
-def throughput(record: Record) -> Markup:
-  """A chart of images per second; "" without any."""
-  return _chart(record, "Images per second", "images_per_second", {})
+def throughput(record: Record) -> Chart | None:
+  """Draws images per second, if the log has them."""
+  return _draw(record, "Images per second", "images_per_second")
 
 
-def _chart(
+def _draw(
   record: Record,
   title: str,
   training: str | None,
-  evaluations: dict[str, Series],
+  evaluations: list[str] = (),
   scale: float = 1.0,
-) -> Markup:
-  """One chart with its legend; "" where there is nothing to draw."""
-  drawn = {name: each for name, each in evaluations.items() if each[0]}
-  of_training = record.series(training) if training else ([], [])
-  if not drawn and not of_training[0]:
-    return Markup("")
-  figure = Figure(figsize=_SIZE, layout="constrained")
+) -> Chart | None:
+  """Draws series over steps; None if the log has none of them.
+
+  Args:
+    record: the run.
+    title: of the chart.
+    training: a series of single batches.
+    evaluations: series of evaluations.
+    scale: factor of the values of evaluations.
+  """
+  drawn = {name: record.series(name) for name in evaluations}
+  drawn = {name: series for name, series in drawn.items() if series[0]}
+  batches = record.series(training) if training else ([], [])
+  if not drawn and not batches[0]:
+    return None
+  chart = Chart(title)
+  figure = plots.new_figure(*_SIZE)
   figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
-  axes = figure.add_subplot()
-  legend, notes = [], []
-  if of_training[0]:
-    _draw_training(axes, of_training)
-    if evaluations:
-      legend.append(("--training", "training", of_training[1][-1]))
+  [axes] = plots.make_axes(figure, grid=_GRID, spines=_GRID)
+  if batches[0]:
+    label = _draw_batches(axes, training, batches)
+    if label:
+      chart.legend.append(("--training", label))
   for i, (name, (steps, values)) in enumerate(drawn.items()):
     axes.plot(
       steps,
       np.multiply(values, scale),
-      color=f"#01030{i % SERIES}",
-      linestyle=_DASHES[i // SERIES % len(_DASHES)],
+      color=_SERIES[i % len(_SERIES)],
+      linestyle=_DASHES[i // len(_SERIES) % len(_DASHES)],
       linewidth=1.8,
       marker="o",
       markersize=3.5 if len(steps) < 40 else 0,
     )
-    label = re.sub("^eval/|/(loss|accuracy)$", "", name)
-    legend.append((f"--series-{i % SERIES}", label, scale * values[-1]))
+    label = f"{plots.short_name(name)} {scale * values[-1]:.4g}"
+    chart.legend.append((f"--series-{i % len(_SERIES)}", label))
   for name in filter(None, [training, *evaluations]):
     if broken := record.not_finite(name):
-      notes.append(
+      chart.notes.append(
         f"{name} is not finite in {len(broken):,} of the log's rows, first at "
         f"step {broken[0]:,}."
       )
-  values = [*of_training[1], *(v for _, each in drawn.values() for v in each)]
-  if title == "Loss" and min(values) > 0 and max(values) > 20 * min(values):
-    axes.set_yscale("log")
+  values = [*batches[1], *(v for _, each in drawn.values() for v in each)]
+  axes.margins(x=0.02, y=0.08)
+  if title == "Loss" and plots.log_scale_if_wide(axes, values):
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    title = "Loss (logarithmic)"
+    chart.title = "Loss (log scale)"
   elif max(values) >= 1000:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-  _style(axes)
-  parts = [element("h3", title), _to_svg(figure, f"{title} over steps")]
-  if legend:
-    parts.append(_legend(legend))
-  parts += [element("p", note, "note warn") for note in notes]
-  return Markup(f'<figure class="card">{join(parts)}</figure>')
-
-
-def _draw_training(axes, series: Series) -> None:
-  """A line; of a long run means, and behind them from least to most."""
-  steps, values = map(np.asarray, series)
-  if len(steps) > _MOST_POINTS:
-    parts = np.array_split(np.arange(len(steps)), _MOST_POINTS)
-    steps = np.array([steps[part].mean() for part in parts])
-    least = [values[part].min() for part in parts]
-    most = [values[part].max() for part in parts]
-    axes.fill_between(
-      steps, least, most, color=_TRAINING, alpha=0.3, linewidth=0
-    )
-    values = np.array([values[part].mean() for part in parts])
-  axes.plot(
-    steps,
-    values,
-    color=_TRAINING,
-    linewidth=1.4,
-    marker="o" if len(steps) == 1 else "",
-  )
-
-
-def _style(axes) -> None:
-  axes.grid(color=_GRID, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.spines[["top", "right", "left"]].set_visible(False)
-  axes.spines["bottom"].set_color(_GRID)
+  if scale == 100:
+    plots.limit_accuracy(axes, 100.0)
+  axes.spines["left"].set_visible(False)
   axes.tick_params(colors=_INK, length=0, labelsize=10.5)
-  axes.tick_params(which="minor", length=0)
-  axes.margins(x=0.02, y=0.08)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
   axes.set_xlabel("step", color=_INK, fontsize=10.5)
+  chart.svg = _to_svg(figure, f"{chart.title} over steps")
+  return chart
 
 
-def _legend(entries: Sequence[tuple[str, str, float]]) -> Markup:
-  """Names with their last values, in the colours of the lines."""
-  items = [
-    f'<li><i style="background: var({variable})"></i>'
-    f"{text(name)} {value:.4g}</li>"
-    for variable, name, value in entries
-  ]
-  return Markup(f'<ul class="legend">{"".join(items)}</ul>')
+def _draw_batches(axes, name: str, series: Series) -> str:
+  """Draws a series of single batches; returns its label, if it needs one."""
+  if name == "train/loss":
+    return plots.draw_training_loss(axes, *series, _TRAINING)
+  marker = "o" if len(series[0]) == 1 else ""
+  axes.plot(*series, color=_TRAINING, linewidth=1.4, marker=marker)
+  return ""
 
 
 def _to_svg(figure: Figure, description: str) -> Markup:
-  """The drawing as an element of a page."""
+  """Returns a figure as an element of the page."""
   file = io.StringIO()
   options = {"svg.fonttype": "none", "svg.hashsalt": description}
   with matplotlib.rc_context(options):
     figure.savefig(
       file, format="svg", transparent=True, metadata={"Date": None}
     )
-  drawing = file.getvalue()
-  drawing = drawing[drawing.index("<svg") :]
-  drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+  svg = file.getvalue()
+  svg = svg[svg.index("<svg") :]
+  svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
   for color, variable in _VARIABLES.items():
-    drawing = drawing.replace(color, f"var({variable})")
-  # Names of parts are unique in a page.
+    svg = svg.replace(color, f"var({variable})")
+  # An id must be unique in the page.
   prefix = re.sub(r"\W+", "-", description.lower())
-  drawing = re.sub(r'\bid="', f'id="{prefix}-', drawing)
-  drawing = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", drawing)
-  # The page decides on the width, the view box on the shape, the page's own
-  # letters are taken.
-  drawing = re.sub(r'(<svg [^>]*?) width="\S+"', r"\1", drawing, count=1)
-  drawing = re.sub(r'(<svg [^>]*?) height="\S+"', r"\1", drawing, count=1)
-  drawing = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", drawing)
-  return Markup(
-    drawing.replace(
-      "<svg", f'<svg role="img" aria-label="{text(description)}"', 1
-    )
-  )
+  svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+  svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", svg)
+  # The page sets width and font, the view box the shape.
+  svg = re.sub(r'(<svg [^>]*?) width="\S+"', r"\1", svg, count=1)
+  svg = re.sub(r'(<svg [^>]*?) height="\S+"', r"\1", svg, count=1)
+  svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+  label = f'<svg role="img" aria-label="{escape(description)}"'
+  return Markup(svg.replace("<svg", label, 1))

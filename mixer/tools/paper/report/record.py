@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder as a report reads it: of a run done, going on, broken off."""
+"""Reads a run's folder for its report: finished, in progress or broken off."""
 
+import csv
 import dataclasses
 import json
 import math
 import os
 import re
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import schema
+from mixer.datasets import class_names
 from mixer.errors import UserError, format_list
+from mixer.tools.paper.record import find_row
 from mixer.tools.paper.run_reader import (
   open_folder,
   read_log,
   read_starts,
   update_seconds,
 )
+from mixer.tools.predict import folder_classes, true_class
 from mixer.tools.sweep.report import JSON as SWEEP_FILE
 from mixer.tools.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.metrics import Number
@@ -26,21 +31,52 @@ from mixer.training.run_dir import read_config, wrap_read_errors
 from mixer.weights import RUN_FILE
 
 Series = tuple[list[int], list[float]]  # steps and values
+# Column of tables 2 and 3 -> evaluators of the recipes that measure it.
+_EVALUATORS = {"imagenet": ("val", "test"), "real": ("real",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+  """A confusion matrix: counts int [n, n] by label and prediction."""
+
+  source: str
+  names: tuple[str, ...]
+  counts: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+  """A misclassified image of predictions.csv."""
+
+  path: str
+  label: str
+  guess: str
+  probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A published accuracy, 0 to 1, and its source, such as "paper, table 3"."""
+
+  value: float
+  source: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What a run's folder holds.
+  """The content of a run's folder.
 
   Attributes:
     folder: of the run.
     config: resolved, in JSON's types.
-    rows: of metrics.jsonl, by step; perhaps none.
-    starts: of provenance.json, the first one first; perhaps none.
-    skipped: of skipped.jsonl; perhaps none.
-    total_steps: updates that make the run whole; None if the config does not
-      tell, since it counts epochs of a data set of unknown size.
+    rows: of metrics.jsonl, by step; may be empty.
+    starts: of provenance.json, the first one first; may be empty.
+    skipped: of skipped.jsonl; may be empty.
+    total_steps: updates of the whole run; None if the config counts epochs of a
+      data set of unknown size.
     parameters: their number; None if not known.
+    confusions: of eval/*_confusion.csv and predictions.csv.
+    mistakes: of predictions.csv, the most confident first.
   """
 
   folder: epath.Path
@@ -50,6 +86,8 @@ class Record:
   skipped: list[dict] = dataclasses.field(repr=False)
   total_steps: int | None
   parameters: int | None
+  confusions: list[Confusion] = dataclasses.field(repr=False)
+  mistakes: list[Mistake] = dataclasses.field(repr=False)
 
   @property
   def name(self) -> str:
@@ -57,7 +95,7 @@ class Record:
 
   @property
   def step(self) -> int:
-    """The last one that there is a row of."""
+    """Last step in the log."""
     return self.rows[-1]["step"] if self.rows else 0
 
   @property
@@ -68,18 +106,18 @@ class Record:
 
   @property
   def evaluation_names(self) -> list[str]:
-    """Such as "eval/test/accuracy", in the order in which they were written."""
+    """Names such as "eval/test/accuracy", in the order of the log."""
     names = dict.fromkeys(name for row in self.rows for name in row)
     return [name for name in names if name.startswith("eval/")]
 
   def series(self, name: str) -> Series:
-    """Steps and values where the log has this name and a finite number."""
+    """Returns steps and values where the log has a finite number."""
     steps, values = collect(self.rows, name)
     pairs = [p for p in zip(steps, values, strict=True) if math.isfinite(p[1])]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
   def not_finite(self, name: str) -> list[int]:
-    """Steps of which the log has this name, but no finite number."""
+    """Returns the steps where the log has a number that is not finite."""
     steps, values = collect(self.rows, name)
     return [
       s for s, v in zip(steps, values, strict=True) if not math.isfinite(v)
@@ -87,11 +125,7 @@ class Record:
 
   @property
   def seconds(self) -> float | None:
-    """What the updates took, by the run's own clock.
-
-    That leaves out evaluation, saving and compiling; and updates before the
-    first row that has a rate.
-    """
+    """Duration of the updates, without evaluation, saving and compilation."""
     updates = update_seconds(self.rows, self.config["batch"])
     return sum(seconds for _, seconds in updates) or None
 
@@ -100,35 +134,43 @@ def read(workdir: str | os.PathLike) -> Record:
   """Reads a run's folder.
 
   Raises:
-    UserError: it is none, or a file in it is damaged.
+    UserError: it is not a run's, or a file in it is damaged.
   """
   with open_folder(workdir) as folder:
-    return _read(folder)
+    file = folder / "config.json"
+    if not file.is_file():
+      raise UserError(_explain_folder(folder))
+    config = read_config(file)
+    with wrap_read_errors(file):
+      total_steps = _total_steps(ConfigDict(config))
+    confusions = [
+      _read_confusion(files[0], name)
+      for name in config["evals"]
+      if (files := _confusion_files(folder / "eval", name))
+    ]
+    mistakes = []
+    file, classes = folder / "predictions.csv", folder / "classes.txt"
+    if file.is_file() and classes.is_file():
+      predictions, mistakes = _read_predictions(file, classes)
+      confusions += [predictions] if predictions.counts.any() else []
+    return Record(
+      folder=folder,
+      config=config,
+      rows=read_log(folder),
+      starts=read_starts(folder / "provenance.json"),
+      skipped=_read_skipped(folder / "skipped.jsonl"),
+      total_steps=total_steps,
+      parameters=_read_parameters(folder / "parameters.txt"),
+      confusions=confusions,
+      mistakes=mistakes,
+    )
 
 
-def _read(folder: epath.Path) -> Record:
-  file = folder / "config.json"
-  if not file.is_file():
-    raise UserError(_other_folder(folder))
-  config = read_config(file)
-  with wrap_read_errors(file):
-    total_steps = _total_steps(ConfigDict(config))
-  return Record(
-    folder=folder,
-    config=config,
-    rows=read_log(folder),
-    starts=read_starts(folder / "provenance.json"),
-    skipped=_skipped(folder / "skipped.jsonl"),
-    total_steps=total_steps,
-    parameters=_parameters(folder / "parameters.txt"),
-  )
-
-
-def _other_folder(folder: epath.Path) -> str:
-  """What a folder is that is not a run's, and what to name in its place."""
+def _explain_folder(folder: epath.Path) -> str:
+  """Describes a folder that is not a run's, and names a run if it has one."""
   runs = sorted(
     (path.parent.name for path in folder.glob("*/config.json")),
-    # The final runs of a sweep are what it was made for.
+    # A sweep's results are its final runs.
     key=lambda name: (not name.startswith("final_"), name),
   )
   if (folder / SWEEP_FILE).is_file() and runs:
@@ -148,7 +190,6 @@ def _other_folder(folder: epath.Path) -> str:
 
 
 def _total_steps(options: ConfigDict) -> int | None:
-  """Length of the run in updates."""
   try:
     return schema.resolve_steps(
       options, "total", batch=options.batch, examples=options.data.examples
@@ -157,7 +198,7 @@ def _total_steps(options: ConfigDict) -> int | None:
     return None
 
 
-def _skipped(file: epath.Path) -> list[dict]:
+def _read_skipped(file: epath.Path) -> list[dict]:
   if not file.is_file():
     return []
   with wrap_read_errors(file):
@@ -168,10 +209,105 @@ def _skipped(file: epath.Path) -> list[dict]:
     return rows
 
 
-def _parameters(file: epath.Path) -> int | None:
-  """The total at the end of parameters.txt."""
+def _read_parameters(file: epath.Path) -> int | None:
+  """Returns the total at the end of parameters.txt."""
   if not file.is_file():
     return None
   with wrap_read_errors(file):
     total = re.search(r"^Total: ([\d,]+)", file.read_text(), re.MULTILINE)
     return int(total[1].replace(",", "")) if total else None
+
+
+def _confusion_files(folder: epath.Path, evaluator: str) -> list[epath.Path]:
+  """Returns the files that an evaluator wrote, the most detailed first."""
+  files = [folder / f"{evaluator}_{x}.csv" for x in ("confusion", "per_class")]
+  return [file for file in files if file.is_file()]
+
+
+def _read_confusion(file: epath.Path, evaluator: str) -> Confusion:
+  """Reads an evaluator's NAME_confusion.csv or NAME_per_class.csv.
+
+  Of the latter all mistakes are counted as one more class.
+  """
+  with wrap_read_errors(file):
+    [_, *head], *rows = csv.reader(file.read_text("utf-8").splitlines())
+    names = [row[0] for row in rows]
+    counts = np.array([row[1:] for row in rows])
+    if file.name.endswith("_per_class.csv"):
+      examples, correct = counts[:, :2].astype(int).T
+      counts = np.diag(np.append(correct, 0))
+      counts[:-1, -1] = examples - correct
+      names.append("another class")
+    elif names != head:
+      raise ValueError(f"it has rows {names} and columns {head}")
+  source = f"the last pass of the evaluator {evaluator}"
+  return Confusion(source, class_names.readable(names), counts.astype(int))
+
+
+def _read_predictions(
+  file: epath.Path, classes: epath.Path
+) -> tuple[Confusion, list[Mistake]]:
+  """Reads the table of `python -m mixer predict --out`.
+
+  Images whose folders name no class are left out.
+
+  Args:
+    file: the table.
+    classes: names of the run's classes, a line each.
+  """
+  with wrap_read_errors(file):
+    rows = csv.DictReader(file.read_text("utf-8").splitlines())
+    best = [row for row in rows if int(row["rank"]) == 1]
+    guesses = [int(row["class"]) for row in best]
+    names = class_names.readable(classes.read_text("utf-8").splitlines())
+    folders = folder_classes(names)
+    counts = np.zeros((len(names), len(names)), np.int64)
+    mistakes = []
+    for row, guess in zip(best, guesses, strict=True):
+      label = true_class(row["image"], folders)
+      if label is None:
+        continue
+      counts[label, guess] += 1
+      if label != guess:
+        probability = float(row["probability"])
+        mistakes.append(
+          Mistake(row["image"], names[label], names[guess], probability)
+        )
+  mistakes.sort(key=lambda mistake: -mistake.probability)
+  return Confusion(file.name, names, counts), mistakes
+
+
+def published_results(run: Record) -> dict[str, Published]:
+  """Returns published accuracies by result, such as "eval/val/accuracy".
+
+  They are the paper's if the run is one of its rows, by its config; else those
+  that the config's evaluators state.
+  """
+  stated = {
+    f"eval/{name}/accuracy": Published(options["published"], "by the config")
+    for name, options in run.config["evals"].items()
+    if options.get("published") is not None
+  }
+  return stated | _published_row(run)
+
+
+def _published_row(run: Record) -> dict[str, Published]:
+  """Returns the accuracies of the row of table 2 or 3 that a run is of."""
+  results = {
+    name: values[-1]
+    for name in run.evaluation_names
+    if (values := run.series(name)[1])
+  }
+  match = find_row(run.folder, run.config, results) if run.rows else None
+  if match is None:
+    return {}
+  row, cells = match
+  return {
+    f"eval/{name}/accuracy": Published(
+      getattr(row, cell) / 100, f"paper, table {row.table}"
+    )
+    for cell, names in _EVALUATORS.items()
+    if cell in cells and getattr(row, cell) is not None
+    for name in names
+    if f"eval/{name}/accuracy" in results
+  }
