@@ -248,7 +248,7 @@ class EvaluatorType:
   """One type of evaluator.
 
   target: "MODULE:CLASS", imported when a run begins. The class is called with
-    an `evaluators.common.EvalSetup`, and has `run(params)`.
+    an `mixer.evaluators.EvalSetup`, and has `run(params)`.
   keys: of this type only, and other defaults of those of all types.
   results: returns the results that may select the best checkpoint, from the
     evaluator's part of the config.

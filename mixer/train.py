@@ -3,10 +3,8 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
 
 import jax
-import numpy as np
 from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
@@ -19,11 +17,8 @@ from mixer.cli import (
   sigterm_to_keyboard_interrupt,
 )
 from mixer.cluster import ONE_HOST, Cluster
-from mixer.data import preprocess
-from mixer.data.input_pipeline import train_batches
 from mixer.data.shuffle import IndexShuffler
 from mixer.distributed import Hosts, initialize
-from mixer.errors import UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan, plan_summary
@@ -35,13 +30,11 @@ from mixer.storage import (
   storage_path,
 )
 from mixer.training import run_dir
-from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import (
   check_same_config,
   check_same_devices,
   check_same_plan,
   check_shared_folder,
-  wait_for_path,
 )
 from mixer.training.lock import locked
 from mixer.training.metrics import MetricWriter, read_rows
@@ -56,16 +49,16 @@ from mixer.training.setup import (
   create_update,
   initial_state,
   is_new,
+  open_batches,
   open_checkpoints,
   plan_run,
+  restore,
 )
 from mixer.training.sharding import (
   all_devices,
   local_devices,
-  prefetch_to_device,
   to_host,
 )
-from mixer.training.step import TrainState
 
 
 def train(
@@ -279,70 +272,6 @@ def dry_run(
       check_folder(place)
   print("Nothing is missing: without --dry_run this trains.")
   return EX_OK
-
-
-def restore(
-  plan: Plan,
-  folder: epath.Path,
-  checkpoints: Checkpoints,
-  template: TrainState,
-  hosts: Hosts,
-) -> tuple[int, TrainState] | None:
-  """Returns step and state of the newest sound checkpoint; None without any.
-
-  The first host chooses the checkpoint, and all restore that one.
-
-  Raises:
-    UserError: the checkpoint is beyond the end of the run, or does not fit.
-  """
-  restored = None
-  with hosts.raise_on_all():
-    if hosts.is_first:
-      restored = checkpoints.restore(template)
-  step = hosts.gather(restored and restored[0])[0]
-  if step is None:
-    return None
-  with hosts.raise_on_all():
-    if step > plan.schedule.total_steps:
-      raise UserError(
-        f"{folder} has come to step {step:,} already, beyond the "
-        f"{plan.schedule.total_steps:,} of this config: choose another "
-        "--workdir, or lengthen the run."
-      )
-    if not hosts.is_first:
-      wait_for_path(folder / run_dir.CHECKPOINTS / str(step))
-      restored = checkpoints.restore(template, step)
-    return restored
-
-
-def open_batches(plan: Plan, hosts: Hosts, start: int) -> Iterator[dict]:
-  """Yields the batches from step `start` on, on this host's devices."""
-  config = plan.config
-  batches = train_batches(
-    plan.data.source,
-    preprocess.parse(config.data.ops),
-    batch=config.batch,
-    seed=config.seed,
-    start_step=start,
-    host=hosts.index,
-    hosts=hosts.count,
-    workers=plan.data.workers,
-    bad_images=plan.data.bad_images,
-  )
-  return prefetch_to_device(
-    index_examples(batches, config.batch),
-    local_devices(),
-    config.data.prefetch,
-  )
-
-
-def index_examples(
-  batches: Iterable[dict[str, np.ndarray]], batch: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Replaces int64 positions, which devices lack, by the place in the batch."""
-  for examples in batches:
-    position = examples.pop("position")
-    yield examples | {"index": (position % batch).astype(np.uint32)}
 
 
 def log_start(plan: Plan, folder: epath.Path, start: int):

@@ -12,8 +12,8 @@ from sklearn import metrics
 
 from mixer import config
 from mixer.data.workers import DEFAULT_WORKERS
+from mixer.evaluators import EvalSetup
 from mixer.evaluators.classification import Classification
-from mixer.evaluators.common import EvalSetup
 from mixer.training.sharding import replicate
 
 EXAMPLES, CLASSES = 37, 7

@@ -19,7 +19,7 @@ from mixer.data.preprocess import parse
 from mixer.data.sources import open_source
 from mixer.data.workers import DEFAULT_WORKERS
 from mixer.errors import UserError
-from mixer.evaluators.common import EvalSetup
+from mixer.evaluators import EvalSetup
 from mixer.evaluators.fewshot import Fewshot, linear_probe, sample_shots
 from mixer.models import create
 from mixer.plan import make_plan

@@ -17,8 +17,8 @@ from mixer.config import default, evaluator
 from mixer.data.sources import open_source
 from mixer.data.workers import DEFAULT_WORKERS
 from mixer.errors import UserError
+from mixer.evaluators import EvalSetup
 from mixer.evaluators.classification import Real
-from mixer.evaluators.common import EvalSetup
 from mixer.models import create
 from mixer.plan import make_plan
 from mixer.training.sharding import replicate

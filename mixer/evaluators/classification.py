@@ -11,7 +11,7 @@ from etils import epath
 from flax import linen as nn
 
 from mixer.errors import UserError
-from mixer.evaluators.common import (
+from mixer.evaluators import (
   EvalSetup,
   gather,
   pmap_eval_step,

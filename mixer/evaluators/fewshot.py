@@ -14,7 +14,7 @@ from flax import linen as nn
 from mixer.data.input_pipeline import read_labels
 from mixer.data.sources import Source, Subset
 from mixer.errors import UserError, format_list
-from mixer.evaluators.common import (
+from mixer.evaluators import (
   EvalSetup,
   gather,
   pmap_eval_step,

@@ -12,7 +12,7 @@ from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches
 from mixer.data.sources import Source
 from mixer.distributed import Hosts
-from mixer.evaluators.common import Batch, EvalSetup
+from mixer.evaluators import Batch, EvalSetup
 from mixer.plan import Plan
 from mixer.training.preemption import PreemptedError
 

@@ -17,18 +17,25 @@ from mixer.weights import download, io
 from mixer.weights.grow import grid_shape, grow
 from mixer.weights.load import read
 from mixer.weights.zoo import (
-  AUTHORS,
-  GELU,
-  LICENCE,
   REGISTRY,
   UNPUBLISHED,
-  WARNINGS,
   Mirror,
   Published,
   find,
 )
 
 _WIDTH = 100
+# The authors' repositories name no other licence for the weights.
+_LICENCE = "Google Research; Apache-2.0, of the authors' repository"
+_WARNINGS = (
+  "timm's tag goog_in21k_ft_in1k of Mixer-B/16 and -L/16 is wrong: these are "
+  "imagenet1k/Mixer-B_16 and -L_16, trained on ImageNet-1k only.",
+  "timm's miil_in21k and miil_in21k_ft_in1k are other people's weights: exact "
+  "GELU, 11,221 classes for miil_in21k, and pixels in [0, 1]. The stem is "
+  "converted to [-1, 1] here if the file's path has miil in it.",
+  "timm computes the exact GELU also for Google's weights, which were trained "
+  "with the tanh form; this project computes them as trained.",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,7 +129,7 @@ def _list(names: list[str]) -> str:
       *map(_item, unpublished),
       "",
       "Beware:",
-      *map(_item, WARNINGS),
+      *map(_item, _WARNINGS),
     ]
   )
 
@@ -151,9 +158,10 @@ def _describe_published(published: Published) -> str:
     "classes": f"{published.num_classes:,} of {published.classes}",
     "trained": published.recipe,
     "top-1": f"{top1}{published.measured and f'({published.measured})'}",
-    "images": published.preprocessing,
-    "GELU": "" if published.model.startswith("BiT") else GELU,
-    "by": f"{AUTHORS}; {LICENCE}",
+    "images": f"pixels in [-1, 1], short side {published.short_side}, central "
+    f"{published.image_size[0]}",
+    "GELU": "" if published.model.startswith("BiT") else "tanh",
+    "by": _LICENCE,
     "mirrors": f"\n{' ' * 11}".join(map(_describe_mirror, published.mirrors)),
   }
   return "\n".join(f"{key:10} {value}" for key, value in facts.items() if value)

@@ -64,7 +64,7 @@ def inherit_gelu(path: epath.Path, config: ConfigDict):
   """Takes over the form of GELU that the run's initial weights decided."""
   file = path / "config.json"
   if config.model.get("gelu") is None and file.exists():
-    config.model.gelu = _config_of(file)["model"].get("gelu")
+    config.model.gelu = read_config(file)["model"]["gelu"]
 
 
 def warn_other_split(path: epath.Path, config: ConfigDict) -> str:
@@ -72,8 +72,8 @@ def warn_other_split(path: epath.Path, config: ConfigDict) -> str:
   file = path / "config.json"
   if not file.is_file():
     return ""
-  data = _config_of(file).get("data", {})
-  name, split = data.get("name"), data.get("split")
+  data = read_config(file)["data"]
+  name, split = data["name"], data["split"]
   if name != config.data.name or split == config.data.split:
     return ""
   return (
@@ -92,25 +92,13 @@ def check_config(path: epath.Path, config: ConfigDict, *, accept_changes: bool):
   file = path / "config.json"
   if not file.exists() or accept_changes:
     return
-  before = with_defaults(_config_of(file), to_dict(default()))
-  changes = list(diff_configs(before, to_dict(config)))
+  changes = list(diff_configs(read_config(file), to_dict(config)))
   if changes:
     listed = "\n  ".join(changes)
     raise UserError(
       f"{path} holds a run with another config: choose another --workdir, go "
       f"back to its values, or go on with these (--accept_changes).\n  {listed}"
     )
-
-
-def _config_of(file: epath.Path) -> dict:
-  try:
-    config = dict(json.loads(file.read_text()))
-    return config | {"model": dict(config["model"])}
-  except (KeyError, ValueError, TypeError) as error:
-    raise UserError(
-      f"{file} is damaged: move it away if you know that the run's config is "
-      "the one you give."
-    ) from error
 
 
 def with_defaults(config: dict, defaults: dict) -> dict:

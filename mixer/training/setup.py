@@ -1,26 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans a run, and creates the optimizer, update, state and checkpoints."""
+"""Plans a run; creates its optimizer, update, state and batches."""
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
 from mixer.data_plan import check_classes
 from mixer.distributed import Hosts
 from mixer.errors import UserError
 from mixer.plan import Plan, make_plan
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
+from mixer.training.consistency import wait_for_path
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.run_dir import CHECKPOINTS
-from mixer.training.sharding import REPLICATED, Replicated, Sharded, pmap_update
+from mixer.training.sharding import (
+  REPLICATED,
+  Replicated,
+  Sharded,
+  local_devices,
+  pmap_update,
+  prefetch_to_device,
+)
 from mixer.training.step import (
   LossConfig,
   TrainState,
@@ -147,6 +158,40 @@ def open_checkpoints(plan: Plan, folder: epath.Path) -> Checkpoints:
   )
 
 
+def restore(
+  plan: Plan,
+  folder: epath.Path,
+  checkpoints: Checkpoints,
+  template: TrainState,
+  hosts: Hosts,
+) -> tuple[int, TrainState] | None:
+  """Returns step and state of the newest sound checkpoint; None without any.
+
+  The first host chooses the checkpoint, and all restore that one.
+
+  Raises:
+    UserError: the checkpoint is beyond the end of the run, or does not fit.
+  """
+  restored = None
+  with hosts.raise_on_all():
+    if hosts.is_first:
+      restored = checkpoints.restore(template)
+  step = hosts.gather(restored and restored[0])[0]
+  if step is None:
+    return None
+  with hosts.raise_on_all():
+    if step > plan.schedule.total_steps:
+      raise UserError(
+        f"{folder} has come to step {step:,} already, beyond the "
+        f"{plan.schedule.total_steps:,} of this config: choose another "
+        "--workdir, or lengthen the run."
+      )
+    if not hosts.is_first:
+      wait_for_path(folder / CHECKPOINTS / str(step))
+      restored = checkpoints.restore(template, step)
+    return restored
+
+
 def initial_state(
   plan: Plan, optimizer: optax.GradientTransformation
 ) -> TrainState:
@@ -194,3 +239,26 @@ def abstract_inputs(
   }
   state = abstract_state(plan, optimizer)
   return create_sharding(plan).abstract(state, n), batch
+
+
+def open_batches(plan: Plan, hosts: Hosts, start: int) -> Iterator[dict]:
+  """Yields the batches from step `start` on, on this host's devices."""
+  config = plan.config
+
+  def load():
+    for examples in train_batches(
+      plan.data.source,
+      preprocess.parse(config.data.ops),
+      batch=config.batch,
+      seed=config.seed,
+      start_step=start,
+      host=hosts.index,
+      hosts=hosts.count,
+      workers=plan.data.workers,
+      bad_images=plan.data.bad_images,
+    ):
+      # Devices lack the int64 of positions: the place in the batch instead.
+      position = examples.pop("position")
+      yield examples | {"index": (position % config.batch).astype(np.uint32)}
+
+  return prefetch_to_device(load(), local_devices(), config.data.prefetch)

@@ -23,10 +23,6 @@ _RELEASES = (
 )
 
 HEADS = {"imagenet2012": 1000, "imagenet21k": 21_843}
-AUTHORS = "Google Research"
-# Their repositories name no other licence for the weights.
-LICENCE = "Apache-2.0, of the authors' repository"
-GELU = "tanh"  # the form that Mixers and ViTs were trained with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +86,6 @@ class Published:
       "representation": self.representation,
     }
     return {key: value for key, value in fields.items() if value is not None}
-
-  @property
-  def preprocessing(self) -> str:
-    """Pixel range, resize and crop behind the published result, in words."""
-    return (
-      f"pixels in [-1, 1], short side {self.short_side}, central "
-      f"{self.image_size[0]}"
-    )
 
 
 _I1K, _I21K = "imagenet2012", "imagenet21k"
@@ -361,16 +349,6 @@ UNPUBLISHED = (
     "ViT of the ViT paper trained on ImageNet-1k only",
     "augreg/ViT-B_16-i1k and augreg/ViT-L_16-i1k are later, better ones.",
   ),
-)
-
-WARNINGS = (
-  "timm's tag goog_in21k_ft_in1k of Mixer-B/16 and -L/16 is wrong: these are "
-  "imagenet1k/Mixer-B_16 and -L_16, trained on ImageNet-1k only.",
-  "timm's miil_in21k and miil_in21k_ft_in1k are other people's weights: exact "
-  "GELU, 11,221 classes for miil_in21k, and pixels in [0, 1]. The stem is "
-  "converted to [-1, 1] here if the file's path has miil in it.",
-  "timm computes the exact GELU also for Google's weights, which were trained "
-  "with the tanh form; this project computes them as trained.",
 )
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mixer.errors import UserError
+from mixer.evaluators import pmap_eval_step
 from mixer.evaluators.classification import eval_step
-from mixer.evaluators.common import pmap_eval_step
 from mixer.models import FAMILIES, family_of, flops
 from mixer.models.kernels import target_device
 from mixer.plan import Plan, make_plan
