@@ -8,17 +8,14 @@ reported together.
 import dataclasses
 
 import jax
-from flax import linen as nn
 from ml_collections import ConfigDict
 
-from mixer.config import default
 from mixer.config_check import resolve, validate
 from mixer.data_plan import Complaints, DataPlan, plan_data
 from mixer.errors import did_you_mean
-from mixer.initial_weights import fit_init, read_init
-from mixer.models import FAMILIES, create, family_of, fields_of, flops
+from mixer.model_plan import ModelPlan, plan_model
+from mixer.models import flops
 from mixer.schema import resolve_steps
-from mixer.training.optimizer import lr_multiplier_tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +26,6 @@ class SchedulePlan:
   warmup_steps: int = 0
   checkpoint_every: int | None = None
   milestone_every: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelPlan:
-  """The model and its initial weights; None where there is a complaint.
-
-  abstract_params: shapes and dtypes of the parameters.
-  multiply_accumulates: of one image's forward pass.
-  initial_params: from config.init; None for random ones.
-  initial_note: sentences about their growth and head.
-  """
-
-  module: nn.Module | None = None
-  abstract_params: dict | None = None
-  multiply_accumulates: int | None = None
-  initial_params: dict | None = None
-  initial_note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +77,7 @@ def make_plan(
   if for_training:
     schedule = _plan_schedule(config, complaints)
   # Last, because weights are the largest files to read.
-  model = _plan_model(
+  model = plan_model(
     config, data, complaints, for_training=for_training, load_init=load_init
   )
   return Plan(config, devices, complaints, data, schedule, model)
@@ -149,51 +129,6 @@ def _plan_schedule(config: ConfigDict, complaints: Complaints) -> SchedulePlan:
     every = steps(config.checkpoint, "every")
     milestone = steps(config.checkpoint, "milestone")
   return SchedulePlan(total, warmup, every, milestone)
-
-
-def _plan_model(
-  config: ConfigDict,
-  data: DataPlan,
-  complaints: Complaints,
-  *,
-  for_training: bool,
-  load_init: bool,
-) -> ModelPlan:
-  """Creates the model, counts its parameters, and fits the initial weights."""
-  checkpoint = module = params = cost = initial = None
-  note = ""
-  if load_init:
-    with complaints.collect(f"config.init = {config.init}: "):
-      checkpoint = read_init(config, complaints, for_training)
-  with complaints.collect("config.model: "):
-    module = create(
-      config.model.name, **_model_fields(config.model, complaints)
-    )
-  if module is not None and data.image_size is not None:
-    with complaints.collect("config.data.ops and config.model: "):
-      params = flops.abstract_params(module, data.image_size)
-      cost = flops.multiply_accumulates(module, data.image_size)
-  if params is not None and for_training:
-    with complaints.collect("config."):
-      lr_multiplier_tree(params, config.optimizer.multipliers)
-  if params is not None and checkpoint is not None:
-    with complaints.collect(f"config.init = {config.init}: "):
-      initial, note = fit_init(config, checkpoint, data, module, params)
-  return ModelPlan(module, params, cost, initial, note)
-
-
-def _model_fields(options: ConfigDict, complaints: Complaints) -> dict:
-  """Returns the arguments of `create`; complains of other families' keys."""
-  name, off = options.name, default().model
-  known = {"num_classes", *fields_of(family_of(name))}
-  for key, value in options.items():
-    if key not in known and key != "name" and value != off[key]:
-      owners = [family for family in FAMILIES if key in fields_of(family)]
-      complaints.problems.append(
-        f"config.model.{key} is of {', '.join(owners)}; {name} has no such "
-        "field: leave it out."
-      )
-  return {k: v for k, v in options.items() if k in known and v is not None}
 
 
 def plan_summary(plan: Plan) -> str:

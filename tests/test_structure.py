@@ -15,7 +15,7 @@ FLOORS = {
   "data": "data datasets",
   "weights": "weights",
   "evaluators": "evaluators",
-  "plan": "plan data_plan initial_weights",
+  "plan": "plan data_plan model_plan",
   "run": "training evaluators/runner",
   "core": "train evaluate",
   "tools": "tools __main__",

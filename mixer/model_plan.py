@@ -1,22 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of config.init, grown and fitted to the run's model."""
+"""The model of a plan, and its initial weights from config.init."""
 
+import dataclasses
 import os
 
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer import weights
-from mixer.config import EVALUATORS
+from mixer.config import EVALUATORS, default
 from mixer.data.sources import Source
 from mixer.data_plan import Complaints, DataPlan
 from mixer.errors import UserError
-from mixer.models import FAMILIES, family_of, fields_of
+from mixer.models import FAMILIES, create, family_of, fields_of, flops
 from mixer.storage import storage_path
+from mixer.training.optimizer import lr_multiplier_tree
 from mixer.weights import LoadedWeights
 
 
-def read_init(
+@dataclasses.dataclass(frozen=True)
+class ModelPlan:
+  """The model and its initial weights; None where there is a complaint.
+
+  abstract_params: shapes and dtypes of the parameters.
+  multiply_accumulates: of one image's forward pass.
+  initial_params: from config.init; None for random ones.
+  initial_note: sentences about their growth and head.
+  """
+
+  module: nn.Module | None = None
+  abstract_params: dict | None = None
+  multiply_accumulates: int | None = None
+  initial_params: dict | None = None
+  initial_note: str = ""
+
+
+def plan_model(
+  config: ConfigDict,
+  data: DataPlan,
+  complaints: Complaints,
+  *,
+  for_training: bool,
+  load_init: bool,
+) -> ModelPlan:
+  """Creates the model, counts its parameters, and fits the initial weights.
+
+  Args: as of `mixer.plan.make_plan`.
+  """
+  checkpoint = module = params = cost = initial = None
+  note = ""
+  if load_init:
+    with complaints.collect(f"config.init = {config.init}: "):
+      checkpoint = _read_init(config, complaints, for_training)
+  with complaints.collect("config.model: "):
+    module = create(
+      config.model.name, **_model_fields(config.model, complaints)
+    )
+  if module is not None and data.image_size is not None:
+    with complaints.collect("config.data.ops and config.model: "):
+      params = flops.abstract_params(module, data.image_size)
+      cost = flops.multiply_accumulates(module, data.image_size)
+  if params is not None and for_training:
+    with complaints.collect("config."):
+      lr_multiplier_tree(params, config.optimizer.multipliers)
+  if params is not None and checkpoint is not None:
+    with complaints.collect(f"config.init = {config.init}: "):
+      initial, note = _fit_init(config, checkpoint, data, module, params)
+  return ModelPlan(module, params, cost, initial, note)
+
+
+def _model_fields(options: ConfigDict, complaints: Complaints) -> dict:
+  """Returns the arguments of `create`; complains of other families' keys."""
+  name, off = options.name, default().model
+  known = {"num_classes", *fields_of(family_of(name))}
+  for key, value in options.items():
+    if key not in known and key != "name" and value != off[key]:
+      owners = [family for family in FAMILIES if key in fields_of(family)]
+      complaints.problems.append(
+        f"config.model.{key} is of {', '.join(owners)}; {name} has no such "
+        "field: leave it out."
+      )
+  return {k: v for k, v in options.items() if k in known and v is not None}
+
+
+def _read_init(
   config: ConfigDict, complaints: Complaints, for_training: bool
 ) -> LoadedWeights | None:
   """Reads config.init, which also decides config.model.gelu if that is None.
@@ -49,7 +116,7 @@ def read_init(
   return checkpoint
 
 
-def fit_init(
+def _fit_init(
   config: ConfigDict,
   checkpoint: LoadedWeights,
   data: DataPlan,
