@@ -32,7 +32,7 @@ def run(main: Callable[[], int]):
   app.run(lambda _: _call(main), flags_parser=_parse)
 
 
-def run_cli(work: Callable[..., str | None], **given) -> int:
+def run_cli(work: Callable[..., str | None], **arguments) -> int:
   """Calls `work` and prints its text; errors become messages.
 
   Returns:
@@ -40,7 +40,7 @@ def run_cli(work: Callable[..., str | None], **given) -> int:
   """
   try:
     with sigterm_to_keyboard_interrupt():
-      if (text := work(**given)) is not None:
+      if (text := work(**arguments)) is not None:
         print(text, flush=True)
   except BrokenPipeError:  # the reader, such as head, has exited
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -133,8 +133,8 @@ def _replace_units(config):
 
   from mixer.schema import UNITS
 
-  given = config_flags.get_override_values(flags.FLAGS["config"])
-  for name, value in given.items():
+  overrides = config_flags.get_override_values(flags.FLAGS["config"])
+  for name, value in overrides.items():
     *path, key = name.split(".")
     prefix, _, unit = key.rpartition("_")
     if unit not in UNITS or not prefix or not value:
@@ -143,7 +143,7 @@ def _replace_units(config):
     for parent in path:
       part = part[parent]
     for other in (f"{prefix}_{unit}" for unit in UNITS):
-      is_given = ".".join([*path, other]) in given
+      is_given = ".".join([*path, other]) in overrides
       if not is_given and part.get(other):
         part[other] = None
 
@@ -175,7 +175,7 @@ def _explain_parse_error(error: Exception) -> str:
     if re.fullmatch(r"--?config=.*\.json", argument):
       return (
         f"{argument} is no recipe, but the record of a run: name the recipe "
-        'that provenance.json beside it has under "command", with the flags '
+        'that provenance.json next to it has under "command", with the flags '
         "there."
       )
   if "Traceback (most recent call last)" in message:

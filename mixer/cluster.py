@@ -92,19 +92,19 @@ def find_cluster(
   Raises:
     UserError: the values are incomplete or contradict each other.
   """
-  given = (coordinator, hosts, host)
-  if given == (None, 1, None):
+  values = (coordinator, hosts, host)
+  if values == (None, 1, None):
     return ONE_HOST
-  if given != (None, None, None):
+  if values != (None, None, None):
     names, source = _FLAGS, "the flags"
   elif os.environ.keys() & set(_VARIABLES[:2]):
     names, source = _VARIABLES, "the environment"
-    given = tuple(os.environ.get(name) for name in names)
+    values = tuple(os.environ.get(name) for name in names)
   else:
     return _detect(wait)
   missing = [
     name
-    for name, value in zip(names, given, strict=True)
+    for name, value in zip(names, values, strict=True)
     if value in (None, "")
   ]
   if missing:
@@ -113,7 +113,7 @@ def find_cluster(
       f"{' and '.join(missing)}."
     )
   try:
-    cluster = Cluster(given[0], int(given[1]), int(given[2]))
+    cluster = Cluster(values[0], int(values[1]), int(values[2]))
   except ValueError as error:
     raise UserError(f"{' and '.join(names[1:])}: {error}.") from error
   name, _, port = cluster.coordinator.rpartition(":")

@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixer.models.layers import apply_mask, patch_embedding, survival_probs
+from mixer.models.layers import (
+  ResidualBlock,
+  apply_mask,
+  patch_embedding,
+  remat_block,
+  survival_probs,
+)
 
 
 class ImageModel(nn.Module, kw_only=True):
@@ -93,10 +99,11 @@ class ImageModel(nn.Module, kw_only=True):
 class TokenModel(ImageModel, kw_only=True):
   """A model of patches, each a token.
 
-  A subclass defines `make_block`, which makes a block from index=,
-  survival_prob=, and Flax's name= or parent= (decorated with `nn.nowrap`, so
-  that a nested module may call it), and `trained_tokens`, which returns the
-  number of tokens that parameters were made for. Options of Mixer and ViT:
+  A subclass defines `block_class`, which returns the class of its blocks
+  (decorated with `nn.nowrap`, so that a nested module may call it),
+  `block_sizes`, the names of the fields that blocks take from it, and
+  `trained_tokens`, which returns the number of tokens that parameters were made
+  for. Options of Mixer and ViT:
 
   patch: side of a patch in pixels, P.
   hidden: channels of a token, C.
@@ -138,14 +145,17 @@ class TokenModel(ImageModel, kw_only=True):
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
   @nn.nowrap
-  def block_options(self) -> dict:
-    """Returns the fields that this model's blocks take from it."""
-    return {
-      "rescale": self.stoch_depth_rescale,
-      "dropout": self.dropout,
-      "dtype": self.dtype,
-      "gelu": self.gelu,
-    }
+  def make_block(self, **fields) -> ResidualBlock:
+    """Makes a block; takes index=, survival_prob=, Flax's name= or parent=."""
+    block = remat_block(self.block_class(), self.remat, scanned=self.scan)
+    return block(
+      **{size: getattr(self, size) for size in self.block_sizes},
+      rescale=self.stoch_depth_rescale,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      gelu=self.gelu,
+      **fields,
+    )
 
   @nn.nowrap
   def run_blocks(

@@ -17,7 +17,6 @@ from mixer.models.layers import (
   apply_mask,
   dense,
   gelu,
-  remat_block,
   share_over,
 )
 
@@ -103,6 +102,7 @@ class MlpMixer(TokenModel, kw_only=True):
   kernels: str = "auto"
 
   block_name = "MixerBlock"
+  block_sizes = ("tokens_mlp", "channels_mlp")
 
   @nn.compact
   def __call__(self, images, *, train=False, drop_keys=None):
@@ -118,12 +118,6 @@ class MlpMixer(TokenModel, kw_only=True):
   @nn.nowrap
   def block_class(self) -> type[MixerBlock]:
     return select_block(self, MixerBlock)
-
-  @nn.nowrap
-  def make_block(self, **fields) -> MixerBlock:
-    block = remat_block(self.block_class(), self.remat, scanned=self.scan)
-    sizes = {"tokens_mlp": self.tokens_mlp, "channels_mlp": self.channels_mlp}
-    return block(**sizes, **self.block_options(), **fields)
 
   def trained_tokens(self, params) -> int:
     mixing = params[f"{self.block_name}_0"]["token_mixing"]

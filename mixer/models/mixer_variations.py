@@ -110,6 +110,7 @@ class MixerVariation(MlpMixer):
   pyramid: Sequence[int] = ()
 
   block_name = "VariedBlock"
+  block_sizes = (*MlpMixer.block_sizes, "untied", "group", "views")
 
   @nn.nowrap
   def block_class(self):
@@ -117,14 +118,8 @@ class MixerVariation(MlpMixer):
 
   @nn.nowrap
   def make_block(self, *, index, **fields):
-    return super().make_block(
-      untied=self.untied,
-      group=self.group,
-      views=self.views,
-      divide=self.pyramid[index] if self.pyramid else 1,
-      index=index,
-      **fields,
-    )
+    divide = self.pyramid[index] if self.pyramid else 1
+    return super().make_block(divide=divide, index=index, **fields)
 
   def trained_tokens(self, params):
     return super().trained_tokens(params) // self.group

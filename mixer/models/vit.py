@@ -22,7 +22,6 @@ from mixer.models.layers import (
   dense,
   dropout_mask,
   gelu,
-  remat_block,
 )
 
 # Table 1 of the ViT paper.
@@ -158,6 +157,8 @@ class VisionTransformer(TokenModel, kw_only=True):
   pool: str = "token"
   representation: int | None = None
 
+  block_sizes = ("mlp", "heads")
+
   @nn.compact
   def __call__(self, images, *, train=False, drop_keys=None):
     """Classifies images; see `ImageModel`.
@@ -180,10 +181,8 @@ class VisionTransformer(TokenModel, kw_only=True):
     return self.classify(x, {"stem": stem, **out})
 
   @nn.nowrap
-  def make_block(self, **fields) -> EncoderBlock:
-    block = remat_block(EncoderBlock, self.remat, scanned=self.scan)
-    sizes = {"mlp": self.mlp, "heads": self.heads}
-    return block(**sizes, **self.block_options(), **fields)
+  def block_class(self) -> type[EncoderBlock]:
+    return EncoderBlock
 
   @nn.nowrap
   def position_mask(self, keys, shape) -> jax.Array | None:

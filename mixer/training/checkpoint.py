@@ -256,8 +256,8 @@ class Checkpoints:
     """Keeps the newest checkpoints, the best one and all milestones."""
     steps, every = self.steps, self._keep_every_steps
     milestones = {s for s in steps if every and s % every == 0}
-    kept = milestones | {*steps[-self._keep :], self.best_step}
-    for expired in set(steps) - kept:
+    keep = milestones | {*steps[-self._keep :], self.best_step}
+    for expired in set(steps) - keep:
       try:
         _delete(self._folder / str(expired))
       except Exception as error:  # the next save tries again
@@ -387,18 +387,14 @@ def _match_names(
 
 def _name_leaves(tree: object) -> dict[str, object]:
   """Returns the leaves by names such as `params/stem/kernel`."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  named = {
+  return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in leaves
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
-  if len(named) < len(leaves):
-    raise ValueError("Two leaves of the tree have the same name.")
-  return named
 
 
 def _describe(array: np.ndarray) -> list:
-  """Returns [type, shape, checksum], equal for equal arrays alone."""
+  """Returns [type, shape, checksum], equal only for equal arrays."""
   contents = np.ravel(array).view(np.uint8)
   return [array.dtype.name, list(array.shape), zlib.crc32(contents)]
 
@@ -443,7 +439,7 @@ def _find_system_error(error: Exception) -> str | None:
 def _import_orbax():
   """Returns Orbax's synchronous checkpointer, on first use.
 
-  Every process writes and reads alone, without Orbax's barriers: they are
+  Every process writes and reads by itself, without Orbax's barriers: they are
   collectives, which must not meet those of the training in another thread. The
   import takes a while and is not needed before there is something to read.
   Compression would save 8 % of the space of weights, at six times the work.
@@ -452,13 +448,13 @@ def _import_orbax():
 
   _silence_orbax()
   process = jax.process_index()
-  alone = ocp.options.MultiprocessingOptions(
+  one_process = ocp.options.MultiprocessingOptions(
     primary_host=process, active_processes={process}
   )
   handler = ocp.PyTreeCheckpointHandler(
-    use_compression=False, multiprocessing_options=alone
+    use_compression=False, multiprocessing_options=one_process
   )
-  return ocp.Checkpointer(handler, multiprocessing_options=alone)
+  return ocp.Checkpointer(handler, multiprocessing_options=one_process)
 
 
 def _silence_orbax() -> None:

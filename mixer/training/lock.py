@@ -190,10 +190,10 @@ class Lease:
       blob.upload_from_string(self._owner, if_generation_match=generation)
     except PreconditionFailed:
       # A repeated request finds the object that the first one has written.
-      owner, found = self.read()
+      owner, generation = self.read()
       if owner != self._owner:
         return False
-      self.generation = found
+      self.generation = generation
     else:
       self.generation = blob.generation
     return True

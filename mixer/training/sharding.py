@@ -34,8 +34,7 @@ def all_devices() -> list[jax.Device]:
 
 def local_devices() -> list[jax.Device]:
   """Returns the devices of this host, in the order of `all_devices`."""
-  host = jax.process_index()
-  return [x for x in all_devices() if x.process_index == host]
+  return _local(all_devices())
 
 
 def pmap_step(

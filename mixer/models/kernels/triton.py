@@ -305,8 +305,7 @@ def _gelu_gradient_kernel(
 ):
   mask, bias_mask = _masks(x_ref.shape, axis, rows, columns)
   x = _biased(x_ref, bias_ref, mask, bias_mask, axis)
-  cotangent = plgpu.load(cotangent_ref, mask=mask, other=0.0)
-  d_x = cotangent.astype(jnp.float32) * gelu_grad(x, _gate(x))
+  d_x = _load(cotangent_ref, mask) * gelu_grad(x, _gate(x))
   plgpu.store(d_x_ref, d_x.astype(d_x_ref.dtype), mask=mask)
   plgpu.store(d_bias_ref, d_x.sum(axis=1 - axis), mask=bias_mask)
 
@@ -325,9 +324,8 @@ def _masks(shape, axis, rows, columns):
 
 
 def _biased(x_ref, bias_ref, mask, bias_mask, axis):
-  bias = plgpu.load(bias_ref, mask=bias_mask, other=0.0)
-  x = plgpu.load(x_ref, mask=mask, other=0.0).astype(jnp.float32)
-  return x + jnp.expand_dims(bias, 1 - axis)
+  bias = _load(bias_ref, bias_mask)
+  return _load(x_ref, mask) + jnp.expand_dims(bias, 1 - axis)
 
 
 def _gate(x):
