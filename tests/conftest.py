@@ -6,22 +6,26 @@ import signal
 
 import pytest
 
-# A shell that starts tests in the background makes them deaf to Ctrl-C, and
-# the processes that they start.
+# A shell that starts tests in the background makes them and their child
+# processes ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile for longer than they compute.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# XLA aborts when a simulated device is late at a collective, which happens on a
+# busy machine.
+PATIENT_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds=900"
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  f"{os.environ.get('XLA_FLAGS', '')} {PATIENT_FLAG} "
+  "--xla_force_host_platform_device_count=8"
 )
 
 
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-  """The folder of data sets in which digits is prepared."""
+  """The folder of data sets, with digits prepared."""
   from mixer.tools.data import prepare
 
   folder = tmp_path_factory.mktemp("tensorflow_datasets")
@@ -31,19 +35,20 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
-  """Keeps what is cached between runs out of the user's own folder."""
+  """Keeps the caches of the tests out of the user's folder."""
   os.environ["MIXER_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-  """Of a process with one device; programs are compiled once for all tests.
+  """Environment of a process with one device.
 
-  Each of them, so that a machine's load does not decide which are kept.
+  All these processes share a compilation cache, which keeps every program: by
+  default, the load of the machine would decide which are kept.
   """
   cache = tmp_path_factory.mktemp("compiled")
   return os.environ | {
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": PATIENT_FLAG,
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
@@ -51,7 +56,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
-  """The same program is compiled in one test only."""
+  """Shares compiled programs between the tests of a module."""
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small whole runs on the digits, in processes of their own, and their rows."""
+"""Small runs on the digits, in separate processes, and their results."""
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ import recipes
 from mixer import weights
 
 ROOT = Path(__file__).parent.parent
+# Seconds until a test that hangs fails. It never bounds the speed of a machine.
+TIMEOUT = 900
 STEPS = 120
 # The digits recipe, small. Every kind of randomness is on.
 SMALL = {
@@ -45,7 +48,7 @@ def small(digits_dir, **changes):
 
 
 def command(digits_dir, workdir, *flags, **changes):
-  """The command line of the same run, on one device."""
+  """Returns the command line of the same run, on one device."""
   values = SMALL | {"data.data_dir": digits_dir} | changes
   return [
     sys.executable,
@@ -64,8 +67,34 @@ def run(arguments, environment):
     env=environment,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=TIMEOUT,
   )
+
+
+def slowed_down(arguments, seconds):
+  """Returns a command with a pause after each step: time for a test to act."""
+  script = arguments.index("train.py")
+  slow = ["tests/slow_train.py", str(seconds)]
+  return [*arguments[:script], *slow, *arguments[script + 1 :]]
+
+
+def wait_until(condition, *processes):
+  """Polls the condition; fails if one of the processes exits before."""
+  deadline = time.monotonic() + TIMEOUT
+  while not condition():
+    assert time.monotonic() < deadline, "waited in vain"
+    for process in processes:
+      assert process.poll() is None, process.communicate()
+    time.sleep(0.001)
+
+
+def has_logged(workdir, step):
+  """Returns whether the run has logged this step."""
+  try:
+    last = (workdir / "metrics.jsonl").read_bytes().splitlines()[-1]
+    return json.loads(last)["step"] >= step
+  except (OSError, ValueError, IndexError):
+    return False
 
 
 def read_rows(workdir):
@@ -74,7 +103,7 @@ def read_rows(workdir):
 
 
 def results(rows):
-  """Rows without what depends on the time of day."""
+  """Returns the rows without times and rates."""
   return [
     {k: v for k, v in row.items() if k.startswith(("step", "train", "eval"))}
     for row in rows

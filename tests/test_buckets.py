@@ -150,7 +150,7 @@ def start(images, storage, environment):
       *flags,
     )
     return subprocess.Popen(
-      arguments,
+      runs.slowed_down(arguments, 0.02),
       cwd=runs.ROOT,
       env=environment | storage.environment,
       stdout=subprocess.PIPE,
@@ -172,13 +172,11 @@ def on_a_disk(start, tmp_path_factory):
 
 
 def wait_for_save(process, folder, step, *, is_committed=True):
-  """Waits for the checkpoint of a step, or until it is being written."""
+  """Waits for the checkpoint of a step, or for the beginning of its save."""
   path = folder / "checkpoints" / str(step)
-  while process.poll() is None:
-    is_there = (path / "commit_success.txt").exists()
-    if is_there or (not is_committed and path.exists()):
-      return
-    time.sleep(0.001)
+  if is_committed:
+    path = path / "commit_success.txt"
+  runs.wait_until(path.exists, process)
 
 
 def assert_same_run(one, other):
@@ -333,11 +331,10 @@ from etils import epath
 from mixer.errors import UserError
 from mixer.training import lock
 
-AWAY_SECONDS = 5.0
 lock.RENEW_SECONDS = 0.2
 with lock.locked(epath.Path(sys.argv[1])):
   print("locked", flush=True)
-  time.sleep(600)
+  time.sleep(3600)
 """
 
 

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from runs import TIMEOUT
 
 from mixer.errors import UserError
 from mixer.training import checkpoint
@@ -74,7 +75,7 @@ def run_python(code, folder):
     env={**os.environ, "PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=TIMEOUT,
   )
 
 
@@ -470,7 +471,7 @@ def test_a_save_does_not_wait_for_the_disk(open_checkpoints, monkeypatch):
   save_returned = threading.Event()
 
   def write_after_save_returned(*arguments):
-    assert save_returned.wait(timeout=10)
+    assert save_returned.wait(TIMEOUT)
     write(*arguments)
 
   monkeypatch.setattr(checkpoint, "_write", write_after_save_returned)

@@ -7,11 +7,11 @@ import http.server
 import importlib.util
 import socket
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import TIMEOUT, wait_until
 
 from mixer import weights
 from mixer.errors import UserError
@@ -44,7 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def _send(self, file, asked):
     if "stalls" in file:
-      file["stalls"].wait(30)
+      file["stalls"].wait(TIMEOUT)
     content, begin = file["content"], 0
     validators = {file.get("ETag"), file.get("Last-Modified")} - {None}
     valid = self.headers.get("If-Range") in validators
@@ -298,12 +298,13 @@ def test_two_who_fetch_the_same_fetch_it_once(server, tmp_path, capsys):
   threads = [threading.Thread(target=run) for _ in range(3)]
   for thread in threads:
     thread.start()
-  err = ""
-  for _ in range(1000):
-    if err.count("Another process is fetching") == 2:
-      break
-    time.sleep(0.01)
-    err += capsys.readouterr().err
+  errors = []
+
+  def two_wait():
+    errors.append(capsys.readouterr().err)
+    return "".join(errors).count("Another process is fetching") == 2
+
+  wait_until(two_wait)
   go_on.set()
   for thread in threads:
     thread.join()

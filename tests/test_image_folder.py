@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from photographs import encoded
+from runs import TIMEOUT
 
 from mixer.data.decode import decode
 from mixer.data.sources import (
@@ -213,7 +214,7 @@ assert len(source.read(range(30))) == 30
 assert "tensorflow" not in sys.modules
 """
 
-  done = subprocess.run([sys.executable, "-c", code], timeout=60)
+  done = subprocess.run([sys.executable, "-c", code], timeout=TIMEOUT)
 
   assert done.returncode == 0
 

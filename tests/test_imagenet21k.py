@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import tensorflow_datasets as tfds
+from runs import TIMEOUT, wait_until
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mixer.data.sources import open_source
@@ -216,12 +217,22 @@ def test_neither_workers_nor_shards_change_the_examples(prepared, data_dir):
   assert records(data_dir) == records(prepared)
 
 
+# Writes four shards, and then waits for the test to stop it.
 INTERRUPTED = """
-import sys
+import sys, time
 from mixer.tools.data import main
+from mixer.datasets.imagenet21k import shards
 from mixer.datasets.imagenet21k.imagenet21k_dataset_builder import Builder
 
+write_shard = shards._write_shard
+
+def write_first_shards(task):
+  if "record-0000" not in task.file.name or task.file.name[-10] > "3":
+    time.sleep(3600)
+  return write_shard(task)
+
 if __name__ == "__main__":
+  shards._write_shard = write_first_shards
   Builder.SHARD_BYTES = int(sys.argv[2])
   sys.exit(main(["prepare", "imagenet21k", "--data_dir=" + sys.argv[1]]))
 """
@@ -229,7 +240,7 @@ MANY = 40
 
 
 def begin_and_stop(data_dir, stop):
-  """Stops a preparation in MANY shards as soon as two of them are there."""
+  """Stops a preparation in MANY shards after four of them."""
   script = data_dir / "interrupted.py"
   script.write_text(INTERRUPTED)
   process = subprocess.Popen(
@@ -239,18 +250,14 @@ def begin_and_stop(data_dir, stop):
     stderr=subprocess.PIPE,
     start_new_session=True,
   )
-  while len(finished(data_dir)) < 2:
-    assert process.poll() is None
-    time.sleep(0.001)
+  wait_until(lambda: len(finished(data_dir)) == 4, process)
+  workers = psutil.Process(process.pid).children()
   stop(process)
-  errors = process.communicate(timeout=30)[1].decode()
-  # Its workers end by themselves; until then they may finish a shard.
-  with pytest.raises(ProcessLookupError):
-    for _ in range(300):
-      os.killpg(process.pid, 0)
-      time.sleep(0.1)
+  errors = process.communicate(timeout=TIMEOUT)[1].decode()
+  _, alive = psutil.wait_procs(workers, TIMEOUT)
+  assert not alive
   assert not (data_dir / FOLDER).exists()
-  assert 2 <= len(finished(data_dir)) < MANY
+  assert len(finished(data_dir)) == 4
   return process.returncode, errors
 
 
@@ -310,11 +317,9 @@ def test_ctrl_c_leaves_without_a_traceback_and_can_be_gone_on_from(
 
 
 def kill_a_worker(process):
-  [children] = Path(f"/proc/{process.pid}/task").glob(f"{process.pid}/children")
-  for child in children.read_text().split():
-    if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-      os.kill(int(child), signal.SIGKILL)
-      return
+  for child in psutil.Process(process.pid).children():
+    if "spawn_main" in " ".join(child.cmdline()):
+      return child.kill()
 
 
 def test_a_worker_that_is_killed_is_said_and_can_be_gone_on_from(

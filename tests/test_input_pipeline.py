@@ -4,11 +4,11 @@
 import dataclasses
 import itertools
 import threading
-import time
 
 import jax
 import numpy as np
 import pytest
+from runs import wait_until
 from sklearn.datasets import load_digits
 
 from mixer.data import preprocess
@@ -135,14 +135,11 @@ def test_starting_late_equals_having_iterated(train):
   assert_same(late, alone[7:])
 
 
-def test_a_far_step_is_reached_at_once(train):
-  begin = time.monotonic()
-
+def test_a_far_step_is_reached_without_the_steps_before_it(train):
   far = train_batches(train, SHIFT, batch=4096, seed=5, start_step=10**8)
   [batch] = take(far, 1)
 
   assert batch["position"][0] == 4096 * 10**8
-  assert time.monotonic() - begin < 10
 
 
 def test_augmentation_differs_by_position_and_by_seed(few):
@@ -287,10 +284,7 @@ def test_closing_and_forgetting_stop_the_threads(train):
   closed.close()
   del forgotten
 
-  deadline = time.monotonic() + 10
-  while grain_threads() and time.monotonic() < deadline:
-    time.sleep(0.01)
-  assert not grain_threads()
+  wait_until(lambda: not grain_threads())
 
 
 def test_devices_get_rows_in_the_order_of_the_batch(train):

@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+from runs import TIMEOUT
 
 from mixer.cli import run_cli
 from mixer.cluster import ONE_HOST
@@ -13,7 +14,11 @@ from mixer.training import preemption
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
-def test_a_signal_and_its_echo_are_one_request_to_stop(number, capfd):
+def test_a_signal_and_its_echo_are_one_request_to_stop(
+  number, capfd, monkeypatch
+):
+  monkeypatch.setattr(preemption, "SAME_REQUEST", TIMEOUT)
+
   with preemption.catch_signals(Hosts(ONE_HOST)) as should_stop:
     assert not should_stop()
     signal.raise_signal(number)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes that train one model over loopback, two devices each."""
 
+import json
 import re
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +13,24 @@ import pytest
 from runs import (
   ROOT,
   STEPS,
+  TIMEOUT,
   assert_same_weights,
   command,
+  has_logged,
   read_rows,
   results,
   run,
+  slowed_down,
+  wait_until,
 )
 
 from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 
-TIMEOUT = 240
-# Its checkpoints and evaluations take a word between all devices, its updates
-# two.
+# Updates, checkpoints and evaluations all need collectives.
 SHARDED = {"shard_state": True}
-# The CPU's collectives greet on standard output, several threads at once: a
-# greeting may be printed amid another.
-GREETING = re.compile(
+# The CPU's collectives print lines that several threads may interleave.
+GLOO_OUTPUT = re.compile(
   r"^(?:\[Gloo\] Rank |\d+| is connected to | peer ranks\. "
   r"|Expected number of connected peer ranks is : )+\n+",
   re.MULTILINE,
@@ -37,25 +38,27 @@ GREETING = re.compile(
 
 
 def free_port():
-  """One whose neighbour is free as well, in all likelihood."""
   with socket.socket() as listener:
     listener.bind(("localhost", 0))
     return listener.getsockname()[1]
 
 
 def with_devices(environment, devices):
-  flag = f"--xla_force_host_platform_device_count={devices}"
-  return environment | {"XLA_FLAGS": flag}
+  flag = f" --xla_force_host_platform_device_count={devices}"
+  return environment | {"XLA_FLAGS": environment["XLA_FLAGS"] + flag}
 
 
-def start_hosts(arguments, environment, homes=None):
-  """Starts two processes; `arguments` are those of both, or a pair of lists."""
+def start_hosts(arguments, environment, homes=None, heartbeat=TIMEOUT):
+  """Starts two processes; `arguments` are of both, or a pair of lists."""
   pair = arguments if isinstance(arguments, tuple) else (arguments, arguments)
   homes = homes or [Path.home()] * 2
-  coordinator = f"--coordinator=localhost:{free_port()}"
+  flags = [
+    f"--coordinator=localhost:{free_port()}",
+    *("--hosts=2", f"--wait={TIMEOUT}", f"--heartbeat={heartbeat}"),
+  ]
   return [
     subprocess.Popen(
-      [*own, coordinator, "--hosts=2", f"--host={host}"],
+      [*own, *flags, f"--host={host}"],
       cwd=ROOT,
       env=with_devices(environment, 2) | {"HOME": str(homes[host])},
       stdout=subprocess.PIPE,
@@ -74,30 +77,30 @@ def end(processes):
     for process in processes:
       process.kill()
   return [
-    (process.returncode, GREETING.sub("", said or ""), shown)
+    (process.returncode, GLOO_OUTPUT.sub("", said or ""), shown)
     for process, (said, shown) in zip(processes, ended, strict=True)
   ]
 
 
-def wait_for_step(workdir, step, processes):
-  deadline = time.monotonic() + TIMEOUT
-  while time.monotonic() < deadline:
-    assert all(process.poll() is None for process in processes), end(processes)
-    path = workdir / "metrics.jsonl"
-    if path.exists() and len(path.read_text().splitlines()) >= step:
-      return
-    time.sleep(0.02)
-  raise TimeoutError(end(processes))
+def finish(arguments, environment):
+  """Runs two hosts to the end, and starts them again as a launcher does.
+
+  Gloo gives up when a host is 30 s late at a collective, for instance because
+  it compiles on a busy machine; the other then exits with 75 or aborts.
+  """
+  for _ in range(3):
+    ended = end(start_hosts(arguments, environment))
+    if not any("Gloo" in shown for _, _, shown in ended):
+      break
+  assert [code for code, *_ in ended] == [EX_OK, EX_OK], ended
+  return ended
 
 
 @pytest.fixture(scope="module")
 def by_two_hosts(digits_dir, environment, tmp_path_factory):
-  """The folder of a run of two hosts, and what they printed."""
+  """The folder of a run of two hosts, and their outputs."""
   workdir = tmp_path_factory.mktemp("by_two_hosts")
-  arguments = command(digits_dir, workdir, **SHARDED)
-  ended = end(start_hosts(arguments, environment))
-  assert [code for code, *_ in ended] == [EX_OK, EX_OK], ended
-  return workdir, ended
+  return workdir, finish(command(digits_dir, workdir, **SHARDED), environment)
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +130,8 @@ def test_two_hosts_with_whole_states_train_as_one(
 ):
   by_one, _ = by_one_host
 
-  ended = end(start_hosts(command(digits_dir, tmp_path), environment))
+  finish(command(digits_dir, tmp_path), environment)
 
-  assert [code for code, *_ in ended] == [EX_OK, EX_OK], ended
   ours, theirs = results(read_rows(tmp_path)), results(read_rows(by_one))
   assert len(ours) == len(theirs) == STEPS
   for key, value in ours[-1].items():
@@ -142,7 +144,8 @@ def test_only_the_first_host_prints_and_writes(by_two_hosts):
   assert "Done: 120 steps." in said
   assert other_said == ""
   assert "step" not in other_shown
-  assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+  starts = json.loads((workdir / "provenance.json").read_text())["starts"]
+  assert len(list(workdir.glob("events.out.tfevents.*"))) == len(starts)
 
 
 def test_two_hosts_evaluate_as_one(by_two_hosts, digits_dir, environment):
@@ -150,12 +153,10 @@ def test_two_hosts_evaluate_as_one(by_two_hosts, digits_dir, environment):
   arguments = command(digits_dir, workdir)
   arguments[1] = "eval.py"
 
-  [(code, said, shown), (other_code, other_said, _)] = end(
-    start_hosts(arguments, environment)
-  )
+  [(_, said, _), (_, other_said, _)] = finish(arguments, environment)
   alone = run(arguments, environment)
 
-  assert (code, other_code, alone.returncode) == (EX_OK, EX_OK, EX_OK), shown
+  assert alone.returncode == EX_OK, alone.stderr
   assert "eval/test/accuracy" in said
   assert re.findall(r"0\.\d{3}", said) == re.findall(r"0\.\d{3}", alone.stdout)
   assert other_said == ""
@@ -167,10 +168,11 @@ def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
   workdir, _ = by_two_hosts
   arguments = command(digits_dir, tmp_path, **SHARDED)
 
-  # Told of one host, a stop stops all at the same step.
-  processes = start_hosts(arguments, environment)
-  # Early: hosts need a second or two to agree on the step.
-  wait_for_step(tmp_path, 3, processes)
+  # A signal to one host stops all at the same step, which takes them a second
+  # or two to agree on.
+  slow = slowed_down(arguments, 0.2)
+  processes = start_hosts(slow, environment)
+  wait_until(lambda: has_logged(tmp_path, 3), *processes)
   processes[1].send_signal(signal.SIGTERM)
   ended = end(processes)
   assert [code for code, *_ in ended] == [EX_TEMPFAIL, EX_TEMPFAIL], ended
@@ -178,15 +180,14 @@ def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
   assert 3 <= int(step) < STEPS
   assert (tmp_path / "checkpoints" / step).is_dir()
 
-  # One that is killed ends all.
-  processes = start_hosts(arguments, environment)
-  wait_for_step(tmp_path, int(step) + 3, processes)
+  # A killed host ends all.
+  processes = start_hosts(slow, environment, heartbeat=60)
+  wait_until(lambda: has_logged(tmp_path, int(step) + 3), *processes)
   processes[0].kill()
   code, _, shown = end(processes)[1]
   assert code in (EX_TEMPFAIL, -signal.SIGABRT), shown
 
-  again = end(start_hosts(arguments, environment))
-  assert [code for code, *_ in again] == [EX_OK, EX_OK], again
+  again = finish(arguments, environment)
   assert "Goes on from the checkpoint of step" in again[0][1]
   assert_same_weights(workdir, tmp_path)
   assert results(read_rows(workdir)) == results(read_rows(tmp_path))
@@ -309,14 +310,14 @@ def test_a_run_begun_on_eight_devices_goes_on_on_two(
 ):
   whole, _ = by_one_host
   begun = subprocess.Popen(
-    command(digits_dir, tmp_path),
+    slowed_down(command(digits_dir, tmp_path), 0.05),
     cwd=ROOT,
     env=with_devices(environment, 8),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
   )
-  wait_for_step(tmp_path, 20, [begun])
+  wait_until(lambda: has_logged(tmp_path, 20), begun)
   begun.send_signal(signal.SIGTERM)
   assert end([begun])[0][0] == EX_TEMPFAIL
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts import write_tfds
+from runs import TIMEOUT
 from sklearn.datasets import load_digits
 
 from mixer.data.decode import decode
@@ -69,7 +70,7 @@ assert next(steps)["image"].shape == (4, 8, 8, 3)
 assert "tensorflow" not in sys.modules
 """
 
-  done = subprocess.run([sys.executable, "-c", code], timeout=60)
+  done = subprocess.run([sys.executable, "-c", code], timeout=TIMEOUT)
 
   assert done.returncode == 0
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from layouts import write_tfds
+from runs import TIMEOUT
 
 from mixer.data.sources import (
   DatasetNotFoundError,
@@ -177,7 +178,7 @@ assert len(source.read(range(40))) == 40
 assert "tensorflow" not in sys.modules
 """
 
-  done = subprocess.run([sys.executable, "-c", code], timeout=60)
+  done = subprocess.run([sys.executable, "-c", code], timeout=TIMEOUT)
 
   assert done.returncode == 0
 
@@ -227,7 +228,10 @@ for _ in range(2):
 """
 
   done = subprocess.run(
-    [sys.executable, "-c", code], timeout=60, capture_output=True, text=True
+    [sys.executable, "-c", code],
+    timeout=TIMEOUT,
+    capture_output=True,
+    text=True,
   )
 
   assert done.stderr == ""
@@ -333,7 +337,7 @@ assert len([source.records[i] for i in range(40)]) == 40
   for thread in threads:
     thread.start()
 
-  assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+  assert [process.wait(timeout=TIMEOUT) for process in running] == [0, 0, 0]
   for thread in threads:
     thread.join()
   assert [bytes(record) for record in open_train(folder).records] == records

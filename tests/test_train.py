@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 
 import jax
 import numpy as np
@@ -21,12 +20,16 @@ import recipes
 from runs import (
   ROOT,
   STEPS,
+  TIMEOUT,
   assert_same_weights,
   command,
+  has_logged,
   read_rows,
   results,
   run,
+  slowed_down,
   small,
+  wait_until,
 )
 
 from benchmarks.train_with_nan import inject_nan
@@ -85,21 +88,25 @@ def test_five_kills_at_random_moments_change_nothing(
   undisturbed, digits_dir, environment, tmp_path
 ):
   """Invariant 2, to the bit; one of the kills falls into a save."""
-  moments = random.Random(int(time.time()))
+  moments = random.Random(0)
   fifth = STEPS // 6
   for i in range(5):
     process = subprocess.Popen(
-      command(digits_dir, tmp_path),
+      slowed_down(command(digits_dir, tmp_path), 0.02),
       cwd=ROOT,
       env=environment,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )
-    target = i * fifth + moments.randint(1, fifth)
-    wait_until(process, tmp_path, target, during_save=i == 2)
+    step = i * fifth + moments.randint(1, fifth)
+    wait_until(
+      lambda step=step, i=i: (
+        has_logged(tmp_path, step) and (i != 2 or is_saving(tmp_path))
+      ),
+      process,
+    )
     process.kill()
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it was done before the kill"
+    assert process.wait() == -signal.SIGKILL
 
   done = run(command(digits_dir, tmp_path), environment)
 
@@ -113,24 +120,6 @@ def test_five_kills_at_random_moments_change_nothing(
     if not path.name.isdecimal() and path.name != "metrics.json"
   ]
   assert not half_written
-
-
-def wait_until(process, workdir, step, *, during_save=False):
-  """Returns when the run has logged a step, and if asked, is saving."""
-  deadline = time.monotonic() + 120
-  while process.poll() is None:
-    assert time.monotonic() < deadline
-    if has_logged(workdir, step) and (not during_save or is_saving(workdir)):
-      return
-    time.sleep(0.0005)
-
-
-def has_logged(workdir, step):
-  try:
-    last = (workdir / "metrics.jsonl").read_bytes().splitlines()[-1]
-    return json.loads(last)["step"] >= step
-  except (OSError, ValueError, IndexError):
-    return False
 
 
 def is_saving(workdir):
@@ -162,7 +151,7 @@ def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
     "data.worker_kind": kind,
   }
   process = subprocess.Popen(
-    command(digits_dir, tmp_path, **changes),
+    slowed_down(command(digits_dir, tmp_path, **changes), 0.05),
     cwd=ROOT,
     env=environment,
     stdout=subprocess.PIPE,
@@ -170,10 +159,10 @@ def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
     text=True,
     start_new_session=True,
   )
-  wait_until(process, tmp_path, 20)
+  wait_until(lambda: has_logged(tmp_path, 20), process)
   # As a terminal or a scheduler does it: to worker processes as well.
   os.killpg(process.pid, number)
-  out, error = process.communicate(timeout=120)
+  out, error = process.communicate(timeout=TIMEOUT)
 
   assert process.returncode == EX_TEMPFAIL, error
   assert "Traceback" not in error

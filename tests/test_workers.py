@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from runs import TIMEOUT, wait_until
 
 from mixer.data import pp_parser, preprocess
 from mixer.data.input_pipeline import train_batches
@@ -37,7 +38,7 @@ if __name__ == "__main__":
   for _ in range(8):
     next(batches)
   print("loading", flush=True)
-  time.sleep(600)
+  time.sleep(3600)
 """
 
 
@@ -83,7 +84,7 @@ def test_a_killed_loader_takes_its_workers_with_it(loading):
 
   process.kill()
 
-  _, alive = psutil.wait_procs(workers, timeout=20)
+  _, alive = psutil.wait_procs(workers, timeout=TIMEOUT)
   assert not alive
 
 
@@ -116,9 +117,7 @@ def test_workers_are_deaf_while_they_start(digits_dir, tmp_path, delay):
   )
   with run_script(tmp_path, digits_dir, text) as process:
     parent = psutil.Process(process.pid)
-    deadline = time.monotonic() + 60
-    while not workers_of(parent) and time.monotonic() < deadline:
-      time.sleep(0.001)
+    wait_until(lambda: workers_of(parent), process)
     time.sleep(delay)
 
     os.killpg(process.pid, signal.SIGINT)
@@ -140,10 +139,7 @@ def test_closing_ends_worker_processes(digits_dir):
 
   batches.close()
 
-  deadline = time.monotonic() + 20
-  while multiprocessing.active_children() and time.monotonic() < deadline:
-    time.sleep(0.05)
-  assert not multiprocessing.active_children()
+  wait_until(lambda: not multiprocessing.active_children())
 
 
 def test_there_is_one_worker_for_each_core_that_may_be_used():
