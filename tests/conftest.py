@@ -40,33 +40,39 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
+def compiled(tmp_path_factory) -> str:
+  """The folder of compiled programs that tests and their processes share."""
+  return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="session")
+def environment(compiled):
   """Environment of a process with one device.
 
-  All these processes share a compilation cache, which keeps every program: by
-  default, the load of the machine would decide which are kept.
+  Every program is cached: by default, the load of the machine would decide
+  which are.
   """
-  cache = tmp_path_factory.mktemp("compiled")
   return os.environ | {
     "XLA_FLAGS": PATIENT_FLAG,
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_COMPILATION_CACHE_DIR": compiled,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-  """Shares compiled programs between the tests of a module."""
+def compiled_once(compiled):
+  """Caches what the tests of a module compile."""
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 
   options = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_compilation_cache_dir": compiled,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
   }
   before = {key: jax.config.values[key] for key in options}
   for key, value in options.items():
     jax.config.update(key, value)
+  compilation_cache.reset_cache()
   yield
   for key, value in before.items():
     jax.config.update(key, value)

@@ -20,6 +20,8 @@ from mixer.plan import make_plan
 from mixer.schema import Key
 from mixer.weights import zoo
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 SIZES = {
   "patch": 4,
   "hidden": 8,

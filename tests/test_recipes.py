@@ -10,6 +10,8 @@ from mixer.errors import UserError
 from mixer.models import flops
 from mixer.plan import make_plan
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(autouse=True)
 def no_data(tmp_path, monkeypatch):

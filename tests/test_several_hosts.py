@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 from runs import (
   ROOT,
-  STEPS,
   TIMEOUT,
   assert_same_weights,
-  command,
   has_logged,
   read_rows,
   results,
@@ -27,6 +26,8 @@ from runs import (
 from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 
+STEPS = 40
+SHORT = {"total_steps": STEPS, "evals.test.every_steps": 20}
 # Updates, checkpoints and evaluations all need collectives.
 SHARDED = {"shard_state": True}
 # The CPU's collectives print lines that several threads may interleave.
@@ -41,6 +42,10 @@ def free_port():
   with socket.socket() as listener:
     listener.bind(("localhost", 0))
     return listener.getsockname()[1]
+
+
+def command(digits_dir, workdir, **changes):
+  return runs.command(digits_dir, workdir, **SHORT | changes)
 
 
 def with_devices(environment, devices):
@@ -141,7 +146,7 @@ def test_two_hosts_with_whole_states_train_as_one(
 def test_only_the_first_host_prints_and_writes(by_two_hosts):
   workdir, [(_, said, _), (_, other_said, other_shown)] = by_two_hosts
 
-  assert "Done: 120 steps." in said
+  assert f"Done: {STEPS} steps." in said
   assert other_said == ""
   assert "step" not in other_shown
   starts = json.loads((workdir / "provenance.json").read_text())["starts"]
@@ -170,7 +175,7 @@ def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
 
   # A signal to one host stops all at the same step, which takes them a second
   # or two to agree on.
-  slow = slowed_down(arguments, 0.2)
+  slow = slowed_down(arguments, 0.5)
   processes = start_hosts(slow, environment)
   wait_until(lambda: has_logged(tmp_path, 3), *processes)
   processes[1].send_signal(signal.SIGTERM)
@@ -228,7 +233,7 @@ def test_hosts_with_different_configs_do_not_begin(
     assert code == EX_USAGE
     assert "Host 1 has another config than host 0" in shown
     assert "optimizer.learning_rate: 0.003 -> 0.1" in shown
-    assert "evals.test.every_steps: 40 -> 7" in shown
+    assert "evals.test.every_steps: 20 -> 7" in shown
     assert "data.workers" not in shown
     assert "Traceback" not in shown
   assert not (tmp_path / "config.json").exists()
@@ -310,7 +315,7 @@ def test_a_run_begun_on_eight_devices_goes_on_on_two(
 ):
   whole, _ = by_one_host
   begun = subprocess.Popen(
-    slowed_down(command(digits_dir, tmp_path), 0.05),
+    slowed_down(command(digits_dir, tmp_path), 0.1),
     cwd=ROOT,
     env=with_devices(environment, 8),
     stdout=subprocess.DEVNULL,

@@ -14,6 +14,8 @@ from mixer.models import create
 from mixer.plan import make_plan, plan_summary
 from mixer.tools.data import prepare
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 TINY = dict(patch=2, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
 
 

@@ -43,6 +43,8 @@ from mixer.evaluators import runner
 from mixer.training import run_dir, setup
 from mixer.training.lock import locked
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(scope="module")
 def undisturbed(digits_dir, environment, tmp_path_factory):
