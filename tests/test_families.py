@@ -9,12 +9,11 @@ from flax.traverse_util import flatten_dict
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.models import create, family_of, flops, names, sizes
+from mixer.models import create, flops
 from mixer.models.infer import describe, infer, infer_model
 from mixer.plan import make_plan
 from mixer.tools.inference import made_for
 from mixer.tools.weights import main
-from mixer.weights.zoo import REGISTRY
 
 GOLDENS = "tests/goldens"
 VIT = dict(name="ViT", patch=2, hidden=16, blocks=2, mlp=32, heads=2)
@@ -30,22 +29,6 @@ def plan(digits_dir, model, **changes):
   config.model.update(NOT_BITS | model)
   config.update(changes)
   return make_plan(config)
-
-
-def test_every_family_has_names_and_a_table():
-  assert {family_of(name) for name in names()} == {"Mixer", "ViT", "BiT"}
-  assert sizes("ViT-B/16")["heads"] == 12
-  assert sizes("BiT-R101x1") == {"width": 1, "units": (3, 4, 23, 3)}
-  assert names("ViT") == [x for x in names() if x.startswith("ViT")]
-  for published in REGISTRY.values():
-    create(published.model, **published.fields)
-
-
-def test_a_name_of_no_family_gets_the_nearest():
-  with pytest.raises(ValueError, match="ViT-B/61.*ViT-B/16"):
-    create("ViT-B/61")
-  with pytest.raises(ValueError, match="heads.*name a variant: ViT-B/32"):
-    create("ViT", patch=2, hidden=16, blocks=2, mlp=32)
 
 
 @pytest.mark.parametrize("model", [VIT, BIT], ids=["ViT", "BiT"])

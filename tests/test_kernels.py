@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kept import numbers_kept
+from small_models import count_saved
 
 from benchmarks.kernels import Errors, agree, compare, run
 from mixer.errors import UserError
@@ -285,7 +285,7 @@ def test_remat_saves_as_much_with_gpu_kernels_as_with_layers():
 
   def saved(remat, model):
     with target_device(A_GPU):
-      return numbers_kept(model.clone(remat=remat), params, images)
+      return count_saved(model.clone(remat=remat), params, images)
 
   fused = model.clone(kernels="fused")
   for policy in "blocks", "token_mixing":

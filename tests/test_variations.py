@@ -9,6 +9,7 @@ import recipes
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 from PIL import Image
+from small_models import SIZES, golden
 
 from benchmarks.variations import PAPER, RESULT, compare
 from mixer import train, weights
@@ -16,15 +17,13 @@ from mixer.errors import UserError
 from mixer.models import create, flops, mixer
 from mixer.models.infer import infer_model
 
-TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
+TINY = SIZES["Mixer"]
 S, C, D_S = 16, 24, 12  # tokens, channels, hidden units of TINY at 32 px
 
 
 @pytest.fixture(scope="module")
 def plain():
-  params = weights.load("tests/goldens/mixer_tiny.npz")
-  golden = np.load("tests/goldens/mixer_tiny_io.npz")
-  return params, golden["images"], golden["logits"]
+  return golden("Mixer")[1:]
 
 
 def vary(**fields):
@@ -250,11 +249,6 @@ def test_a_variations_parameters_are_not_taken_for_a_mixers(plain):
 
   with pytest.raises(UserError, match="not the parameters of a"):
     infer_model(params)
-
-
-def test_a_variation_without_sizes_says_which_it_needs():
-  with pytest.raises(ValueError, match="patch, hidden.*as fields.$"):
-    create("MixerVariation", untied=True)
 
 
 @pytest.mark.parametrize("name", ["views", "pyramid"])

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The ViT: published sizes, initial values, pooling, drop path."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from small_models import SIZES, golden
 
-from mixer import weights
 from mixer.models import create, flops, vit
-from mixer.weights.zoo import VITS
 
-GOLDENS = "tests/goldens"
-TINY = dict(patch=8, hidden=24, blocks=2, mlp=48, heads=4)
+TINY = SIZES["ViT"]
+
 
 # With a 1,000-way head at 224 px: parameters as the ViT paper's authors and
 # others give them; multiply-accumulates by the arithmetic below.
@@ -25,52 +26,17 @@ PARAMETERS = {
 GMACS = {"ViT-B/16": 17.6, "ViT-L/16": 61.6}
 
 
+@pytest.fixture
+def tiny():
+  return golden("ViT")
+
+
 def macs_by_arithmetic(patch, hidden, blocks, mlp, heads, classes):
   patches = (224 // patch) ** 2
   s, c = patches + 1, hidden
   attention = 4 * s * c * c + 2 * s * s * c
   block = attention + 2 * s * c * mlp
   return patches * patch**2 * 3 * c + blocks * block + c * classes
-
-
-@pytest.fixture(scope="module")
-def tiny():
-  params = weights.load(f"{GOLDENS}/vit_tiny.npz")
-  golden = np.load(f"{GOLDENS}/vit_tiny_io.npz")
-  model = create("ViT", num_classes=7, **TINY)
-  return model, params, golden["images"], golden["logits"]
-
-
-def test_logits_agree_with_the_authors_implementation(tiny):
-  model, params, images, expected = tiny
-
-  with jax.default_matmul_precision("highest"):
-    logits, out = model.apply({"params": params}, images)
-
-  assert np.abs(logits - expected).max() <= 1e-5
-  assert {name: x.shape[1:] for name, x in out.items()} == {
-    "stem": (16, 24),
-    "block00": (17, 24),
-    "block01": (17, 24),
-    "pre_logits": (24,),
-    "logits": (7,),
-  }
-
-
-def test_parameters_have_the_published_names_and_shapes(tiny):
-  _, params, images, _ = tiny
-  expected = {k: v.shape for k, v in flatten_dict(params).items()}
-
-  for fields in (
-    {},
-    {"remat": "blocks"},
-    {"scan": True},
-    {"stoch_depth": 0.1, "dropout": 0.1},
-  ):
-    made = flops.abstract_params(
-      create("ViT", num_classes=7, **TINY, **fields), images.shape[1:3]
-    )
-    assert {k: v.shape for k, v in flatten_dict(made).items()} == expected
 
 
 @pytest.mark.parametrize("name", vit.VARIANTS)
@@ -89,12 +55,6 @@ def test_a_variant_costs_its_gmacs(name):
   macs = flops.multiply_accumulates(create(name, num_classes=1000), (224, 224))
 
   assert macs / 1e9 == pytest.approx(GMACS[name], rel=5e-3)
-
-
-def test_every_published_vit_is_a_variant():
-  published = {each.model for each in VITS}
-
-  assert published and published <= set(vit.VARIANTS)
 
 
 def test_initial_values_are_those_of_the_authors_code():
@@ -122,21 +82,6 @@ def test_initial_values_are_those_of_the_authors_code():
   for name in ("cls", "head/kernel", f"{attention}/query/bias"):
     assert not flat[name].any()
   assert np.all(flat["head/bias"] == np.float32(-6.9))
-
-
-def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(tiny):
-  model, params, images, expected = tiny
-  half = model.clone(dtype=jnp.bfloat16)
-
-  logits, out = half.apply({"params": params}, images)
-
-  assert logits.dtype == jnp.float32
-  assert out["block00"].dtype == jnp.bfloat16
-  assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
-  made = flops.abstract_params(half, (32, 32))
-  assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {
-    jnp.dtype("float32")
-  }
 
 
 def test_mean_pooling_has_no_class_token():
@@ -169,26 +114,6 @@ def test_a_hidden_layer_under_the_head_makes_the_pre_logits(tiny):
   np.testing.assert_allclose(logits[:, 0], expected.sum(1), atol=1e-5)
 
 
-def test_masks_are_each_examples_own(tiny):
-  """Drawn by its key, whatever else is in the batch."""
-  model, params, images, _ = tiny
-  model = model.clone(dropout=0.5, stoch_depth=0.5)
-  same = jnp.broadcast_to(images[:1], (4, *images.shape[1:]))
-  keys = jax.random.split(jax.random.key(0), 4)
-
-  logits, _ = model.apply({"params": params}, same, train=True, drop_keys=keys)
-  alone, _ = model.apply(
-    {"params": params}, same[2:3], train=True, drop_keys=keys[2:3]
-  )
-  evaluated, _ = model.apply({"params": params}, same[:1])
-
-  assert len(np.unique(np.asarray(logits)[:, 0])) == 4
-  np.testing.assert_allclose(logits[2:3], alone, rtol=1e-4, atol=1e-5)
-  assert np.abs(logits - evaluated).max(axis=1).min() > 0
-  with pytest.raises(ValueError, match="jax.random.split"):
-    model.apply({"params": params}, images, train=True)
-
-
 def test_the_last_blocks_branches_are_dropped_by_themselves(tiny):
   model, params, images, _ = tiny
   images = jnp.broadcast_to(images[:1], (200, *images.shape[1:]))
@@ -205,23 +130,3 @@ def test_the_last_blocks_branches_are_dropped_by_themselves(tiny):
   _, counts = np.unique(kinds, axis=0, return_counts=True)
   assert len(counts) == 4
   assert counts / 200 == pytest.approx(0.25, abs=0.1)
-
-
-@pytest.mark.parametrize(
-  "shape, fields, words",
-  [
-    ((1, 30, 32, 3), {}, ("30 x 32 px", "8 px", "32 x 32 px")),
-    ((1, 32, 32, 1), {}, ("1 channels", "3", "image_channels=1")),
-    ((1, 64, 64, 3), {}, ("64 tokens", "know the places of 16", "32 x 32")),
-    ((32, 32, 3), {}, ("[n, height, width, channels]", "image[None]")),
-    ((1, 32, 32, 3), {"heads": 5}, ("heads=5", "hidden=24")),
-    ((1, 32, 32, 3), {"pool": "mean"}, ("a class token", "pool='token'")),
-  ],
-)
-def test_misfits_are_refused_with_a_remedy(tiny, shape, fields, words):
-  model, params, _, _ = tiny
-
-  with pytest.raises(ValueError) as error:
-    model.clone(**fields).apply({"params": params}, np.zeros(shape, "f"))
-
-  assert all(word in str(error.value) for word in words), error.value

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Mixer: table 1 of the paper, initial values, precision, drop path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from small_models import SIZES, golden
+
+from mixer.models import create, flops, names
+
+TINY = SIZES["Mixer"]
+
+
+# Paper, table 1: exact counts behind its "19 M", "18 M" and so on, without and
+# with a 1,000-way head, and GMACs of a 224 px image without head, derived from
+# the table's sizes by hand.
+EXPECTED = {
+  "Mixer-S/32": (18_591_624, 19_104_624, 1_001_914_368),
+  "Mixer-S/16": (18_015_264, 18_528_264, 3_776_446_464),
+  "Mixer-B/32": (59_524_428, 60_293_428, 3_236_954_112),
+  "Mixer-B/16": (59_111_472, 59_880_472, 12_600_999_936),
+  "Mixer-L/32": (205_914_264, 206_939_264, 11_252_269_056),
+  "Mixer-L/16": (207_171_168, 208_196_168, 44_546_654_208),
+  "Mixer-H/14": (431_069_952, 432_350_952, 120_988_631_040),
+}
+
+
+@pytest.fixture
+def tiny():
+  return golden("Mixer")
+
+
+def test_the_expected_numbers_cover_every_variant():
+  assert set(names("Mixer")) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_variant_has_the_papers_parameters_and_costs_its_gmacs(name):
+  headless, with_head, macs = EXPECTED[name]
+
+  body = create(name)
+  whole = create(name, num_classes=1000)
+
+  params = flops.abstract_params(whole, (224, 224))
+  assert flops.count_params(params) == with_head
+  del params["head"]
+  assert flops.count_params(params) == headless
+  assert flops.multiply_accumulates(body, (224, 224)) == macs
+
+
+def test_multiply_accumulates_include_convolutions_products_and_loops():
+  model = create("Mixer", num_classes=7, **TINY)
+  s, c = 16, 24
+  block = 2 * s * TINY["tokens_mlp"] * c + 2 * s * c * TINY["channels_mlp"]
+  by_hand = s * 8 * 8 * 3 * c + 2 * block + c * 7
+
+  assert flops.multiply_accumulates(model, (32, 32)) == by_hand
+
+
+def test_initial_values_are_distributed_as_in_the_authors_code():
+  """LeCun normal kernels over the true fan-in, zero biases, zero head."""
+  model = create("Mixer-S/32", num_classes=10, head_bias=-6.9)
+  images = jnp.zeros((1, 224, 224, 3))
+  params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+  flat = flatten_dict(params, sep="/")
+
+  fan_in = {
+    "stem/kernel": 32 * 32 * 3,
+    "MixerBlock_0/token_mixing/Dense_0/kernel": 49,
+    "MixerBlock_3/token_mixing/Dense_1/kernel": 256,
+    "MixerBlock_5/channel_mixing/Dense_0/kernel": 512,
+    "MixerBlock_7/channel_mixing/Dense_1/kernel": 2048,
+  }
+  for name, fan in fan_in.items():
+    values = np.asarray(flat[name])
+    deviation = fan**-0.5
+    assert values.std() == pytest.approx(deviation, rel=0.03)
+    assert abs(values.mean()) < 0.03 * deviation
+    # Truncated at two deviations of the normal that it is cut from.
+    assert np.abs(values).max() <= 2 * deviation / 0.87962566 * (1 + 1e-6)
+  assert not flat["head/kernel"].any()
+  assert np.all(flat["head/bias"] == np.float32(-6.9))
+  biases = [v for k, v in flat.items() if k.endswith("Dense_0/bias")]
+  assert not any(v.any() for v in biases)
+  assert np.all(flat["MixerBlock_0/LayerNorm_0/scale"] == 1)
+
+
+def test_tokens_are_kept_in_bfloat16_and_added_to_in_float32(tiny):
+  model, params, images, _ = tiny
+  # Two branches that are a bias each.
+  params = params | {
+    "MixerBlock_0": jax.tree.map(jnp.zeros_like, params["MixerBlock_0"])
+  }
+  shifts = np.linspace(0.1, 1, 16), np.linspace(-1, 1, 24)
+  for mixing, shift in zip(("token", "channel"), shifts, strict=True):
+    layer = params["MixerBlock_0"][f"{mixing}_mixing"]["Dense_1"]
+    layer["bias"] = jnp.float32(shift)
+
+  _, out = model.clone(dtype=jnp.bfloat16).apply({"params": params}, images)
+
+  x, bfloat16 = np.asarray(out["stem"]), jnp.bfloat16
+  x = (x + np.float32(shifts[0][:, None])).astype(bfloat16)
+  x = (x.astype(np.float32) + np.float32(shifts[1])).astype(bfloat16)
+  assert out["stem"].dtype == np.float32
+  assert out["block00"].dtype == bfloat16
+  assert np.array_equal(out["block00"], x)
+
+
+@pytest.mark.parametrize(
+  ("platform", "held"), [("cuda", True), ("tpu", False), ("cpu", False)]
+)
+def test_gpus_store_tokens_and_their_cotangents_in_bfloat16(
+  tiny, platform, held
+):
+  model, params, images, _ = tiny
+  model = model.clone(dtype=jnp.bfloat16)
+
+  def loss(params):
+    return model.apply({"params": params}, images)[0].sum()
+
+  traced = jax.jit(jax.grad(loss)).trace(params)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  barriers = [x for x in text.splitlines() if "optimization_barrier" in x]
+  assert all("bf16>" in x for x in barriers)
+  # Per block: two branches and one layer norm, forward and backward.
+  assert len(barriers) == (2 * 3 * model.blocks if held else 0)
+
+
+def test_gradients_in_bfloat16_are_as_large_as_in_float32():
+  """Sums over tokens in bfloat16 would come out a third too small."""
+  model = create("Mixer", num_classes=7, **TINY | {"blocks": 6})
+  images = jax.random.normal(jax.random.key(0), (128, 32, 32, 3))
+  params = jax.jit(model.init)(jax.random.key(1), images)["params"]
+  params["head"]["kernel"] = jax.random.normal(jax.random.key(2), (24, 7))
+
+  def gradients(dtype):
+    def loss(params):
+      logits, _ = model.clone(dtype=dtype).apply({"params": params}, images)
+      return jax.nn.log_softmax(logits)[:, 0].mean()
+
+    return flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
+
+  exact, rounded = gradients(None), gradients(jnp.bfloat16)
+
+  for name, gradient in exact.items():
+    norm = jnp.linalg.norm(gradient)
+    # The shift of a whole token is normalised away: its gradient is 0.
+    if "token_mixing/Dense_1/bias" in name:
+      norm = jnp.linalg.norm(exact[name.replace("token", "channel")])
+    assert jnp.linalg.norm(rounded[name] - gradient) < 0.03 * norm, name
+
+
+def test_stochastic_depth_drops_whole_branches_and_leaves_the_rest_as_it_is(
+  tiny,
+):
+  _, params, images, _ = tiny
+  model = create("Mixer", num_classes=7, **TINY, stoch_depth=0.5)
+  images = jnp.broadcast_to(images[:1], (400, *images.shape[1:]))
+  keys = jax.random.split(jax.random.key(0), 400)
+
+  _, out = model.apply({"params": params}, images, train=True, drop_keys=keys)
+  _, whole = model.apply({"params": params}, images[:1])
+
+  # The first block has rate 0, the second the full rate on two branches: each
+  # example is one of four, among them the input of the block and the block.
+  np.testing.assert_allclose(
+    out["block00"], jnp.broadcast_to(whole["block00"], (400, 16, 24)), atol=1e-5
+  )
+  kinds = np.unique(np.round(np.asarray(out["block01"]), 3), axis=0)
+  assert len(kinds) == 4
+
+  def share_like(expected):
+    close = np.abs(out["block01"] - expected).max(axis=(1, 2)) < 1e-4
+    return close.mean()
+
+  assert share_like(whole["block00"]) == pytest.approx(0.25, abs=0.08)
+  assert share_like(whole["block01"]) == pytest.approx(0.25, abs=0.08)
+
+
+def test_rescaled_stochastic_depth_keeps_the_mean(tiny):
+  _, params, images, _ = tiny
+  model = create(
+    "Mixer",
+    num_classes=7,
+    **(TINY | {"blocks": 2}),
+    stoch_depth=0.3,
+    stoch_depth_rescale=True,
+  )
+  # Without its token mixing the last block is linear in its mask.
+  params = dict(params)
+  params["MixerBlock_1"] = jax.tree.map(jnp.zeros_like, params["MixerBlock_1"])
+  mixing = dict(params["MixerBlock_1"]["channel_mixing"])
+  mixing["Dense_1"] = {"kernel": jnp.zeros((48, 24)), "bias": jnp.ones(24)}
+  params["MixerBlock_1"] = params["MixerBlock_1"] | {"channel_mixing": mixing}
+  images = jnp.broadcast_to(images[:1], (2000, *images.shape[1:]))
+  keys = jax.random.split(jax.random.key(0), 2000)
+
+  _, out = model.apply({"params": params}, images, train=True, drop_keys=keys)
+
+  added = np.asarray(out["block01"] - out["block00"])
+  assert set(np.unique(np.round(added, 3))) == {0.0, np.float32(1.429)}
+  assert added.mean() == pytest.approx(1.0, abs=0.05)
