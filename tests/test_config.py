@@ -189,6 +189,60 @@ def test_what_does_not_fit_together_is_said_before_anything_compiles(
   assert any(words in problem for problem in problems), problems
 
 
+VIT = dict(name="ViT", patch=2, hidden=16, blocks=2, mlp=32, heads=2)
+BIT = dict(name="BiT", width=0.5, units=(1, 1))
+NO_SIZES = dict.fromkeys(
+  ("tokens_mlp", "channels_mlp", "patch", "hidden", "blocks")
+)
+
+
+def plan_model(digits_dir, model):
+  """Returns the plan of digits with another model in place of the Mixer."""
+  changes = {f"model__{key}": x for key, x in (NO_SIZES | model).items()}
+  return plan_digits(digits_dir, **changes)
+
+
+@pytest.mark.parametrize("model", [VIT, BIT], ids=["ViT", "BiT"])
+def test_a_config_makes_a_model_of_any_family(digits_dir, model):
+  plan = plan_model(digits_dir, model)
+
+  assert not plan.complaints.problems
+  fields = {key: value for key, value in model.items() if key != "name"}
+  assert plan.model.module == create(
+    model["name"], num_classes=10, dtype="float32", **fields
+  )
+  assert plan.model.multiply_accumulates > 0
+
+
+@pytest.mark.parametrize(
+  "model, words",
+  [
+    (
+      VIT | dict(tokens_mlp=3),
+      "config.model.tokens_mlp is of Mixer, MixerVariation; ViT has no such "
+      "field: leave it",
+    ),
+    (BIT | dict(gelu="tanh"), "gelu is of Mixer, ViT, MixerVariation; BiT has"),
+    (BIT | dict(patch=4), "patch is of Mixer, ViT, MixerVariation; BiT has no"),
+    (dict(name="Mixer-B/16", pool="mean"), "pool is of ViT; Mixer-B/16 has"),
+    (VIT | dict(heads=3), "heads=3 do not divide hidden=16"),
+    (VIT | dict(patch=3), "8 x 8 px are not divided by patches of 3 px"),
+    (VIT | dict(pool="max"), "config.model.pool = 'max' is none of None"),
+    (VIT | dict(heads=0), "config.model.heads = 0 must be 1 or more"),
+    (BIT | dict(remat="token_mixing"), "config.model: remat='token_mixing' is"),
+    (BIT | dict(width=0.1), "config.model.width = 0.1 must be 0.5 or more"),
+    (BIT | dict(width=0.7), "width=0.7 makes 44.8 channels"),
+    (BIT | dict(units=(1, 0)), "numbers of residual units, one for each stage"),
+  ],
+)
+def test_a_model_that_cannot_be_is_said_before_anything_compiles(
+  digits_dir, model, words
+):
+  problems = plan_model(digits_dir, model).complaints.problems
+
+  assert any(words in problem for problem in problems), problems
+
+
 def test_all_complaints_come_together(digits_dir):
   plan = plan_digits(
     digits_dir, batch=100, model__num_classes=11, checkpoint__best="x"

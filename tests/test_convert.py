@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from old_checkpoints import old_bit, old_mixer, old_vit
+from small_models import golden
 
 from mixer import weights
 from mixer.errors import UserError
+from mixer.models import create, flops
+from mixer.models.infer import infer_model
 from mixer.weights import convert
 
 FILE = "tests/goldens/mixer_tiny.npz"
@@ -116,3 +120,34 @@ def test_two_arrays_that_would_get_one_name_are_refused(tmp_path):
 
   with pytest.raises(UserError, match="Two arrays have the name .*LayerNorm_1"):
     load_as_file(old, tmp_path)
+
+
+def test_an_old_vit_is_evaluated_with_its_hidden_layer(tmp_path):
+  _, params, images, expected = golden("ViT")
+  layer = {"kernel": np.eye(24, dtype="f"), "bias": np.zeros(24, "f")}
+  old = {}
+  for name, array in flatten_dict(
+    params | {"pre_logits": layer}, sep="/"
+  ).items():
+    for today, before in (
+      ("MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1"),
+      ("LayerNorm_1", "LayerNorm_2"),
+      ("MlpBlock_0", "MlpBlock_3"),
+    ):
+      name = name.replace(today, before)
+    old[name] = array
+  np.savez(tmp_path / "old.npz", **old)
+
+  read = weights.load(tmp_path / "old.npz")
+
+  model = infer_model(read)
+  _, out = jax.jit(model.apply)({"params": read}, images)
+  head = params["head"]
+  logits = np.arctanh(out["pre_logits"]) @ head["kernel"] + head["bias"]
+  assert model.representation == 24
+  np.testing.assert_allclose(logits, expected, atol=1e-3)
+  # A new head, for fine-tuning, replaces the hidden layer too.
+  tuned = create("ViT", patch=8, hidden=24, blocks=2, mlp=48, heads=4)
+  tuned = flops.abstract_params(tuned.clone(num_classes=3), (32, 32))
+  merged, _ = weights.merge_params(read, tuned)
+  assert "pre_logits" not in merged

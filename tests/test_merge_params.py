@@ -3,18 +3,19 @@
 
 import numpy as np
 import pytest
+from small_models import SIZES
 
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import create, flops
 
-TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
+TINY = SIZES["Mixer"]
 FILE = "tests/goldens/mixer_tiny.npz"
 
 
-def shapes(name="Mixer", num_classes=7, size=32, **fields):
+def shapes(name="Mixer", size=32, **fields):
   sizes = TINY if name == "Mixer" else {}
-  model = create(name, num_classes=num_classes, **(sizes | fields))
+  model = create(name, **{"num_classes": 7} | sizes | fields)
   return flops.abstract_params(model, (size, size))
 
 
@@ -80,9 +81,7 @@ def test_what_does_not_fit_is_listed_with_both_shapes(options, words):
 
 def test_a_long_list_ends_with_a_count_and_block_10_is_behind_block_9():
   with pytest.raises(UserError) as error:
-    weights.merge_params(
-      shapes("Mixer-B/16", 1000, 224), shapes("Mixer-B/16", 7, 448)
-    )
+    weights.merge_params(B16, shapes("Mixer-B/16", 448))
 
   lines = str(error.value).splitlines()
   # Of each of 12 blocks, both kernels and the second bias.
@@ -94,68 +93,154 @@ def test_a_long_list_ends_with_a_count_and_block_10_is_behind_block_9():
   ]
 
 
+B16 = shapes("Mixer-B/16", 224, num_classes=1000)
+
+
 @pytest.mark.parametrize(
-  "wanted, words",
+  "name, size, fields, words",
   [
     (
-      ("Mixer-B/16", 448),
+      "Mixer-B/16",
+      448,
+      {},
       "for 196 tokens (224 px / 16), the model is for 784 tokens (448 px / "
       "16): grow them by 2 (config.init_growth='tiles' with "
       "config.model.tokens_mlp=1536).",
     ),
     (
-      ("Mixer-B/16", 448, dict(tokens_mlp=4 * 384)),
+      "Mixer-B/16",
+      448,
+      {"tokens_mlp": 4 * 384},
       "grow them by 2 (config.init_growth='tiles').",
     ),
     (
-      ("Mixer-B/16", 192),
+      "Mixer-B/16",
+      192,
+      {},
       "the model is for 144 tokens (192 px / 16): no whole factor apart, so "
       "interpolate (config.init_growth='interpolate', beyond the paper)",
     ),
-    (("Mixer-B/32", 224), "are of Mixer-B/16, the model is Mixer-B/32"),
-    (("Mixer-L/16", 224), "are of Mixer-B/16, the model is Mixer-L/16"),
+    ("Mixer-B/32", 224, {}, "are of Mixer-B/16, the model is Mixer-B/32"),
+    ("Mixer-L/16", 224, {}, "are of Mixer-B/16, the model is Mixer-L/16"),
     (
-      ("Mixer-B/16", 224, dict(blocks=13)),
+      "Mixer-B/16",
+      224,
+      {"blocks": 13},
       "the model is a Mixer with patch=16, hidden=768, blocks=13, "
       "tokens_mlp=384, channels_mlp=3072: choose",
     ),
     (
-      ("Mixer-B/16", 224, dict(tokens_mlp=400)),
+      "Mixer-B/16",
+      224,
+      {"tokens_mlp": 400},
       "tokens_mlp is 384 in the weights, 400 in the model: set "
       "config.model.tokens_mlp=384.",
     ),
     (
-      ("Mixer-B/16", 224, dict(image_channels=1)),
+      "Mixer-B/16",
+      224,
+      {"image_channels": 1},
       "image_channels is 3 in the weights, 1 in the model: take weights for "
       "1-channel images.",
     ),
   ],
 )
-def test_the_first_sentence_says_why_weights_do_not_fit(wanted, words):
-  name, size, *fields = wanted
-  fields = fields[0] if fields else {}
-  params = shapes("Mixer-B/16", 1000, 224)  # shapes are all that is looked at
-
+def test_the_first_sentence_explains_a_mixers_misfit(name, size, fields, words):
   with pytest.raises(UserError) as error:
-    weights.merge_params(params, shapes(name, 7, size, **fields))
+    weights.merge_params(B16, shapes(name, size, **fields))
 
   reason = str(error.value).splitlines()[0]
   assert words in reason
   assert "num_classes" not in reason  # the head is replaced anyway
 
 
+@pytest.mark.parametrize(
+  "fields, name, size, model_fields, words",
+  [
+    (
+      {},
+      "ViT-B/16",
+      384,
+      {},
+      "for 196 tokens (224 px / 16), the model is for 576 tokens (384 px / "
+      "16): interpolate them (config.init_growth='interpolate')",
+    ),
+    ({}, "ViT-L/16", 224, {}, "are of ViT-B/16, the model is ViT-L/16"),
+    (
+      {},
+      "ViT-B/16",
+      224,
+      {"heads": 6},
+      "the model is a ViT with patch=16, hidden=768, blocks=12, mlp=3072, "
+      "heads=6",
+    ),
+    (
+      {},
+      "ViT-B/32",
+      224,
+      {},
+      "are of ViT-B/16, the model is ViT-B/32: choose the same with "
+      "config.model.name",
+    ),
+    (
+      {},
+      "ViT-B/16",
+      224,
+      {"pool": "mean"},
+      "pool is 'token' in the weights, 'mean' in the model: set "
+      "config.model.pool='token'",
+    ),
+    (
+      {"representation": 768},
+      "ViT-B/16",
+      224,
+      {},
+      "representation is 768 in the weights, None in the model: set "
+      "config.model.representation=768, or begin with a new head",
+    ),
+    ({}, "Mixer-B/16", 224, {}, "are of a ViT, the model is a Mixer"),
+    (
+      {},
+      "BiT-R50x1",
+      224,
+      {"width": 0.5},
+      "are of BiT-R50x1, the model is a BiT with width=0.5, units=(3, 4, 6, 3)",
+    ),
+    ({}, "BiT-R101x1", 224, {}, "are of BiT-R50x1, the model is BiT-R101x1"),
+    (
+      {},
+      "BiT-R50x1",
+      224,
+      {"image_channels": 1},
+      "image_channels is 3 in the weights, 1 in the model",
+    ),
+  ],
+)
+def test_the_first_sentence_explains_a_baselines_misfit(
+  fields, name, size, model_fields, words
+):
+  baseline = "BiT-R50x1" if name.startswith("BiT") else "ViT-B/16"
+
+  with pytest.raises(UserError) as error:
+    weights.merge_params(
+      shapes(baseline, 224, **fields), shapes(name, size, **model_fields)
+    )
+
+  assert words in str(error.value).splitlines()[0]
+
+
 def test_weights_that_were_grown_are_recognised():
-  given = shapes("Mixer-B/16", 7, 448, tokens_mlp=4 * 384)
+  grown = shapes("Mixer-B/16", 448, tokens_mlp=4 * 384)
 
   with pytest.raises(UserError, match="tokens_mlp=1536, as they were grown by"):
-    weights.merge_params(given, shapes("Mixer-B/16", 7, 448))
+    weights.merge_params(grown, shapes("Mixer-B/16", 448))
 
 
 def test_other_token_mixing_is_not_taken_for_grown():
-  given = shapes("Mixer-B/16", 7, 448, tokens_mlp=5 * 384)
+  other = shapes("Mixer-B/16", 448, tokens_mlp=5 * 384)
 
   with pytest.raises(UserError, match=r"config.model.tokens_mlp=1920\."):
-    weights.merge_params(given, shapes("Mixer-B/16", 7, 448))
+    weights.merge_params(other, shapes("Mixer-B/16", 448))
 
 
 def test_weights_of_another_family_are_named():

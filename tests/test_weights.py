@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import create, flops
-from mixer.models.infer import infer_model
+from mixer.tools.inference import made_for
 from mixer.tools.weights import main
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
@@ -111,34 +111,6 @@ def test_halves_become_float32(tmp_path, dtype, layout):
   for name, half in halves.items():
     assert again[name].dtype == np.float32
     assert np.array_equal(again[name], half.astype(np.float32))
-
-
-def test_the_shapes_make_the_model():
-  params = weights.load(FILE)
-
-  model = infer_model(params, gelu="exact", dropout=0.1)
-
-  assert (model.gelu, model.dropout, model.num_classes) == ("exact", 0.1, 7)
-  wanted = create("Mixer", num_classes=7, **TINY)
-  assert flops.abstract_params(model, (32, 32)) == flops.abstract_params(
-    wanted, (32, 32)
-  )
-  del params["head"]
-  assert infer_model(params).num_classes is None
-  with pytest.raises(UserError, match="not the parameters of a Mixer"):
-    infer_model({"cls": np.zeros(3)})
-
-
-def test_a_model_of_grown_weights_has_their_token_mixing():
-  grown = weights.grow(weights.load(FILE), factor=2)
-
-  model = infer_model(grown)
-
-  assert model.tokens_mlp == 4 * 12
-  wanted = create("Mixer", num_classes=7, **(TINY | {"tokens_mlp": 48}))
-  assert flops.abstract_params(model, (64, 64)) == flops.abstract_params(
-    wanted, (64, 64)
-  )
 
 
 def test_what_a_file_does_not_say_is_taken_from_its_shapes(tmp_path):
@@ -315,6 +287,30 @@ def test_convert_interpolates_to_rows_and_columns(tmp_path, capsys):
   )
 
 
+def test_convert_describes_the_model_of_any_family(tmp_path, capsys):
+  vit, bit = tmp_path / "vit.npz", tmp_path / "bit.npz"
+
+  assert main(["convert", "tests/goldens/vit_tiny.npz", str(vit)]) == 0
+  assert main(["convert", "tests/goldens/bit_tiny.npz", str(bit)]) == 0
+  assert (
+    main(["convert", "tests/goldens/vit_tiny.npz", str(vit), "--tokens=6x6"])
+    == 0
+  )
+
+  printed = capsys.readouterr().out
+  for words in (
+    "a ViT with patch=8, hidden=24, blocks=2, mlp=48, heads=4, 16 tokens "
+    "(32 px / 8), 7 classes",
+    "a BiT with width=0.5, units=(2, 1), images of any size, 7 classes",
+    "Grown by interpolation: a ViT",
+    "36 tokens (48 px / 8)",
+  ):
+    assert words in printed
+  assert weights.read(vit).image_size == (48, 48)
+  assert main(["convert", str(bit), str(bit), "--grow=2"]) == 2
+  assert "any size as it is" in capsys.readouterr().err
+
+
 def test_convert_keeps_the_gelu(tmp_path, capsys):
   weights.save(tmp_path / "exact.npz", weights.load(FILE), gelu="exact")
 
@@ -368,3 +364,14 @@ def test_a_sweep_is_told_from_a_run(tmp_path):
 
   with pytest.raises(UserError, match="holds a sweep: name one of the"):
     weights.load(tmp_path)
+
+
+def test_images_are_made_for_the_weights_or_as_in_the_paper():
+  vit, bit = (
+    weights.read(f"tests/goldens/{family}_tiny.npz")
+    for family in ("vit", "bit")
+  )
+
+  assert (vit.image_size, bit.image_size) == ((32, 32), None)
+  assert made_for(vit) == (32, 32)
+  assert made_for(bit) == (224, 224)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model of parameters, inferred from their names and shapes."""
+
+import jax
+import numpy as np
+import pytest
+from small_models import SIZES, golden
+
+from mixer import weights
+from mixer.errors import UserError
+from mixer.models import create
+from mixer.models.infer import describe, infer, infer_model
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_the_shapes_make_the_model(family):
+  expected, params, _, _ = golden(family)
+
+  model = infer_model(params)
+
+  assert model == expected
+  body = {name: part for name, part in params.items() if name != "head"}
+  assert infer_model(body).num_classes is None
+
+
+def test_fields_that_shapes_do_not_tell_are_set():
+  model = infer_model(golden("Mixer").params, gelu="exact", dropout=0.1)
+
+  assert (model.gelu, model.dropout, model.num_classes) == ("exact", 0.1, 7)
+
+
+@pytest.mark.parametrize(
+  "name, fields, words",
+  [
+    ("Mixer-S/32", {}, "Mixer-S/32"),
+    ("Mixer-S/16", dict(patch=8), "Mixer-S/8"),
+    ("Mixer-S/16", dict(tokens_mlp=1024), "Mixer-S/16 with tokens_mlp=1024"),
+    ("ViT-B/32", {}, "ViT-B/32"),
+    ("ViT-B/16", dict(pool="mean"), "ViT-B/16 with pool='mean'"),
+    ("ViT-B/16", dict(image_channels=1), "ViT-B/16 with image_channels=1"),
+    ("BiT-R50x3", {}, "BiT-R50x3"),
+  ],
+)
+def test_shapes_name_the_variant_and_the_fields_that_differ(
+  name, fields, words
+):
+  model = create(name, num_classes=7, **fields)
+  shapes = jax.eval_shape(
+    model.init,
+    jax.random.key(0),
+    np.zeros((1, 96, 96, model.image_channels), "f"),
+  )
+
+  inferred = infer(shapes["params"])
+
+  assert inferred == model and describe(inferred) == words
+
+
+def test_parameters_of_no_family_are_refused():
+  with pytest.raises(UserError, match="not the parameters of a Mixer"):
+    infer_model({"cls": np.zeros(3)})
+
+
+def test_grown_weights_have_a_larger_token_mixing():
+  model, params, _, _ = golden("Mixer")
+
+  grown = infer_model(weights.grow(params, factor=2))
+
+  assert grown == model.clone(tokens_mlp=4 * 12)
