@@ -8,7 +8,7 @@ from mixer.choices import MODEL_FIELDS
 from mixer.config import default, evaluator
 from mixer.config_check import diff_configs, resolve, to_dict, validate
 from mixer.errors import UserError
-from mixer.models import layers
+from mixer.models import create, layers
 from mixer.plan import make_plan
 from mixer.recipe import parse_arg
 from mixer.schema import resolve_steps
