@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files in the layouts of the past, and what is in them today's way."""
+"""Small files in former layouts, and their content in today's."""
 
 import numpy as np
 
@@ -11,12 +11,12 @@ def _normal(*shape):
 
 
 def old_mixer(params, second_norm="LayerNorm_1"):
-  """The names that Mixers had while they were being trained.
+  """Returns a Mixer under the names of its training code.
 
   Args:
     params: flat dict under the published names.
-    second_norm: what a block's second LayerNorm is called; Flax once counted
-      all layers of a block together.
+    second_norm: name of a block's second LayerNorm; Flax once counted all
+      layers of a block together.
   """
   old = {}
   for name, array in params.items():
@@ -41,7 +41,7 @@ def old_mixer(params, second_norm="LayerNorm_1"):
 
 
 def old_vit(head, layers=2, hidden=8, mlp=16, heads=2, patch=4):
-  """A ViT's file, and the names that its arrays have today."""
+  """Returns a ViT's old file, and its arrays under today's names."""
   block = {
     "LayerNorm_0/bias": ("LayerNorm_0/bias", (hidden,)),
     "LayerNorm_0/scale": ("LayerNorm_0/scale", (hidden,)),
@@ -85,7 +85,7 @@ def old_vit(head, layers=2, hidden=8, mlp=16, heads=2, patch=4):
 
 
 def old_bit(head, width=4):
-  """A BiT's file, and today's names and shapes of what is in it."""
+  """Returns a BiT's old file, and its arrays in today's names and shapes."""
   old, today = {}, {}
 
   def add(before, now, array, shape=None):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes for the tests, and their golden texts.
 
-`python tests/recipes.py` writes the goldens anew, after a recipe was changed
-on purpose; read the difference before it is committed.
+After an intended change of a recipe, `python tests/recipes.py` writes the
+goldens again; read the difference before committing it.
 """
 
 import importlib.util
@@ -62,12 +62,12 @@ RECIPES = [
 
 
 def load(name: str, arg: str = "") -> ConfigDict:
-  """What --config=configs/NAME.py:ARG gives."""
+  """Returns the config of --config=configs/NAME.py:ARG."""
   return module(name).get_config(arg or None)
 
 
 def module(name: str) -> types.ModuleType:
-  """configs/NAME.py, imported anew."""
+  """Imports configs/NAME.py again."""
   path = ROOT / "configs" / f"{name}.py"
   spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
   recipe = importlib.util.module_from_spec(spec)
@@ -81,7 +81,7 @@ def golden(name: str, arg: str) -> Path:
 
 
 def text(config: ConfigDict) -> str:
-  """The whole config, and what it comes to."""
+  """Returns the whole config, and the numbers that follow from it."""
   from mixer.plan import make_plan
 
   # A recipe without training data is for evaluation alone.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot be written is told by the name that the user gave."""
+"""The message names the path as the user gave it."""
 
 import errno
 

@@ -99,7 +99,7 @@ def test_it_is_exported_and_predicts_with_the_same_logits(
 
 
 def test_its_weights_are_taken_at_another_resolution(run, digits_dir):
-  """With ViT's position embeddings interpolated, with BiT's as they are."""
+  """ViT's position embeddings are interpolated, BiT's weights stay."""
   model, folder = run
   growth = "interpolate" if model == "ViT" else "none"
   config = config_of(

@@ -163,7 +163,7 @@ def start(images, storage, environment):
 
 @pytest.fixture(scope="module")
 def on_a_disk(start, tmp_path_factory):
-  """The same run's folder on a disk."""
+  """Returns the folder of the same run on a local disk."""
   workdir = tmp_path_factory.mktemp("on_a_disk")
   process = start(workdir)
   output = process.communicate()[0]

@@ -47,7 +47,7 @@ def png(height, width, depth, colour, rows, before=b""):
 
 
 def with_size(jpeg, height, width):
-  """The same file with another size in its header."""
+  """Returns the file with another size in its header."""
   at = jpeg.index(b"\xff\xc0") + 5
   return jpeg[:at] + struct.pack(">HH", height, width) + jpeg[at + 4 :]
 

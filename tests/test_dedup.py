@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images count as the same, on photographs."""
+"""Duplicates of photographs: recompressed, resized, mirrored, cropped."""
 
 import importlib.resources
 

@@ -26,7 +26,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-  """Serves what the server's `files` say, and notes what is asked for."""
+  """Serves the server's `files`, and records the requests."""
 
   def do_GET(self):
     asked = self.headers.get("Range")

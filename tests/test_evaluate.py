@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""eval.py: weights alone, what is missing, and what others report."""
+"""eval.py: weights without a run, missing data, published results."""
 
 import importlib
 import json

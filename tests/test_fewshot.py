@@ -53,7 +53,7 @@ def separable(rng, n, d, classes):
 @pytest.mark.parametrize("n, d", [(60, 20), (20, 60), (30, 30), (31, 30)])
 @pytest.mark.parametrize("l2", [1024.0, 0.5])
 def test_predictions_are_scikit_learns(n, d, l2):
-  """With more examples than features, and with fewer; the bias is a feature."""
+  """Cases have more examples than features, and fewer; bias is a feature."""
   rng, classes = np.random.RandomState(0), 5
   x, y = separable(rng, n, d, classes)
   x_test, y_test = separable(rng, 5000, d, classes)

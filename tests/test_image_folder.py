@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in folders: splits, classes, and what is said of a wrong layout."""
+"""Images in folders: splits, classes, and messages about wrong layouts."""
 
 import hashlib
 import os
@@ -51,7 +51,7 @@ def paths(source):
 
 
 def refused(folder, split="train", **options):
-  """Returns what is said of a folder that cannot be opened."""
+  """Returns the message about a folder that cannot be opened."""
   with pytest.raises(UserError) as caught:
     open_folder(folder, split, **options)
   return str(caught.value)

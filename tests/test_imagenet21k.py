@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the official archive to records, on a miniature of it."""
+"""A miniature of the official archive, prepared as records."""
 
 import fcntl
 import gzip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What XLA is told is added to what the user says, and has its effect."""
+"""XLA flags: ours are added to the user's, and have their effect."""
 
 import os
 import platform
@@ -61,7 +61,7 @@ def test_training_takes_the_librarys_products(
 
 @pytest.fixture
 def dispatch():
-  """Puts back what jax was told of its dispatch."""
+  """Restores jax's dispatch option."""
   before = jax.config.read(ASYNC_DISPATCH)
   yield
   jax.config.update(ASYNC_DISPATCH, before)

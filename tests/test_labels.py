@@ -78,7 +78,7 @@ def test_every_rule_is_compared_above():
 
 
 def features(**values):
-  """What a tf.train.Example holds."""
+  """Returns the features of a tf.train.Example."""
   from tensorflow_datasets.proto import tf_example_pb2
 
   example = tf_example_pb2.Example()
@@ -134,7 +134,7 @@ def test_the_bins_of_dsprites_are_all_used_and_rise():
 
 
 def test_a_scene_without_objects_has_no_label(tmp_path):
-  """As in CLEVR's own test split."""
+  """CLEVR's own test split has such scenes."""
   empty = {"objects": lambda i: []}
   write_tfds(tmp_path, "clevr", {"test": 2}, fixed=empty)
 

@@ -77,7 +77,7 @@ def test_cutmix_replaces_one_box_and_the_label_has_its_share(cuts):
 
 
 def test_a_box_has_the_image_s_aspect_and_a_share_of_its_area(cuts):
-  """Where it does not touch the border, which may have cut it."""
+  """Only boxes that the border has not cut count."""
   shares = []
   for pixels, _ in cuts:
     rows, columns = np.nonzero(pixels[..., 0] == 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image operations agree with TensorFlow's, and say what they cannot read."""
+"""Image operations agree with TensorFlow's, and reject unreadable specs."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""To a Mixer, permuted patches are originals seen with other weights."""
+"""Permuted patches equal originals under permuted weights of a Mixer."""
 
 import functools
 

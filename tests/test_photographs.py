@@ -21,7 +21,7 @@ def splits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def even_splits(tmp_path_factory):
-  """The same, in the other order."""
+  """The splits in the even order."""
   return read("photographs/even", tmp_path_factory.mktemp("data"))
 
 

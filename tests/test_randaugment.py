@@ -166,8 +166,8 @@ def test_enhancements_are_pillows_within_rounding(name, enhancer, magnitude):
 
   result = run(name, PHOTO, magnitude, contrast="fixed")
 
-  # What is blended with is rounded here and there in another way, by 1, which
-  # counts |1 - factor| times.
+  # The image to blend with may be rounded differently, by 1, which counts
+  # |1 - factor| times.
   exact = name == "Brightness"
   bound = 1 if exact else 1 + math.ceil(abs(1 - factor))
   assert largest_difference(result, expected) <= bound

@@ -78,7 +78,7 @@ def test_a_missing_data_set_is_reported_beside_everything_else(capsys):
 
 
 def shrink(config):
-  """The same code path, small enough for two steps here."""
+  """Shrinks a recipe to two steps of a small model, on the same code path."""
   for key in ("steps", "epochs", "examples"):
     config[f"total_{key}"] = None
     config.schedule[f"warmup_{key}"] = None

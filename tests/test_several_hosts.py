@@ -26,6 +26,7 @@ from runs import (
 from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 
+ATTEMPTS = 5
 STEPS = 40
 SHORT = {"total_steps": STEPS, "evals.test.every_steps": 20}
 # Updates, checkpoints and evaluations all need collectives.
@@ -100,15 +101,17 @@ def is_gloo_timeout(ended):
 
 def finish(arguments, environment, codes=(EX_OK, EX_OK)):
   """Runs two hosts to their end; returns as `end` does."""
-  while is_gloo_timeout(ended := end(start_hosts(arguments, environment))):
-    pass
+  for _ in range(ATTEMPTS):
+    ended = end(start_hosts(arguments, environment))
+    if not is_gloo_timeout(ended):
+      break
   assert tuple(code for code, *_ in ended) == codes, ended
   return ended
 
 
 def start_until(workdir, step, arguments, environment):
   """Starts two hosts, and returns them after a step."""
-  while True:
+  for _ in range(ATTEMPTS):
     processes = start_hosts(arguments, environment, heartbeat=60)
     wait_until(
       lambda processes=processes: (
@@ -120,6 +123,7 @@ def start_until(workdir, step, arguments, environment):
       return processes
     ended = end(processes)
     assert is_gloo_timeout(ended), ended
+  raise TimeoutError(ended)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +135,7 @@ def by_two_hosts(digits_dir, environment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_one_host(digits_dir, environment, tmp_path_factory):
-  """The same with all four devices on one host."""
+  """The folder of the same run on one host of four devices, and its output."""
   workdir = tmp_path_factory.mktemp("by_one_host")
   done = run(command(digits_dir, workdir), with_devices(environment, 4))
   assert done.returncode == EX_OK, done.stderr
@@ -197,7 +201,7 @@ def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
   # A signal to one host stops all at the same step, which takes them a second
   # or two to agree on.
   slow = slowed_down(arguments, 0.5)
-  while True:
+  for _ in range(ATTEMPTS):
     processes = start_until(tmp_path, 3, slow, environment)
     processes[1].send_signal(signal.SIGTERM)
     if not is_gloo_timeout(ended := end(processes)):

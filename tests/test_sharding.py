@@ -54,7 +54,7 @@ CASES = {
 
 
 def make_plan(*, sharded, num_classes=5, **options):
-  """Of a model whose parameters no number of devices divides."""
+  """Plans a model whose parameters no number of devices divides."""
   config = default()
   config.batch = BATCH
   config.model.num_classes = num_classes

@@ -49,7 +49,7 @@ def test_an_order_without_a_table_has_every_example_once(examples):
 
 
 def test_orders_without_a_table_are_as_even_as_chance():
-  """Where two neighbours go, in 10 x 10 parts of 100 places: chi-squared."""
+  """Chi-squared of two neighbours' places, in 10 x 10 parts of 100."""
   pairs = collections.Counter(
     tuple(
       feistel_permutation(

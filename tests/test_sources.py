@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets on disk: preparing, opening, and what is said when they lack."""
+"""Data sets on disk: preparing, opening, and messages about missing ones."""
 
 import subprocess
 import sys

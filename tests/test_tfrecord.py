@@ -33,7 +33,7 @@ SPLITS = {"train": 40, "test": 7}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """The same data set in both formats: {format: folder of data sets}."""
+  """One data set in both formats: {format: folder of data sets}."""
   folders = {}
   for file_format in "tfrecord", "array_record":
     folder = tmp_path_factory.mktemp(file_format)

@@ -73,7 +73,7 @@ def no_data(tmp_path, monkeypatch):
 
 
 def shrunk(split):
-  """The same parts of splits of 20, 8 for training and 4 held out."""
+  """Shrinks the parts to splits of 20: 8 for training, 4 held out."""
   split = split.replace("[:800]", "[:8]").replace("[:200]", "[:4]")
   split = re.sub(r"\[(\d+):(\d+)\]", "[8:12]", split)
   return re.sub(r"\[\d+:\]", "[12:]", split)

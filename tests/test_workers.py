@@ -110,7 +110,7 @@ def test_workers_do_not_import_tensorflow(loading):
 
 @pytest.mark.parametrize("delay", [0, 0.3, 1])
 def test_workers_are_deaf_while_they_start(digits_dir, tmp_path, delay):
-  """What stops the parent then, must not look like a crash of theirs."""
+  """A signal at that time must not look like a crash of the workers."""
   text = LOADS_FOR_EVER.replace(
     "import sys, time",
     "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: None)",
