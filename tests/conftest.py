@@ -49,8 +49,8 @@ def compiled(tmp_path_factory) -> str:
 def environment(compiled):
   """Environment of a process with one device.
 
-  Every program is cached: by default, the load of the machine would decide
-  which are.
+  Every program is cached: by default only those that compile for long, which
+  depends on the machine's load.
   """
   return os.environ | {
     "XLA_FLAGS": PATIENT_FLAG,
@@ -61,7 +61,7 @@ def environment(compiled):
 
 @pytest.fixture(scope="module")
 def compiled_once(compiled):
-  """Caches what the tests of a module compile."""
+  """Caches the programs that the tests of a module compile."""
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of all families: logits, names of parameters, precision, options."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,9 +115,7 @@ def test_drop_masks_are_each_examples_own(family):
 
 def with_nothing_zero(family, **fields):
   """Returns a small model of blocks, its parameters and images."""
-  model = create(
-    family, **SIZES[family] | {"blocks": 3}, num_classes=5, **fields
-  )
+  model = create(family, **SIZES[family], num_classes=5, **fields)
   images = jax.random.normal(jax.random.key(0), (4, 24, 16, 3))
   params = jax.jit(model.init)(jax.random.key(1), images)["params"]
   params = jax.tree.map(
@@ -141,10 +137,13 @@ def test_neither_remat_nor_scan_changes_logits_or_gradients(family):
 
   expected = loss_and_gradients()
 
-  for scan, remat in itertools.product(
-    (False, True), ("none", "blocks", "products", "token_mixing")
+  for fields in (
+    {"remat": "blocks"},
+    {"remat": "products"},
+    {"remat": "token_mixing"},
+    {"scan": True},
+    {"scan": True, "remat": "token_mixing"},
   ):
-    fields = {"scan": scan, "remat": remat}
     jax.tree.map(
       lambda a, b, fields=fields: np.testing.assert_allclose(
         a, b, rtol=1e-5, atol=1e-5, err_msg=str(fields)
@@ -173,7 +172,7 @@ def test_scan_drops_and_rounds_as_blocks_in_turn_do(family, dtype):
 
   assert out.keys() == in_turn.keys()
   tolerance = 1e-5 if dtype is None else 0.05
-  for name in ("block00", "block02"):
+  for name in ("block00", "block01"):
     assert out[name].dtype == in_turn[name].dtype
   np.testing.assert_allclose(logits, expected, rtol=tolerance, atol=tolerance)
 
@@ -187,11 +186,11 @@ def test_remat_policies_save_less_the_more_they_recompute(family):
 
   everything = saved(remat="none")
   assert saved(remat="blocks") < saved(remat="products") < everything
-  # For 4 images and 3 blocks, tokens of 24 channels and 48 hidden units, but
+  # For 4 images and 2 blocks, tokens of 24 channels and 48 hidden units, but
   # not the bias at the end of the first branch.
   tokens, bias = {"Mixer": (6, 6), "ViT": (7, 24)}[family]
   more = saved(remat="token_mixing") - saved(remat="blocks")
-  assert more == 3 * (4 * tokens * (24 + 48) - bias)
+  assert more == 2 * (4 * tokens * (24 + 48) - bias)
   assert saved(scan=True, remat="blocks") < saved(scan=True) < everything
   in_a_loop = saved(scan=True, remat="token_mixing")
   assert in_a_loop - saved(scan=True, remat="blocks") == more

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs on the digits: their files, kills, stops, resumption, errors."""
+"""Training runs on the digits: files, kills, stops, resumption, errors."""
 
 import contextlib
 import json
