@@ -295,7 +295,7 @@ def test_a_killed_preparation_goes_on_where_it_was(prepared, unfinished, capfd):
   assert before.items() <= finished(unfinished, FOLDER).items()
   out = capfd.readouterr().out
   assert f"{len(before)} of {MANY} shards are finished" in out
-  assert "Looking up" not in out
+  assert "Indexing" not in out
   assert os.listdir(unfinished / "imagenet21k" / "fall11") == ["1.0.0"]
 
 
@@ -364,7 +364,7 @@ def test_another_size_of_shards_starts_over_with_the_same_index(
 
   out = capfd.readouterr().out
   assert "Starting over: the size of the shards changed" in out
-  assert "Looking up" not in out
+  assert "Indexing" not in out
   assert records(unfinished) == records(prepared)
 
 

@@ -33,7 +33,7 @@ def readable(classes: Sequence[str]) -> tuple[str, ...]:
   """Replaces WordNet ids, which TFDS uses for classes, by names.
 
   Args:
-    classes: ids such as "n02123045"; any other text stays.
+    classes: ids such as "n02123045"; other text is unchanged.
 
   Returns:
     Names such as "tabby, tabby cat"; where several classes have the same name,

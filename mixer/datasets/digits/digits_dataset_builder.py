@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handwritten digits: small, real, and part of scikit-learn.
 
-No network and a second of work: what the first run and every test train on.
+Needs no network and a second of work. The first run and the tests train on it.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ TRAIN_EXAMPLES = 1437
 
 @dataclasses.dataclass
 class Digits(tfds.core.BuilderConfig):
-  """Which of the digits, such as "01234"."""
+  """A subset of the digits, such as "01234"."""
 
   digits: str = "0123456789"
 
@@ -25,8 +25,8 @@ class Digits(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
   """Splits train (1,437) and test (360), in the same order everywhere.
 
-  The other two configs have those images of both splits that show their five
-  digits: to train on the ones and to transfer to the others.
+  The other two configs hold the images of five digits each, in both splits: one
+  to pre-train on, the other to transfer to.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -50,14 +50,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
       ),
       supervised_keys=("image", "label"),
-      # The permutation below has shuffled; TFDS would do it again by key.
+      # Shuffled by the permutation below; TFDS would shuffle again by key.
       disable_shuffling=True,
     )
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
-    del dl_manager  # scikit-learn brings the images along.
+    del dl_manager  # scikit-learn contains the images
     order = np.random.RandomState(0).permutation(1797)
     return {
       "train": self._generate_examples(order[:TRAIN_EXAMPLES]),

@@ -1,29 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each image lies in a tar of tars, one inner tar a class."""
+"""Index of the images in a tar of tars, which has one inner tar per class."""
 
+import concurrent.futures
+import concurrent.futures.process
 import hashlib
+import multiprocessing
 import os
+import signal
 import tarfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from mixer.datasets.imagenet21k import pool, progress
+from mixer.data.workers import block_signals, die_with_parent
 from mixer.errors import UserError, format_list
 
+PROGRESS_SECONDS = 10
 GZIP = b"\x1f\x8b"
 BLOCK = 512
 
-# synset -> the file, its first byte there and its end
+# Synset -> file, first byte and end of its tar in that file.
 Tars = dict[str, tuple[Path, int, int]]
+Task, Result = TypeVar("Task"), TypeVar("Result")
 
 
 def find(folder: Path, release: str) -> Path | None:
   """Returns the archive of a release, such as fall11, in a folder.
 
   Raises:
-    UserError: it is there, but compressed.
+    UserError: the archive is compressed.
   """
   for suffix in ".tar", ".tar.gz":
     path = folder / f"{release}_whole{suffix}"
@@ -36,46 +44,46 @@ def find(folder: Path, release: str) -> Path | None:
     if suffix == ".tar":
       command = f"mv {path} {path}.gz && gunzip {path}.gz"
     raise UserError(
-      f"{path} is compressed, and what is compressed cannot be read at random."
+      f"{path} is compressed, and a compressed file cannot be read at random."
       f" Unpack it first: {command}"
     )
   return None
 
 
 def inner_tars(archive: Path) -> Tars:
-  """Returns where the tar of each class lies."""
+  """Locates the tar of each class."""
   size = archive.stat().st_size
-  found, others = {}, []
+  tars, others = {}, []
   for name, begin, length in _members(archive, 0, size):
     synset, suffix = os.path.splitext(name)
     if suffix == ".tar":
-      found[synset] = archive, begin, begin + length
+      tars[synset] = archive, begin, begin + length
     else:
       others.append(name)
   if others:
     print(f"Left out, because they are no tars: {format_list(others)}.")
-  if not found:
+  if not tars:
     raise UserError(
       f"{archive} holds no tar archives; the official one holds one for each"
       " class."
     )
-  return found
+  return tars
 
 
 def index(tars: Tars, labels: Sequence[str], workers: int) -> np.ndarray:
-  """Returns one row for each image: hash, offset, size, label, name.
+  """Returns one row per image: hash, offset, size, label, name.
 
-  Rows are in the order of the hash of the name, which is a shuffle that is the
-  same everywhere. Of several images with the same name the last counts, as it
-  does where an archive is unpacked.
+  Rows are sorted by the hash of the name, a shuffle that is the same on every
+  machine. If several images have the same name, the last one counts, as when
+  the archive is unpacked.
 
   Raises:
     UserError: the archive is damaged, or holds no images.
   """
   numbers = {synset: i for i, synset in enumerate(labels)}
   tasks = [(numbers[synset], *place) for synset, place in tars.items()]
-  parts, line = {}, progress.Line("Indexed", "classes", len(tasks))
-  for label, rows in pool.run(_index_class, tasks, workers):
+  parts, line = {}, Progress("Indexed", "classes", len(tasks))
+  for label, rows in run_in_processes(_index_class, tasks, workers):
     parts[label] = rows
     line.add(len(rows))
   rows = np.concatenate([parts[label] for label in sorted(parts)])
@@ -113,18 +121,18 @@ def _members(
   """Yields (file name, offset, size) of the files of a tar inside a file.
 
   Raises:
-    UserError: it ends too early, or is not a tar.
+    UserError: the tar ends too early, or is damaged.
   """
   damaged = (
     f"{path} is no tar, damaged or cut short at byte {{}}: download it again."
   )
-  # Without a buffer, headers are read and images are not.
+  # Unbuffered, so that only the headers are read.
   with path.open("rb", buffering=0) as file:
     file.seek(begin)
     at = begin
     try:
       with tarfile.open(fileobj=file, mode="r:") as tar:
-        # An archive whose end is not marked would run on into the next one.
+        # Without an end mark, tarfile would run on into the next archive.
         while (member := tar.next()) and member.offset < end:
           at = member.offset
           if member.offset_data + member.size > end:
@@ -135,11 +143,71 @@ def _members(
               member.offset_data,
               member.size,
             )
-          tar.members.clear()  # they would stay in memory
+          tar.members.clear()  # tarfile would keep them in memory
         at = member.offset if member else tar.offset
     except tarfile.TarError as error:
       raise UserError(damaged.format(at)) from error
-    # To tarfile a spoilt header is the end; a true end is a block of zeros.
+    # tarfile takes a damaged header for the end; the end is a block of zeros.
     file.seek(at)
     if at < end and any(file.read(BLOCK)):
       raise UserError(damaged.format(at))
+
+
+class Progress:
+  """Prints progress every ten seconds: parts, images per second, time left."""
+
+  def __init__(self, verb: str, parts: str, total: int, done: int = 0):
+    self._verb, self._parts, self._total = verb, parts, total
+    self._done = self._before = done
+    self._images = 0
+    self._begin = self._printed = time.monotonic()
+
+  def add(self, images: int) -> None:
+    """Counts one more part with its images."""
+    self._done += 1
+    self._images += images
+    now = time.monotonic()
+    if now - self._printed < PROGRESS_SECONDS and self._done < self._total:
+      return
+    self._printed = now
+    seconds = max(now - self._begin, 1e-3)
+    left = self._total - self._done
+    left *= seconds / (self._done - self._before) / 60
+    print(
+      f"{self._verb} {self._done:,} of {self._total:,} {self._parts},"
+      f" {self._images / seconds:,.0f} images/s, {left:,.0f} min left",
+      flush=True,
+    )
+
+
+def run_in_processes(
+  function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+) -> Iterator[Result]:
+  """Yields function(task) for every task, in order of completion."""
+  # A fork would copy locks that other threads hold.
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
+  ) as pool:
+    # The workers start here. Ctrl-C reaches every process of a terminal, and
+    # must not interrupt one that is starting.
+    with block_signals({signal.SIGINT}):
+      futures = [pool.submit(function, task) for task in tasks]
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        yield future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+      # Ctrl-C may reach a worker before this process.
+      time.sleep(0.5)
+      raise UserError(
+        "A worker process was killed, perhaps for lack of memory: run the same"
+        " command again, with fewer --workers. Finished shards are kept."
+      ) from error
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+  # Exits silently on Ctrl-C: the parent prints the message.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+  die_with_parent()

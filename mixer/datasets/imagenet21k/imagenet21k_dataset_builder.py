@@ -3,25 +3,25 @@
 
   python -m mixer data prepare imagenet21k [--workers=N] [--exclude=FILE ...]
 
-Config fall11, the default, is the release of fall 2011 that the paper and the
-published weights use; winter21 is the one of 2021 with fewer people in it,
-which keeps the classes of its archive, sorted.
+Config fall11, the default, is the release of fall 2011, which the paper and the
+published weights use; winter21 is the release of 2021 with fewer images of
+people, which has the classes of its archive, sorted.
 
-One split, `full`, in the order of a hash of the file names: any slice of it is
-a random sample of all classes, the same on every machine, and `full[:51200]` is
-the part that configs/pretrain_i21k.py holds out. Images keep their bytes. Those
-that cannot be decoded are left out and listed in unreadable.txt beside the
-records, those that --exclude finds in other data sets in excluded.txt.
+The only split, `full`, is ordered by a hash of the file names: any slice is a
+random sample of all classes, the same on every machine, and
+configs/pretrain_i21k.py holds out `full[:51200]`. Images keep their bytes.
+unreadable.txt next to the records lists the images that cannot be decoded and
+are left out, excluded.txt those that --exclude finds in other data sets.
 
-Interrupted, the same command goes on with the next shard: unfinished work lies
-in VERSION.unfinished beside the data set. Needs the disk space of the archive
-once more, and 0.7 GB of memory for each worker.
+After an interruption the same command continues with the next shard: unfinished
+work lies in VERSION.unfinished next to the data set. Needs as much disk space
+as the archive, and 0.7 GB of memory per worker.
 
-synsets.txt has the 21,843 classes in the order of the published heads, each
-with its names: those of fall 2011 and n03931044 and n09859684, of which that
-archive has no images. The list was published with BiT (Google Research,
-imagenet21k_wordnet_ids.txt) and is, as the names from WordNet 3.0, taken from
-timm (Apache-2.0).
+synsets.txt lists the 21,843 classes in the order of the published heads, with
+their names: the classes of fall 2011, and n03931044 and n09859684, of which
+that archive has no images. The list was published with BiT (Google Research,
+imagenet21k_wordnet_ids.txt); the list and the names from WordNet 3.0 are taken
+from timm (Apache-2.0).
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from mixer.data.sources import DatasetNotFoundError
 from mixer.data.workers import usable_cores
 from mixer.datasets import dedup
 from mixer.datasets.class_names import synsets
-from mixer.datasets.imagenet21k import archive, shards, unfinished
+from mixer.datasets.imagenet21k import archive, shards
 from mixer.errors import UserError, format_list
 
 MAX_SHARDS = 2048
@@ -72,8 +72,8 @@ class Builder(dataset_builder.FileReaderBuilder):
     """See `tfds.core.DatasetBuilder` for the other arguments.
 
     Args:
-      workers: processes; None means one a core that this process may use.
-      exclude: lists of `python -m mixer data hash`, whose images to leave out.
+      workers: number of processes; None means one per usable core.
+      exclude: files of `python -m mixer data hash`: images to leave out.
     """
     super().__init__(**kwargs)
     if workers is not None and workers < 1:
@@ -90,7 +90,7 @@ class Builder(dataset_builder.FileReaderBuilder):
       homepage="https://image-net.org",
       features=shards.features(tfds.features.ClassLabel(names=names)),
       supervised_keys=("image", "label"),
-      disable_shuffling=True,  # the hash has shuffled
+      disable_shuffling=True,  # the order of the hashes is a shuffle
     )
 
   def _download_and_prepare(
@@ -104,11 +104,11 @@ class Builder(dataset_builder.FileReaderBuilder):
       )
     path = self._archive(Path(dl_manager.manual_dir))
     folder = self._unfinished()
-    with unfinished.claim(folder, self._plan(path)):
+    with shards.claim(folder, self._plan(path)):
       self._clear_stale()
       tars = archive.inner_tars(path)
       self._set_names(tars, path)
-      index = folder / unfinished.INDEX
+      index = folder / shards.INDEX
       if not index.exists():
         self._write_index(tars, index)
       files = self._files(folder, index)
@@ -139,7 +139,7 @@ class Builder(dataset_builder.FileReaderBuilder):
     return config / f"{self.version}.unfinished"
 
   def _clear_stale(self) -> None:
-    """Deletes the folders that TFDS left where it was killed."""
+    """Deletes folders that TFDS left behind when it was killed."""
     for folder in self._unfinished().parent.glob(
       f"incomplete.*_{self.version}"
     ):
@@ -147,9 +147,9 @@ class Builder(dataset_builder.FileReaderBuilder):
         shutil.rmtree(folder)
 
   def _plan(self, path: Path) -> dict[str, object]:
-    """Returns all that the shards depend on."""
+    """Returns everything that the shards depend on."""
     stat = path.stat()
-    dedup.load(self._exclude)  # what is wrong with a list is said now
+    dedup.load(self._exclude)  # reports faults of the files early
     digests = [
       hashlib.sha256(Path(file).read_bytes()).hexdigest()
       for file in self._exclude
@@ -160,11 +160,11 @@ class Builder(dataset_builder.FileReaderBuilder):
       "size of the shards": self.SHARD_BYTES,
     }
 
-  def _set_names(self, found: Collection[str], path: Path) -> None:
+  def _set_names(self, classes: Collection[str], path: Path) -> None:
     label = self.info.features["label"]
     if label.num_classes is None:
-      label.names = sorted(found)
-    unknown = sorted(set(found) - set(label.names))
+      label.names = sorted(classes)
+    unknown = sorted(set(classes) - set(label.names))
     if unknown:
       raise UserError(
         f"{path} has classes that are not of this release:"
@@ -172,7 +172,7 @@ class Builder(dataset_builder.FileReaderBuilder):
       )
 
   def _write_index(self, tars: archive.Tars, index: Path) -> None:
-    print("Looking up where the images lie.")
+    print("Indexing the archive.")
     names = self.info.features["label"].names
     rows = archive.index(tars, names, self._workers)
     incomplete = index.with_name(shards.INCOMPLETE + index.name)
@@ -180,15 +180,15 @@ class Builder(dataset_builder.FileReaderBuilder):
     incomplete.replace(index)
 
   def _files(self, folder: Path, index: Path) -> list[Path]:
-    """Returns the path of each shard, and sees that there is room for them."""
+    """Returns the path of each shard, after a check of the free space."""
     num_bytes = int(np.load(index, mmap_mode="r")["size"].sum())
-    there = sum(file.stat().st_size for file in folder.glob("*array_record-*"))
+    written = folder.glob("*array_record-*")
+    missing = num_bytes - sum(file.stat().st_size for file in written)
     free = shutil.disk_usage(folder).free
-    if free < num_bytes - there:
+    if free < missing:
       raise UserError(
-        f"{folder} needs {(num_bytes - there) / 1e9:,.1f} GB more, and"
-        f" {free / 1e9:,.1f} GB are free: make room, or choose another"
-        " --data_dir."
+        f"{folder} needs {missing / 1e9:,.1f} GB more, and {free / 1e9:,.1f} GB"
+        " are free: make room, or choose another --data_dir."
       )
     number = min(max(-(-num_bytes // self.SHARD_BYTES), 1), MAX_SHARDS)
     template = self._get_filename_template("full").replace(data_dir=folder)
@@ -200,7 +200,7 @@ class Builder(dataset_builder.FileReaderBuilder):
   def _take_over(
     self, files: Sequence[Path], contents: Sequence[shards.Contents]
   ) -> None:
-    """Brings finished shards, and what was left out, into the data set."""
+    """Moves finished shards, and lists of images left out, to the data set."""
     target = Path(self.data_path)
     for file in files:
       _link(file, target / file.name)
@@ -236,8 +236,8 @@ class Builder(dataset_builder.FileReaderBuilder):
 
 
 def _link(file: Path, target: Path) -> None:
-  """Gives a file a second name: a stop here must not cost what is finished."""
+  """Links a file to a second name, so that a stop here loses nothing."""
   try:
     os.link(file, target)
-  except OSError:  # there are file systems without
+  except OSError:  # a file system without hard links
     file.replace(target)

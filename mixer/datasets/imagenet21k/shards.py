@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes shards one by one, in any order and as often as interrupted."""
+"""Shards of the data set, written by processes; resumes after interruptions."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +17,25 @@ from tensorflow_datasets.core import example_serializer
 
 from mixer.data import decode
 from mixer.datasets import dedup
-from mixer.datasets.imagenet21k import pool, progress
+from mixer.datasets.imagenet21k.archive import Progress, run_in_processes
 from mixer.errors import UserError
 
-INCOMPLETE = "incomplete."
+INCOMPLETE = "incomplete."  # prefix of files that are being written
+INDEX = "index.npy"
+PLAN = "plan.json"
+LOCK = "lock"
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What has become of the images of a shard.
+  """Contents of a finished shard, and the images that it leaves out.
 
   Attributes:
-    written: the number of images in it.
+    written: number of images in the shard.
     num_bytes: their size as records.
-    unreadable: (file name, reason) of those that cannot be decoded.
-    excluded: (file name, what it resembles) of those that other sets hold.
-    file_bytes: the size of the file.
+    unreadable: (file name, reason) of images that cannot be decoded.
+    excluded: (file name, near duplicate) of images that other sets hold.
+    file_bytes: size of the file.
   """
 
   written: int
@@ -42,7 +47,7 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """One shard: the rows [begin, end) of the index."""
+  """A shard to write: rows [begin, end) of the index."""
 
   archive: Path
   index: Path
@@ -53,6 +58,7 @@ class _Task:
 
 
 def features(label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:
+  """Returns the features of an example."""
   return tfds.features.FeaturesDict(
     {
       "image": tfds.features.Image(encoding_format="jpeg"),
@@ -69,14 +75,14 @@ def write(
   exclude: tuple[str, ...],
   workers: int,
 ) -> list[Contents]:
-  """Writes those of the shards that are not there yet.
+  """Writes the shards that are missing.
 
   Args:
-    archive: where the images lie.
-    index: the .npy file of `archive.index`.
-    files: one path for each shard; each takes an equal range of hashes.
-    exclude: lists of hashes of images to leave out.
-    workers: processes; each needs memory for a whole shard.
+    archive: file with the images.
+    index: .npy file of `archive.index`.
+    files: one path per shard; each takes an equal range of hashes.
+    exclude: files with hashes of images to leave out.
+    workers: number of processes; each holds a whole shard in memory.
 
   Returns:
     The contents of each shard.
@@ -93,8 +99,8 @@ def write(
   done = len(files) - len(tasks)
   if done:
     print(f"{done:,} of {len(files):,} shards are finished: going on.")
-  line = progress.Line("Wrote", "shards", len(files), done)
-  for images in pool.run(_write_shard, tasks, workers):
+  line = Progress("Wrote", "shards", len(files), done)
+  for images in run_in_processes(_write_shard, tasks, workers):
     line.add(images)
   return [_contents(file) for file in files]
 
@@ -104,19 +110,19 @@ def _sidecar(file: Path) -> Path:
 
 
 def _contents(file: Path) -> Contents | None:
-  """Returns what is in a shard; None if it is not finished."""
+  """Returns the contents of a shard; None if it is not finished."""
   if not file.exists() or not _sidecar(file).exists():
     return None
   contents = Contents(**json.loads(_sidecar(file).read_text()))
-  # A machine that lost power may have kept the name and not the bytes.
+  # After a power failure, the file may exist without its bytes.
   return contents if contents.file_bytes == file.stat().st_size else None
 
 
 def _write_shard(task: _Task) -> int:
-  """Writes a shard and its sidecar; returns how many images it looked at."""
+  """Writes a shard and its sidecar; returns the number of images read."""
   rows = np.load(task.index, mmap_mode="r")[task.begin : task.end]
   unfinished = task.file.with_name(INCOMPLETE + task.file.name)
-  # One record a group, as TFDS writes it: groups are read and unpacked whole.
+  # One record per group, as TFDS: groups are read and unpacked whole.
   writer = array_record_module.ArrayRecordWriter(
     str(unfinished), "group_size:1"
   )
@@ -129,9 +135,9 @@ def _write_shard(task: _Task) -> int:
     except ValueError as error:
       unreadable.append((name, str(error).partition("\n")[0]))
       continue
-    twin = _exclusions(task.exclude).find(image)
-    if twin is not None:
-      excluded.append((name, twin))
+    duplicate = _exclusions(task.exclude).find(image)
+    if duplicate is not None:
+      excluded.append((name, duplicate))
       continue
     record = _serialize(data, int(row["label"]), name)
     writer.write(record)
@@ -147,11 +153,11 @@ def _write_shard(task: _Task) -> int:
 
 
 def _read(archive: Path, rows: np.ndarray) -> Iterator[bytes]:
-  """Yields the bytes of each row, read in the order in which they lie."""
+  """Yields the bytes of each row, read in order of their offsets."""
   images = [b""] * len(rows)
   file = os.open(archive, os.O_RDONLY)
   try:
-    # The system would read on behind each image, for nothing.
+    # Turns off readahead.
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
     for i in np.argsort(rows["offset"]):
       size = int(rows["size"][i])
@@ -172,21 +178,65 @@ def _exclusions(files: tuple[str, ...]) -> dedup.Hashes:
 
 @functools.cache
 def _serializer() -> example_serializer.ExampleSerializer:
-  # A label is a number here: the names of the classes do not matter.
-  anything = features(tfds.features.ClassLabel())
-  return example_serializer.ExampleSerializer(anything.get_serialized_info())
+  # A label is a number here, so that the class names do not matter.
+  unnamed = features(tfds.features.ClassLabel())
+  return example_serializer.ExampleSerializer(unnamed.get_serialized_info())
 
 
 def _serialize(image: bytes, label: int, file_name: str) -> bytes:
   example = {"image": image, "label": label, "file_name": file_name.encode()}
-  # The order of a message's fields would differ from process to process.
+  # Otherwise the order of the fields differs between processes.
   return (
     _serializer().get_tf_example(example).SerializeToString(deterministic=True)
   )
 
 
 def replace(path: Path, text: str) -> None:
-  """Writes a file such that it is never seen half written."""
+  """Writes a file atomically."""
   unfinished = path.with_name(INCOMPLETE + path.name)
   unfinished.write_text(text)
   unfinished.replace(path)
+
+
+@contextlib.contextmanager
+def claim(folder: Path, plan: Mapping[str, object]) -> Iterator[None]:
+  """Locks the folder of unfinished work and clears work of another plan.
+
+  Args:
+    folder: created if missing.
+    plan: everything that the shards depend on, as JSON; the index of the
+      archive depends only on its `archive`.
+
+  Raises:
+    UserError: another process works in the folder.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / LOCK).open("w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f"Another process is at work in {folder}: let it finish, or stop it."
+      ) from error
+    _clear(folder, plan)
+    replace(folder / PLAN, json.dumps(plan))
+    yield
+
+
+def _clear(folder: Path, plan: Mapping[str, object]) -> None:
+  for file in folder.glob(f"{INCOMPLETE}*"):
+    file.unlink()
+  if not (folder / PLAN).exists():
+    return
+  before = json.loads((folder / PLAN).read_text())
+  changed = [key for key in plan if before.get(key) != plan[key]]
+  if not changed:
+    return
+  print(
+    f"Starting over: the {' and the '.join(changed)} changed since the work in"
+    f" {folder} began."
+  )
+  valid = {LOCK} if "archive" in changed else {LOCK, INDEX}
+  for file in folder.iterdir():
+    if file.name not in valid:
+      file.unlink()

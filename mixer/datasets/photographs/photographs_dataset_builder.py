@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles of scikit-image's photographs: which of them is a tile from?
+"""Tiles of scikit-image's photographs, classified by photograph.
 
   python -m mixer data prepare photographs
 
-photographs/even has the same tiles in another order: those of each photograph
-at equal distances, so that any 35 in a row are of all fifteen.
+photographs/even holds the same tiles in another order: the tiles of each
+photograph at equal distances, so that any 35 in a row cover all fifteen.
 
-No network and a few seconds of work. Natural images, on which it matters how
-pixels lie beside one another: tiles are grey, and all of the same brightness
-and contrast, so that neither colours nor histograms tell them apart. Tiles do
-not overlap. Needs scikit-image, with which the tests are installed.
+Needs no network and a few seconds of work. The images are natural ones, whose
+class depends on the arrangement of pixels: tiles are grey and have the same
+brightness and contrast, so that neither colours nor histograms tell them apart.
+Tiles do not overlap. Needs scikit-image, which requirements-dev.txt installs.
 """
 
 import dataclasses
@@ -40,18 +40,18 @@ NAMES = (
   "stereo_motorcycle",
 )
 TILE = 40  # px
-MOST = 200  # tiles of a photograph
-# Standard deviation of the grey levels (0..255) from which on a tile shows
-# something; below lie skies and the borders of slides.
+MOST = 200  # tiles per photograph
+# Smallest standard deviation of a tile's grey levels (0..255); skies and the
+# borders of slides lie below.
 LEAST_CONTRAST = 4.0
-MEAN, DEVIATION = 128, 50  # of every tile, as far as 0..255 lets them be
+MEAN, DEVIATION = 128, 50  # of every tile, before clipping to 0..255
 # Ends of the splits, as shares of each photograph's tiles.
 SPLITS = {"train": 0.6, "validation": 0.8, "test": 1.0}
 
 
 @dataclasses.dataclass
 class Order(tfds.core.BuilderConfig):
-  """In which order a split has its tiles."""
+  """Order of the tiles in a split."""
 
   is_even: bool = False
 
@@ -82,7 +82,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
-    del dl_manager  # scikit-image brings the photographs along.
+    del dl_manager  # scikit-image contains the photographs
     examples = {split: [] for split in SPLITS}
     for label, name in enumerate(NAMES):
       order = np.random.RandomState(label)
@@ -94,7 +94,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         examples[split] += [(tile, label) for tile in tiles[begin:end]]
         begin = end
     return {
-      split: self._generate_examples(some) for split, some in examples.items()
+      split: self._generate_examples(tiles) for split, tiles in examples.items()
     }
 
   def _generate_examples(
@@ -115,10 +115,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 def evenly(labels: Sequence[int]) -> np.ndarray:
   """Orders examples so that those of each class lie at equal distances.
 
-  The last is followed by the first, so to say: slices may go on there.
+  The distances also hold around the end: slices may wrap to the beginning.
 
   Args:
-    labels: int [n], each at least once; those of a class stay in their order.
+    labels: int [n]. Examples of one class keep their order.
+
+  Returns:
+    int [n], indices of the examples.
   """
   labels = np.asarray(labels)
   places = np.empty(len(labels))
@@ -126,13 +129,13 @@ def evenly(labels: Sequence[int]) -> np.ndarray:
   for i, label in enumerate(classes):
     of_class = labels == label
     count = of_class.sum()
-    # Classes begin apart, or many would come at once.
+    # Classes start at different places, so that they alternate.
     places[of_class] = (np.arange(count) + i / len(classes)) / count
   return np.argsort(places, kind="stable")
 
 
 def photograph(name: str) -> np.ndarray:
-  """A photograph of scikit-image in grey, float64 [h, w] of 0..255."""
+  """Returns a photograph of scikit-image in grey, float64 [h, w] of 0..255."""
   try:
     from skimage import data
   except ModuleNotFoundError as error:
@@ -141,15 +144,15 @@ def photograph(name: str) -> np.ndarray:
       "install -r requirements-dev.txt"
     ) from error
   image = getattr(data, name)()
-  if isinstance(image, tuple):  # a pair for both eyes, and a map
+  if isinstance(image, tuple):  # a stereo pair and its disparity map
     image = image[0]
   return image.mean(axis=-1) if image.ndim == 3 else image.astype(float)
 
 
 def cut(grey: np.ndarray) -> list[np.ndarray]:
-  """Cuts float [h, w] into uint8 [TILE, TILE] of one brightness and contrast.
+  """Cuts float [h, w] into uint8 [TILE, TILE] of equal brightness and contrast.
 
-  Those without contrast are left out.
+  Leaves out tiles of low contrast.
   """
   h, w = grey.shape
   corners = (
@@ -162,6 +165,6 @@ def cut(grey: np.ndarray) -> list[np.ndarray]:
 
 
 def even_out(tile: np.ndarray) -> np.ndarray:
-  """Gives a tile the mean and the deviation of all, uint8."""
+  """Normalizes a tile to the common mean and deviation, as uint8."""
   tile = MEAN + DEVIATION * (tile - tile.mean()) / tile.std()
   return np.clip(np.round(tile), 0, 255).astype(np.uint8)
