@@ -3,7 +3,7 @@
 
 python -m mixer paper table 1|2|3|4 [--results=DIR] [--format=html] [--out=FILE]
 python -m mixer paper record [ROW --workdir=RUN] [--results=DIR]
-python -m mixer paper figure NAME [--out=FILE.svg] [flags of that figure]
+python -m mixer paper figure 2|3|4|5|6|7|throughput [--out=FILE.svg] [FLAGS]
 python -m mixer paper report --workdir=RUN [--out=FILE.html]
 """
 

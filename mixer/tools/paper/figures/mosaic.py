@@ -59,6 +59,7 @@ def make_mosaic(
   columns: int,
   *,
   zoom: int = 1,
+  cell: int = 0,
   pairs: bool = False,
   between: float = _GREY,
 ) -> np.ndarray:
@@ -68,6 +69,7 @@ def make_mosaic(
     pictures: float [n, h, w, 3].
     columns: pictures in a row; with pairs, an even number.
     zoom: factor by which pictures grow, in both directions.
+    cell: minimum height and width of a picture, with background around it.
     pairs: leaves more room between pairs than within them.
     between: grey of the background, 0 to 1.
 
@@ -75,6 +77,14 @@ def make_mosaic(
     float [h', w', 3].
   """
   pictures = pictures.repeat(zoom, 1).repeat(zoom, 2)
+  down, right = (max(cell - size, 0) for size in pictures.shape[1:3])
+  border = (
+    (0, 0),
+    (down // 2, -(-down // 2)),
+    (right // 2, -(-right // 2)),
+    (0, 0),
+  )
+  pictures = np.pad(pictures, border, constant_values=between)
   n, h, w, _ = pictures.shape
   near = max(round(h / 20), 1)  # pixels within a pair
   far = 3 * near if pairs else 2 * near

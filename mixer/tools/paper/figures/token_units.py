@@ -48,6 +48,7 @@ HOW = (
   "first"
 )
 _MAX_COLUMNS = 3  # weights in figure 6
+_PIXELS = 28  # approximate height of a unit there
 _ORDINALS = ("first", "second", "third")
 
 
@@ -120,9 +121,14 @@ def draw_figure6(
   names = [mosaic.short_name(each.name) for each in checkpoints]
   rows = []
   for block in min(choices, key=len):
+    # Units of all grids are as high as the highest, so that their rows align.
+    heights = [read_units(each, block).shape[1] for each in checkpoints]
+    cell = max(h * mosaic.choose_zoom(h, _PIXELS) for h in heights)
     row = []
     for checkpoint, name in zip(checkpoints, names, strict=True):
-      sheet, caption = unit_mosaic(checkpoint, block, pixels=28, ratio=1.3)
+      sheet, caption = unit_mosaic(
+        checkpoint, block, pixels=_PIXELS, cell=cell, ratio=1.3
+      )
       title = f"{name}\n{block_name(block)}\n{caption}"
       row.append(mosaic.Panel(title, sheet))
     rows.append(row)
@@ -153,6 +159,7 @@ def unit_mosaic(
   most: int | None = None,
   *,
   pixels: int = 42,
+  cell: int = 0,
   ratio: float = 0.6,
 ) -> tuple[np.ndarray, str]:
   """Draws a block's units in opposite pairs, from left to right.
@@ -163,6 +170,7 @@ def unit_mosaic(
     most: maximum number of units, in pairs at equal distances in their order;
       None: all.
     pixels: approximate height of a unit's picture.
+    cell: minimum height of a unit's picture, with background around it.
     ratio: approximate width of the mosaic divided by its height.
 
   Returns:
@@ -179,6 +187,7 @@ def unit_mosaic(
     mosaic.signed_colors(units[order]),
     mosaic.choose_columns(len(order), (h, w), ratio),
     zoom=mosaic.choose_zoom(h, pixels),
+    cell=cell,
     pairs=True,
   )
   return sheet, f"{count}, {h} x {w} tokens each"
