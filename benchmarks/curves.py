@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiments of several runs, and one file with what came of them.
+"""Experiments of several runs, and the file of their results.
 
-An experiment is a dict of curves: a name and a recipe's argument. Each is
-trained once a seed, in a folder of its own; what is finished stays finished.
+An experiment is a list of curves, each with a recipe's argument. A curve is
+trained once a seed, in folders of its own; finished runs are not repeated.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from mixer.training.metrics import read_rows
 class Curve:
   """A line of a figure.
 
-  about: what the line stands for, such as {"model": "mixer"}; kept in the file.
-  recipe: its name in configs/.
-  arg: the recipe's argument, to which the seed is added.
+  about: labels for the results file, such as {"model": "mixer"}.
+  recipe: name in configs/.
+  arg: the recipe's argument, without the seed.
   """
 
   about: dict[str, str | int | float]
@@ -52,13 +52,13 @@ class Curve:
 
 
 def command_line(name: str, description: str) -> argparse.ArgumentParser:
-  """The flags that all experiments have.
+  """Makes a parser with the flags that all experiments share.
 
   Args:
-    name: of the experiment, after "benchmarks.".
-    description: the module's docstring.
+    name: name of the experiment, after "benchmarks.".
+    description: docstring of the module.
   """
-  flags.FLAGS.mark_as_parsed()  # training asks for its own
+  flags.FLAGS.mark_as_parsed()  # training reads absl's flags
   parser = argparse.ArgumentParser(
     prog=f"python -m benchmarks.{name}",
     description=description,
@@ -84,22 +84,22 @@ def train(
   results: Sequence[str],
   changes: dict[str, object] | None = None,
 ) -> list[dict]:
-  """Trains what is not trained yet.
+  """Trains the runs that are not finished.
 
   Args:
-    curves: of the experiment.
-    workdir: of all its runs.
-    seeds: of each curve's runs.
-    results: of the evaluators, to be kept, such as "eval/test/accuracy".
-    changes: keys of all configs to set otherwise, such as "total_steps".
+    curves: curves of the experiment.
+    workdir: folder of all its runs.
+    seeds: seeds of each curve's runs.
+    results: metrics to record, such as "eval/test/accuracy".
+    changes: config keys to override in all runs, such as "total_steps".
 
   Returns:
-    A dict a curve: what it is about, its recipe, in what its config differs
-    from the schema, and its runs, each with the results at all steps.
+    A dict for each curve: its labels, its recipe, the config keys that are not
+    the schema's defaults, and its runs, each with the results at all steps.
 
   Raises:
-    UserError: fewer than two seeds, or something of a config.
-    RetryableError: a stop was asked for; all is saved.
+    UserError: fewer than two seeds, or an error in a config.
+    RetryableError: training was preempted, after saving.
   """
   if len(seeds) < 2:
     raise UserError("Two seeds at least: one cannot say what is chance.")
@@ -109,7 +109,7 @@ def train(
   for name in sorted({config.data.name for [config, *_] in configs}):
     prepare(name)
   runs = [[] for _ in curves]
-  # Seed by seed: stopped early, there is something of every curve.
+  # Seed by seed, so that an early stop leaves runs of every curve.
   for i, seed in enumerate(seeds):
     for curve, of_seeds, done in zip(curves, configs, runs, strict=True):
       folder = workdir / f"{curve.folder}_seed_{seed}"
@@ -129,7 +129,7 @@ def config(curve: Curve, seed: int, changes: dict | None) -> ConfigDict:
 
 
 def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
-  """Trains to the end, and returns results and where they come from."""
+  """Trains a run to the end; returns results with date, commit and device."""
   plan = make_plan(config)
   plan.complaints.raise_all()
   run_dir.check_config(folder, plan.config, accept_changes=False)
@@ -153,7 +153,7 @@ def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
 
 
 def beyond_defaults(config: ConfigDict) -> dict[str, object]:
-  """Key -> value of a config, where the schema has another one."""
+  """Returns the config keys whose values are not the schema's defaults."""
   ours, schema = (
     flatten_dict(to_dict(each), sep=".") for each in (config, default())
   )
@@ -165,7 +165,7 @@ def beyond_defaults(config: ConfigDict) -> dict[str, object]:
 
 
 def record(file: Path, content: dict) -> None:
-  """Writes a results file, with how, where and when it was made."""
+  """Writes a results file, with command, device, commit and date."""
   made = run_dir.provenance()
   module = sys.modules["__main__"].__spec__.name.removesuffix(".__main__")
   head = {
@@ -182,12 +182,12 @@ def record(file: Path, content: dict) -> None:
 
 
 def last_values(curve: dict, result: str) -> np.ndarray:
-  """A result at the end of each run, [seeds]."""
+  """Returns a result at the end of each run, [seeds]."""
   return np.array([run[result][-1] for run in curve["runs"]])
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
-  """Mean of other - one over seeds [n], and half its 95 % interval.
+  """Returns the mean of other - one over seeds [n], and half its 95 % interval.
 
   Runs of a seed are a pair: they share the order of the images.
   """

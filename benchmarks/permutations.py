@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figure 4: the six curves, and whether they show what the paper's do.
+"""Figure 4: six curves, and a check of the paper's findings.
 
 python -m benchmarks.permutations [--workdir=DIR] [--seeds=3]
 

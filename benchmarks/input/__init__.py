@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The input pipeline, measured: python -m benchmarks.input [PART ...]."""
+"""Measurements of the input pipeline: python -m benchmarks.input [PART ...]."""

@@ -3,21 +3,22 @@
 
 import argparse
 import importlib
+import inspect
 import os
 import tempfile
 from pathlib import Path
 
 from absl import flags
 
-# What each part measures, its docstring says.
-PARTS = (
-  "pixels",
-  "draws",
-  "throughput",
-  "batches",
-  "opening",
-  "memory",
-)
+# Part -> module; the part is a function there, described by its docstring.
+PARTS = {
+  "pixels": "parity",
+  "draws": "parity",
+  "throughput": "throughput",
+  "batches": "loader",
+  "opening": "loader",
+  "memory": "loader",
+}
 
 
 def main() -> None:
@@ -32,13 +33,14 @@ def main() -> None:
     default=Path(tempfile.gettempdir()) / "mixer_benchmarks",
     help="for data sets, about 1 GB; they are kept (default: %(default)s)",
   )
-  given = parser.parse_args()
-  if unknown := set(given.parts) - set(PARTS):
+  arguments = parser.parse_args()
+  if unknown := {*arguments.parts} - {*PARTS}:
     parser.error(f"no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
-  for part in given.parts or PARTS:
-    module = importlib.import_module(f"benchmarks.input.{part}")
-    print(f"\n{part}: {module.__doc__.strip()}\n")
-    print(module.table(given.folder), flush=True)
+  for part in arguments.parts or PARTS:
+    module = importlib.import_module(f"benchmarks.input.{PARTS[part]}")
+    table = getattr(module, part)
+    print(f"\n{part}: {inspect.getdoc(table)}\n")
+    print(table(arguments.folder), flush=True)
 
 
 if __name__ == "__main__":

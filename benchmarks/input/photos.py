@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TFDS data set of 500 x 375 JPEGs, made from scikit-image's photographs."""
+"""TFDS data sets for the measurements, made on the way."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from skimage import data
 
 NAME = "photos"
 VERSION = "1.0.0"
-FORMATS = ("array_record", "tfrecord")
 SHARDS = 4
 
 
 def photographs() -> dict[str, np.ndarray]:
-  """The colour photographs that need no download, uint8 RGB [h, w, 3]."""
+  """Returns the colour photographs without download, uint8 RGB [h, w, 3]."""
   left, right, _ = data.stereo_motorcycle()
   return {
     "astronaut": data.astronaut(),
@@ -31,61 +30,85 @@ def photographs() -> dict[str, np.ndarray]:
   }
 
 
-def write(folder: Path, examples: int, file_format: str) -> str:
-  """Writes the data set, unless it is there already.
+def encode(image: np.ndarray, suffix: str) -> bytes:
+  """Encodes an RGB image as .jpg (of ImageNet's usual quality) or .png."""
+  quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == ".jpg" else []
+  return cv2.imencode(suffix, image[..., ::-1], quality)[1].tobytes()
 
-  Every example is another part of a photograph, at ImageNet's usual size and
-  JPEG quality.
+
+def write_photos(folder: Path, examples: int, file_format: str) -> str:
+  """Writes a data set of 500 x 375 JPEGs from scikit-image's photographs.
+
+  Every example is another part of a photograph, at ImageNet's usual size.
 
   Args:
-    folder: for a folder of data sets for each size and format.
-    examples: number of them.
+    folder: parent of a folder of data sets for each size and format.
+    examples: number of examples.
     file_format: "array_record" or "tfrecord".
 
   Returns:
-    The folder of data sets.
+    The folder of data sets, which may be there already.
   """
   root = folder / f"{NAME}_{examples}_{file_format}"
-  version = root / NAME / VERSION
-  if (version / "dataset_info.json").exists():
-    return str(root)
-  version.mkdir(parents=True, exist_ok=True)
   features = tfds.features.FeaturesDict(
     {
       "image": tfds.features.Image(encoding_format="jpeg"),
       "label": tfds.features.ClassLabel(names=list(photographs())),
     }
   )
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=version,
-    dataset_name=NAME,
-    split="train",
-    filetype_suffix=file_format,
-  )
-  records = list(_records(features, examples))
-  shards = [records[i::SHARDS] for i in range(SHARDS)]
-  for i, shard in enumerate(shards):
-    _write_shard(
-      template.sharded_filepath(shard_index=i, num_shards=SHARDS), shard
-    )
-  tfds.folder_dataset.write_metadata(
-    data_dir=str(version),
-    features=features,
-    split_infos=[
-      tfds.core.SplitInfo(
-        name="train",
-        shard_lengths=[len(shard) for shard in shards],
-        num_bytes=sum(map(len, records)),
-        filename_template=template,
-      )
-    ],
-    filename_template=template,
-    check_data=False,  # which would read it with TensorFlow
-  )
+  if not (root / NAME / VERSION).exists():
+    records = list(_serialize_parts(features, examples))
+    shards = (records[i::SHARDS] for i in range(SHARDS))
+    write_dataset(root, NAME, file_format, features, shards, SHARDS)
   return str(root)
 
 
-def _records(features: tfds.features.FeaturesDict, examples: int):
+def write_dataset(
+  data_dir: Path,
+  name: str,
+  file_format: str,
+  features: tfds.features.FeaturesDict,
+  shards: Iterable[list[bytes]],
+  num_shards: int,
+):
+  """Writes a split "train" of serialized examples with TFDS's own writers."""
+  target = data_dir / name / VERSION
+  unfinished = data_dir / "incomplete" / name / VERSION
+  unfinished.mkdir(parents=True, exist_ok=True)
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=unfinished,
+    dataset_name=name,
+    split="train",
+    filetype_suffix=file_format,
+  )
+  kind = tfds.core.FileFormat(file_format)
+  adapter = tfds.core.file_adapters.ADAPTER_FOR_FORMAT[kind]
+  lengths, num_bytes = [], 0
+  for i, shard in enumerate(shards):
+    path = template.sharded_filepath(shard_index=i, num_shards=num_shards)
+    adapter.write_examples(path, enumerate(shard))
+    lengths.append(len(shard))
+    num_bytes += sum(map(len, shard))
+  split = tfds.core.SplitInfo(
+    name="train",
+    shard_lengths=lengths,
+    num_bytes=num_bytes,
+    filename_template=template,
+  )
+  tfds.folder_dataset.write_metadata(
+    data_dir=str(unfinished),
+    features=features,
+    split_infos=[split],
+    filename_template=template,
+    check_data=False,  # which would read it with TensorFlow
+  )
+  target.parent.mkdir(parents=True, exist_ok=True)
+  unfinished.rename(target)
+
+
+def _serialize_parts(
+  features: tfds.features.FeaturesDict, examples: int
+) -> Iterator[bytes]:
   photos = list(photographs().values())
   rng = np.random.default_rng(0)
   serializer = tfds.core.example_serializer.ExampleSerializer(
@@ -99,21 +122,6 @@ def _records(features: tfds.features.FeaturesDict, examples: int):
     y, x = rng.integers(h - part_h + 1), rng.integers(w - part_w + 1)
     part = photos[label][y : y + part_h, x : x + part_w]
     image = cv2.resize(part, (500, 375), interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(
-      ".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]
-    )[1]
     yield serializer.serialize_example(
-      {"image": jpeg.tobytes(), "label": np.int64(label)}
+      {"image": encode(image, ".jpg"), "label": np.int64(label)}
     )
-
-
-def _write_shard(path: Path, records: list[bytes]) -> None:
-  if "array_record" in path.name:
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-  else:
-    import tensorflow as tf
-
-    writer = tf.io.TFRecordWriter(str(path))
-  for record in records:
-    writer.write(record)
-  writer.close()

@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second from records on disk, beside tf.data and Pillow.
+"""Throughput of the input pipeline, tf.data's and Pillow's."""
 
-The pipeline to keep pace with is the one of this lineage: TFRecord, parse,
-decode and crop in one operation, resize, flip, batch, prefetch.
-"""
-
-import functools
-import itertools
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
+from benchmarks.harness import turns
 from benchmarks.input import photos
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
@@ -23,7 +20,7 @@ from mixer.tools.table import render
 
 EXAMPLES = 2_000
 BATCH = 256
-SECONDS = 6.0  # of one measurement
+SECONDS = 6.0  # of a measurement
 ROUNDS = 5
 CROP = "inception_crop(224) | flip"
 RANDAUG = f"{CROP} | randaug(2, 15)"
@@ -40,9 +37,7 @@ def ours(
 
 
 def tf_data(data_dir: str) -> Iterator:
-  """What the authors' pipeline does up to the batch, on as many threads."""
-  import tensorflow as tf
-
+  """Makes batches like the authors' pipeline, with as many threads as ours."""
   workers = usable_cores()
   features = {
     "image": tf.io.FixedLenFeature([], tf.string),
@@ -76,7 +71,7 @@ def tf_data(data_dir: str) -> Iterator:
 
 
 def pillow(data_dir: str) -> Iterator[dict[str, np.ndarray]]:
-  """The same loader with RandAugment's sixteen operations by Pillow."""
+  """Makes batches with our loader and Pillow's operations of RandAugment."""
   source = open_source(photos.NAME, "train", data_dir)
   before = preprocess.parse(CROP)
 
@@ -88,84 +83,62 @@ def pillow(data_dir: str) -> Iterator[dict[str, np.ndarray]]:
   )
 
 
-def pillow_randaug(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """RandAugment(2, 15) as timm and torchvision have it, on Pillow's images."""
-  from PIL import Image
+GREY = (128, 128, 128)
 
+
+def pillow_randaug(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Applies RandAugment(2, 15) like timm and torchvision, by Pillow."""
   picture = Image.fromarray(image)
   for _ in range(2):
-    picture = _PILLOW_OPS[rng.integers(len(_PILLOW_OPS))](picture, rng)
+    operation = PILLOW_OPERATIONS[rng.integers(len(PILLOW_OPERATIONS))]
+    picture = operation(picture, 1 if rng.integers(2) else -1, rng)
   return np.asarray(picture)
 
 
-def _affine(matrix, image, rng):
-  from PIL import Image
-
-  sign = 1 if rng.integers(2) else -1
+def _affine(image, matrix):
   return image.transform(
     image.size,
     Image.Transform.AFFINE,
-    matrix(sign),
+    matrix,
     Image.Resampling.NEAREST,
-    fillcolor=(128, 128, 128),
+    fillcolor=GREY,
   )
 
 
-def _enhance(name, image, rng):
-  from PIL import ImageEnhance
-
-  return getattr(ImageEnhance, name)(image).enhance(2.8)
-
-
-def _ops(name, argument, image, rng):
-  from PIL import ImageOps
-
-  return getattr(ImageOps, name)(image, *argument)
-
-
-def _rotate(image, rng):
-  return image.rotate(45 if rng.integers(2) else -45, fillcolor=(128, 128, 128))
-
-
-def _cutout(image, rng):
-  from PIL import ImageDraw
-
+def _cutout(image, sign, rng):
   y, x = rng.integers(image.height), rng.integers(image.width)
   image = image.copy()
   box = (x - 60, y - 60, x + 60, y + 60)
-  ImageDraw.Draw(image).rectangle(box, fill=(128, 128, 128))
+  ImageDraw.Draw(image).rectangle(box, fill=GREY)
   return image
 
 
-def _solarize_add(image, rng):
-  return image.point(
-    [min(i + 165, 255) if i < 128 else i for i in range(256)] * 3
-  )
+SOLARIZE_ADD = [min(i + 165, 255) if i < 128 else i for i in range(256)] * 3
 
-
-_PILLOW_OPS = (
-  functools.partial(_ops, "autocontrast", ()),
-  functools.partial(_ops, "equalize", ()),
-  functools.partial(_ops, "invert", ()),
-  _rotate,
-  functools.partial(_ops, "posterize", (6,)),
-  functools.partial(_ops, "solarize", (128,)),
-  functools.partial(_enhance, "Color"),
-  functools.partial(_enhance, "Contrast"),
-  functools.partial(_enhance, "Brightness"),
-  functools.partial(_enhance, "Sharpness"),
-  functools.partial(_affine, lambda sign: (1, sign * 0.45, 0, 0, 1, 0)),
-  functools.partial(_affine, lambda sign: (1, 0, 0, sign * 0.45, 1, 0)),
-  functools.partial(_affine, lambda sign: (1, 0, sign * 150, 0, 1, 0)),
-  functools.partial(_affine, lambda sign: (1, 0, 0, 0, 1, sign * 150)),
+# Functions of an image, a sign and a random generator.
+PILLOW_OPERATIONS = (
+  lambda image, *_: ImageOps.autocontrast(image),
+  lambda image, *_: ImageOps.equalize(image),
+  lambda image, *_: ImageOps.invert(image),
+  lambda image, sign, _: image.rotate(45 * sign, fillcolor=GREY),
+  lambda image, *_: ImageOps.posterize(image, 6),
+  lambda image, *_: ImageOps.solarize(image, 128),
+  lambda image, *_: ImageEnhance.Color(image).enhance(2.8),
+  lambda image, *_: ImageEnhance.Contrast(image).enhance(2.8),
+  lambda image, *_: ImageEnhance.Brightness(image).enhance(2.8),
+  lambda image, *_: ImageEnhance.Sharpness(image).enhance(2.8),
+  lambda image, sign, _: _affine(image, (1, sign * 0.45, 0, 0, 1, 0)),
+  lambda image, sign, _: _affine(image, (1, 0, 0, sign * 0.45, 1, 0)),
+  lambda image, sign, _: _affine(image, (1, 0, sign * 150, 0, 1, 0)),
+  lambda image, sign, _: _affine(image, (1, 0, 0, 0, 1, sign * 150)),
   _cutout,
-  _solarize_add,
+  lambda image, *_: image.point(SOLARIZE_ADD),
 )
 
 
 def images_per_second(batches: Iterator) -> float:
-  """The rate over some seconds, once the pipeline is full."""
-  for _ in range(4):
+  """Measures the rate over some seconds."""
+  for _ in range(4):  # until the pipeline is full
     next(batches)
   begin, images = time.perf_counter(), 0
   while time.perf_counter() - begin < SECONDS:
@@ -173,41 +146,43 @@ def images_per_second(batches: Iterator) -> float:
   return images / (time.perf_counter() - begin)
 
 
-def table(folder: Path) -> str:
-  """Measures all pipelines in turn, several times; medians and ratios."""
-  array_record = photos.write(folder, EXAMPLES, "array_record")
-  tfrecord = photos.write(folder, EXAMPLES, "tfrecord")
-  pipelines = {
-    "crop, flip: tf.data, TFRecord": lambda: tf_data(tfrecord),
-    "crop, flip: ours, TFRecord, threads": lambda: ours(tfrecord, CROP),
-    "crop, flip: ours, ArrayRecord, threads": lambda: ours(array_record, CROP),
-    "crop, flip: ours, TFRecord, processes": lambda: ours(
-      tfrecord, CROP, "process"
-    ),
-    "and RandAugment(2, 15): Pillow's ops": lambda: pillow(array_record),
-    "and RandAugment(2, 15): ours": lambda: ours(array_record, RANDAUG),
-  }
-  rates = {name: [] for name in pipelines}
-  for _ in range(ROUNDS):
-    # In turn, so that a slow minute of the machine meets them all.
-    for name, start in pipelines.items():
-      batches = start()
-      rates[name].append(images_per_second(batches))
-      getattr(batches, "close", lambda: None)()
-  medians = {name: statistics.median(values) for name, values in rates.items()}
-  references = itertools.chain(
-    [next(iter(medians.values()))] * 4, [list(medians.values())[4]] * 2
+def throughput(folder: Path) -> str:
+  """Images a second from records on disk, next to tf.data and Pillow.
+
+  The reference is this lineage's pipeline: TFRecord, parse, decode and crop in
+  one operation, resize, flip, batch, prefetch.
+  """
+  array_record = photos.write_photos(folder, EXAMPLES, "array_record")
+  tfrecord = photos.write_photos(folder, EXAMPLES, "tfrecord")
+  # The first pipeline of a group is its reference.
+  groups = (
+    {
+      "crop, flip: tf.data, TFRecord": lambda: tf_data(tfrecord),
+      "crop, flip: ours, TFRecord, threads": lambda: ours(tfrecord, CROP),
+      "crop, flip: ours, ArrayRecord, threads": lambda: ours(
+        array_record, CROP
+      ),
+      "crop, flip: ours, TFRecord, processes": lambda: ours(
+        tfrecord, CROP, "process"
+      ),
+    },
+    {
+      "and RandAugment(2, 15): Pillow's ops": lambda: pillow(array_record),
+      "and RandAugment(2, 15): ours": lambda: ours(array_record, RANDAUG),
+    },
   )
-  rows = [
-    (
-      name,
-      f"{median:,.0f}",
-      f"{min(rates[name]):,.0f}",
-      f"{max(rates[name]):,.0f}",
-      f"{median / reference:.2f}",
-    )
-    for (name, median), reference in zip(
-      medians.items(), references, strict=True
-    )
-  ]
+  pipelines = {name: start for group in groups for name, start in group.items()}
+  rates = {name: [] for name in pipelines}
+  for name in turns([*pipelines], ROUNDS):
+    batches = pipelines[name]()
+    rates[name].append(images_per_second(batches))
+    getattr(batches, "close", lambda: None)()
+  rows = []
+  for group in groups:
+    medians = {name: statistics.median(rates[name]) for name in group}
+    reference, *_ = medians.values()
+    for name, median in medians.items():
+      least, most = min(rates[name]), max(rates[name])
+      speeds = (f"{rate:,.0f}" for rate in (median, least, most))
+      rows.append((name, *speeds, f"{median / reference:.2f}"))
   return render(("images/s", "median", "least", "most", "ratio"), rows)

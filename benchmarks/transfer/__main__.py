@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `make transfer` has found, as a table: python -m benchmarks.transfer DIR
+"""Table of the results of `make transfer`: python -m benchmarks.transfer DIR
 
 DIR holds the runs of configs/transfer.py: pretrain, finetune and scratch.
 """
@@ -12,7 +12,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.transfer.runs import probe_at_start, probed, swept, trained
+from benchmarks.transfer import (
+  format_probe,
+  format_sweep,
+  probe_at_start,
+  read_sweep,
+)
 from mixer import weights
 from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches
@@ -39,31 +44,32 @@ def main() -> None:
 
 
 def tuned_rows(folder: Path) -> Iterator[tuple]:
-  """Of the models whose parameters were all trained."""
-  for name, said in (
+  """Makes rows of models whose parameters were all trained."""
+  for name, label in (
     ("finetune", "fine-tuned from 0 to 4, grown by tiles"),
     ("scratch", "from scratch"),
   ):
-    found = swept(folder / name)
-    said += f", learning rate {found['learning_rate']:g}"
-    steps = found["config"]["total_steps"]
-    yield said, "16 x 16", "100", steps, trained(folder / name)
+    sweep = read_sweep(folder / name)
+    label += f", learning rate {sweep['learning_rate']:g}"
+    steps = sweep["config"]["total_steps"]
+    yield label, "16 x 16", "100", steps, format_sweep(folder / name)
 
 
 def probe_rows(pretrained: Path) -> Iterator[tuple]:
-  """Of linear probes on features that have seen no digit from 5 on."""
-  for said, res, arg, init in (
+  """Makes rows of linear probes on features trained without 5 to 9."""
+  for label, res, arg, init in (
     ("linear probe on features of 0 to 4", 8, "pretrain", pretrained),
     ("linear probe on these features, grown", 16, "finetune", pretrained),
     ("linear probe on random features", 16, "finetune", None),
   ):
     results = probe_at_start(arg, init)
     for shots in (5, 10):
-      yield said, f"{res} x {res}", 5 * shots, 0, probed(results, shots)
+      accuracy = format_probe(results, shots)
+      yield label, f"{res} x {res}", 5 * shots, 0, accuracy
 
 
 def grown_apart(pretrained: Path) -> float:
-  """Largest difference of a feature between grown and small model."""
+  """Returns the largest difference of a feature in grown and small model."""
   small = weights.load(pretrained)
   source = open_source("digits/5to9", "test")
   batches = eval_batches(

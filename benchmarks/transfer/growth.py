@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs to take weights to another resolution, and by which growth.
+"""Cost and accuracy of weights at other resolutions, by kind of growth.
 
 python -m benchmarks.transfer.growth [--workdir=runs/growth]
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.transfer.runs import (
+from benchmarks.transfer import (
+  format_probe,
+  format_sweep,
   probe_at_start,
-  probed,
   recipe,
-  trained,
 )
 from mixer import train
 from mixer.models import flops
@@ -26,7 +26,7 @@ from mixer.tools.data import prepare
 from mixer.tools.sweep.sweep import sweep
 from mixer.tools.table import render
 
-# Resolution in pixels and growth; 8 is what the weights were trained at.
+# Resolution in pixels and growth; pre-training is at 8.
 CHOICES = (
   (8, "none"),
   (6, "interpolate"),
@@ -47,7 +47,9 @@ HEAD = (
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.transfer.growth", description=__doc__
+  )
   parser.add_argument("--workdir", type=Path, default=Path("runs/growth"))
   workdir = parser.parse_args().workdir
   for name in ("digits/0to4", "digits/5to9"):
@@ -75,9 +77,9 @@ def row(
     f"{res} x {res}, {growth}",
     f"{flops.count_params(plan.model.abstract_params):,}",
     f"{plan.model.multiply_accumulates / 1e6:.2f}",
-    probed(probe_at_start(f"finetune,{arguments}", pretrained), 5),
-    trained(tuned),
-    trained(scratch),
+    format_probe(probe_at_start(f"finetune,{arguments}", pretrained), 5),
+    format_sweep(tuned),
+    format_sweep(scratch),
   )
 
 
