@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks import create_parser
 from mixer.errors import UserError
 from mixer.models import create, flops
 
@@ -81,7 +82,7 @@ def choose(patterns: str, names: Iterable[str]) -> list[str]:
   return [name for name in names if name in chosen]
 
 
-def create_parser(
+def create_speed_parser(
   name: str,
   description: str,
   *,
@@ -89,6 +90,8 @@ def create_parser(
   elsewhere: tuple[str, ...],
   limit: float,
   models: str = "*",
+  counts: dict[str, tuple[int, str]],
+  seconds: bool = True,
 ) -> argparse.ArgumentParser:
   """Makes a parser with the flags that all benchmarks of speed share.
 
@@ -98,12 +101,10 @@ def create_parser(
     on_cpu, elsewhere: default batch sizes and dtypes.
     limit: default seconds of a process.
     models: default patterns.
+    counts: flags of whole numbers, with defaults and help.
+    seconds: whether timings have a minimum length.
   """
-  parser = argparse.ArgumentParser(
-    prog=f"python -m benchmarks.{name}",
-    description=description,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = create_parser(name, description)
   add = parser.add_argument
   add(
     "--models",
@@ -120,6 +121,15 @@ def create_parser(
     default=limit,
     help=f"seconds for a process; default: {limit:g}",
   )
+  for flag, (count, text) in counts.items():
+    add(f"--{flag}", type=int, default=count, help=f"{text}; default: {count}")
+  if seconds:
+    add(
+      "--seconds",
+      type=float,
+      default=0.5,
+      help="of a timing, at least; default: 0.5",
+    )
   add("--again", action="store_true", help="measure again")
   add("--results", type=Path, default=Path("results"), help="default: results")
   return parser

@@ -21,16 +21,18 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 import mixer.train
+from benchmarks import create_parser
 from mixer.cli import EX_TEMPFAIL
 from mixer.config import default
 from mixer.config_check import to_dict
 from mixer.errors import RetryableError, UserError
-from mixer.plan import make_plan
+from mixer.plan import Plan, make_plan
 from mixer.storage import atomic_write
 from mixer.tools.data import prepare
 from mixer.tools.paper.protocols import load_recipe
 from mixer.training import run_dir
 from mixer.training.metrics import read_rows
+from mixer.training.setup import create_optimizer, initial_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +61,7 @@ def command_line(name: str, description: str) -> argparse.ArgumentParser:
     description: docstring of the module.
   """
   flags.FLAGS.mark_as_parsed()  # training reads absl's flags
-  parser = argparse.ArgumentParser(
-    prog=f"python -m benchmarks.{name}",
-    description=description,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = create_parser(name, description)
   workdir = Path("runs") / name
   parser.add_argument(
     "--workdir", type=Path, default=workdir, help=f"of runs; default: {workdir}"
@@ -126,6 +124,14 @@ def config(curve: Curve, seed: int, changes: dict | None) -> ConfigDict:
   config = load_recipe(f"configs/{curve.recipe}.py:{curve.arg},seed={seed}")
   config.update_from_flattened_dict(changes or {})
   return config
+
+
+def initial_params(config: ConfigDict) -> tuple[Plan, dict]:
+  """Returns the plan of a run, and the parameters it begins with."""
+  plan = make_plan(config)
+  plan.complaints.raise_all()
+  _, optimizer = create_optimizer(plan)
+  return plan, initial_state(plan, optimizer).params
 
 
 def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:

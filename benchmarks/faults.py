@@ -11,7 +11,6 @@ Takes about 25 minutes on two cores, and root for the small disk. Exits with 1
 if anything differs.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -30,19 +29,15 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from benchmarks import create_parser
 from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.tools.table import render
 from mixer.training.metrics import read_rows
 
 HEAD = ("what happened", "times", "the end, against the undisturbed run")
-NAMES = (
-  "killed",
-  "stopped",
-  "damaged",
-  "not_finite",
-  "full_disk",
-  "one_of_two_hosts",
+NAMES = tuple(
+  "killed stopped damaged not_finite full_disk one_of_two_hosts".split()
 )
 STEPS = 2_245  # as many as the recipe has
 RECIPE = (
@@ -59,11 +54,7 @@ TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.faults",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = create_parser("faults", __doc__)
   parser.add_argument("names", nargs="*", metavar="TRIAL", help=f"of {NAMES}")
   parser.add_argument("--workdir", type=Path, help="folder of the runs")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -169,7 +160,7 @@ class Trials:
   def damaged(self) -> tuple:
     """Damages the newest of several checkpoints in every way."""
     run, noticed = Run(self.folder / "damaged"), 0
-    for damage in DAMAGES:
+    for damage in DAMAGES.values():
       while len(run.checkpoints) < 2:
         self.kill_in_training(run)
       newest = run.checkpoints[-1]
@@ -177,8 +168,8 @@ class Trials:
       seen = len(run.log)
       self.kill_in_training(run)
       noticed += f"{newest} is damaged" in run.log[seen:]
-    kinds = ", ".join(damage.__doc__.rstrip(".").lower() for damage in DAMAGES)
     # Damage in bytes that nothing refers to goes unnoticed.
+    kinds = ", ".join(DAMAGES)
     fault = f"newest checkpoint damaged ({kinds}), {noticed} noticed"
     return self.compare(run, fault, len(DAMAGES))
 
@@ -269,40 +260,17 @@ class Trials:
     return fault, times, verdict(differences(run, self.undisturbed))
 
 
-# The docstrings of damages are parts of the table.
-def truncated(checkpoint: Path, rng: random.Random):
-  """Arrays cut short."""
-  _truncate(_largest(checkpoint), rng)
-
-
-def flipped(checkpoint: Path, rng: random.Random):
-  """A bit of an array flipped."""
-  _flip(_largest(checkpoint), rng)
-
-
-def truncated_record(checkpoint: Path, rng: random.Random):
-  """Metadata cut short."""
-  _truncate(checkpoint / "_CHECKPOINT_METADATA", rng)
-
-
-def flipped_record(checkpoint: Path, rng: random.Random):
-  """A bit of the metadata flipped."""
-  _flip(checkpoint / "_CHECKPOINT_METADATA", rng)
-
-
-def without_arrays(checkpoint: Path, rng: random.Random):
-  """A file gone."""
-  del rng
-  _largest(checkpoint).unlink()
-
-
-DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
-  truncated,
-  flipped,
-  truncated_record,
-  flipped_record,
-  without_arrays,
-)
+METADATA = "_CHECKPOINT_METADATA"
+# Name -> function of a checkpoint's folder and a random generator.
+DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+  "arrays cut short": lambda folder, rng: _truncate(_largest(folder), rng),
+  "a bit of an array flipped": lambda folder, rng: _flip(_largest(folder), rng),
+  "metadata cut short": lambda folder, rng: _truncate(folder / METADATA, rng),
+  "a bit of the metadata flipped": lambda folder, rng: _flip(
+    folder / METADATA, rng
+  ),
+  "a file gone": lambda folder, rng: _largest(folder).unlink(),
+}
 
 
 def _largest(checkpoint: Path) -> Path:

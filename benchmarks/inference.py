@@ -55,36 +55,27 @@ OTHERS = "1,32", "float32,bfloat16"
 TOPK = 5  # as `predict` has it
 MEASURED = "median_ms", "p95_ms", "load_seconds", "first_seconds"
 HEAD = (
-  "model",
-  "dtype",
-  "batch",
-  "by",
-  "median ms",
-  "95 % within ms",
-  "images/s",
-  "of jitted's time",
-  "load s",
-  "first result s",
-)
+  "model | dtype | batch | by | median ms | 95 % within ms | images/s | "
+  "of jitted's time | load s | first result s"
+).split(" | ")
 
 # Maps uint8 images [n, h, w, c] on the host to arrays, maybe still pending.
 Call = Callable[[np.ndarray], object]
 
 
 def main() -> int:
-  parser = cells.create_parser(
+  parser = cells.create_speed_parser(
     "inference",
     __doc__,
     on_cpu=DEFAULTS["cpu"],
     elsewhere=OTHERS,
     limit=600.0,
     models="Mixer-S/16,Mixer-B/16",
-  )
-  parser.add_argument(
-    "--rounds", type=int, default=3, help="of all, in turns; default: 3"
-  )
-  parser.add_argument(
-    "--calls", type=int, default=20, help="timed, a round; default: 20"
+    counts={
+      "rounds": (3, "of all, in turns"),
+      "calls": (20, "timed, a round"),
+    },
+    seconds=False,
   )
   return run_cli(fill, **vars(parser.parse_args()))
 
@@ -98,12 +89,7 @@ def fill(
   limit: float,
   **counts: int,
 ) -> str:
-  """Measures the cells that are due; returns the table.
-
-  Args:
-    models, batches, dtype, results, again, limit: as the flags say.
-    **counts: "rounds" and "calls", as the flags say.
-  """
+  """Measures the cells that are due; returns the table. For args see flags."""
   chosen = cells.choose(models, families.names())
   cells.check_timing(limit=limit, **counts)
   device = harness.describe_device()

@@ -9,13 +9,13 @@ of the layers in float32 with products of highest precision. Exits with 2 if
 the kernels' errors are more than twice the layers'.
 """
 
-import argparse
 import sys
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks import create_parser
 from benchmarks.cells import IMAGE_SIZE, choose
 from mixer import models
 from mixer.cli import run_cli
@@ -39,11 +39,7 @@ class Errors(NamedTuple):
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.kernels",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = create_parser("kernels", __doc__)
   parser.add_argument(
     "--models", default="*", help="names, with * for any part; default: *"
   )

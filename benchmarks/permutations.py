@@ -27,10 +27,8 @@ from benchmarks.curves import Curve, difference, last_values, percent
 from mixer import train, weights
 from mixer.cli import run_cli
 from mixer.data.permutations import patch_order, within_patch_order
-from mixer.plan import make_plan
 from mixer.tools.table import render
 from mixer.training.metrics import read_rows
-from mixer.training.setup import create_optimizer, initial_state
 
 RESULT, LOSS = "eval/fewshot/few/5shot", "train/loss"
 MODELS = {"mixer": "Mixer", "resnet": "ResNet"}
@@ -46,11 +44,8 @@ CURVES = [
 EQUAL_STEPS = 100
 EQUAL_TO = 1e-4  # relative difference of losses after that growth
 HEAD = (
-  "model, input",
-  "5-shot accuracy, %",
-  "against original",
-  "of the original, %",
-)
+  "model, input | 5-shot accuracy, % | against original | of the original, %"
+).split(" | ")
 
 
 def main() -> int:
@@ -61,16 +56,11 @@ def main() -> int:
 def measure(
   workdir: Path, seeds: int, results: Path, changes: dict | None = None
 ) -> str:
-  """Trains, records and judges.
+  """Trains, records and judges; returns a report.
 
   Args:
-    workdir: folder of all runs.
-    seeds: number of seeds, from 0 on.
-    results: folder of permutations.json.
+    workdir, seeds, results: see flags.
     changes: config keys to override in all runs.
-
-  Returns:
-    A report for the terminal.
   """
   trained = curves.train(
     CURVES, workdir, range(seeds), [RESULT, "eval/test/accuracy"], changes
@@ -141,7 +131,7 @@ def compare_losses(
     at a step, relative.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  params = _initial_params(original)
+  params = jax.device_get(curves.initial_params(original)[1])
   permuted = permute_params(params, original.model.patch, patches.seed)
   losses = []
   for name, config, init in (
@@ -163,13 +153,6 @@ def compare_losses(
     "last_loss": float(one[-1]),
     "largest_difference": float(np.max(np.abs(other - one) / np.abs(one))),
   }
-
-
-def _initial_params(config: ConfigDict) -> dict:
-  plan = make_plan(config)
-  plan.complaints.raise_all()
-  _, optimizer = create_optimizer(plan)
-  return jax.device_get(initial_state(plan, optimizer).params)
 
 
 def findings(trained: list[dict], equal: dict[str, float]) -> list[dict]:

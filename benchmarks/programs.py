@@ -29,7 +29,6 @@ from mixer.training.step import (
 LEARNING_RATE = 1e-5
 WEIGHT_DECAY = 1e-6  # decoupled, not times the rate
 CLIP_NORM = 1.0
-RECIPE = {"mixup": 0.5, "stoch_depth": 0.1}
 
 
 class Program(NamedTuple):
@@ -86,8 +85,8 @@ def train(
   model: nn.Module,
   shape: tuple[int, ...],
   *,
-  mixup: float = RECIPE["mixup"],
-  stoch_depth: float = RECIPE["stoch_depth"],
+  mixup: float = 0.5,
+  stoch_depth: float = 0.1,
 ) -> Program:
   """Compiles the ImageNet recipe's update; see `infer`.
 

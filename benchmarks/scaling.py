@@ -9,7 +9,6 @@ Compilations in results/scaling.json are not repeated. Writes results/scaling.md
 next to it.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import create_parser
 from benchmarks.preflight import preflight
 from mixer.cli import run_cli
 from mixer.storage import atomic_write
@@ -39,25 +39,13 @@ COVERED = 0.1  # communication, as a share of the rest of a step
 JPEG_BYTES = 115_000
 PASS_IMAGES = 3e9  # one epoch of JFT-3B
 HEAD = (
-  "chips",
-  "images a chip",
-  "compute, ms",
-  "memory",
-  "all-reduce",
-  "step",
-  "images/s",
-  "images/s a host",
-  "MB/s a host",
-  "hours for 3e9",
-)
+  "chips | images a chip | compute, ms | memory | all-reduce | step | "
+  "images/s | images/s a host | MB/s a host | hours for 3e9"
+).split(" | ")
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.scaling",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = create_parser("scaling", __doc__)
   parser.add_argument("--models", default=MODELS)
   parser.add_argument("--results", type=Path, default=Path("results"))
   flags = parser.parse_args()

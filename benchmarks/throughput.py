@@ -11,6 +11,7 @@ again without --again, nor time-outs without a longer --limit. Prints the table
 as Markdown. Needs only jax, flax and optax.
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,19 +19,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from benchmarks import cells, programs
+from benchmarks import cells, harness, programs
 from benchmarks.cells import CLASSES, IMAGE_SIZE, INFERENCE, PASSES, TRAINING
-from benchmarks.harness import (
-  ChildError,
-  Results,
-  describe_device,
-  first_line,
-  format_speed,
-  log,
-  run_child,
-  speed,
-  time_calls,
-)
 from mixer import models as families
 from mixer.cli import run_cli
 from mixer.jax_setup import configure_xla, trim_malloc
@@ -57,18 +47,15 @@ Column = tuple[str, str]
 
 
 def main() -> int:
-  parser = cells.create_parser(
+  parser = cells.create_speed_parser(
     "throughput",
     __doc__,
     on_cpu=DEFAULTS["cpu"],
     elsewhere=OTHERS,
     limit=300.0,
+    counts={"repeats": (5, "timings of each")},
   )
   parser.add_argument("--passes", default=",".join(PASSES), help="or one")
-  parser.add_argument("--repeats", type=int, default=5, help="timings of each")
-  parser.add_argument(
-    "--seconds", type=float, default=0.5, help="of a timing, at least"
-  )
   return run_cli(fill, **vars(parser.parse_args()))
 
 
@@ -81,61 +68,42 @@ def fill(
   again: bool,
   **timing: float,
 ) -> str:
-  """Measures the rows that are due; returns the tables.
-
-  Args:
-    models, batches, dtype, passes, results, again: as the flags say.
-    **timing: "repeats", "seconds" and "limit", as the flags say.
-  """
+  """Measures the rows that are due; returns the tables. For args see flags."""
   cells.check_timing(**timing)
   labels = {label(*model): model for model in every_model()}
   chosen = cells.choose(models, labels)
   chosen_passes = cells.split_words("passes", passes, PASSES)
-  device = describe_device()
+  device = harness.describe_device()
   default_batches, default_dtypes = DEFAULTS.get(device["platform"], OTHERS)
   dtypes = cells.split_words("dtype", dtype or default_dtypes, cells.DTYPES)
   sizes = cells.split_numbers("batches", batches or default_batches)
-  known = open_results(results, device, timing["limit"], again)
-  for each_pass in chosen_passes:
-    for each_dtype in dtypes:
-      for name in chosen:
-        model, size = labels[name]
-        key = {"model": model, "image_size": size, "dtype": each_dtype}
-        for row in _measure_due(known, key, each_pass, sizes, timing):
-          value = row["images_per_second"]
-          text = f"{value:,.5g} images/s" if value else row["why"]
-          log(f"{name}, {each_pass}, {each_dtype}, {row['batch']}: {text}")
-  rows = {passes: known.lists[name] for passes, name in LISTS.items()}
-  return f"{page(device['device'], rows)}\n\n{known.path}"
-
-
-def open_results(
-  folder: Path, device: dict, limit: float, again: bool = False
-) -> Results:
-  return Results(
-    folder,
+  known = harness.Results(
+    results,
     "throughput",
     device,
-    limit=limit,
+    limit=timing["limit"],
     again=again,
     key=("model", "image_size", "dtype", "batch"),
     lists=LISTS.values(),
   )
-
-
-def _measure_due(
-  known: Results, key: dict, passes: str, sizes: list[int], timing: dict
-) -> Iterator[dict]:
-  """Measures the batch sizes that are due; records and yields their rows."""
-  name = LISTS[passes]
-  due = [x for x in sizes if known.is_due(key | {"batch": x}, name)]
-  for row in run_batches(due, passes=passes, **key, **timing) if due else ():
-    cell = key | {"batch": row["batch"]}
-    old = known.select(cell, name)
-    # A failure does not replace a speed that was measured before.
-    if row["images_per_second"] or not any(x["images_per_second"] for x in old):
-      known.put(cell, [row], name)
-    yield row
+  for each_pass, each_dtype, name in itertools.product(
+    chosen_passes, dtypes, chosen
+  ):
+    model, size = labels[name]
+    key = {"model": model, "image_size": size, "dtype": each_dtype}
+    rows = LISTS[each_pass]
+    due = [x for x in sizes if known.is_due(key | {"batch": x}, rows)]
+    for row in run_batches(due, passes=each_pass, **key, **timing):
+      value = row["images_per_second"]
+      text = f"{value:,.5g} images/s" if value else row["why"]
+      harness.log(f"{name}, {each_pass}, {each_dtype}, {row['batch']}: {text}")
+      cell = key | {"batch": row["batch"]}
+      old = known.select(cell, rows)
+      # A failure does not replace a speed that was measured before.
+      if value or not any(x["images_per_second"] for x in old):
+        known.put(cell, [row], rows)
+  rows = {passes: known.lists[name] for passes, name in LISTS.items()}
+  return f"{page(device['device'], rows)}\n\n{known.path}"
 
 
 def run_batches(
@@ -151,13 +119,15 @@ def run_batches(
   Raises:
     UserError: the child failed, and not for want of memory or time.
   """
+  if not batches:
+    return
   left = list(batches)
   function = "benchmarks.throughput:measure"
   try:
-    for row in run_child(function, limit, batches=batches, **arguments):
+    for row in harness.run_child(function, limit, batches=batches, **arguments):
       left.remove(row["batch"])
       yield row
-  except ChildError as error:
+  except harness.ChildError as error:
     yield {"batch": left[0]} | error.row
 
 
@@ -184,15 +154,15 @@ def measure(
     row = {"batch": batch}
     try:
       program = make(module, (batch, *shape))
-      timings = time_calls(program.call, repeats, seconds)
+      timings = harness.time_calls(program.call, repeats, seconds)
     except (
       programs.DoesNotFitError,
       jax.errors.JaxRuntimeError,
       MemoryError,
     ) as error:
-      yield row | {"images_per_second": None, "why": first_line(error)}
+      yield row | {"images_per_second": None, "why": harness.first_line(error)}
       return
-    yield row | speed(batch, timings) | {"bytes": program.needs}
+    yield row | harness.speed(batch, timings) | {"bytes": program.needs}
     del program  # and its arrays, before the next are made
     trim_malloc()  # memory that malloc caches does not count as free
 
@@ -280,7 +250,7 @@ def _cell(best: Throughput | None) -> str:
     return ""
   if best.images_per_second is None:
     return best.beyond[1]
-  return f"{format_speed(best.images_per_second)} @{best.batch}"
+  return f"{harness.format_speed(best.images_per_second)} @{best.batch}"
 
 
 def _ratios(

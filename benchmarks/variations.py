@@ -32,13 +32,8 @@ CURVES = [
   Curve({"variation": name}, "variations", name) for name in (PLAIN, *PAPER)
 ]
 HEAD = (
-  "token mixing",
-  "parameters",
-  "MMAC",
-  "accuracy, %",
-  "against plain",
-  "verdict",
-)
+  "token mixing | parameters | MMAC | accuracy, % | against plain | verdict"
+).split(" | ")
 
 
 def main() -> int:
@@ -53,17 +48,7 @@ def main() -> int:
 
 
 def measure(workdir: Path, epochs: float, seeds: int, results: Path) -> str:
-  """Trains, records and compares.
-
-  Args:
-    workdir: folder of all runs.
-    epochs: length of each run.
-    seeds: number of runs of each variation, from seed 0 on.
-    results: folder of variations.json.
-
-  Returns:
-    A table in Markdown.
-  """
+  """Trains, records and compares; returns a table. For args see flags."""
   changes = {"total_epochs": epochs}
   trained = curves.train(
     CURVES, workdir, range(seeds), [RESULT, "eval/test/loss"], changes

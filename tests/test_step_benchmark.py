@@ -56,8 +56,8 @@ def children(monkeypatch):
   """Replaces child processes by answers; "calls" has their order."""
   script = {"calls": [], "absent": {}, "answers": {}}
 
-  def run_child(function, limit, *, name, **arguments):
-    function = function.partition(":")[2]
+  def run_child(function, limit, *, implementation, **arguments):
+    function, name = function.partition(":")[2], implementation["name"]
     if function == "probe":
       why = script["absent"].get(name)
       yield {"absent": why} if why else {"versions": {"jax": "1"}}
@@ -283,7 +283,8 @@ def test_it_imports_with_only_jax_flax_and_optax():
     f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
     "import benchmarks.step.__main__, benchmarks.step.authors\n"
     "from benchmarks.step.implementations import probe\n"
-    "absent = probe('timm', 'cpu', None)['absent']\n"
+    "timm = {'name': 'timm', 'platform': 'cpu', 'authors': None}\n"
+    "absent = probe(timm)['absent']\n"
     "assert 'torch' in absent or 'timm' in absent, absent\n"
   )
   subprocess.run([sys.executable, "-c", code], check=True)

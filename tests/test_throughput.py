@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import programs, throughput
+from benchmarks import harness, programs, throughput
 from benchmarks.device import file_name
 from benchmarks.harness import ChildError
 from mixer import models
@@ -73,8 +73,8 @@ def children(monkeypatch):
     if script["error"]:
       raise script["error"]
 
-  monkeypatch.setattr(throughput, "describe_device", lambda: DEVICE)
-  monkeypatch.setattr(throughput, "run_child", run_child)
+  monkeypatch.setattr(harness, "describe_device", lambda: DEVICE)
+  monkeypatch.setattr(harness, "run_child", run_child)
   return script
 
 

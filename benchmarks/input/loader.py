@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loader: reproducible batches, time to open a data set, memory."""
 
-import dataclasses
 import hashlib
 import itertools
 import os
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.harness import run_child
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
@@ -32,46 +30,44 @@ TINY_BATCH = 1_024
 TOTAL, LARGE_BATCH, ROWS = 1_000_000, 250, 10
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-  """A way to make the batches.
+def hash_batches(
+  folder: Path,
+  file_format: str,
+  workers: Workers,
+  hosts: int,
+  restarts: tuple[int, ...],
+) -> str:
+  """Returns the hash of the global batches 0 to STEPS - 1.
 
-  file_format: format of the records.
-  workers: threads or processes that decode and augment.
-  hosts: number of hosts, each of which makes a slice.
-  restarts: steps at which a new loader continues.
+  Args:
+    folder: folder of data sets.
+    file_format: format of the records.
+    workers: threads or processes that decode and augment.
+    hosts: number of hosts, each of which makes a slice.
+    restarts: steps at which a new loader continues.
   """
-
-  file_format: str = "array_record"
-  workers: Workers = Workers(1)
-  hosts: int = 1
-  restarts: tuple[int, ...] = ()
-
-  def digest(self, folder: Path) -> str:
-    """Returns the hash of the global batches 0 to STEPS - 1."""
-    source = _open_photos(folder, self.file_format)
-    total = hashlib.sha256()
-    borders = [0, *self.restarts, STEPS]
-    for begin, end in itertools.pairwise(borders):
-      loaders = [
-        train_batches(
-          source,
-          preprocess.parse(SPEC),
-          batch=BATCH,
-          seed=0,
-          start_step=begin,
-          host=host,
-          hosts=self.hosts,
-          workers=self.workers,
-        )
-        for host in range(self.hosts)
-      ]
-      for batch in itertools.islice(_join(loaders), end - begin):
-        for key in sorted(batch):
-          total.update(batch[key].tobytes())
-      for loader in loaders:
-        loader.close()
-    return total.hexdigest()
+  source = _open_photos(folder, file_format)
+  total = hashlib.sha256()
+  for begin, end in itertools.pairwise([0, *restarts, STEPS]):
+    loaders = [
+      train_batches(
+        source,
+        preprocess.parse(SPEC),
+        batch=BATCH,
+        seed=0,
+        start_step=begin,
+        host=host,
+        hosts=hosts,
+        workers=workers,
+      )
+      for host in range(hosts)
+    ]
+    for batch in itertools.islice(_join(loaders), end - begin):
+      for key in sorted(batch):
+        total.update(batch[key].tobytes())
+    for loader in loaders:
+      loader.close()
+  return total.hexdigest()
 
 
 def _open_photos(folder: Path, file_format: str):
@@ -86,18 +82,26 @@ def _join(loaders: list[Iterator]) -> Iterator[dict[str, np.ndarray]]:
     yield {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
 
 
+DEFAULT = {
+  "file_format": "array_record",
+  "workers": Workers(1),
+  "hosts": 1,
+  "restarts": (),
+}
 WAYS = {
-  "1 thread": Way(),
-  "4 threads": Way(workers=Workers(4)),
-  "1 process": Way(workers=Workers(1, "process")),
-  "4 processes": Way(workers=Workers(4, "process")),
-  "4 hosts": Way(hosts=4),
-  "4 hosts of 2 processes": Way(hosts=4, workers=Workers(2, "process")),
-  "restarted at 500": Way(restarts=(500,)),
-  "TFRecord": Way(file_format="tfrecord"),
-  "TFRecord, restarted twice, 4 threads": Way(
-    file_format="tfrecord", workers=Workers(4), restarts=(1, 777)
-  ),
+  "1 thread": {},
+  "4 threads": {"workers": Workers(4)},
+  "1 process": {"workers": Workers(1, "process")},
+  "4 processes": {"workers": Workers(4, "process")},
+  "4 hosts": {"hosts": 4},
+  "4 hosts of 2 processes": {"hosts": 4, "workers": Workers(2, "process")},
+  "restarted at 500": {"restarts": (500,)},
+  "TFRecord": {"file_format": "tfrecord"},
+  "TFRecord, restarted twice, 4 threads": {
+    "file_format": "tfrecord",
+    "workers": Workers(4),
+    "restarts": (1, 777),
+  },
 }
 
 
@@ -105,7 +109,7 @@ def batches(folder: Path) -> str:
   """Equality of batches from any workers, by a hash of all their bytes."""
   rows = []
   for name, way in WAYS.items():
-    digest = way.digest(folder)[:16]
+    digest = hash_batches(folder, **DEFAULT | way)[:16]
     first = rows[0][1] if rows else digest
     rows.append((name, digest, "yes" if digest == first else "NO"))
   return render((f"{STEPS:,} batches of {BATCH}", "hash", "equal"), rows)
@@ -118,6 +122,8 @@ def opening(folder: Path) -> str:
   its own, with the files in the system's cache. `added` is resident memory
   since the imports; TFRecord's index is a mapped file, shared by processes.
   """
+  from benchmarks.harness import run_child  # with jax, unwanted in `memory`
+
   rows = []
   for file_format in ("tfrecord", "array_record"):
     data_dir = folder / "opening" / file_format

@@ -54,30 +54,22 @@ MEASURED = "flops_per_second", "peak_bytes", "compile_seconds", "matmul"
 
 
 def main() -> int:
-  parser = cells.create_parser(
+  parser = cells.create_speed_parser(
     "step",
     __doc__,
     on_cpu=DEFAULTS["cpu"],
     elsewhere=OTHERS,
     limit=300.0,
+    counts={
+      "rounds": (2, "of all, in turns"),
+      "repeats": (5, "timings a round"),
+    },
   )
   for flag, every in ("passes", cells.PASSES), ("implementations", NAMES):
     every = ",".join(every)
     parser.add_argument(f"--{flag}", default=every, help=f"default: {every}")
   parser.add_argument("--authors", type=Path, help="checkout of their code")
   parser.add_argument("--products", help=f"sides; default: {OTHERS[2]}")
-  parser.add_argument(
-    "--rounds", type=int, default=2, help="of all, in turns; default: 2"
-  )
-  parser.add_argument(
-    "--repeats", type=int, default=5, help="timings a round; default: 5"
-  )
-  parser.add_argument(
-    "--seconds",
-    type=float,
-    default=0.5,
-    help="at least, of a timing; default: 0.5",
-  )
   flags = vars(parser.parse_args())
   # This process only counts; the device is for the children.
   jax.config.update("jax_platforms", "cpu")
@@ -96,13 +88,7 @@ def fill(
   again: bool,
   **timing: float,
 ) -> str:
-  """Measures the cells that are due; returns the table.
-
-  Args:
-    models, batches, dtype, passes, implementations, authors, products, results,
-      again: as the flags say.
-    **timing: "rounds", "repeats", "seconds" and "limit", as the flags say.
-  """
+  """Measures the cells that are due; returns the table. For args see flags."""
   chosen = cells.choose(models, families.names("Mixer"))
   cells.check_timing(**timing)
   chosen_passes = cells.split_words("passes", passes, cells.PASSES)
@@ -285,8 +271,12 @@ class Children:
 
   def _run(self, function: str, name: str, limit: float, **arguments) -> dict:
     where = {"platform": self.platform, "authors": self.authors}
-    function = f"{MODULE}:{function}"
-    [row] = harness.run_child(function, limit, name=name, **where, **arguments)
+    [row] = harness.run_child(
+      f"{MODULE}:{function}",
+      limit,
+      implementation={"name": name, **where},
+      **arguments,
+    )
     return row
 
 

@@ -22,18 +22,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from benchmarks import programs
 from benchmarks.cells import CLASSES, TRAINING
-from benchmarks.programs import (
-  CLIP_NORM,
-  LEARNING_RATE,
-  WEIGHT_DECAY,
-  Program,
-  check_memory,
-  compile_for,
-  draw_batch,
-  draw_params,
-  infer_with,
-)
 from benchmarks.step.implementations import AbsentError, OnJax
 from mixer import models
 from mixer.training.step import normalise, sigmoid_cross_entropy, soft_labels
@@ -51,7 +41,13 @@ class Authors(OnJax):
     super().__init__()
     if checkout is None:
       raise AbsentError("give a checkout of their code by --authors=PATH")
-    self._module = load(checkout / FILE)
+    file = checkout / FILE
+    if not file.is_file():
+      raise AbsentError(f"there is no {file}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    self._module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = self._module  # flax looks up annotations there
+    spec.loader.exec_module(self._module)
 
   def make(self, cell):
     model = self._create(cell.model)
@@ -69,7 +65,7 @@ class Authors(OnJax):
 
     if cell.passes == TRAINING:
       return _train(apply, params, shape)
-    return infer_with(apply, params, shape)
+    return programs.infer_with(apply, params, shape)
 
   def _create(self, name: str) -> nn.Module:
     sizes = models.sizes(name)
@@ -83,28 +79,13 @@ class Authors(OnJax):
     )
 
 
-def load(file: Path) -> types.ModuleType:
-  """Imports a file by its path.
-
-  Raises:
-    AbsentError: the file does not exist.
-  """
-  if not file.is_file():
-    raise AbsentError(f"there is no {file}")
-  spec = importlib.util.spec_from_file_location(file.stem, file)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # flax looks up annotations there
-  spec.loader.exec_module(module)
-  return module
-
-
-def _train(apply, params: dict, shape: tuple[int, ...]) -> Program:
+def _train(apply, params: dict, shape: tuple[int, ...]) -> programs.Program:
   """Compiles an update; see `Authors.make` for `apply`."""
   optimizer = optax.chain(
-    optax.clip_by_global_norm(CLIP_NORM),
+    optax.clip_by_global_norm(programs.CLIP_NORM),
     optax.adamw(
-      LEARNING_RATE,
-      weight_decay=WEIGHT_DECAY / LEARNING_RATE,
+      programs.LEARNING_RATE,
+      weight_decay=programs.WEIGHT_DECAY / programs.LEARNING_RATE,
       mask=jax.tree.map_with_path(lambda k, _: k[-1].key == "kernel", params),
     ),
   )
@@ -124,14 +105,14 @@ def _train(apply, params: dict, shape: tuple[int, ...]) -> Program:
   def create(params):
     return params, optimizer.init(params)
 
-  compiled, seconds = compile_for(
+  compiled, seconds = programs.compile_for(
     jax.jit(update, donate_argnums=0),
     jax.eval_shape(create, params),
-    draw_batch(shape),
+    programs.draw_batch(shape),
   )
-  needs = check_memory(compiled, params)
-  state = jax.jit(create)(draw_params(params))
-  batch = jax.device_put(draw_batch(shape))
+  needs = programs.check_memory(compiled, params)
+  state = jax.jit(create)(programs.draw_params(params))
+  batch = jax.device_put(programs.draw_batch(shape))
 
   def call():
     nonlocal state
@@ -140,4 +121,4 @@ def _train(apply, params: dict, shape: tuple[int, ...]) -> Program:
 
   if not jnp.isfinite(call()):
     raise ValueError("The loss of random weights is not finite.")
-  return Program(call, needs, seconds)
+  return programs.Program(call, needs, seconds)

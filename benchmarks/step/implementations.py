@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of the measured implementations, ours, and their measurement.
+"""Interface of the implementations, ours, and their measurement.
 
 The module's last functions run in child processes, see `harness.run_child`.
 """
 
-import abc
 import contextlib
 import math
 import os
@@ -31,62 +30,46 @@ class AbsentError(Exception):
   """The implementation cannot be used here; the message says why."""
 
 
-class Implementation(abc.ABC):
-  """One implementation, in a process of its own.
+class OnJax:
+  """Base of the implementations on jax; timm's has the same methods.
 
   packages: packages whose versions affect its numbers.
   errors: errors that are results for a model, such as that it does not fit.
   """
 
-  packages: tuple[str, ...]
+  packages: tuple[str, ...] = device.PACKAGES
   errors: tuple[type[Exception], ...]
-
-  @abc.abstractmethod
-  def make(self, cell: Cell) -> Program:
-    """Compiles a cell's program for random weights and images."""
-
-  @abc.abstractmethod
-  def product(self, size: int, dtype: str) -> Callable[[], object]:
-    """Makes the product of two square matrices of random numbers."""
-
-  @abc.abstractmethod
-  def wait(self, result: object):
-    """Blocks until the device has computed a call's result."""
-
-  @abc.abstractmethod
-  def reset_peak(self):
-    """Resets the peak of memory, where that is possible."""
-
-  @abc.abstractmethod
-  def peak_bytes(self) -> int:
-    """Returns the peak memory of the device, or else of the process."""
-
-
-class OnJax(Implementation):
-  """Base of the implementations that compute with jax."""
-
-  packages = device.PACKAGES
 
   def __init__(self):
     jax.config.update("jax_enable_compilation_cache", False)
     self._device = jax.local_devices()[0]
 
-  def product(self, size, dtype):
+  def make(self, cell: Cell) -> Program:
+    """Compiles a cell's program for random weights and images."""
+    raise NotImplementedError
+
+  def product(self, size: int, dtype: str) -> Callable[[], object]:
+    """Makes the product of two square matrices of random numbers."""
     multiply = jax.jit(jnp.matmul)
     factors = [
       jax.device_put(x.astype(jnp.dtype(dtype))) for x in draw_squares(size)
     ]
     return lambda: multiply(*factors)
 
-  def wait(self, result):
+  def wait(self, result: object):
+    """Blocks until the device has computed a call's result."""
     jax.block_until_ready(result)
 
   def reset_peak(self):
-    # An accelerator's allocator has no reset and needs none: only on a CPU does
-    # compilation take the same memory.
+    """Resets the peak of memory, where that is possible.
+
+    An accelerator's allocator has no reset and needs none: only on a CPU does
+    compilation take the same memory.
+    """
     device.reset_peak_memory()
 
-  def peak_bytes(self):
+  def peak_bytes(self) -> int:
+    """Returns the peak memory of the device, or else of the process."""
     stats = self._device.memory_stats()
     if self._device.platform == "cpu" or not stats:
       return device.peak_memory()
@@ -125,9 +108,7 @@ def draw_squares(size: int) -> np.ndarray:
   return values / math.sqrt(math.sqrt(size))
 
 
-def open_implementation(
-  name: str, platform: str, authors: str | None
-) -> Implementation:
+def open_implementation(name: str, platform: str, authors: str | None) -> OnJax:
   """Imports an implementation's libraries, and no other's.
 
   Args:
@@ -149,24 +130,22 @@ def open_implementation(
   return Timm(platform, compiled=name == "timm")
 
 
-def probe(name: str, platform: str, authors: str | None) -> dict:
-  """Returns the implementation's "versions", or why it is "absent"."""
+def probe(implementation: dict) -> dict:
+  """Returns the "versions" of an implementation, or why it is "absent".
+
+  Here and below, `implementation` has the arguments of `open_implementation`.
+  """
   try:
-    implementation = open_implementation(name, platform, authors)
+    opened = open_implementation(**implementation)
   except Exception as error:  # a peer's libraries may raise anything
-    if name == OURS:
+    if implementation["name"] == OURS:
       raise
     return {"absent": first_line(error)}
-  return {"versions": device.versions(implementation.packages)}
+  return {"versions": device.versions(opened.packages)}
 
 
 def measure(
-  name: str,
-  platform: str,
-  authors: str | None,
-  cell: dict,
-  repeats: int,
-  seconds: float,
+  implementation: dict, cell: dict, repeats: int, seconds: float
 ) -> dict:
   """Compiles and times a cell, given as a dict of the fields of `Cell`.
 
@@ -175,13 +154,13 @@ def measure(
     "peak_bytes"; or "why" there are none.
   """
   with _empty_caches():
-    implementation = open_implementation(name, platform, authors)
-    row = time_cell(implementation, Cell(**cell), repeats, seconds)
-  return row | {"versions": device.versions(implementation.packages)}
+    opened = open_implementation(**implementation)
+    row = time_cell(opened, Cell(**cell), repeats, seconds)
+  return row | {"versions": device.versions(opened.packages)}
 
 
 def time_cell(
-  implementation: Implementation, cell: Cell, repeats: int, seconds: float
+  implementation: OnJax, cell: Cell, repeats: int, seconds: float
 ) -> dict:
   """Times a cell's program; see `measure`."""
   try:
@@ -198,9 +177,7 @@ def time_cell(
 
 
 def best_product(
-  name: str,
-  platform: str,
-  authors: str | None,
+  implementation: dict,
   dtype: str,
   sizes: list[int],
   repeats: int,
@@ -213,15 +190,15 @@ def best_product(
     "why" there are none.
   """
   with _empty_caches():
-    implementation = open_implementation(name, platform, authors)
+    opened = open_implementation(**implementation)
     rows = []
     try:
       for size in sizes:
-        product = implementation.product(size, dtype)
-        timings = time_calls(product, repeats, seconds, implementation.wait)
+        product = opened.product(size, dtype)
+        timings = time_calls(product, repeats, seconds, opened.wait)
         rate = round_digits(2 * size**3 / min(timings))
         rows.append({"size": size, "flops_per_second": rate})
-    except (*implementation.errors, MemoryError) as error:
+    except (*opened.errors, MemoryError) as error:
       return {"why": first_line(error)}
   return max(rows, key=lambda row: row["flops_per_second"])
 

@@ -18,26 +18,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import device
+from benchmarks import device, programs
 from benchmarks.cells import CLASSES, IMAGE_SIZE, TRAINING, Cell
-from benchmarks.programs import (
-  CLIP_NORM,
-  LEARNING_RATE,
-  WEIGHT_DECAY,
-  Program,
-  draw_batch,
-)
-from benchmarks.step.implementations import (
-  AbsentError,
-  Implementation,
-  draw_squares,
-)
+from benchmarks.step.implementations import AbsentError, draw_squares
 
 DEVICES = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "rocm": "cuda"}
 
 
-class Timm(Implementation):
-  """timm's Mixers."""
+class Timm:
+  """timm's Mixers, with the methods of `OnJax`."""
 
   packages = ("torch", "timm")
   errors = (Exception,)
@@ -68,7 +57,7 @@ class Timm(Implementation):
     model = timm.create_model(name, num_classes=CLASSES)
     draw_weights(model)
     model.to(self._device)
-    batch = draw_batch(cell.image_shape)
+    batch = programs.draw_batch(cell.image_shape)
     images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(batch["label"]).long()
     make = self.update_of if cell.passes == TRAINING else self._infer
@@ -76,7 +65,7 @@ class Timm(Implementation):
     first, second = self._time(call), self._time(call)
     if not torch.isfinite(call()).all():
       raise ValueError("The result of random weights is not finite.")
-    return Program(call, 0, max(0.0, first - second))
+    return programs.Program(call, 0, max(0.0, first - second))
 
   def product(self, size, dtype):
     a, b = (
@@ -118,7 +107,7 @@ class Timm(Implementation):
     """Makes a function that updates the model and returns the loss."""
     model.train()
     optimizer = torch.optim.AdamW(
-      parameter_groups(model), lr=LEARNING_RATE, fused=True
+      parameter_groups(model), lr=programs.LEARNING_RATE, fused=True
     )
     params = list(model.parameters())
 
@@ -136,7 +125,7 @@ class Timm(Implementation):
     def call():
       loss = mean_loss(images, labels)
       loss.backward()
-      nn.utils.clip_grad_norm_(params, CLIP_NORM)
+      nn.utils.clip_grad_norm_(params, programs.CLIP_NORM)
       optimizer.step()
       optimizer.zero_grad()
       return loss.detach()
@@ -174,7 +163,10 @@ def parameter_groups(model: nn.Module) -> list[dict]:
   kernels = [p for p in model.parameters() if p.ndim > 1]
   others = [p for p in model.parameters() if p.ndim <= 1]
   return [
-    {"params": kernels, "weight_decay": WEIGHT_DECAY / LEARNING_RATE},
+    {
+      "params": kernels,
+      "weight_decay": programs.WEIGHT_DECAY / programs.LEARNING_RATE,
+    },
     {"params": others, "weight_decay": 0.0},
   ]
 

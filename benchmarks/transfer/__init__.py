@@ -10,11 +10,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.curves import percent
+from benchmarks.curves import initial_params, percent
 from mixer.evaluators.runner import EvalRunner
-from mixer.plan import make_plan
 from mixer.tools.paper.protocols import load_recipe
-from mixer.training.setup import create_optimizer, initial_state
 from mixer.training.sharding import replicate
 
 
@@ -37,11 +35,9 @@ def probe_at_start(arg: str, init: Path | None) -> dict[str, float]:
     config.init_head, config.init_growth = "auto", "none"
   else:
     config.init = str(init)
-  plan = make_plan(config)
-  plan.complaints.raise_all()
-  _, optimizer = create_optimizer(plan)
+  plan, params = initial_params(config)
   devices = jax.local_devices()
-  params = replicate(initial_state(plan, optimizer).params, devices)
+  params = replicate(params, devices)
   return EvalRunner(plan, Path(), devices).run(["others"], params)
 
 

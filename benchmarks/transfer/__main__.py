@@ -12,12 +12,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.transfer import (
-  format_probe,
-  format_sweep,
-  probe_at_start,
-  read_sweep,
-)
+from benchmarks import transfer
 from mixer import weights
 from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches
@@ -49,10 +44,10 @@ def tuned_rows(folder: Path) -> Iterator[tuple]:
     ("finetune", "fine-tuned from 0 to 4, grown by tiles"),
     ("scratch", "from scratch"),
   ):
-    sweep = read_sweep(folder / name)
+    sweep = transfer.read_sweep(folder / name)
     label += f", learning rate {sweep['learning_rate']:g}"
     steps = sweep["config"]["total_steps"]
-    yield label, "16 x 16", "100", steps, format_sweep(folder / name)
+    yield label, "16 x 16", "100", steps, transfer.format_sweep(folder / name)
 
 
 def probe_rows(pretrained: Path) -> Iterator[tuple]:
@@ -62,9 +57,9 @@ def probe_rows(pretrained: Path) -> Iterator[tuple]:
     ("linear probe on these features, grown", 16, "finetune", pretrained),
     ("linear probe on random features", 16, "finetune", None),
   ):
-    results = probe_at_start(arg, init)
+    results = transfer.probe_at_start(arg, init)
     for shots in (5, 10):
-      accuracy = format_probe(results, shots)
+      accuracy = transfer.format_probe(results, shots)
       yield label, f"{res} x {res}", 5 * shots, 0, accuracy
 
 

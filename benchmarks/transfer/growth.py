@@ -13,12 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.transfer import (
-  format_probe,
-  format_sweep,
-  probe_at_start,
-  recipe,
-)
+from benchmarks import transfer
 from mixer import train
 from mixer.models import flops
 from mixer.plan import make_plan
@@ -37,13 +32,9 @@ CHOICES = (
   (24, "tiles"),
 )
 HEAD = (
-  "pixels, growth",
-  "parameters",
-  "MMAC",
-  "5-shot probe before",
-  "fine-tuned",
-  "from scratch",
-)
+  "pixels, growth | parameters | MMAC | 5-shot probe before | fine-tuned | "
+  "from scratch"
+).split(" | ")
 
 
 def main() -> None:
@@ -55,7 +46,7 @@ def main() -> None:
   for name in ("digits/0to4", "digits/5to9"):
     prepare(name)
   pretrained = workdir / "pretrain"
-  train.train(recipe("pretrain"), str(pretrained))
+  train.train(transfer.recipe("pretrain"), str(pretrained))
   rows = [row(workdir, pretrained, *choice) for choice in CHOICES]
   print(render(HEAD, rows))
 
@@ -68,8 +59,8 @@ def row(
     arguments += f",growth={growth}"
   name = workdir / f"{res}_{growth}"
   tuned, scratch = Path(f"{name}_finetune"), Path(f"{name}_scratch")
-  sweep(recipe(f"scratch,{arguments}"), str(scratch))
-  config = recipe(f"finetune,{arguments}")
+  sweep(transfer.recipe(f"scratch,{arguments}"), str(scratch))
+  config = transfer.recipe(f"finetune,{arguments}")
   config.init = str(pretrained)
   sweep(config, str(tuned))
   plan = make_plan(config)
@@ -77,9 +68,11 @@ def row(
     f"{res} x {res}, {growth}",
     f"{flops.count_params(plan.model.abstract_params):,}",
     f"{plan.model.multiply_accumulates / 1e6:.2f}",
-    format_probe(probe_at_start(f"finetune,{arguments}", pretrained), 5),
-    format_sweep(tuned),
-    format_sweep(scratch),
+    transfer.format_probe(
+      transfer.probe_at_start(f"finetune,{arguments}", pretrained), 5
+    ),
+    transfer.format_sweep(tuned),
+    transfer.format_sweep(scratch),
   )
 
 
