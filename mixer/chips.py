@@ -10,22 +10,22 @@ TERA, GIGA = 1e12, 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One kind of chip; figures are of a chip, not of a jax device.
+  """One kind of chip; figures are per chip, not per jax device.
 
-  name: as people call it, and as `python -m mixer preflight` does.
-  kinds: in lower case, what `device.device_kind` says of a TPU, or how it
-    begins for a GPU, where memory size and such follow.
-  flops: peak dense bfloat16 (float16 where there is none) FLOP/s, with the
-    maker's clocks; 2 for a multiply-add.
-  source: where the figures are from.
-  devices: jax devices that share the chip.
-  memory: bytes, None where the kind does not say.
-  program_memory: the part of them that a program may use.
-  bandwidth: between chip and memory, bytes/s.
-  interconnect: rate of a chip over all of its links to neighbours together
-    of its kind, bytes/s; in an all-reduce it receives as much.
-  axes: of the torus that the links make; 0 where a switch joins all.
-  per_host: chips of a host.
+  name: the usual name, also in topologies of `python -m mixer preflight`.
+  kinds: `device.device_kind` in lower case; for a GPU its beginning, because
+    memory size and the like follow.
+  flops: peak dense bfloat16 (float16 where there is none) FLOP/s at the
+    maker's clocks; a multiply-add is 2.
+  source: document with the figures.
+  devices: jax devices per chip.
+  memory: bytes; None if kinds differ in it.
+  program_memory: bytes that a program can use.
+  bandwidth: HBM bandwidth, bytes/s.
+  interconnect: bytes/s that a chip sends over all of its links together; in an
+    all-reduce it receives as much.
+  axes: of the torus; 0 where a switch connects the chips.
+  per_host: chips per host.
   network: bytes/s that a chip sends to other hosts, if not over its links.
   """
 
@@ -140,9 +140,9 @@ _OTHER_CARD = r".*\b(ti|d|super|laptop|mig)\b"
 
 
 def find_chip(device_kind: str) -> Chip | None:
-  """The chip of a jax device; None if it is not known here.
+  """Returns the chip of a jax device; None if it is unknown.
 
-  Of several names that fit, the longest counts.
+  The longest matching name counts.
   """
   kind = device_kind.lower()
   fitting = {
@@ -150,8 +150,8 @@ def find_chip(device_kind: str) -> Chip | None:
     for chip in CHIPS.values()
     for name in chip.kinds
     if kind == name
-    # "NVIDIA L40" is no "NVIDIA L4": a name must end where a word does, and
-    # an RTX 4090 D is another card, a MIG slice a part of one.
+    # A name ends with a word, because "NVIDIA L40" is not an "NVIDIA L4". An
+    # RTX 4090 D is another card, and a MIG slice a part of one.
     or (not chip.is_tpu and re.match(rf"{name}[ -](?!{_OTHER_CARD})", kind))
   }
   return fitting[max(fitting, key=len)] if fitting else None

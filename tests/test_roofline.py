@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiled program moves and sends, and the time that this takes."""
+"""HBM traffic and collectives of compiled programs, and their least time."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ ENTRY %main (p0: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_collectives_are_read_from_the_program_with_their_bytes():
+def test_collectives_are_read_from_the_hlo_with_their_bytes():
   assert read_collectives(parse_hlo(PROGRAM), devices=8) == [
     Collective("reduce-scatter", 4 * 1024),  # a fusion that keeps a slice
     Collective("all-reduce", 4 * 768 + 2 * 196 * 384),
@@ -55,7 +55,7 @@ def test_collectives_are_read_from_the_program_with_their_bytes():
   ]
 
 
-def test_the_collectives_of_a_compiled_program_are_found():
+def test_collectives_are_read_from_a_compiled_program():
   def step(x):
     x = jax.lax.psum(x, "batch") + jax.lax.all_gather(x, "batch").sum(0)
     ring = [(i, (i + 1) % 8) for i in range(8)]
@@ -73,7 +73,7 @@ def test_the_collectives_of_a_compiled_program_are_found():
   assert program.arguments == 60
 
 
-def test_only_what_the_memory_gives_or_takes_counts_as_traffic():
+def test_traffic_counts_reads_and_writes_of_hbm_outside_of_fusions():
   program = parse_hlo("""\
 %body (p: (s32[], f32[100])) -> (s32[], f32[100]) {
   %p = (s32[], f32[100]{0}) parameter(0)
@@ -98,38 +98,24 @@ ENTRY %main (p0: f32[64,4]) -> f32[100] {
 }
 """)
 
-  found = read_traffic(program)
-
-  assert found == HbmTraffic(
+  assert read_traffic(program) == HbmTraffic(
     outside=4 * 64 + 4 * 256 + 2 * 64,  # a slice in, a copy in, a result out
     inside=4 * 100 + 4 * 100,
   )
-
-
-def sum_of_two_rows(x):
-  return x[3] * 2 + x[5]
-
-
-def half(x):
-  return x[: x.shape[0] // 2] * 2
-
-
-def with_one_row(x):
-  return jax.lax.dynamic_update_slice(x, x[3:4] * 2, (7, 0))
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers")
 @pytest.mark.parametrize(
   "function, rows",
   [
-    (sum_of_two_rows, 2 + 1),
-    (half, 50 + 50),
-    (with_one_row, 2 + 2),  # is made, then put where the others stay
+    (lambda x: x[3] * 2 + x[5], 2 + 1),
+    (lambda x: x[: x.shape[0] // 2] * 2, 50 + 50),
+    # The row is computed, then written where the others stay.
+    (lambda x: jax.lax.dynamic_update_slice(x, x[3:4] * 2, (7, 0)), 2 + 2),
   ],
+  ids=["two rows", "half", "update of a row"],
 )
-def test_of_a_slice_counts_what_is_taken_and_not_what_it_is_a_slice_of(
-  function, rows
-):
+def test_the_traffic_of_a_slice_is_its_own_bytes(function, rows):
   donated = jax.jit(function, donate_argnums=0)
   x = jax.ShapeDtypeStruct((100, 1000), jnp.float32)
   program = compiler.read_program(donated.lower(x).compile(), 1, 0.0)
@@ -149,7 +135,7 @@ def test_the_traffic_of_a_compiled_product_is_its_factors_and_its_result():
   assert program.traffic.outside == program.bytes_accessed
 
 
-def test_the_roofline_is_what_one_computes_by_hand():
+def test_the_roofline_agrees_with_a_computation_by_hand():
   machine = parse("v3-2048")  # 32 x 32 chips: both axes are rings
   gradients = Collective("all-reduce", 300_000_000)
 
@@ -165,48 +151,55 @@ def test_the_roofline_is_what_one_computes_by_hand():
   assert found.limit == "memory"
 
 
-def test_a_slice_that_is_no_torus_uses_fewer_of_its_links():
-  assert parse("v3-2048").links_used == 1.0
-  assert parse("v3-128").links_used == 0.5  # a mesh of 8 x 8
-  assert parse("v3-1024").links_used == 0.75  # 16 x 32: one axis closes
-  assert parse("v4:4x4x4").links_used == 1.0
-  assert parse("v4:2x2x4").links_used == 0.5
-  assert parse("v4:2x2x1").links_used == pytest.approx(2 / 6)
-  assert parse("v5e:1x1").links_used == 0.0
-  gradients = Collective("all-reduce", 10**9)
-  mesh = send_time(gradients, parse("v3-128"))
-  assert mesh == pytest.approx(2e9 * 63 / 64 / (340e12 / 1024 / 2))
+@pytest.mark.parametrize(
+  ("name", "share"),
+  [
+    ("v3-2048", 1.0),
+    ("v3-128", 0.5),  # a mesh of 8 x 8
+    ("v3-1024", 0.75),  # 16 x 32: one axis is a ring
+    ("v4:4x4x4", 1.0),
+    ("v4:2x2x4", 0.5),
+    ("v4:2x2x1", 2 / 6),
+    ("v5e:1x1", 0.0),
+  ],
+)
+def test_a_slice_without_rings_uses_fewer_of_its_links(name, share):
+  assert parse(name).links_used == pytest.approx(share)
+
+
+REDUCED = 10**9
+
+
+def reduce_time(name, kind="all-reduce"):
+  return send_time(Collective(kind, REDUCED), parse(name))
+
+
+def test_an_all_reduce_crosses_the_links_in_use_twice():
+  half = 340e12 / 1024 / 2
+  assert reduce_time("v3-128") == pytest.approx(2 * REDUCED * 63 / 64 / half)
 
 
 def test_gpus_of_several_hosts_send_their_share_over_the_network():
-  size = 800e6
+  within, across = reduce_time("gpu:h100x8"), reduce_time("gpu:h100x16")
 
-  within = send_time(Collective("all-reduce", size), parse("gpu:h100x8"))
-  across = send_time(Collective("all-reduce", size), parse("gpu:h100x16"))
-
-  assert within == pytest.approx(2 * size * 7 / 8 / 450e9)
-  assert across - within == pytest.approx(2 * (size / 8) * 1 / 2 / 50e9)
+  assert within == pytest.approx(2 * REDUCED * 7 / 8 / 450e9)
+  assert across - within == pytest.approx(2 * (REDUCED / 8) * 1 / 2 / 50e9)
 
 
-def test_one_chip_sends_nothing():
-  gradients = Collective("all-reduce", 10**9)
-
-  assert send_time(gradients, parse("v5e:1x1")) == 0.0
-  assert send_time(gradients, parse("gpu:h200x1")) == 0.0
+@pytest.mark.parametrize("name", ["v5e:1x1", "gpu:h200x1"])
+def test_one_chip_sends_nothing(name):
+  assert reduce_time(name) == 0.0
 
 
 def test_a_reduce_scatter_and_an_all_gather_take_as_long_as_an_all_reduce():
-  machine = parse("v4:4x4x8")
-  times = {
-    kind: send_time(Collective(kind, 10**9), machine)
-    for kind in ("all-reduce", "reduce-scatter", "all-gather")
-  }
+  parts = [
+    reduce_time("v4:4x4x8", kind) for kind in ("reduce-scatter", "all-gather")
+  ]
 
-  apart = times["reduce-scatter"] + times["all-gather"]
-  assert apart == pytest.approx(times["all-reduce"])
+  assert sum(parts) == pytest.approx(reduce_time("v4:4x4x8"))
 
 
-def test_scaling_goes_through_what_was_compiled():
+def test_scaling_interpolates_between_compiled_programs():
   def report(images, moved):
     return {
       "per_device": images,

@@ -54,7 +54,6 @@ device_description_str: "{name}"
 """
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
-PROGRESS_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,26 +248,21 @@ def parse_refusal(message: str) -> DoesNotFit | None:
 
 
 @contextlib.contextmanager
-def show_progress(
-  program: str, interval: float = PROGRESS_SECONDS
-) -> Iterator[None]:
-  """Prints the start, the elapsed seconds and the end of a compilation.
+def show_progress(program: str, interval: float = 30.0) -> Iterator[None]:
+  """Prints on stderr that a program compiles, and for how many seconds.
 
   Args:
     program: its name.
-    interval: seconds between two lines on stderr.
+    interval: seconds between two lines.
   """
   start, is_done = time.monotonic(), threading.Event()
-
-  def show(state: str):
-    seconds = time.monotonic() - start
-    print(f"{program} ... {seconds:.0f} s{state}", file=sys.stderr, flush=True)
+  show = functools.partial(print, file=sys.stderr, flush=True)
 
   def repeat():
     while not is_done.wait(interval):
-      show("")
+      show(f"compiling {program} ... {time.monotonic() - start:.0f} s")
 
-  print(f"compiling {program}", file=sys.stderr, flush=True)
+  show(f"compiling {program}")
   thread = threading.Thread(target=repeat, daemon=True)
   thread.start()
   try:
@@ -276,4 +270,4 @@ def show_progress(
   finally:
     is_done.set()
     thread.join()
-  show(", done")
+  show(f"compiled {program} in {time.monotonic() - start:.0f} s")
