@@ -315,14 +315,6 @@ def changed(key, value):
   return change
 
 
-def start_with(**values):
-  def change(text):
-    [start] = json.loads(text)["starts"]
-    return json.dumps({"starts": [start | values]})
-
-  return change
-
-
 @pytest.mark.parametrize(
   "name, change, words",
   [
@@ -334,7 +326,6 @@ def start_with(**values):
     ("skipped.jsonl", '{"examples": 3}\n', "examples = 3"),
     ("parameters.txt", b"\xff\xfe", "is damaged"),
     ("provenance.json", '{"starts": 3}', "is damaged"),
-    ("provenance.json", '{"starts": [[]]}', "a start is .."),
     ("config.json", "[]", "not a JSON object"),
     ("config.json", "{}", "its config lacks batch, model, data, evals"),
     ("config.json", changed("evals", KeyError), "its config lacks evals"),

@@ -110,42 +110,51 @@ def _row(
   missing: Footnotes,
   measured: Footnotes,
 ) -> list[Cell]:
-  def here(column: str, published: object, text: str = "", note: str = ""):
-    """Returns a measured cell; an empty one if the paper has none either."""
-    if text:
-      return Cell(text, measured.mark(note))
-    if published is None:
-      return Cell()
-    return Cell("", missing.mark(*explain_empty(row, column)))
-
+  paper, here = _paper_texts(row), _measured_texts(row, cells, devices)
   line = [Cell(f"{row.model} pc" if row.private else row.model)]
   if row.table == 3:
     line += [Cell(str(row.resolution)), Cell(str(row.epochs))]
-  for name in _ACCURACIES[row.table]:
-    published = getattr(row, name)
-    decimals = row.imagenet_decimals if name == "imagenet" else 2
-    line.append(Cell("-" if published is None else f"{published:.{decimals}f}"))
-    found = ()
-    if cell := cells.get(name):
-      found = f"{cell.value:.2f}", accuracy_note(cell)
-    line.append(here(name, published, *found))
+  for column in (*_ACCURACIES[row.table], "images_per_second", CORE_DAYS):
+    line.append(Cell(paper.get(column, "-")))
+    if column in here:
+      text, note = here[column]
+      line.append(Cell(text, measured.mark(note)))
+    elif column in paper:
+      line.append(Cell("", missing.mark(*explain_empty(row, column))))
+    else:
+      line.append(Cell())
+  return line
 
-  speed = row.images_per_second
-  line.append(Cell("-" if speed is None else str(speed)))
-  found = ()
+
+def _paper_texts(row: Row) -> dict[str, str]:
+  """Formats the paper's numbers, by column, as it prints them."""
+  formats = dict.fromkeys(_ACCURACIES[row.table], ".2f")
+  formats |= {"imagenet": f".{row.imagenet_decimals}f"}
+  formats |= {"images_per_second": "d"}
+  texts = {
+    column: format(value, spec)
+    for column, spec in formats.items()
+    if (value := getattr(row, column)) is not None
+  }
+  star = "*" if row.extrapolated else ""
+  return texts | {CORE_DAYS: f"{row.thousand_core_days:.2f}k{star}"}
+
+
+def _measured_texts(
+  row: Row, cells: dict[str, Measured], devices: Sequence[Device]
+) -> dict[str, tuple[str, str]]:
+  """Formats measured numbers, by column, with their footnotes."""
+  texts = {
+    name: (f"{cell.value:.2f}", accuracy_note(cell))
+    for name, cell in cells.items()
+  }
+  if cost := cells.get(CORE_DAYS):
+    texts[CORE_DAYS] = f"{cost.value:.3g}", _cost_note(cost)
   if best := fastest(devices, row.model, row.resolution):
     rate = best[1].images_per_second
     text = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
-    found = text, _speed_note(*best)
-  line.append(here("images_per_second", speed, *found))
-
-  star = "*" if row.extrapolated else ""
-  line.append(Cell(f"{row.thousand_core_days:.2f}k{star}"))
-  found = ()
-  if cell := cells.get(CORE_DAYS):
-    found = f"{cell.value:.3g}", _cost_note(cell)
-  line.append(here(CORE_DAYS, row.thousand_core_days, *found))
-  return line
+    texts["images_per_second"] = text, _speed_note(*best)
+  return texts
 
 
 def accuracy_note(cell: Measured) -> str:
@@ -169,17 +178,14 @@ def _unchecked(weights: dict) -> str:
 
 
 def _cost_note(cell: Measured) -> str:
-  """Sums device-days up by kind; only those of TPUv3 are core-days."""
-  days = " + ".join(
-    f"{value:.3g} device-days on {kind}"
-    + (
-      " (core-days)"
-      if kind == _TPU_V3
-      else " (not comparable with TPUv3 core-days)"
-    )
-    for kind, value in cell.device_days.items()
-  )
-  return f"{days}, of updates alone; {_origin(cell)}"
+  """Lists device-days by kind; only those of TPUv3 are core-days."""
+  parts = []
+  for kind, days in cell.device_days.items():
+    remark = "core-days"
+    if kind != _TPU_V3:
+      remark = "not comparable with TPUv3 core-days"
+    parts.append(f"{days:.3g} device-days on {kind} ({remark})")
+  return f"{' + '.join(parts)}, of updates alone; {_origin(cell)}"
 
 
 def _origin(cell: Measured) -> str:

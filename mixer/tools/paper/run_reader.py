@@ -28,8 +28,6 @@ from mixer.training.run_dir import (
 from mixer.weights import RUN_FILE
 
 _SECONDS_PER_DAY = 86_400.0
-# Keys of a start without which no number is recorded.
-_ORIGIN = "date", "git_commit", "git_changes", "devices", "device_kind"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +63,7 @@ def read_results(workdir: str | os.PathLike) -> dict[str, RunResult]:
     Data set -> results of a sweep on several; else one result, of "".
 
   Raises:
-    UserError: it has no results, or not yet, or a file of it is damaged; with
-      what to do.
+    UserError: it has no results yet, or a file in it is damaged.
   """
   with open_folder(workdir) as folder:
     if (folder / SWEEP_FILE).is_file():
@@ -104,7 +101,7 @@ def _read_run(folder: epath.Path) -> RunResult:
       "it finish, the same command goes on."
     )
   file = folder / "provenance.json"
-  starts = read_starts(file, _ORIGIN)
+  starts = read_starts(file)
   if not starts:
     raise UserError(
       f"{file} is missing, or has no starts: bring it back, no number is "
@@ -132,7 +129,7 @@ def _read_evaluation(folder: epath.Path) -> RunResult:
       EVALUATION,
       to_dict(_resolve(config, file)),
       single_means(content["results"]),
-      [{key: content[key] for key in _ORIGIN}],
+      [content],
       sha256=content.get("sha256"),
     )
 
@@ -143,8 +140,7 @@ def _read_sweep(folder: epath.Path) -> RunResult:
   with wrap_read_errors(file):
     starts = []
     for run in content["final"]:
-      provenance = folder / run["folder"] / "provenance.json"
-      starts += read_starts(provenance, _ORIGIN)
+      starts += read_starts(folder / run["folder"] / "provenance.json")
     return RunResult(
       folder,
       SWEEP,
@@ -187,26 +183,19 @@ def open_folder(workdir: str | os.PathLike) -> Iterator[epath.Path]:
     yield folder
 
 
-def read_starts(file: epath.Path, required: Sequence[str] = ()) -> list[dict]:
+def read_starts(file: epath.Path) -> list[dict]:
   """Reads the starts in provenance.json, the first one first.
 
   Args:
     file: a missing one has no starts.
-    required: keys that each start must have.
 
   Raises:
     UserError: it is damaged.
   """
   if not file.is_file():
     return []
-  starts = read_json(file).get("starts")
   with wrap_read_errors(file):
-    for start in starts:
-      if not isinstance(start, dict):
-        raise ValueError(f"a start is {start!r}")
-      if lacking := [key for key in required if key not in start]:
-        raise ValueError(f"a start lacks {', '.join(lacking)}")
-    return list(starts)
+    return [dict(start) for start in read_json(file)["starts"]]
 
 
 def read_log(folder: epath.Path) -> list[dict[str, Number]]:
