@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's tables and figures, and what was measured here beside them.
+"""The paper's tables and figures next to measurements made here.
 
 python -m mixer paper table 1|2|3|4 [--results=DIR] [--format=html] [--out=FILE]
 python -m mixer paper record [ROW --workdir=RUN] [--results=DIR]
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(required=True)
 
   table = commands.add_parser(
-    "table", help="a table, with the measured numbers beside the paper's"
+    "table", help="a table: measured numbers next to the paper's"
   )
   table.add_argument("number", metavar="N", help="1, 2, 3 or 4")
   table.add_argument(
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
   table.set_defaults(run=_table)
 
   record = commands.add_parser(
-    "record", help="write what a run or sweep has measured to a row's file"
+    "record", help="record the results of a run or sweep for a row"
   )
   record.add_argument(
     "row", nargs="?", metavar="ROW", help="without any, all rows are listed"

@@ -124,7 +124,7 @@ def list_rows() -> str:
 
 _CORES = 128  # of a TPU v3-128, to make hours of core-days
 _HOURS_PER_DAY = 24
-_NOT_SAID = "The paper says nothing of its hours."
+_NO_HOURS = "The paper does not give its hours."
 # Data of each recipe for the columns of core-days and ImNet.
 _REAL = "imagenet2012, imagenet2012_real and imagenet_v2"
 
@@ -150,8 +150,8 @@ def explain_empty(row: Row, column: str) -> tuple[str, ...]:
   if is_pretrained and how.published:
     recipe = f"configs/evaluate.py:{how.published}"
     return (
-      f"ImNet and ReaL: {how.published} as it was published, in minutes on one "
-      "GPU; or a pre-training of one's own, as for the core-days. Data: "
+      f"ImNet and ReaL: {how.published} as published, in minutes on one GPU; "
+      "or your own pre-training, as for the core-days. Data: "
       f"{_REAL}.",
       f"python eval.py --config={recipe} --workdir=DIR",
       f"python -m mixer paper record {row.name} --workdir=DIR",
@@ -180,7 +180,7 @@ def explain_empty(row: Row, column: str) -> tuple[str, ...]:
       f"Data: {_REAL}."
     )
   return (
-    f"{text} {_NOT_SAID}",
+    f"{text} {_NO_HOURS}",
     f"python -m mixer sweep --config={recipe}{several} "
     f"--config.init={how.published or 'PRETRAINED'} --workdir=RUN",
     record,
@@ -208,8 +208,8 @@ def _explain_pretraining(row: Row, how: Protocol) -> tuple[str, str]:
     cells, data = "Core-days, ImNet, ReaL", _REAL
   if row.private:
     cost += (
-      " Its settings are big_vision's: those of the runs that the paper was "
-      "told of were not published."
+      " Its settings are big_vision's: those of the runs that the paper "
+      "reports were not published."
     )
   return f"{cells}: {row.model} pre-trained. Data: {data}. {cost}", recipe
 

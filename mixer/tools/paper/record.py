@@ -165,8 +165,8 @@ def _average(
   cell, title = ("vtab", "VTAB-1k") if is_vtab else ("average5", "Avg 5")
   if recipe is None:
     raise UserError(
-      f"The paper has no VTAB number of the row {row.name} to set {folder} "
-      "beside."
+      f"The paper has no VTAB number of the row {row.name} to compare {folder} "
+      "with."
     )
   names = data_sets(recipe)
   if lacking := [name for name in names if name not in parts]:

@@ -166,14 +166,15 @@ def accuracy_note(cell: Measured) -> str:
     origin = source.get("published") or source["folder"]
     runs += f", fine-tuned from {origin}{_unchecked(source)}"
     if cell.record["kind"] == RUN:
-      runs += " at a learning rate that was not chosen by held-out images"
+      runs += " at a learning rate not chosen on held-out images"
   if weights := cell.record.get("weights"):
-    runs = f"the published {weights['published']} as it is{_unchecked(weights)}"
+    runs = f"the published {weights['published']} without fine-tuning"
+    runs += _unchecked(weights)
   return f"{runs}; {_origin(cell)}"
 
 
 def _unchecked(weights: dict) -> str:
-  by_name = ", a file that was taken for it by its name, unchecked"
+  by_name = ", identified by its file's name, unchecked"
   return by_name if weights.get(UNCHECKED) else ""
 
 
@@ -185,7 +186,7 @@ def _cost_note(cell: Measured) -> str:
     if kind != _TPU_V3:
       remark = "not comparable with TPUv3 core-days"
     parts.append(f"{days:.3g} device-days on {kind} ({remark})")
-  return f"{' + '.join(parts)}, of updates alone; {_origin(cell)}"
+  return f"{' + '.join(parts)}, of updates only; {_origin(cell)}"
 
 
 def _origin(cell: Measured) -> str:
@@ -216,7 +217,7 @@ def _ratio_note(device: Device, mixer: Throughput, vit: Throughput) -> str:
 
 def _batch(best: Throughput) -> str:
   """Names the best batch size, and the others."""
-  text = f"batch {best.batch} alone"
+  text = f"batch {best.batch} only"
   if len(best.batches) > 1:
     *some, last = map(str, best.batches)
     text = f"batch {best.batch}, the best of {', '.join(some)} and {last}"
@@ -236,13 +237,13 @@ def _measured(device: Device, *speeds: Throughput) -> str:
 
 
 def _paper_marks(number: int) -> list[Note]:
-  says = ", says table 3" if number == 2 else ""
+  source = ", as table 3 says" if number == 2 else ""
   marks = {
     "-": "The paper has no number.",
-    "*": f"Extrapolated from runs on JFT-300M{says}.",
+    "*": f"Extrapolated from runs on JFT-300M{source}.",
   }
   if number == 3:
-    marks["pc"] = "Told to the paper's authors by those of ViT in private."
+    marks["pc"] = "The authors of ViT told the paper's authors in private."
   return [(mark, text, ()) for mark, text in marks.items()]
 
 

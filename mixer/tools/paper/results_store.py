@@ -20,10 +20,10 @@ PROJECT = Path(__file__).parents[3]
 RESULTS = PROJECT / "results"
 TABLES, THROUGHPUT = "tables", "throughput"  # folders in it
 THROUGHPUT_COMMAND = "python -m benchmarks.throughput"
-CORE_DAYS = "core_days"  # a cell's name, besides those of the accuracies
+CORE_DAYS = "core_days"  # name of the cell of cost
 # Kinds of folders that records come from.
 RUN, SWEEP, SWEEPS, EVALUATION = "run", "sweep", "sweeps", "evaluation"
-# Weights that nothing but their file's name says to be the published ones.
+# Marks published weights that only their file's name identifies.
 UNCHECKED = "unchecked"
 _ORIGIN = "folder", "kind", "date", "git_commits", "git_changes", "devices"
 

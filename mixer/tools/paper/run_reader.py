@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads results, log, provenance and cost from a run's or a sweep's folder."""
+"""Reads results, log, provenance and cost from the folder of a run or sweep."""
 
 import collections
 import contextlib

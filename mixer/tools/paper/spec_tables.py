@@ -24,7 +24,7 @@ _SIZES = {
 
 
 def table1() -> Page:
-  """Returns table 1; a size that is not the paper's says so."""
+  """Returns table 1; sizes that differ from the paper's are marked."""
   ours = {name: measure(name) for name in TABLE_1}
   rows = [
     [label]
@@ -112,8 +112,8 @@ _SECTION_3 = {
   "clip_norm": "clip at global norm",
 }
 _WEIGHT_DECAY = (
-  "The recipes have optimizer.weight_decay=1e-4: decoupled, on kernels "
-  "alone, times the schedule (0 to 1) and not times the learning rate. The "
+  "The recipes have optimizer.weight_decay=1e-4: decoupled, only on "
+  "kernels, times the schedule (0 to 1) and not times the learning rate. The "
   "paper's 0.1 is multiplied by the learning rate too: 0.1 x 0.001 = 1e-4. "
   "The table shows it in the paper's terms."
 )
@@ -147,8 +147,8 @@ def table4() -> Page:
     [
       f"As the recipes resolve. {listed}.",
       "Every patch size of a letter has the same settings. RandAugment is of 2 "
-      "operations. The paper has no S or H on i1k and i21k: what the recipes "
-      "take there is said in their docstrings.",
+      "operations. The paper has no S or H on i1k and i21k: the recipes' "
+      "docstrings explain their settings.",
     ],
     [Table(columns, rows), _jft()],
     {"Notes": [("wd", _WEIGHT_DECAY, ())]},
@@ -207,6 +207,6 @@ def _jft() -> Table:
   return Table(
     ["", "epochs", "learning rate", "weight decay", "here"],
     rows,
-    "JFT-300M, which is not public: no recipe here. Beside crops and flips, "
-    "nothing regularises.",
+    "JFT-300M, which is not public: no recipe here. Besides crops and flips "
+    "there is no regularisation.",
   )
