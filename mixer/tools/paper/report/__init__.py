@@ -18,10 +18,11 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from mixer import weights
@@ -183,7 +184,8 @@ def _tiles(record: Record) -> list[tuple[str, str]]:
   if rates := record.series("images_per_second")[1]:
     tiles.append((f"{statistics.median(rates):,.0f}", "images per second"))
   if record.seconds:
-    tiles.append((_duration(record.seconds), f"for {record.step:,} updates"))
+    took = datetime.timedelta(seconds=round(record.seconds))
+    tiles.append((str(took), f"for {record.step:,} updates, in h:mm:ss"))
   return [*tiles, (f"{_skipped_count(record):,}", "updates skipped")]
 
 
@@ -320,37 +322,22 @@ def _speed(record: Record) -> Table | None:
 def _recipe(record: Record) -> tuple[Table, Table]:
   """Returns the keys that differ from the defaults, and all keys."""
   usual = to_dict(default())
-  values = list(_compare(record.config, usual, "", without=("evals",)))
-  for name, options in record.config["evals"].items():
-    kind = options.get("type")
-    usual = to_dict(evaluator(kind)) if kind in EVALUATORS else {}
-    values += _compare(options, usual, f"evals.{name}.")
-  rows = [[key, _json(value), _json(usual)] for key, value, usual in values]
-  marked = [i for i, (_, value, usual) in enumerate(values) if value != usual]
+  usual["evals"] = {
+    name: to_dict(evaluator(options["type"]))
+    for name, options in record.config["evals"].items()
+    if options.get("type") in EVALUATORS
+  }
+  config, usual = (flatten_dict(x, sep=".") for x in (record.config, usual))
+  # A section's own keys come before its subsections.
+  keys = sorted(config, key=lambda key: (key.rpartition(".")[0], key))
+  rows = [[key, _json(config[key]), _json(usual.get(key))] for key in keys]
+  marked = [i for i, k in enumerate(keys) if config[k] != usual.get(k)]
   head = ["key", "value", "default"]
   changed = [rows[i] for i in marked]
   return (
     Table(head, changed, marked=frozenset(range(len(changed)))),
     Table(head, rows, marked=frozenset(marked)),
   )
-
-
-def _compare(
-  config: dict, usual: dict, path: str, without: tuple[str, ...] = ()
-) -> Iterator[tuple[str, object, object]]:
-  """Yields every key with its value and its default."""
-  # A section's own keys come before its subsections.
-  for key, value in sorted(
-    config.items(), key=lambda item: (isinstance(item[1], dict), item[0])
-  ):
-    if key in without:
-      continue
-    other = usual.get(key)
-    if isinstance(value, dict):
-      other = other if isinstance(other, dict) else {}
-      yield from _compare(value, other, f"{path}{key}.")
-    else:
-      yield f"{path}{key}", value, other
 
 
 def _words(name: str) -> str:
@@ -385,14 +372,3 @@ def _percent(share: float) -> str:
 
 def _json(value: object) -> str:
   return "none" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _duration(seconds: float) -> str:
-  """Returns text such as "1 min 25 s", "3.2 h" or "4.1 days"."""
-  if seconds < 60:
-    return f"{seconds:.0f} s"
-  if seconds < 3600:
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-  if seconds < 48 * 3600:
-    return f"{seconds / 3600:.1f} h"
-  return f"{seconds / 86400:.1f} days"
