@@ -82,7 +82,7 @@ def throughput(folder, device, factor):
 
 
 def words(file):
-  """What an SVG says: Matplotlib notes each text beside its outlines."""
+  """Returns an SVG, in which each text stands in a comment by its outlines."""
   ElementTree.parse(file)
   return file.read_text()
 
@@ -116,9 +116,9 @@ def test_a_figure_is_drawn_with_its_lines_named(
 
   assert code == 0
   assert f"{out} and {out.with_suffix('.png')}" in capsys.readouterr().out
-  said = words(out)
+  text = words(out)
   for word in expected:
-    assert word in said
+    assert word in text
   picture = cv2.imread(str(out.with_suffix(".png")))
   assert picture.shape[1] > 700
   assert 0.01 < (picture < 250).any(axis=-1).mean() < 0.6
@@ -129,9 +129,9 @@ def test_a_figure_says_where_its_numbers_come_from(results, tmp_path):
   for draw in experiments.draw_figure2, experiments.draw_figure4:
     draw(results, tmp_path / "figure.svg")
 
-    said = words(tmp_path / "figure.svg")
-    assert "2026-01-02, commit 0123456, 1 x cpu" in said
-    assert "JFT-300M" in said  # of which it is not
+    text = words(tmp_path / "figure.svg")
+    assert "2026-01-02, commit 0123456, 1 x cpu" in text
+    assert "JFT-300M" in text  # names the data that these are not
 
 
 def test_the_same_results_are_the_same_figure(results, tmp_path):
@@ -146,9 +146,9 @@ def test_the_same_results_are_the_same_figure(results, tmp_path):
 def test_runs_are_judged_where_their_validation_accuracy_was_best():
   curve = {"runs": [run(0, 0.4), run(2, 0.6)]}
 
-  found = experiments.stopped(curve, "eval/test/accuracy")
+  results = experiments.stopped(curve, "eval/test/accuracy")
 
-  assert found.tolist() == [0.45, 0.65]
+  assert results.tolist() == [0.45, 0.65]
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,12 @@ def test_without_results_it_says_what_makes_them(
   code = main(["figure", name, f"--results={tmp_path}"])
 
   assert code == 2
-  said = capsys.readouterr().err
-  assert said.startswith(f"error: There are no results to draw in {tmp_path}")
-  assert said.endswith(f"made by: python -m {command}\n")
-  assert said.count("\n") == 1
+  message = capsys.readouterr().err
+  assert message.startswith(
+    f"error: There are no results to draw in {tmp_path}"
+  )
+  assert message.endswith(f"made by: python -m {command}\n")
+  assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -253,10 +255,10 @@ def test_figure_3_and_the_left_of_figure_2_have_the_tables_numbers():
 
 
 def test_throughput_does_without_measurements(tmp_path):
-  said = pareto.draw_throughput(tmp_path, tmp_path / "figure.svg")
+  message = pareto.draw_throughput(tmp_path, tmp_path / "figure.svg")
 
-  assert "Nothing is measured here yet" in said
-  assert "python -m benchmarks.throughput" in said
+  assert "Nothing is measured here yet" in message
+  assert "python -m benchmarks.throughput" in message
   assert "here:" not in words(tmp_path / "figure.svg")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's report says what the folder says, whatever state the run is in."""
+"""A run's report has the content of its folder, in any state of the run."""
 
 import html.parser
 import json
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import recipes
 import reports
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from mixer import cli
@@ -71,8 +72,8 @@ class Page(html.parser.HTMLParser):
 
 
 def read(folder):
-  said = report.write(folder)
-  assert said.endswith(f": {folder / 'report.html'}")
+  message = report.write(folder)
+  assert message.endswith(f": {folder / 'report.html'}")
   source = (folder / "report.html").read_text()
   return Page(source), source
 
@@ -109,44 +110,27 @@ def test_a_finished_run_has_its_results_its_speed_and_its_origin(done):
   assert page.table("package") == {"python": ["3.11.7"], "jax": ["0.10.2"]}
 
 
-def test_the_page_needs_nothing_beside_it(done):
+def test_the_page_needs_no_other_file(done):
   page, source = read(done)
 
   assert page.links  # pictures, and parts of drawings by name
   assert all(link.startswith(("data:image/png", "#")) for link in page.links)
   assert not re.search(r"@import|<script|url\((?!#)", source)
-
-
-def test_names_of_drawings_parts_are_unique_and_all_there(done):
-  _, source = read(done)
-
   names = re.findall(r'\bid="([^"]+)"', source)
   used = set(re.findall(r'(?:href="|url\()#([^")]+)', source))
-  assert len(names) == len(set(names))
-  assert used <= set(names)
+  assert len(names) == len(set(names)) and used <= set(names)
 
 
 def test_exactly_the_keys_that_differ_from_the_defaults_are_marked(done):
   page, _ = read(done)
-  usual, found = (
-    to_dict(default()),
-    json.loads((done / "config.json").read_text()),
-  )
-  usual["evals"] = {"test": to_dict(evaluator())}
+  config = json.loads((done / "config.json").read_text())
+  usual = to_dict(default()) | {"evals": {"test": to_dict(evaluator())}}
+  config, usual = (flatten_dict(x, sep=".") for x in (config, usual))
+  differing = {key for key in config if config[key] != usual[key]}
+  changed, every = [t for t in page.tables if t[0][0] == "key"]
 
-  def flat(part, path=""):
-    for key, value in part.items():
-      if isinstance(value, dict):
-        yield from flat(value, f"{path}{key}.")
-      else:
-        yield f"{path}{key}", value
-
-  usual, found = dict(flat(usual)), dict(flat(found))
-  differing = {key for key in found if found[key] != usual[key]}
-  own, every = [t for t in page.tables if t[0][0] == "key"]
-
-  assert {row[0] for row in own[1:]} == differing
-  assert {row[0] for row in every[1:]} == set(found)
+  assert {row[0] for row in changed[1:]} == differing
+  assert {row[0] for row in every[1:]} == set(config)
   assert sum(page.marked) == 2 * len(differing)
   assert page.table("key")["optimizer.learning_rate"] == ["0.003", "0.001"]
   assert page.table("key")["evals.test.ops"] == ['"central_crop(8)"', "none"]
@@ -181,7 +165,7 @@ def test_a_run_without_rows_or_evaluators_has_a_page(tmp_path):
   assert "nothing is known" in page.text
 
 
-def test_numbers_that_are_not_finite_are_told_and_left_out(tmp_path):
+def test_numbers_that_are_not_finite_are_reported_and_left_out(tmp_path):
   rows = reports.rows()
   rows[3]["train/loss"], rows[4]["train/loss"] = math.nan, math.inf
   rows[4]["eval/test/loss"] = math.nan
@@ -203,15 +187,8 @@ def test_numbers_that_are_not_finite_are_told_and_left_out(tmp_path):
 
 
 def test_skipped_updates_are_listed_with_their_examples(tmp_path):
-  skipped = [
-    {
-      "step": step,
-      "loss": math.nan,
-      "gradient_norm": 1.5,
-      "examples": list(range(64)),
-    }
-    for step in range(21, 36)
-  ]
+  row = {"loss": math.nan, "gradient_norm": 1.5, "examples": list(range(64))}
+  skipped = [{"step": step} | row for step in range(21, 36)]
   folder = reports.write(
     tmp_path / "run",
     config=reports.config(),
@@ -228,7 +205,7 @@ def test_skipped_updates_are_listed_with_their_examples(tmp_path):
   assert updates["21"] == ["nan", "1.5", "0, 1, 2, 3, 4, ..."]
 
 
-def test_numbers_of_others_are_beside_the_runs_own(tmp_path):
+def test_published_numbers_are_next_to_the_runs_own(tmp_path):
   config = reports.config()
   config["evals"]["test"]["published"] = 0.75
   folder = reports.write(
@@ -243,9 +220,9 @@ def test_numbers_of_others_are_beside_the_runs_own(tmp_path):
   assert page.table("result")["test loss"][-1] == ""
 
 
-@pytest.mark.parametrize("mixup, beside", [(0.5, True), (0.2, False)])
-def test_a_run_of_a_row_of_the_paper_has_its_number_beside_it(
-  mixup, beside, tmp_path
+@pytest.mark.parametrize("mixup, is_row", [(0.5, True), (0.2, False)])
+def test_a_run_of_a_row_of_the_paper_has_its_number_next_to_it(
+  mixup, is_row, tmp_path
 ):
   recipe = recipes.load("pretrain_i1k", "B/16")
   recipe.mixup = mixup  # 0.5 in table 4
@@ -256,11 +233,11 @@ def test_a_run_of_a_row_of_the_paper_has_its_number_beside_it(
 
   page, _ = read(folder)
 
-  assert ("paper, table 3: 76.44 %" in page.text) == beside
-  assert ("(here -1.00 points)" in page.text) == beside
+  assert ("paper, table 3: 76.44 %" in page.text) == is_row
+  assert ("(here -1.00 points)" in page.text) == is_row
 
 
-def test_whatever_a_config_says_is_text(tmp_path):
+def test_html_in_a_config_is_escaped(tmp_path):
   config = reports.config()
   config["data"]["name"] = 'folder:<img src="x">&'
   folder = reports.write(

@@ -278,33 +278,27 @@ def test_a_pixel_of_a_mosaic_is_a_pixel_of_the_figure(tmp_path):
 
   png = (image.imread(tmp_path / "a.png")[..., :3] * 255).round().astype(int)
   for sheet in sheets:
-    found = np.argwhere((png == sheet[0, 0]).all(2))
     h, w, _ = sheet.shape
+    corners = np.argwhere((png == sheet[0, 0]).all(2))
     same = [
-      (png[y : y + h, x : x + w] == sheet).all()
-      for y, x in found
-      if png[y : y + h, x : x + w].shape == sheet.shape
+      np.array_equal(png[y : y + h, x : x + w], sheet) for y, x in corners
     ]
     assert sum(same) == 2  # once in each row
 
 
-def test_each_figure_is_two_files_of_which_the_same_call_makes_the_same(
-  tmp_path,
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_figure_is_two_files_and_the_same_call_makes_the_same(
+  figure, tmp_path
 ):
-  for figure in FIGURES:
-    contents = []
-    for folder in ("one", "other"):
-      (tmp_path / folder).mkdir(exist_ok=True)
-      out = tmp_path / folder / f"figure{figure}.svg"
+  files = [tmp_path / "one.svg", tmp_path / "other.svg"]
+  for file in files:
+    message = draw(figure, f"--init={TINY}", f"--out={file}")
 
-      said = draw(figure, f"--init={TINY}", f"--out={out}")
-
-      assert "goldens/mixer_tiny.npz" in said
-      assert f"{out} and {out.with_suffix('.png')}" in said
-      assert xml.etree.ElementTree.parse(out).getroot().tag.endswith("svg")
-      assert image.imread(out.with_suffix(".png")).std() > 0.1
-      contents.append(out.read_bytes())
-    assert contents[0] == contents[1]
+    assert "goldens/mixer_tiny.npz" in message
+    assert f"{file} and {file.with_suffix('.png')}" in message
+    assert xml.etree.ElementTree.parse(file).getroot().tag.endswith("svg")
+    assert image.imread(file.with_suffix(".png")).std() > 0.1
+  assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_filters_of_a_bit_are_those_that_the_network_uses(baselines):
@@ -324,11 +318,9 @@ def test_filters_of_a_bit_are_those_that_the_network_uses(baselines):
 
 def test_filters_of_a_vit_are_its_weights(baselines):
   vit, _ = map(weights.read, baselines)
+  kernel = vit.params["embedding"]["kernel"].transpose(3, 0, 1, 2)
 
-  np.testing.assert_array_equal(
-    filters.read_filters(vit),
-    vit.params["embedding"]["kernel"].transpose(3, 0, 1, 2),
-  )
+  np.testing.assert_array_equal(filters.read_filters(vit), kernel)
 
 
 def test_figure_5_has_a_panel_for_each_block_and_so_many_units(tmp_path):
