@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small sweeps on the digits, and what is read of them."""
+"""Small sweeps on the digits, and readers of their results."""
 
 import json
 
@@ -57,7 +57,7 @@ def read_found(folder):
 
 
 def results(found):
-  """What is found, without the circumstances."""
+  """Returns the results of a report, without date and provenance."""
   keys = "learning_rate", "means", "grid", "final"
   return {key: found[key] for key in keys}
 

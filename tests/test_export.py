@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported programs run without this project and say what the model says."""
+"""Exported programs run without this project and give the model's logits."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ SIZES = {
 PIXELS = np.random.default_rng(7).integers(256, size=(5, 32, 32, 3), dtype="u1")
 IMAGES = PIXELS.astype(np.float32) / 127.5 - 1
 
-# What a stranger has: the file, an array, and jax.
+# Needs the file, an array, and jax.
 CALL = """
 import sys
 import numpy as np
@@ -55,8 +55,7 @@ def read(file):
   return jax_export.deserialize(bytearray(file.read_bytes()))
 
 
-def test_a_stranger_gets_the_models_logits_with_jax_alone(tmp_path, capsys):
-  """Called as the command says it."""
+def test_a_program_gives_the_models_logits_with_only_jax(tmp_path, capsys):
   file = tmp_path / "tiny.stablehlo"
   np.save(tmp_path / "pixels.npy", PIXELS)
 
@@ -78,9 +77,7 @@ def test_a_stranger_gets_the_models_logits_with_jax_alone(tmp_path, capsys):
   assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_any_number_of_images_is_taken_and_features_where_no_head_is(
-  tmp_path, capsys
-):
+def test_a_batch_of_any_size_gives_features_without_a_head(tmp_path, capsys):
   params = weights.load(TINY)
   del params["head"]
   weights.save(tmp_path / "body.npz", params)
@@ -91,23 +88,23 @@ def test_any_number_of_images_is_taken_and_features_where_no_head_is(
   )
 
   out = capsys.readouterr().out
-  wanted = logits_of(params, num_classes=None)
+  expected = logits_of(params, num_classes=None)
   assert code == 0
   assert "features = program.call(images)" in out
   assert "images is float32 [n, 32, 32, 3], RGB, -1 to 1, for any n" in out
   for number in (1, 5):
-    given = read(file).call(IMAGES[:number])
-    np.testing.assert_allclose(given, wanted[:number], atol=1e-5)
+    logits = read(file).call(IMAGES[:number])
+    np.testing.assert_allclose(logits, expected[:number], atol=1e-5)
 
 
-def test_bfloat16_is_the_models_own_in_half_the_space(tmp_path):
+def test_bfloat16_is_the_models_and_stores_half_the_bytes(tmp_path):
   file = tmp_path / "tiny.stablehlo"
 
   assert run(f"--init={TINY}", f"--out={file}", "--dtype=bfloat16") == 0
 
   params = weights.load(TINY)
   program = read(file)
-  wanted = logits_of(params, dtype="bfloat16")
+  expected = logits_of(params, dtype="bfloat16")
   factors = [
     array.shape
     for name, array in flatten_dict(params, sep="/").items()
@@ -116,8 +113,8 @@ def test_bfloat16_is_the_models_own_in_half_the_space(tmp_path):
   halves = re.findall(
     r"constant dense.*: tensor<([\dx]+)xbf16>", program.mlir_module()
   )
-  np.testing.assert_allclose(program.call(PIXELS), wanted, atol=1e-5)
-  assert np.abs(wanted - logits_of(params)).max() > 1e-4
+  np.testing.assert_allclose(program.call(PIXELS), expected, atol=1e-5)
+  assert np.abs(expected - logits_of(params)).max() > 1e-4
   assert program.out_avals[0].dtype == np.float32
   assert sorted(halves) == sorted(
     "x".join(map(str, shape)) for shape in factors
@@ -146,9 +143,9 @@ def test_the_exact_gelu_stays_exact(tmp_path):
 
   assert run(f"--init={tmp_path / 'exact.safetensors'}", f"--out={file}") == 0
 
-  given = read(file).call(PIXELS)
-  np.testing.assert_allclose(given, logits_of(params, gelu="exact"), atol=2e-6)
-  assert np.abs(given - logits_of(params, gelu="tanh")).max() > 1e-4
+  logits = read(file).call(PIXELS)
+  np.testing.assert_allclose(logits, logits_of(params, gelu="exact"), atol=2e-6)
+  assert np.abs(logits - logits_of(params, gelu="tanh")).max() > 1e-4
 
 
 def test_a_program_for_another_machine_is_tried_on_this_one(tmp_path, capsys):
@@ -160,7 +157,7 @@ def test_a_program_for_another_machine_is_tried_on_this_one(tmp_path, capsys):
   assert "tried on cpu." in capsys.readouterr().out
 
 
-def test_a_program_that_says_something_else_is_not_written(
+def test_a_program_with_other_logits_is_not_written(
   tmp_path, capsys, monkeypatch
 ):
   monkeypatch.setattr(export, "normalise", lambda x: x.astype("float32") / 255)
@@ -218,7 +215,7 @@ def test_weights_come_back_from_either_layout(
     ),
   ],
 )
-def test_a_mistake_is_told_in_a_sentence(
+def test_an_error_of_the_user_is_one_sentence(
   tmp_path, capsys, monkeypatch, flags, message
 ):
   monkeypatch.chdir(tmp_path)

@@ -202,4 +202,4 @@ def test_what_is_written_already_is_not_said_to_be_de_duplicated(
 
   assert main(["prepare", "imagenet21k", *arguments]) == 2
 
-  assert "nothing is left out of what is written" in capsys.readouterr().err
+  assert "already, with all of its images: delete" in capsys.readouterr().err

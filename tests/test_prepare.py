@@ -13,7 +13,7 @@ from mixer.tools.data import TENSORFLOW, main, prepare
 
 
 @pytest.mark.parametrize(
-  "name, said",
+  "name, words",
   [
     ("mnist/foo", "mnist has no config 'foo': write just mnist."),
     ("digits/foo", "digits has no config 'foo': write one of 0to4, 5to9, all"),
@@ -21,11 +21,11 @@ from mixer.tools.data import TENSORFLOW, main, prepare
     ("folder:cats", "folder:cats needs no preparation"),
   ],
 )
-def test_a_wrong_config_shows_those_there_are(tmp_path, capsys, name, said):
+def test_an_unknown_config_lists_the_known_ones(tmp_path, capsys, name, words):
   code = main(["prepare", name, f"--data_dir={tmp_path}"])
 
   assert code == 2
-  assert said in capsys.readouterr().err
+  assert words in capsys.readouterr().err
 
 
 def test_another_archive_is_not_taken_for_the_missing_one(tmp_path, capsys):
@@ -35,16 +35,14 @@ def test_another_archive_is_not_taken_for_the_missing_one(tmp_path, capsys):
 
   code = main(["prepare", "imagenet2012", f"--data_dir={tmp_path}"])
 
-  said = capsys.readouterr().err
+  message = capsys.readouterr().err
   assert code == 2
-  assert f"imagenet2012 needs files that are not in {manual}" in said
-  assert "ILSVRC2012_img_val.tar" in said
+  assert f"imagenet2012 needs files that are not in {manual}" in message
+  assert "ILSVRC2012_img_val.tar" in message
 
 
 @pytest.mark.parametrize("damage", ["", "{", "{}", "null"])
-def test_a_damaged_description_is_said_with_the_way_out(
-  tmp_path, capsys, damage
-):
+def test_a_damaged_description_is_reported(tmp_path, capsys, damage):
   info = prepare("digits", str(tmp_path)) / "dataset_info.json"
   info.write_text(damage)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contact sheet shows what the step sees."""
+"""The contact sheet shows the images of the step."""
 
 import cv2
 import numpy as np

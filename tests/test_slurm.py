@@ -25,7 +25,6 @@ from launchers import (
 
 
 def test_a_job_is_put_back_into_the_queue_up_to_a_limit(tmp_path):
-  """SLURM_RESTART_COUNT as SLURM documents it."""
   write_program(tmp_path / "scontrol", RECORDS)
   write_program(tmp_path / "srun", "#!/bin/sh\nexit 75\n")
   environ = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="7")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps of real runs on the digits: what they choose and report."""
+"""Sweeps of real runs on the digits: choice, report, parallel processes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def swept(digits_dir, tmp_path_factory):
   return folder
 
 
-def test_what_a_sweep_reports_is_what_its_runs_have_logged(swept):
+def test_the_report_has_the_results_that_the_runs_logged(swept):
   found = read_found(swept)
 
   last = {
@@ -90,16 +90,12 @@ def test_the_table_has_every_run_and_the_mean_in_its_first_line(swept):
   for run in found["grid"] + found["final"]:
     row = by_folder[run["folder"]]
     for name, value in run["results"].items():
-      # Losses are in the JSON file alone: the table would be too wide to read.
+      # Losses are only in the JSON file.
       assert (f"{value:.5f}" in row) == (not name.endswith("/loss"))
   assert by_folder[f"lr_{found['learning_rate']:g}"][-1] == "chosen"
-  rules = [row for row in rows if re.fullmatch("-+", row[0])]
-  assert rules
-  for rule in rules:  # Markdown takes the table
-    assert all(re.fullmatch("-+:?", cell) for cell in rule)
 
 
-def test_a_diverging_rate_is_passed_over_and_said_why(swept):
+def test_a_diverging_rate_fails_with_its_reason(swept):
   [failed] = [run for run in read_found(swept)["grid"] if run["failure"]]
 
   assert failed["learning_rate"] == 1e30
@@ -137,7 +133,7 @@ def test_finished_and_failed_runs_are_not_run_again(
   assert "lr_0.001: finished" in capsys.readouterr().out
 
 
-def test_a_longer_grid_adds_runs_and_keeps_those_there_are(
+def test_a_longer_grid_adds_runs_and_keeps_the_existing_ones(
   swept, digits_dir, tmp_path, monkeypatch
 ):
   folder = shutil.copytree(swept, tmp_path / "swept")
@@ -159,10 +155,7 @@ def test_a_longer_grid_adds_runs_and_keeps_those_there_are(
   found, before = read_found(folder), read_found(swept)
   assert found["grid"][:2] == before["grid"][:2]
   assert found["learning_rate"] == 0.05, "the test is for a better one"
-  assert trained == [
-    "lr_0.05",
-    "final_lr_0.05_seed_0",
-  ]
+  assert trained == ["lr_0.05", "final_lr_0.05_seed_0"]
   assert read_rows(folder / "final_lr_0.01_seed_0"), "the old ones stay"
 
 
@@ -343,10 +336,18 @@ def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
     ({"sweep.full_split": None}, "config.sweep.full_examples is set, but"),
     ({"evals.test.name": "cifar10"}, "cifar10 is not prepared"),
     ({"init": "nothing.npz"}, "config.init = nothing.npz"),
+    (
+      {
+        "sweep.metric": "x",
+        "sweep.full_examples": 7,
+        "evals.test.name": "cifar10",
+      },
+      ("sweep.metric = 'x'", "full_examples = 1437", "cifar10 is not"),
+    ),
   ],
 )
-def test_what_is_wrong_is_said_before_the_first_run(
-  changes, words, digits_dir, tmp_path, capsys
+def test_problems_are_reported_before_the_first_run(
+  changes, words, digits_dir, tmp_path
 ):
   config = small(digits_dir)
   for key, value in changes.items():
@@ -360,24 +361,9 @@ def test_what_is_wrong_is_said_before_the_first_run(
   with pytest.raises(UserError) as error:
     dry_run(config, str(tmp_path / "new"))
 
-  assert words in str(error.value)
+  for each in [words] if isinstance(words, str) else words:
+    assert str(error.value).count(each) == 1
   assert not (tmp_path / "new").exists()
-
-
-def test_all_that_is_wrong_is_said_together(digits_dir, tmp_path):
-  config = small(
-    digits_dir,
-    sweep__metric="x",
-    sweep__full_examples=7,
-    evals__test__name="cifar10",
-  )
-
-  with pytest.raises(UserError) as error:
-    sweep(config, str(tmp_path))
-
-  for words in ("sweep.metric = 'x'", "full_examples = 1437", "cifar10 is not"):
-    assert str(error.value).count(words) == 1
-  assert not (tmp_path / "lr_0.001").exists()
 
 
 def test_a_dry_run_counts_runs_steps_and_images(digits_dir, tmp_path, capsys):
@@ -391,7 +377,7 @@ def test_a_dry_run_counts_runs_steps_and_images(digits_dir, tmp_path, capsys):
   assert f"in total      5 runs, {5 * STEPS} steps, 3,840 images" in out
 
 
-def test_folders_with_other_runs_are_refused_unless_told(
+def test_runs_with_another_config_are_refused_unless_accepted(
   swept, digits_dir, tmp_path
 ):
   config = small(digits_dir, optimizer__b1=0.8)
@@ -409,9 +395,7 @@ def test_folders_with_other_runs_are_refused_unless_told(
   assert "holds a run, and no sweep" in problem
 
 
-def test_a_result_that_finished_runs_lack_is_asked_for_in_vain(
-  swept, digits_dir
-):
+def test_a_result_that_finished_runs_lack_is_a_problem(swept, digits_dir):
   config = small(digits_dir, sweep__metric="eval/other/accuracy")
   config.evals.other = evaluator(split="train[90%:]", ops="central_crop(8)")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same sweep on several data sets, and the command line."""
+"""One sweep on several data sets, and its command line."""
 
 import re
 import shutil
@@ -48,7 +48,7 @@ def get_config(arg=None):
 
 @pytest.fixture(scope="module")
 def recipe(digits_dir, tmp_path_factory):
-  """A recipe with three data sets, of which two are there."""
+  """Returns a recipe with three data sets, two of them prepared."""
   for name in "digits/0to4", "digits/5to9":
     prepare(name, digits_dir)
   file = tmp_path_factory.mktemp("recipe") / "recipe.py"
@@ -155,7 +155,7 @@ def test_a_parallel_sweep_goes_on_with_the_next_data_set(
 
 
 def chosen(recipe, workdir, names, arg="", **overrides):
-  """What --datasets comes to."""
+  """Returns the sweep that --datasets chooses."""
   values = flags.FlagValues()
   line = [
     "sweep",
@@ -167,7 +167,7 @@ def chosen(recipe, workdir, names, arg="", **overrides):
   return multi_dataset.choose(values["config"], names, str(workdir))
 
 
-def test_every_data_set_has_what_the_command_line_says(recipe, tmp_path):
+def test_the_flags_change_the_config_of_every_data_set(recipe, tmp_path):
   several = chosen(recipe, tmp_path, ["all"], arg="rates=2", seeds=5)
 
   assert list(several.configs) == ["low", "high", "none"]
@@ -192,7 +192,7 @@ def test_data_sets_that_the_recipe_does_not_take_are_named(
     chosen(recipe, tmp_path, names, arg)
 
 
-def test_what_is_wrong_with_several_is_said_once(recipe, tmp_path):
+def test_a_problem_of_all_data_sets_is_reported_once(recipe, tmp_path):
   several = chosen(recipe, tmp_path, ["all"], metric="eval/minivl/loss")
 
   with pytest.raises(UserError) as error:
@@ -205,25 +205,6 @@ def test_what_is_wrong_with_several_is_said_once(recipe, tmp_path):
   assert str(error.value).count("cifar10 is not prepared") == 1
 
 
-def command(recipe, workdir, *flags):
-  """Runs `python -m mixer sweep`."""
-  return subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "mixer",
-      "sweep",
-      f"--config={recipe}",
-      f"--workdir={workdir}",
-      *flags,
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-
-
 @pytest.mark.parametrize(
   "flag, words",
   [
@@ -231,10 +212,16 @@ def command(recipe, workdir, *flags):
     ("--datasets=all", "cifar10 is not prepared"),
   ],
 )
-def test_what_the_user_must_change_is_one_message_and_exit_2(
+def test_errors_of_the_user_are_one_message_and_exit_code_2(
   flag, words, recipe, tmp_path
 ):
-  ended = command(recipe, tmp_path / "new", "--dry_run", flag)
+  flags = f"--config={recipe}", f"--workdir={tmp_path / 'new'}", flag
+  ended = subprocess.run(
+    [sys.executable, "-m", "mixer", "sweep", "--dry_run", *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
 
   assert ended.returncode == EX_USAGE
   assert words in ended.stderr

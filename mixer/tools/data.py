@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares data sets, finds what two of them share, and shows a step's images.
+"""Prepares data sets, lists their duplicates, and draws a step's images.
 
 python -m mixer data prepare NAME [--data_dir=DIR]
 python -m mixer data hash NAME --split=SPLIT --out=FILE [--data_dir=DIR]
@@ -26,7 +26,7 @@ from mixer.datasets import dedup
 from mixer.errors import UserError
 
 TENSORFLOW = "2.21.0"  # as in requirements-dev.txt
-_NOT_THERE = ("AssertionError", "FileNotFoundError", "NotFoundError")
+_MISSING_FILE = ("AssertionError", "FileNotFoundError", "NotFoundError")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     "--exclude",
     action="append",
     metavar="FILE",
-    help="leave out the images that resemble one in this list, which the"
-    " command hash wrote; for imagenet21k; may be given several times",
+    help="leave out images that resemble one in this list, which the command"
+    " hash wrote; for imagenet21k; may be repeated",
   )
   prepare_parser.set_defaults(run=_prepare)
 
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
   hash_parser.set_defaults(run=_hash)
 
   # Its flags are those of train.py; see the end of this file.
-  commands.add_parser("show", help="draw what a step of a recipe feeds a model")
+  commands.add_parser("show", help="draw the training images of a step")
   return parser
 
 
@@ -96,12 +96,12 @@ def _hash(name: str, data_dir: str | None, split: str, out: str) -> str:
 def prepare(
   name: str, data_dir: str | None = None, **options: object
 ) -> epath.Path:
-  """Brings a data set to disk as ArrayRecord, and returns its folder.
+  """Writes a data set to disk as ArrayRecord, and returns its folder.
 
   Args:
     name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
     data_dir: the folder of data sets.
-    **options: for the builder, if it takes such.
+    **options: for the builder: workers, exclude.
 
   Raises:
     UserError: there is no such data set, or files that only the user can
@@ -118,8 +118,8 @@ def prepare(
     return tfds.find_prepared(name, data_dir)
   if "exclude" in options:
     raise UserError(
-      f"{name} is in {folder} already, and nothing is left out of what is"
-      " written: delete the folder and run this again."
+      f"{name} is in {folder} already, with all of its images: delete the"
+      " folder and run this again."
     )
   print(f"{name} is already prepared.")
   return folder
@@ -130,13 +130,13 @@ def _check_options(name: str, options: dict[str, object]) -> None:
   for option in options:
     if option not in known:
       raise UserError(
-        f"--{option} is for imagenet21k; the preparation of {name} knows no"
-        " such option."
+        f"--{option} is for imagenet21k; the preparation of {name} has no such"
+        " option."
       )
 
 
 def describe(name: str, folder: epath.Path) -> str:
-  """Returns where a data set is, and the size of each split."""
+  """Returns lines of text: the folder, and the size of each split."""
   splits = tfds.read_builder(folder, name).info.splits
   sizes = [
     f"  {split}: {splits[split].num_examples} examples" for split in splits
@@ -179,10 +179,9 @@ def _generate(
   try:
     builder.download_and_prepare(file_format="array_record")
   except Exception as error:
-    # TFDS, or TensorFlow, which is not imported for its name, says so when one
-    # of the user's own files is not there; without such files, the fault lies
-    # elsewhere.
-    if not manual or type(error).__name__ not in _NOT_THERE:
+    # TFDS or TensorFlow raise these if one of the user's own files is missing;
+    # compared by name, because TensorFlow is not imported.
+    if not manual or type(error).__name__ not in _MISSING_FILE:
       raise
     raise DatasetNotFoundError(
       f"{dataset} needs files that are not in"
@@ -195,7 +194,7 @@ def _first_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-  # TFDS encodes with TensorFlow, which is talkative.
+  # TFDS encodes with TensorFlow, which logs a lot.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   logging.getLogger().setLevel(logging.ERROR)
   if sys.argv[1:2] == ["show"]:

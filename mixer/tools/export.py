@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes weights for use elsewhere: as a program, or in another layout.
+"""Exports weights as a StableHLO program, or in another layout.
 
   python -m mixer export --init=runs/pets --out=pets.stablehlo
   python -m mixer export --init=imagenet21k/Mixer-B_16 --out=b16.safetensors
 
-The program is the model with its parameters inside, in StableHLO as jax.export
-serializes it. It takes any number of images at once, on each of its platforms,
-and wants jax and flatbuffers, but nothing of this project. Before the file is
-there, its bytes have been read back and run, and the logits compared with the
-model's.
+The program is the model with its parameters inside, serialized by jax.export.
+It takes a batch of any size, on each of its platforms, and needs jax and
+flatbuffers, but not this project. Before the file is written, its bytes are
+read back and run, and the logits are compared with the model's.
 
 JAX promises to read such a file with releases up to 6 months newer and 3 weeks
-older than the one that wrote it: for longer, keep the weights and export anew.
+older than the one that wrote it: for longer, keep the weights and export again.
 """
 
 import argparse
@@ -40,7 +39,7 @@ INPUTS = ("uint8", "float32")
 # Largest difference of a logit from the float32 model's, as a part of the
 # largest logit or of 1. Seen: 0, and 0.003 for bfloat16.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
-TRIED = (1, 3)  # numbers of images; the program knows of neither
+TRIED = (1, 3)  # batch sizes; the program is compiled for any
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,7 +87,7 @@ def run(init: str, out: str, **options: str | int | None) -> str:
 
 
 def _check_timm_layout(params: dict) -> None:
-  """Raises UserError for what timm's layout is not for, with another ending."""
+  """Raises UserError if timm's layout does not hold the model."""
   try:
     convert.to_timm(flatten_dict(params, sep="/"))
   except UserError as error:
@@ -126,19 +125,19 @@ def write_program(
     checkpoint: the weights.
     out: the file.
     image_size: side of the images in pixels; None means that of the weights.
-    platforms: that it can be run on, with commas in between.
+    platforms: that it runs on, separated by commas.
     input: "uint8" for 0 to 255, "float32" for -1 to 1.
     dtype: of the factors of products, see `MlpMixer.dtype`.
 
   Returns:
-    How far its results are from the model's, and how to call it.
+    Its largest difference from the model, and how to call it.
 
   Raises:
     UserError: the images do not fit the weights, or the results differ.
   """
   size = (image_size, image_size) if image_size else made_for(checkpoint)
   model = checkpoint.create_model(dtype=dtype)
-  # Kernels are of one kind of device, and of a known number of images.
+  # Fused kernels are for one kind of device and a fixed batch size.
   model = plain_model(model)
   shape = (*size, model.image_channels)
   check_shape(model, checkpoint.params, shape, f"--image_size={size[0]}")
@@ -146,22 +145,22 @@ def write_program(
   names = platforms.split(",")
   program = serialize(classify, shape, input, names)
 
-  here = jax_export.default_export_platform()
+  platform = jax_export.default_export_platform()
   runnable = program
-  if here not in names:
-    runnable = serialize(classify, shape, input, [here])
-  found = _compare(runnable, checkpoint, shape, input, dtype)
+  if platform not in names:
+    runnable = serialize(classify, shape, input, [platform])
+  difference = _compare(runnable, checkpoint, shape, input, dtype)
 
-  with atomic_write(out) as aside:
-    aside.write_bytes(program)
+  with atomic_write(out) as temporary:
+    temporary.write_bytes(program)
   shown = ", ".join(map(str, shape))
   values = "0 to 255" if input == "uint8" else "-1 to 1"
   result = "logits" if model.num_classes else "features"
   return "\n".join(
     (
       f"Wrote {out}: {len(program) / 1e6:,.2f} MB, for {', '.join(names)}.",
-      f"{found}, tried on {here}.",
-      "With jax and flatbuffers, it is called so:",
+      f"{difference}, tried on {platform}.",
+      "Call it with jax and flatbuffers:",
       "  from jax import export",
       f"  program = export.deserialize(open({str(out)!r}, 'rb').read())",
       f"  {result} = program.call(images)",
@@ -173,9 +172,9 @@ def write_program(
 def bind(
   model: nn.Module, params: dict, input: str
 ) -> Callable[[jax.Array], jax.Array]:
-  """Returns the function of images alone that becomes the program.
+  """Returns the function of images that becomes the program.
 
-  Its constants are the parameters as the products take them: in bfloat16 the
+  The parameters are constants of the dtype of the products: in bfloat16 the
   program has half the size.
   """
 
@@ -193,7 +192,7 @@ def serialize(
   input: str,
   platforms: Sequence[str],
 ) -> bytes:
-  """Lowers a function of images [n, *shape], with n left open."""
+  """Lowers a function of images [n, *shape] for any n."""
   open_shape = jax_export.symbolic_shape(f"n, {', '.join(map(str, shape))}")
   images = jax.ShapeDtypeStruct(open_shape, input)
   program = jax_export.export(jax.jit(classify), platforms=platforms)(images)
@@ -210,10 +209,13 @@ def _compare(
   input: str,
   dtype: str,
 ) -> str:
-  """Says how far a program's logits are from those of the float32 model.
+  """Compares a program's logits with those of the float32 model.
+
+  Returns:
+    The largest difference, as a sentence.
 
   Raises:
-    UserError: too far.
+    UserError: the difference is too large.
   """
   call = jax_export.deserialize(bytearray(program)).call
   model = plain_model(checkpoint.create_model())  # as the program is
@@ -222,20 +224,23 @@ def _compare(
     256, size=(max(TRIED), *shape), dtype=np.uint8
   )
   images = np.float32(pixels) / 127.5 - 1
-  wanted = np.asarray(apply(checkpoint.params, images))
-  taken = pixels if input == "uint8" else images
+  expected = np.asarray(apply(checkpoint.params, images))
+  inputs = pixels if input == "uint8" else images
   difference = np.max(
-    [np.abs(call(taken[:number]) - wanted[:number]).max() for number in TRIED]
+    [
+      np.abs(call(inputs[:number]) - expected[:number]).max()
+      for number in TRIED
+    ]
   )
-  largest = np.abs(wanted).max()
-  tried = " and ".join(map(str, TRIED))
-  found = (
-    f"On {tried} random images its largest difference from the model in"
+  largest = np.abs(expected).max()
+  sizes = " and ".join(map(str, TRIED))
+  sentence = (
+    f"On {sizes} random images its largest difference from the model in"
     f" float32 is {difference:.2g}, the largest logit {largest:.3g}"
   )
   if not difference <= TOLERANCES[dtype] * max(largest, 1):  # nan as well
-    raise UserError(f"{found}: too much, so nothing is written.")
-  return found
+    raise UserError(f"{sentence}: too much, so nothing is written.")
+  return sentence
 
 
 if __name__ == "__main__":

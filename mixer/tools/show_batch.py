@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what a step of a recipe feeds the model, for a person to look at."""
+"""A contact sheet of the images that a step of a recipe trains on."""
 
 import numpy as np
 from absl import flags
@@ -31,8 +31,8 @@ def main() -> None:
   flags.mark_flag_as_required("config")
 
   def show() -> int:
-    drawn = draw(config.value, out.value, step=step.value, images=images.value)
-    print(f"Drew {drawn} images of step {step.value:,} in {out.value}.")
+    count = draw(config.value, out.value, step=step.value, images=images.value)
+    print(f"Drew {count} images of step {step.value:,} in {out.value}.")
     return cli.EX_OK
 
   cli.run(show)
@@ -45,12 +45,12 @@ def draw(
 
   Args:
     config: from a recipe.
-    out: the picture's file; its suffix says which kind.
+    out: the picture's file, of the format of its suffix.
     step: of the run, from 0 on.
     images: how many; a whole batch if there are fewer.
 
   Returns:
-    How many it has drawn.
+    The number of images drawn.
 
   Raises:
     UserError: the data are not there, or the picture cannot be written.
@@ -124,8 +124,8 @@ def fed_examples(
 
 
 def describe(label: np.ndarray, class_names: list[str]) -> str:
-  """The classes in a label [classes], the largest share first."""
-  order = np.argsort(-label, kind="stable")[:2]  # more are never mixed
+  """Lists the classes in a label [classes], the largest share first."""
+  order = np.argsort(-label, kind="stable")[:2]  # mixup mixes two
   parts = [i for i in order if label[i] > SMALLEST_SHARE]
   if len(parts) == 1:
     return class_names[parts[0]]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables for a terminal, which Markdown takes as well."""
+"""Tables for a terminal, in Markdown."""
 
 from collections.abc import Iterable, Sequence
 
 
 def render(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """Lines up columns: the first to the left, numbers to the right."""
+  """Aligns the first column to the left and the others to the right."""
   rows = [tuple(map(str, row)) for row in rows]
   widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 

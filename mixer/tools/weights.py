@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists and fetches published weights, and writes weights in another layout.
+"""Lists, fetches and converts weights.
 
 python -m mixer weights list [NAME ...]
 python -m mixer weights fetch NAME [--cache=DIR]
@@ -121,7 +121,7 @@ def _list(names: list[str]) -> str:
     [
       *rows,
       "",
-      "ImageNet top-1 in %, of the file as it is. `list NAME` says more. ViT "
+      "ImageNet top-1 in %, of the published file. `list NAME` says more. ViT "
       "and BiT are the paper's",
       "baselines.",
       "",

@@ -22,8 +22,8 @@ from mixer.errors import UserError, did_you_mean
 from mixer.jax_setup import configure_xla
 from mixer.storage import storage_path
 from mixer.tools.sweep import sweep as single
-from mixer.tools.sweep.plan import describe, plan_sweep
-from mixer.tools.sweep.report import JSON, mean_text, write_files
+from mixer.tools.sweep.plan import plan_sweep
+from mixer.tools.sweep.report import JSON, describe, mean_text, write_files
 from mixer.tools.table import render
 from mixer.training import run_dir
 from mixer.training.lock import locked
@@ -206,18 +206,33 @@ def _report(
         "report": report["report"],
         **report["means"][report["report"]],
       }
+
+  def mean(names: Iterable[str]) -> float:
+    return statistics.fmean(results[name]["mean"] for name in names)
+
   means = {
-    group: _mean(results, names)
+    group: mean(names)
     for group, names in multi.groups.items()
     if all(name in results for name in names)
   }
-  text = _table(multi, results, means, failures)
+  rows = []
+  for name in multi.configs:
+    if each := results.get(name):
+      rate, runs = f"{each['learning_rate']:g}", str(each["runs"])
+      rows.append((name, rate, mean_text(each), runs, each["report"]))
+    else:
+      note = "failed" if name in failures else "left out: not available"
+      rows.append((name, "", note, "", ""))
+  rows += [(group, "", f"{x:.5f}", "", "") for group, x in means.items()]
+  text = render(
+    ("data set", "learning rate", "mean ± deviation", "runs", "result"), rows
+  )
   if multi.average not in means and results:
-    mean = means["mean of these"] = _mean(results, results)
+    means["mean of these"] = mean(results)
     names = multi.groups[multi.average]
     text += (
-      f"\n\nMean of these {len(results)}: {mean:.5f}. It is not the paper's, "
-      f"which is over {len(names)} data sets: {', '.join(names)}."
+      f"\n\nMean of these {len(results)}: {mean(results):.5f}. It is not the "
+      f"paper's, which is over {len(names)} data sets: {', '.join(names)}."
     )
   content = {
     "means": means,
@@ -227,27 +242,3 @@ def _report(
   }
   write_files(multi.folder, content, text)
   return f"\n{text}"
-
-
-def _mean(results: dict[str, dict], names: Iterable[str]) -> float:
-  return statistics.fmean(results[name]["mean"] for name in names)
-
-
-def _table(
-  multi: MultiDatasetSweep,
-  results: dict[str, dict],
-  means: dict[str, float],
-  failures: dict[str, str],
-) -> str:
-  """Makes one row per data set, then one per mean."""
-  rows = []
-  for name in multi.configs:
-    if each := results.get(name):
-      rate, runs = f"{each['learning_rate']:g}", str(each["runs"])
-      rows.append((name, rate, mean_text(each), runs, each["report"]))
-    else:
-      note = "failed" if name in failures else "left out: not available"
-      rows.append((name, "", note, "", ""))
-  rows += [(group, "", f"{mean:.5f}", "", "") for group, mean in means.items()]
-  header = ("data set", "learning rate", "mean ± deviation", "runs", "result")
-  return render(header, rows)

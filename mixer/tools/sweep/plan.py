@@ -13,7 +13,7 @@ from mixer import weights
 from mixer.config_check import resolve, validate
 from mixer.data_plan import Complaints, known_results
 from mixer.errors import UserError, did_you_mean, format_list
-from mixer.plan import Plan, make_plan, plan_summary
+from mixer.plan import Plan, make_plan
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.metrics import read_rows
@@ -150,24 +150,20 @@ class SweepPlan:
   def grid(self) -> list[SweepRun]:
     return grid_runs(self.config, self.folder)
 
+  @property
+  def seeds(self) -> list[int]:
+    return [self.config.seed + i for i in range(self.config.sweep.seeds)]
+
   def finals(self, rate: float) -> list[SweepRun]:
     """Returns one run per seed with this learning rate.
 
     The rate is in the folders' names: a longer grid may lead to another one.
     """
+    stem = f"final_lr_{rate:g}_seed_"
     return [
-      _make_run(
-        self.final_config,
-        self.folder / f"final_lr_{rate:g}_seed_{seed}",
-        rate,
-        seed,
-      )
+      _make_run(self.final_config, self.folder / f"{stem}{seed}", rate, seed)
       for seed in self.seeds
     ]
-
-  @property
-  def seeds(self) -> list[int]:
-    return [self.config.seed + i for i in range(self.config.sweep.seeds)]
 
   def possible_finals(self) -> list[SweepRun]:
     """Returns the final runs of every learning rate that may be chosen."""
@@ -262,11 +258,7 @@ def _without_weights(plan: Plan) -> Plan:
 def _check_result(
   sweep: SweepPlan, plan: Plan, runs: list[SweepRun], key: str
 ) -> str | None:
-  """Complains if config.sweep.KEY is no result of these runs.
-
-  Returns:
-    The evaluator that has this result, None if there is none.
-  """
+  """Returns the evaluator of config.sweep.KEY; complains if there is none."""
   result, problems = sweep.config.sweep[key], sweep.complaints.problems
   evaluators = known_results(plan.data.evals)
   if result in evaluators:
@@ -282,16 +274,17 @@ def _check_result(
     return evaluators[result]
   if not plan.data.evals and plan.complaints.problems:
     return None  # the plan ended before the evaluators
-  if not result:
-    problems.append(
-      f"config.sweep.{key}, the result that runs are judged by, is not set"
-      f"{did_you_mean('', evaluators)}"
-    )
-    return None
   owner = "final runs have" if key == "report" else "config has"
+  problem = (
+    f"config.sweep.{key}, the result that runs are judged by, is not set"
+  )
+  if result:
+    problem = (
+      f"config.sweep.{key} = {result!r} is a result of no evaluator that the "
+      f"{owner}"
+    )
   problems.append(
-    f"config.sweep.{key} = {result!r} is a result of no evaluator that the "
-    f"{owner}" + (did_you_mean(result, evaluators) if evaluators else ".")
+    problem + (did_you_mean(result, evaluators) if evaluators else ".")
   )
   return None
 
@@ -326,40 +319,3 @@ def _changed_configs(plan: Plan, runs: list[SweepRun]) -> Iterator[str]:
   for message, (first, *others) in folders.items():
     also = f"\n  The same holds for {format_list(others, 3)}." if others else ""
     yield message.replace("{}", first) + also
-
-
-def describe(sweep: SweepPlan) -> str:
-  """Returns the plan as lines of text: a run, the counts, existing runs."""
-  options, data = sweep.config.sweep, sweep.final_plan.config.data
-  grid, seeds = sweep.grid, sweep.seeds
-  rates = ", ".join(f"{run.learning_rate:g}" for run in grid)
-  examples = f" ({data.examples:,} examples)" if data.examples else ""
-  lines = [
-    plan_summary(sweep.grid_plan),
-    f"grid          {len(grid)} runs, learning rates {rates or 'not given'}; "
-    f"the best by {options.metric or '?'} at the end",
-    f"final         {len(seeds)} runs on {data.split}{examples} with that "
-    f"rate, seeds {', '.join(map(str, seeds))}; mean of {options.report}",
-  ]
-  grid_steps = sweep.grid_plan.schedule.total_steps
-  final_steps = sweep.final_plan.schedule.total_steps
-  if grid_steps and final_steps:
-    steps = len(grid) * grid_steps + len(seeds) * final_steps
-    lines.append(
-      f"in total      {len(grid) + len(seeds)} runs, {steps:,} steps, "
-      f"{steps * sweep.config.batch:,} images"
-    )
-    lines += _existing_runs(grid, grid_steps)
-    lines += _existing_runs(sweep.possible_finals(), final_steps)
-  return "\n".join(lines)
-
-
-def _existing_runs(runs: list[SweepRun], total_steps: int) -> Iterator[str]:
-  for run in runs:
-    if outcome := read_outcome(run, total_steps):
-      state = "failed" if outcome.failure else "finished"
-    elif steps := run.steps_saved:
-      state = f"at step {steps:,}"
-    else:
-      continue
-    yield f"exists        {run.folder.name}: {state}"

@@ -1,18 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a sweep: sweep.md for people, sweep.json for programs."""
+"""Texts about a sweep: its plan, and its report in sweep.md and sweep.json."""
 
 import json
 import statistics
+from collections.abc import Iterator
 
 from etils import epath
 
 from mixer.config_check import to_dict
+from mixer.plan import plan_summary
 from mixer.storage import atomic_write
-from mixer.tools.sweep.plan import Outcome, SweepPlan
+from mixer.tools.sweep.plan import Outcome, SweepPlan, SweepRun, read_outcome
 from mixer.tools.table import render
 from mixer.training import run_dir
 
 JSON, MARKDOWN = "sweep.json", "sweep.md"
+
+
+def describe(sweep: SweepPlan) -> str:
+  """Returns the plan as lines of text: a run, the counts, existing runs."""
+  options, data = sweep.config.sweep, sweep.final_plan.config.data
+  grid, seeds = sweep.grid, sweep.seeds
+  rates = ", ".join(f"{run.learning_rate:g}" for run in grid)
+  examples = f" ({data.examples:,} examples)" if data.examples else ""
+  lines = [
+    plan_summary(sweep.grid_plan),
+    f"grid          {len(grid)} runs, learning rates {rates or 'not given'}; "
+    f"the best by {options.metric or '?'} at the end",
+    f"final         {len(seeds)} runs on {data.split}{examples} with that "
+    f"rate, seeds {', '.join(map(str, seeds))}; mean of {options.report}",
+  ]
+  grid_steps = sweep.grid_plan.schedule.total_steps
+  final_steps = sweep.final_plan.schedule.total_steps
+  if grid_steps and final_steps:
+    steps = len(grid) * grid_steps + len(seeds) * final_steps
+    lines.append(
+      f"in total      {len(grid) + len(seeds)} runs, {steps:,} steps, "
+      f"{steps * sweep.config.batch:,} images"
+    )
+    lines += _existing_runs(grid, grid_steps)
+    lines += _existing_runs(sweep.possible_finals(), final_steps)
+  return "\n".join(lines)
+
+
+def _existing_runs(runs: list[SweepRun], total_steps: int) -> Iterator[str]:
+  for run in runs:
+    if outcome := read_outcome(run, total_steps):
+      state = "failed" if outcome.failure else "finished"
+    elif steps := run.steps_saved:
+      state = f"at step {steps:,}"
+    else:
+      continue
+    yield f"exists        {run.folder.name}: {state}"
 
 
 def write_report(

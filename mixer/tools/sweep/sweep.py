@@ -20,11 +20,10 @@ from mixer.tools.sweep.plan import (
   SweepPlan,
   SweepRun,
   best_outcome,
-  describe,
   plan_sweep,
   read_outcome,
 )
-from mixer.tools.sweep.report import failure_reason, write_report
+from mixer.tools.sweep.report import describe, failure_reason, write_report
 from mixer.training import run_dir
 from mixer.training.lock import LockedError, locked
 from mixer.training.nonfinite import DivergedError
