@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preflight: machines by name, compilers, batch search, report, command."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -10,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from recipes import load
 
 from mixer.chips import CHIPS, GIB
 from mixer.errors import UserError
-from mixer.tools.preflight import compiler
+from mixer.tools.preflight import compiler, preflight
 from mixer.tools.preflight.compiler import (
   CompiledProgram,
   DoesNotFit,
@@ -160,47 +162,39 @@ class Memory:
 
 
 LINE = {"fixed": 1000, "per_image": 10}
-FIRST = [(32, 1), (64, 1)]  # images in all, micro-batches
 
 
 @pytest.mark.parametrize(
-  ("memory", "share", "limit", "found", "calls"),
+  ("memory", "limit", "found", "calls"),
   [
-    (Memory(), 512, 1700, (64, 8, 70, 1640, LINE), [*FIRST, (512, 8)]),
-    # The line leaves out the sum of gradients, so that 64 are not confirmed.
+    (Memory(), 1700, (64, 8, 70, 1640, LINE), [(512, 8)]),
+    # The line leaves out the sum of gradients: 64 images are not confirmed.
+    (Memory(extra=100), 1700, (32, 16, 70, 1420, LINE), [(512, 8), (512, 16)]),
+    # All fit by the line, but the compiler refuses 512, 256 and 128.
     (
-      Memory(extra=100),
-      *(512, 1700, (32, 16, 70, 1420, LINE)),
-      [*FIRST, (512, 8), (512, 16)],
-    ),
-    # By the line all fit, but the compiler refuses 512, 256 and 128.
-    (
-      Memory(),
-      *(512, 9e5, (64, 8, 89_900, 1640, LINE)),
-      [*FIRST, (512, 1), (512, 2), (512, 4), (512, 8)],
+      *(Memory(), 9e5, (64, 8, 89_900, 1640, LINE)),
+      [(512, 1), (512, 2), (512, 4), (512, 8)],
     ),
     (
-      Memory(most=40),
-      *(512, 1350, (32, 16, 35, 1320, LINE)),
-      [*FIRST, (8, 1), (16, 1), (512, 16)],
+      *(Memory(most=40), 1350, (32, 16, 35, 1320, LINE)),
+      [(8, 1), (16, 1), (512, 16)],
     ),
     (
-      Memory(most=1),
-      *(4, 9e9, (1, 4, 0, 1010, None)),
-      [(32, 1), (8, 1), (1, 1), (2, 1), (4, 4)],
+      *(Memory(most=1), 9e9, (1, 512, 0, 1010, None)),
+      [(8, 1), (1, 1), (2, 1), (512, 512)],
     ),
-    # The state is too large for any image.
-    (Memory(), 512, 900, (0, 0, 0, None, LINE), FIRST),
+    (Memory(), 900, (0, 0, 0, None, LINE), []),  # too little for the state
   ],
 )
 def test_a_batch_search_finds_the_largest_micro_batch_in_few_compilations(
-  memory, share, limit, found, calls
+  memory, limit, found, calls
 ):
-  suggestion = search_batch(memory.peak_of, share=share, limit=limit)
+  suggestion = search_batch(memory.peak_of, share=512, limit=limit)
 
   names = "at_once", "accumulation", "whole", "peak", "line"
   assert suggestion == dict(zip(names, found, strict=True))
-  assert memory.calls == calls
+  first = [(32, 1), (64, 1)] if memory.most >= 32 else [(32, 1)]
+  assert memory.calls == first + calls
 
 
 @pytest.mark.parametrize(
@@ -280,17 +274,44 @@ def test_an_evaluation_shares_parameters_that_are_whole(is_sharded):
   assert peak == 5 * GIB - shared
 
 
-def test_the_report_says_where_a_gpus_proxy_is_another_machine():
-  refusal = DoesNotFit(200 * GIB, 95 * GIB)
+NO_COUNTS = {"flops": None, "bytes_accessed": None, "seconds": None}
 
-  keys = {"shard_state": True}
-  text = describe(
-    report_on("gpu:h200x8", refusal, proxy="v5p:2x2x1", **keys),
-    plan_on("gpu:h200x8", **keys).config,
-  )
 
-  assert "those of v5p:2x2x1 at as many images per device" in text
-  assert "is shared by 4 devices there, not by 8" in text
+@pytest.mark.parametrize(
+  ("topology", "proxy", "keys", "training", "parts"),
+  [
+    (
+      *("gpu:h200x8", "v5p:2x2x1", {"shard_state": True}),
+      DoesNotFit(200 * GIB, 95 * GIB),
+      [
+        "those of v5p:2x2x1 at as many images per device",
+        "is shared by 4 devices there, not by 8",
+        "refused by the compiler",
+        "With --suggest this looks for what would fit.",
+      ],
+    ),
+    (
+      *("v4:4x4x4", None, {"model.scan": True}, program(1, 10)),
+      [
+        "compiles and fits",
+        "no estimate: the compiler counts a loop over blocks as one",
+      ],
+    ),
+    (
+      *("gpu:h200x8", None, {}, program(1, 0, **NO_COUNTS)),
+      ["compiles and fits", "compiled      by XLA for this GPU"],
+    ),
+  ],
+  ids=["proxy", "scan", "GPU"],
+)
+def test_the_report_says_where_its_figures_end(
+  topology, proxy, keys, training, parts
+):
+  report = report_on(topology, training, proxy=proxy, **keys)
+
+  text = describe(report, plan_on(topology, **keys).config)
+
+  assert [part for part in parts if part not in text] == []
 
 
 def test_a_gpus_proxy_takes_as_many_images_per_device():
@@ -307,17 +328,6 @@ def test_a_gpus_proxy_takes_as_many_images_per_device():
     for p in (plan, other)
   ]
   assert shares == [{"heldout": 256, "train": 512}] * 2
-
-
-def test_a_loop_over_blocks_has_no_estimate():
-  keys = {"model.scan": True}
-  text = describe(
-    report_on("v4:4x4x4", program(1, 10), **keys),
-    plan_on("v4:4x4x4", **keys).config,
-  )
-
-  assert "compiles and fits" in text
-  assert "no estimate: the compiler counts a loop over blocks as one" in text
 
 
 def test_the_body_of_the_loop_over_micro_batches_counts_as_often_as_it_runs():
@@ -348,17 +358,50 @@ def test_a_proxys_seconds_are_not_those_of_a_gpu(proxy):
 
 
 def test_a_compiler_that_counts_nothing_leaves_the_models_own_flops():
-  uncounted = program(1, 0, flops=None, bytes_accessed=None, seconds=None)
+  cost = report_on("gpu:h200x8", program(1, 0, **NO_COUNTS))["estimate"]
 
-  report = report_on("gpu:h200x8", uncounted)
-  text = describe(report, plan_on("gpu:h200x8").config)
-
-  cost = report["estimate"]
   assert cost["flops"] == cost["model_flops_per_image"] * 512
   compute = cost["roofline"]["compute"]
   assert compute == pytest.approx(cost["flops"] / 989e12)
-  assert "compiles and fits" in text
-  assert "compiled      by XLA for this GPU" in text
+
+
+def test_every_compilation_is_shown_and_searches_are_reported(monkeypatch):
+  labels, device = [], jax.devices()[0]
+
+  @contextlib.contextmanager
+  def progress(label):
+    labels.append(label)
+    yield
+
+  monkeypatch.setattr(compiler, "check_installed", lambda _: None)
+  monkeypatch.setattr(compiler, "open_devices", lambda x: [device] * x.devices)
+  for name in "compile_training", "compile_evaluation":
+    monkeypatch.setattr(preflight, name, lambda *_: program(1, 10))
+  config = load("pretrain_i21k", "B/16")
+
+  report = preflight.preflight(
+    config, "v3-128", suggests=True, progress=progress
+  )
+
+  assert labels == [
+    "update step, 1 of 2",
+    "evaluation, 2 of 2",
+    *(
+      f"update step with remat={remat} ({i} of 3), {images} images x 1"
+      for i, remat in enumerate(("none", "token_mixing", "blocks"), 1)
+      for images in (32, 64, 32)
+    ),
+    "update step with shard_state",
+  ]
+  assert [each["key"] for each in report["suggestions"]] == [
+    "",
+    "config.model.remat=token_mixing",
+    "config.model.remat=blocks",
+  ]
+  text = describe(report, config)
+  assert "32 images at once x 1 accumulated, peak 1.02 GiB" in text
+  assert "sharding      config.shard_state=True: peak 1.02 GiB" in text
+  json.dumps(report)
 
 
 @pytest.mark.parametrize(
@@ -520,16 +563,6 @@ def test_the_digits_recipe_compiles_for_an_absent_machine(tmp_path, topology):
   flops = report["estimate"]["model_flops_per_image"] * 8
   assert report["estimate"]["flops"] == pytest.approx(flops, rel=0.3)
   assert report["evaluation"]["compiles"]
-
-
-@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
-def test_each_program_is_announced_while_it_compiles():
-  done = run("--config=configs/digits.py", "--topology=v5e-1")
-
-  assert done.returncode == 0, done.stderr
-  for name in "update step, 1 of 2", "evaluation, 2 of 2":
-    assert f"compiling {name}\n" in done.stderr
-    assert f"compiled {name} in " in done.stderr
 
 
 SLICES_OF_LIBTPU = """

@@ -253,9 +253,10 @@ def _search_batches(
   policies = remat_candidates(config.model.name, config.model.remat)
 
   def peak_of(remat: str, images: int, parts: int) -> float:
-    number = policies.index(remat) + 1
-    label = f"remat={remat} ({number} of {len(policies)}), {images} images"
-    with progress(f"update step with {label} in {parts} parts"):
+    policy = f"remat={remat} ({policies.index(remat) + 1} of {len(policies)})"
+    with progress(
+      f"update step with {policy}, {images // parts} images x {parts}"
+    ):
       changes = {
         "batch": images * len(devices),
         "accumulation": parts,
