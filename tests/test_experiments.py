@@ -45,7 +45,7 @@ def trained(tmp_path_factory, compiled_once):
   return folder, both
 
 
-def test_a_curve_says_what_it_is_and_what_each_run_came_to(trained):
+def test_a_curve_has_its_config_and_the_results_of_each_run(trained):
   _, ([curve], _) = trained
 
   assert curve["recipe"] == "configs/permutations.py:input=pixels"
@@ -59,7 +59,7 @@ def test_a_curve_says_what_it_is_and_what_each_run_came_to(trained):
   assert {"date", "git_commit", "device"} <= {*run}
 
 
-def test_what_is_trained_is_not_trained_again(trained):
+def test_a_finished_run_is_not_trained_again(trained):
   folder, (first, second) = trained
 
   assert first == second
@@ -86,8 +86,7 @@ def test_one_seed_is_not_enough(tmp_path):
     curves.train([], tmp_path, [0], [RESULT])
 
 
-def test_a_file_of_results_says_how_it_was_made(tmp_path, monkeypatch):
-  # As `python -m` leaves it.
+def test_a_file_of_results_has_its_command_and_commit(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "__main__", permutations)
   monkeypatch.setattr(sys, "argv", [permutations.__file__, "--seeds=2"])
 
@@ -110,7 +109,7 @@ def test_differences_are_judged_by_pairs_of_seeds():
 
 
 def ends(**values):
-  """Curves of figure 4 with these ends, with a little of noise."""
+  """Makes curves of figure 4 that end at these values, with a little noise."""
   return [
     {"model": model, "input": kind}
     | {"runs": [{RESULT: [0.1, values[f"{model}_{kind}"] + n]} for n in noise]}
@@ -134,7 +133,7 @@ AS_PUBLISHED = {
 EQUAL = {"steps": 100, "largest_difference": 1e-6}
 
 
-def test_the_papers_findings_are_found_where_they_are():
+def test_the_papers_findings_hold_for_the_papers_curves():
   found = findings(ends(**AS_PUBLISHED), EQUAL)
 
   assert all(each["holds"] for each in found)
@@ -154,7 +153,7 @@ def test_the_papers_findings_are_found_where_they_are():
     ({"resnet_pixels": 0.32}, [5]),  # as much as the Mixer
   ],
 )
-def test_a_finding_that_is_not_there_is_said_to_fail(change, places):
+def test_a_finding_that_the_curves_contradict_fails(change, places):
   curves = ends(**(AS_PUBLISHED | change))
 
   found = findings(curves, EQUAL)
@@ -163,7 +162,7 @@ def test_a_finding_that_is_not_there_is_said_to_fail(change, places):
   assert "NO   " in report(curves, EQUAL, found)
 
 
-def test_weights_that_do_not_agree_are_said_to_fail():
+def test_different_losses_of_permuted_weights_fail():
   found = findings(ends(**AS_PUBLISHED), EQUAL | {"largest_difference": 0.01})
 
   assert not found[0]["holds"]
@@ -174,7 +173,7 @@ BEGINS = {"mixer-small": 0.1, "mixer-large": 0.15, "vit": 0.2, "resnet": 0.25}
 
 
 def sizes(test_gains=GAINS, begins=BEGINS):
-  """Curves of figure 2 that gain these, with a little of noise."""
+  """Makes curves of figure 2 with these gains and a little noise."""
   gains = {FEWSHOT: GAINS, TEST: test_gains}
   best = "eval/val/accuracy"
   return [
@@ -194,7 +193,7 @@ def sizes(test_gains=GAINS, begins=BEGINS):
   ]
 
 
-def test_what_images_are_worth_is_compared_between_models():
+def test_all_findings_on_data_size_hold_for_the_papers_curves():
   found = data_size.findings(sizes())
 
   assert [each["holds"] for each in found] == [True] * 2 * (4 + 4 + 4 + 3)
@@ -234,7 +233,7 @@ def test_what_images_are_worth_is_compared_between_models():
     ),
   ],
 )
-def test_what_images_are_not_worth_is_said_by_either_accuracy(change, said):
+def test_findings_on_data_size_fail_by_either_accuracy(change, said):
   curves = sizes(**change)
 
   found = data_size.findings(curves)
@@ -253,13 +252,13 @@ def test_what_images_are_not_worth_is_said_by_either_accuracy(change, said):
     ("data_size", "share=0", "share=0 must be a percentage above 0"),
   ],
 )
-def test_an_argument_that_is_none_names_those_there_are(name, arg, said):
+def test_an_unknown_argument_is_refused_with_the_known_ones(name, arg, said):
   with pytest.raises(UserError, match=said):
     recipes.load(name, arg)
 
 
 def samples(seed):
-  """The ids of each share's images, by what its split means."""
+  """Returns the ids of each share's images, read from its split."""
   found = {}
   for share in (3, 10, 30, 100):
     config = recipes.load("data_size", f"share={share},seed={seed}")
@@ -269,7 +268,7 @@ def samples(seed):
   return found
 
 
-def test_shares_of_a_seed_are_parts_of_one_another_and_take_as_many_steps():
+def test_shares_of_a_seed_are_nested_and_take_equal_steps():
   for seed in range(5):
     ids = list(samples(seed).values())
 
@@ -289,7 +288,7 @@ def test_shares_of_a_seed_are_parts_of_one_another_and_take_as_many_steps():
   assert len({config.total_steps for config in configs}) == 1
 
 
-def test_seeds_draw_images_of_their_own():
+def test_seeds_draw_different_images():
   drawn = [samples(seed) for seed in range(3)]
 
   for one, other in itertools.combinations(drawn, 2):
@@ -298,7 +297,7 @@ def test_seeds_draw_images_of_their_own():
     assert len({*one[30]} & {*other[30]}) < 0.3 * 348  # as if by chance
 
 
-def test_a_sample_goes_on_at_the_beginning():
+def test_a_sample_wraps_around_at_the_end():
   config = recipes.load("data_size", "Mixer-L/16,scale=paper,share=50,seed=1")
 
   first = 51_200 + 8_742_661

@@ -9,26 +9,15 @@ from benchmarks import cells, harness
 from benchmarks.harness import ChildError, Results
 from mixer.errors import UserError
 
-DEVICE = {
-  "device": "Abacus (R) 9, 2 cores",
-  "platform": "cpu",
-  "versions": {"jax": "0"},
-}
+DEVICE = {"device": "Abacus (R) 9, 2 cores", "versions": {"jax": "0"}}
 KEY = {"model": "Mixer-S/32", "dtype": "float32", "batch": 8}
 LARGER = KEY | {"batch": 32}
 FAILED = {"images_per_second": None, "why": "out of memory"}
 
 
 def open_results(folder, limit=60.0, **options):
-  return Results(
-    folder,
-    "sums",
-    DEVICE,
-    limit=limit,
-    key=KEY,
-    measured=("bytes",),
-    **options,
-  )
+  options |= {"limit": limit, "key": KEY, "measured": ["bytes"]}
+  return Results(folder, "sums", DEVICE, **options)
 
 
 def row(speed):
@@ -158,31 +147,19 @@ def test_patterns_choose_models_in_order():
   names = ["Mixer-S/32", "Mixer-L/16", "ViT-L/16"]
 
   assert cells.choose("ViT*,*-L/1?", names) == ["Mixer-L/16", "ViT-L/16"]
-  with pytest.raises(UserError, match="Mixer-X.*Mixer-S/32"):
-    cells.choose("Mixer-X", names)
-
-
-TIMING = {"rounds": 1, "seconds": 0.1, "limit": 60.0}
 
 
 @pytest.mark.parametrize(
   "check, message",
   [
-    (lambda: cells.split_numbers("batches", "1,none"), "--batches=.* whole"),
+    (lambda: cells.split_numbers("batches", "1,none"), "--batches=1,none must"),
     (lambda: cells.split_numbers("batches", "0"), "--batches=0 must be whole"),
-    (
-      lambda: cells.split_words("dtype", "float16", cells.DTYPES),
-      "--dtype: 'float16' is none of float32, bfloat16",
-    ),
-    (lambda: cells.check_timing(**TIMING | {"rounds": 0}), "--rounds=0 must"),
-    (
-      lambda: cells.check_timing(**TIMING | {"seconds": float("nan")}),
-      "--seconds=nan",
-    ),
-    (
-      lambda: cells.check_timing(**TIMING | {"limit": 1e10}),
-      "--limit=1e.10 must be seconds, .* a week at most",
-    ),
+    (lambda: cells.split_words("dtype", "f", ["g"]), "--dtype: 'f' is none of"),
+    (lambda: cells.check_timing(limit=1.0, rounds=0), "--rounds=0 must"),
+    (lambda: cells.check_timing(limit=1.0, seconds=0.0), "--seconds=0 must"),
+    (lambda: cells.check_timing(limit=1e10), "--limit=1e.10 must .* a week"),
+    (lambda: cells.check_timing(limit=float("nan")), "--limit=nan must"),
+    (lambda: cells.choose("Mixer-X", ["ViT-S"]), "'Mixer-X' is none of ViT-S"),
   ],
 )
 def test_flags_out_of_range_are_refused(check, message):

@@ -14,11 +14,7 @@ from benchmarks.step import table
 from benchmarks.step.__main__ import Children
 from mixer.errors import UserError
 
-DEVICE = {
-  "device": "Abacus (R) 9, 2 cores",
-  "platform": "cpu",
-  "versions": {"jax": "0"},
-}
+DEVICE = {"device": "Abacus", "platform": "cpu", "versions": {"jax": "0"}}
 TIMING = {"rounds": 1, "repeats": 2, "seconds": 0.01, "limit": 300.0}
 CELL = Cell("Mixer-S/32", "training", "float32", 2)
 LARGER = Cell("Mixer-S/32", "training", "float32", 8)
@@ -81,37 +77,30 @@ def measured(children):
   return [name for call, name in children["calls"] if call == "measure"]
 
 
-def test_a_model_is_measured_once_next_to_an_absent_one(tmp_path, capsys):
-  given = flags(tmp_path, implementations="ours,authors")
+def test_a_training_step_is_measured_once_next_to_an_absent_peer(
+  tmp_path, capsys
+):
+  given = flags(tmp_path, passes="training", implementations="ours,authors")
   text = step.fill(**given)
   log = capsys.readouterr().err
   [file] = (tmp_path / "step").iterdir()
   written = file.read_text()
-  again = step.fill(**given)
 
+  assert step.fill(**given) == text
   assert file.read_text() == written
-  assert again == text
   assert log.count("\n") == 3
   assert "authors is left out: give a checkout of their code" in log
   content = json.loads(written)
   [found] = content["rows"]
   assert found["implementation"] == "ours"
-  assert found["images_per_second"] > 0
-  assert found["compile_seconds"] > 0
-  assert found["peak_bytes"] > 18e6 * 4
+  assert found["flops_per_second"] == pytest.approx(
+    found["images_per_second"] * CELL.flops_per_image, rel=1e-3
+  )
+  assert found["compile_seconds"] > 0 and found["peak_bytes"] > 18e6 * 4
   assert found["matmul"]["size"] in (64, 128)
   assert found["matmul"]["flops_per_second"] > 0
   assert content["versions"]["jax"] == found["versions"]["jax"]
   assert f"| {found['batch']} | ours |" in " ".join(text.split())
-
-
-def test_our_training_step_is_measured():
-  [found] = Children("cpu", None, **TIMING).measure(CELL, ["ours"])
-
-  assert found["images_per_second"] > 0
-  assert found["flops_per_second"] == pytest.approx(
-    found["images_per_second"] * CELL.flops_per_image, rel=1e-3
-  )
 
 
 def test_a_step_has_three_times_the_products_of_a_forward_pass():
@@ -138,7 +127,7 @@ def test_the_share_is_of_the_product_measured_in_the_same_run():
   assert timm[0] == "timm" and timm[2:5] == ["2.00 x", "0.5", "25 %"]
   assert authors[:2] == ["authors", "does not fit"]
   assert "float32 2 TFLOP/s (64 x 64, ours)" in text
-  assert "2 cores; jax 1, torch 3." in text
+  assert "Abacus; jax 1, torch 3." in text
   assert "peak GiB, process" in text
   accelerator = table.page(DEVICE | {"platform": "gpu"}, rows)
   assert "peak GiB, device" in accelerator
@@ -148,11 +137,10 @@ def test_the_share_is_of_the_product_measured_in_the_same_run():
 def test_implementations_take_turns_in_opposite_orders(children):
   children["answers"] = {"ours": timed(0.5, 0.5), "timm": timed(0.5, 1.5)}
 
-  rows = Children("cpu", None, **TIMING | {"rounds": 3}).measure(
-    CELL, ["ours", "timm"]
-  )
+  runner = Children("cpu", None, **TIMING | {"rounds": 3})
 
-  ours, timm = rows
+  ours, timm = runner.measure(CELL, ["ours", "timm"])
+
   assert measured(children) == ["ours", "timm", "timm", "ours", "ours", "timm"]
   assert (ours["images_per_second"], ours["spread"]) == (4.0, 0.0)
   assert (timm["images_per_second"], timm["spread"]) == (2.0, 1.0)
@@ -243,18 +231,18 @@ def test_environment_variables_are_noted(tmp_path, children, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "change, message",
+  "change",
   [
-    ({"implementations": "ours,keras"}, "'keras' is none of ours, timm, timm-"),
-    ({"models": "ViT-B/16"}, "'ViT-B/16' is none of Mixer-S/32"),
-    ({"passes": "sleeping"}, "'sleeping' is none of inference, training"),
-    ({"batches": "0"}, "--batches=0 must be whole numbers above 0"),
-    ({"products": "big"}, "--products=big must be whole numbers above 0"),
-    ({"rounds": 0}, "--rounds=0 must be 1 or more"),
+    {"implementations": "keras"},
+    {"models": "ViT-B/16"},
+    {"products": "big"},
+    {"rounds": 0},
   ],
+  ids=str,
 )
-def test_wrong_flags_are_refused(change, message, tmp_path, children):
-  with pytest.raises(UserError, match=message):
+def test_wrong_flags_are_refused(change, tmp_path, children):
+  [flag] = change
+  with pytest.raises(UserError, match=f"--{flag}"):
     step.fill(**flags(tmp_path, **change))
 
 
@@ -263,15 +251,10 @@ def test_products_that_do_not_fit_are_refused():
     Children("cpu", None, **TIMING).best_product(["ours"], "float32", [9999999])
 
 
-def test_without_any_implementation_nothing_is_measured(
-  tmp_path, children, capsys
-):
+def test_without_any_implementation_nothing_is_measured(tmp_path, children):
   children["absent"] = {"authors": "there is no checkout"}
-
   with pytest.raises(UserError, match="implementations=authors is here"):
     step.fill(**flags(tmp_path, implementations="authors"))
-  error = capsys.readouterr().err
-  assert error == "authors is left out: there is no checkout\n"
 
 
 def test_it_imports_with_only_jax_flax_and_optax():

@@ -84,7 +84,7 @@ def test_the_authors_updates_are_ours():
 
 
 def test_timms_updates_are_ours(tmp_path, monkeypatch):
-  """From the same weights, with GELU as timm has it."""
+  """Compares updates from the same weights, with timm's exact GELU."""
   timm = pytest.importorskip("timm")
   import torch
   from safetensors.torch import save_file

@@ -37,11 +37,6 @@ def row(model, batch, speed, dtype="float32", **more):
   }
 
 
-def table_of(inference):
-  text = throughput.page("Abacus", {"inference": inference, "training": []})
-  return [[c.strip() for c in x.split("|")] for x in text.splitlines()]
-
-
 def test_a_model_is_measured_once_and_read_by_the_tables(tmp_path):
   text = throughput.fill(**flags(tmp_path))
   [file] = (tmp_path / "throughput").iterdir()
@@ -131,61 +126,35 @@ def test_programs_compute_on_random_numbers_and_stay_finite(make):
   assert program.needs > 0 and program.compile_seconds > 0
   for leaf in jax.tree.leaves(results):
     assert jnp.isfinite(leaf).all()
-  params = programs.draw_params(
-    {"head": {"kernel": jax.ShapeDtypeStruct((8, 7), jnp.float32)}}
-  )
-  assert (params["head"]["kernel"] != 0).all()
+  head = {"head": {"kernel": jax.ShapeDtypeStruct((8, 7), jnp.float32)}}
+  assert (programs.draw_params(head)["head"]["kernel"] != 0).all()
 
 
-def test_each_number_has_its_own_date_and_commit(tmp_path):
-  folder = tmp_path / "throughput"
-  folder.mkdir()
-  old = dict(date="2026-01-02T03:04:05+00:00", git_commit="a" * 40)
-  new = dict(date="2026-05-06T03:04:05+00:00", git_commit="b" * 40)
-  rows = [row("Mixer-B/16", 1, 5.0, **old), row("ViT-B/16", 1, 4.0, **new)]
-  content = DEVICE | new | {"rows": rows, "training_rows": []}
-  (folder / "abacus.json").write_text(json.dumps(content))
-
-  [read] = results_store.read_devices(tmp_path)
-
-  found = [(x.date, x.git_commit[0]) for x in read.best.values()]
-  assert found == [("2026-01-02", "a"), ("2026-05-06", "b")]
-
-
-def test_the_table_has_the_best_batch_and_the_ratio_to_vit_next_to_the_papers():
-  lines = table_of(
-    [
-      row("Mixer-B/16", 1, 20.0),
-      row("Mixer-B/16", 8, 3123.4),
-      row("ViT-B/16", 8, 1561.7),
-      row("BiT-R152x4", 1, None, why="does not fit"),
-    ]
-  )
-
-  assert ["", "Mixer-B/16", "3,123 @8", "1,384", ""] in lines
-  assert ["", "BiT-R152x4", "does not fit", "", ""] in lines
-  assert ["", "Mixer-B/16 / ViT-B/16", "2.00", "1.61", ""] in lines
-
-
-def test_ratios_compare_equal_dtypes():
-  lines = table_of(
-    [
-      row("Mixer-B/16", 8, 2000.0, "bfloat16"),
-      row("Mixer-B/16", 8, 900.0),
-      row("ViT-B/16", 8, 800.0),
-    ]
-  )
-
-  assert ["", "Mixer-B/16", "900 @8", "2,000 @8", "1,384", ""] in lines
-  assert ["", "Mixer-B/16 / ViT-B/16", "1.12", "", "1.61", ""] in lines
-
-
-def test_the_best_of_each_dtype_names_the_batches_that_were_measured():
-  rows = [
-    row("Mixer-B/16", 8, 30.0),
+def test_the_table_has_the_best_batch_and_ratios_of_equal_dtypes():
+  inference = [
     row("Mixer-B/16", 1, 20.0),
-    row("Mixer-B/16", 32, None, why="took more than 60 s"),
-    row("Mixer-B/16", 64, None, why="took more than 60 s"),
+    row("Mixer-B/16", 8, 3123.4),
+    row("ViT-B/16", 8, 1561.7),
+    row("Mixer-B/16", 8, 5000.0, "bfloat16"),
+    row("BiT-R152x4", 1, None, why="does not fit"),
+  ]
+
+  text = throughput.page("Abacus", {"inference": inference, "training": []})
+
+  lines = [[c.strip() for c in x.split("|")] for x in text.splitlines()]
+  assert ["", "Mixer-B/16", "3,123 @8", "5,000 @8", "1,384", ""] in lines
+  assert ["", "BiT-R152x4", "does not fit", "", "", ""] in lines
+  assert ["", "Mixer-B/16 / ViT-B/16", "2.00", "", "1.61", ""] in lines
+
+
+def test_the_best_of_each_dtype_has_its_batches_date_and_commit():
+  old = {"date": "2026-01-02T03:04:05+00:00", "git_commit": "a"}
+  why = {"why": "took more than 60 s"}
+  rows = [
+    row("Mixer-B/16", 8, 30.0, **old),
+    row("Mixer-B/16", 1, 20.0, date="2026-05-06", git_commit="b"),
+    row("Mixer-B/16", 32, None, **why),
+    row("Mixer-B/16", 64, None, **why),
     row("Mixer-B/16", 8, None, "bfloat16", why="does not fit"),
     row("Mixer-B/16", 32, 50.0, "bfloat16"),  # when more memory was free
   ]
@@ -193,7 +162,7 @@ def test_the_best_of_each_dtype_names_the_batches_that_were_measured():
   best = results_store.best_throughputs(rows)
 
   assert best["Mixer-B/16", 224, "float32"] == results_store.Throughput(
-    30.0, "float32", 8, (1, 8), (32, "took more than 60 s"), "", None
+    30.0, "float32", 8, (1, 8), (32, why["why"]), "2026-01-02", "a"
   )
   assert best["Mixer-B/16", 224, "bfloat16"] == results_store.Throughput(
     50.0, "bfloat16", 32, (32,), None, "", None
@@ -210,15 +179,7 @@ def test_models_are_those_of_the_families_and_the_papers_other_sizes():
 
 
 @pytest.mark.parametrize(
-  "change",
-  [
-    {"models": "Mixer-X"},
-    {"batches": "0"},
-    {"dtype": "float16"},
-    {"passes": "sleeping"},
-    {"repeats": 0},
-  ],
-  ids=str,
+  "change", [{"models": "Mixer-X"}, {"batches": "0"}, {"repeats": 0}], ids=str
 )
 def test_wrong_flags_are_refused(change, tmp_path, children):
   [flag] = change
