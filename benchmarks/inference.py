@@ -18,7 +18,6 @@ are not measured again without --again; all of them are printed as a Markdown
 table. Needs all of requirements.txt, as `predict` does.
 """
 
-import dataclasses
 import functools
 import itertools
 import statistics
@@ -107,7 +106,7 @@ def fill(
   )
   for name, kind, batch in itertools.product(chosen, dtypes, sizes):
     cell = Cell(name, INFERENCE, kind, batch)
-    key = dataclasses.asdict(cell)
+    key = vars(cell)
     if any(known.is_due(key | {"implementation": way}) for way in WAYS):
       rows = run_cell(cell, limit, **counts)
       known.put(key, rows)
@@ -124,7 +123,7 @@ def run_cell(cell: Cell, limit: float, **counts: int) -> list[dict]:
     UserError: the child failed, and not for want of memory or time.
   """
   function = "benchmarks.inference:measure"
-  key = dataclasses.asdict(cell)
+  key = vars(cell)
   try:
     rows = list(harness.run_child(function, limit, cell=key, **counts))
   except ChildError as error:

@@ -2,6 +2,8 @@
 """Timings, child processes, result files and flags of the benchmarks."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -165,3 +167,20 @@ def test_patterns_choose_models_in_order():
 def test_flags_out_of_range_are_refused(check, message):
   with pytest.raises(UserError, match=message):
     check()
+
+
+def test_benchmarks_of_speed_import_with_only_jax_flax_and_optax():
+  missing = (
+    "tensorflow tensorflow_datasets clu grain ml_collections orbax scipy "
+    "matplotlib PIL sklearn torch timm einops"
+  ).split()
+  code = (
+    f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+    "import benchmarks.throughput\n"
+    "import benchmarks.step.__main__, benchmarks.step.authors\n"
+    "from benchmarks.step.implementations import probe\n"
+    "timm = {'name': 'timm', 'platform': 'cpu', 'authors': None}\n"
+    "absent = probe(timm)['absent']\n"
+    "assert 'torch' in absent or 'timm' in absent, absent\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

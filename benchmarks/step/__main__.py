@@ -111,10 +111,22 @@ def fill(
     raise UserError(
       f"None of --implementations={implementations} is here: add {OURS}."
     )
-  known = open_results(results, device, timing["limit"], again)
-  due = [cell for cell in grid if missing(known, cell, present)]
-  others = {name for cell in due for name in measured(known, cell)}
-  others -= {*present}
+  known = Results(
+    results,
+    "step",
+    device,
+    limit=timing["limit"],
+    again=again,
+    key=("model", "passes", "dtype", "batch", "implementation"),
+    measured=MEASURED,
+  )
+  # Cell -> implementations that it has rows of.
+  measured = {
+    cell: [row["implementation"] for row in known.select(vars(cell))]
+    for cell in grid
+    if any(known.is_due(_key(cell, name)) for name in present)
+  }
+  others = {*itertools.chain(*measured.values())} - {*present}
   still_present = _probe(children, sorted(others), device)
   if absent := sorted(others - {*still_present}):
     raise UserError(
@@ -124,15 +136,13 @@ def fill(
     )
   multiply = [name for name in (OURS, "timm") if name in present] or present
   yardsticks = {}
-  for cell in due:
+  for cell, old in measured.items():
     if cell.dtype not in yardsticks:
       yardsticks[cell.dtype] = children.best_product(
         multiply, cell.dtype, sides
       )
-    remeasured = [x for x in still_present if x in measured(known, cell)]
-    fitting = [
-      name for name in (*present, *remeasured) if known.fits(_key(cell, name))
-    ]
+    names = [*present, *(name for name in still_present if name in old)]
+    fitting = [name for name in names if known.fits(_key(cell, name))]
     rows = []
     for row in children.measure(cell, fitting):
       value = row["images_per_second"]
@@ -141,37 +151,12 @@ def fill(
       how = {"matmul": yardsticks[cell.dtype], "environment": environment()}
       rows.append(row | how)
     if rows:
-      known.put(dataclasses.asdict(cell), rows)
+      known.put(vars(cell), rows)
   return f"{page(device, known.lists[harness.ROWS])}\n\n{known.path}"
 
 
-def open_results(
-  folder: Path, device: dict, limit: float, again: bool = False
-) -> Results:
-  return Results(
-    folder,
-    "step",
-    device,
-    limit=limit,
-    again=again,
-    key=("model", "passes", "dtype", "batch", "implementation"),
-    measured=MEASURED,
-  )
-
-
-def missing(known: Results, cell: Cell, names: Sequence[str]) -> list[str]:
-  """Returns the implementations that are due."""
-  return [name for name in names if known.is_due(_key(cell, name))]
-
-
-def measured(known: Results, cell: Cell) -> list[str]:
-  """Returns the implementations that a cell has rows of."""
-  rows = known.select(dataclasses.asdict(cell))
-  return [row["implementation"] for row in rows]
-
-
 def _key(cell: Cell, implementation: str) -> dict:
-  return dataclasses.asdict(cell) | {"implementation": implementation}
+  return vars(cell) | {"implementation": implementation}
 
 
 def _probe(
@@ -256,7 +241,7 @@ class Children:
 
   def _measure_once(self, cell: Cell, name: str) -> dict:
     try:
-      return self._time("measure", name, cell=dataclasses.asdict(cell))
+      return self._time("measure", name, cell=vars(cell))
     except ChildError as error:
       return error.row
     except UserError as error:
