@@ -11,6 +11,8 @@ import jax
 from ml_collections import ConfigDict
 
 from benchmarks.curves import initial_params, percent
+from mixer.cluster import ONE_HOST
+from mixer.distributed import Hosts
 from mixer.evaluators.runner import EvalRunner
 from mixer.tools.paper.protocols import load_recipe
 from mixer.training.sharding import replicate
@@ -38,7 +40,8 @@ def probe_at_start(arg: str, init: Path | None) -> dict[str, float]:
   plan, params = initial_params(config)
   devices = jax.local_devices()
   params = replicate(params, devices)
-  return EvalRunner(plan, Path(), devices).run(["others"], params)
+  runner = EvalRunner(plan, Path(), devices, Hosts(ONE_HOST))
+  return runner.run(["others"], params)
 
 
 def read_sweep(folder: Path) -> dict:
