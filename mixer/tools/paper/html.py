@@ -7,6 +7,7 @@ escaped unless they are `markupsafe.Markup`.
 
 import base64
 import io
+import os
 from pathlib import Path
 
 import jinja2
@@ -35,3 +36,20 @@ def png_uri(pixels: np.ndarray) -> str:
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, format="png")
   return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def thumbnail_uri(file: str | os.PathLike, size: int) -> str:
+  """Encodes an image file as a data URI, at most `size` pixels wide and high.
+
+  A small image grows by a whole factor, so that its pixels stay sharp.
+
+  Raises:
+    OSError: there is no such file, or it is not an image.
+  """
+  from PIL import Image
+
+  with Image.open(file) as image:
+    image = image.convert("RGB")
+  image.thumbnail((size, size))
+  zoom = max(size // max(image.size), 1)
+  return png_uri(np.asarray(image).repeat(zoom, 0).repeat(zoom, 1))

@@ -12,18 +12,17 @@ FOLDER has a folder of images for each class.
 This module collects the page's content; `page.html` lays it out.
 """
 
-import dataclasses
 import datetime
 import json
 import math
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from PIL import Image
 
 from mixer import weights
 from mixer.config import EVALUATORS, default, evaluator
@@ -49,18 +48,16 @@ _THUMBNAIL = 128  # px
 _MAX_UNITS = 128  # in the picture of a block
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
   """A table of text; `numbers` are right-aligned columns, `marked` are rows."""
 
   head: list[str]
   rows: list[list[str]]
-  numbers: tuple[int, ...] = ()
-  marked: frozenset[int] = frozenset()
+  numbers: Sequence[int] = ()
+  marked: Sequence[int] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
   """An image as a data URI, with a title and a caption."""
 
   uri: str
@@ -216,7 +213,7 @@ def _evaluations(
     rows.append(row)
   head = ["result", "last, at step", "best, at step"]
   head += ["published"] * has_published
-  return Table(head, rows, tuple(range(1, len(head)))) if rows else None
+  return Table(head, rows, range(1, len(head))) if rows else None
 
 
 def _confusion(confusion: Confusion) -> dict:
@@ -261,12 +258,7 @@ def _confusion(confusion: Confusion) -> dict:
 def _mistake(mistake: Mistake) -> Picture:
   """Returns an image with its label and prediction."""
   try:
-    with Image.open(mistake.path) as image:
-      image = image.convert("RGB")
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    zoom = max(_THUMBNAIL // max(image.size), 1)
-    pixels = np.asarray(image).repeat(zoom, 0).repeat(zoom, 1)
-    uri = html.png_uri(pixels)
+    uri = html.thumbnail_uri(mistake.path, _THUMBNAIL)
   except OSError:  # it was moved, or is of another machine
     uri = ""
   title = f"{mistake.guess} ({mistake.probability:.2f})"
@@ -335,8 +327,8 @@ def _recipe(record: Record) -> tuple[Table, Table]:
   head = ["key", "value", "default"]
   changed = [rows[i] for i in marked]
   return (
-    Table(head, changed, marked=frozenset(range(len(changed)))),
-    Table(head, rows, marked=frozenset(marked)),
+    Table(head, changed, marked=range(len(changed))),
+    Table(head, rows, marked=marked),
   )
 
 

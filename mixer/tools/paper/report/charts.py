@@ -104,7 +104,8 @@ def _draw(
         f"step {broken[0]:,}."
       )
   values = [*batches[1], *(v for _, each in drawn.values() for v in each)]
-  axes.margins(x=0.02, y=0.08)
+  axes.margins(y=0.08)
+  axes.set_xlim(-0.02 * record.step, 1.02 * record.step)  # of all charts
   if title == "Loss" and plots.log_scale_if_wide(axes, values):
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
     axes.yaxis.set_minor_locator(ticker.NullLocator())

@@ -152,7 +152,10 @@ def read(workdir: str | os.PathLike) -> Record:
     file, classes = folder / "predictions.csv", folder / "classes.txt"
     if file.is_file() and classes.is_file():
       predictions, mistakes = _read_predictions(file, classes)
-      confusions += [predictions] if predictions.counts.any() else []
+      # Of images that an evaluator saw, too, one matrix is enough.
+      known = [each.counts.tolist() for each in confusions]
+      if predictions.counts.any() and predictions.counts.tolist() not in known:
+        confusions.append(predictions)
     return Record(
       folder=folder,
       config=config,
