@@ -14,13 +14,6 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from mixer.choices import (
-  DTYPES,
-  LOSSES,
-  MODEL_FIELDS,
-  OPTIMIZERS,
-  SCHEDULES,
-)
 from mixer.schema import (
   Key,
   above_zero,
@@ -75,7 +68,7 @@ SCHEMA = {
   # uninterrupted one bit for bit. CPU and TPU are deterministic anyway.
   "deterministic_operations": Key(False),
   # "sigmoid" is summed over classes.
-  "loss": Key("softmax", one_of(*LOSSES)),
+  "loss": Key("softmax", one_of("softmax", "sigmoid")),
   "label_smoothing": Key(0.0, _SHARE),  # weight of the uniform distribution
   "mixup": Key(0.0, _NOT_NEGATIVE),  # p of Beta(p, p); 0 is off
   "cutmix": Key(0.0, _NOT_NEGATIVE),  # p of Beta(p, p); 0 is off
@@ -87,10 +80,10 @@ SCHEMA = {
     "name": Key("Mixer-B/16"),  # see mixer.models.create
     "num_classes": Key(1000, _POSITIVE),
     # Of computation; parameters are float32.
-    "dtype": Key("float32", one_of(*DTYPES)),
+    "dtype": Key("float32", one_of("float32", "bfloat16")),
     # "tanh" as in the authors' code, "exact" as in timm; None: as `init` was
     # trained, tanh without `init`. BiT has none.
-    "gelu": Key(None, one_of(None, *MODEL_FIELDS["gelu"]), str),
+    "gelu": Key(None, one_of(None, "tanh", "exact"), str),
     # Rate inside the MLPs and after each branch; for BiT, before the head.
     "dropout": Key(0.0, _DROP_RATE),
     # Stochastic depth (drop path): rate of the last block, linear from 0 at the
@@ -101,7 +94,7 @@ SCHEMA = {
     # but its "products"; "token_mixing" as well (2 % more arithmetic for Mixer,
     # 9 % for ViT, whose self-attention it is; not for BiT); whole "blocks",
     # which takes the least memory and a fifth more arithmetic.
-    "remat": Key("none", one_of(*MODEL_FIELDS["remat"])),
+    "remat": Key("none", one_of("none", "products", "token_mixing", "blocks")),
     # Initial bias of the head, for the sigmoid loss.
     "head_bias": Key(0.0, at_least(-1000, 1000)),
     # Fields of some families, refused for the others. None: as in the named
@@ -118,12 +111,12 @@ SCHEMA = {
     # Mixer: "plain" layers; "fused" kernels (on TPUs experimental; on a CPU
     # interpreted, slow, as a check); or "auto" (None): kernels on an H100 or
     # H200, where they are faster, and layers elsewhere.
-    "kernels": Key(None, one_of(None, *MODEL_FIELDS["kernels"]), str),
+    "kernels": Key(None, one_of(None, "auto", "plain", "fused"), str),
     "mlp": Key(None, _POSITIVE, int),  # ViT: hidden units of a block's MLP
     "heads": Key(None, _POSITIVE, int),  # ViT: of self-attention
     # ViT: the head reads the class "token" (None) or the "mean" over all
     # others, without a class token.
-    "pool": Key(None, one_of(None, *MODEL_FIELDS["pool"]), str),
+    "pool": Key(None, one_of(None, "token", "mean"), str),
     # ViT: units of a hidden layer under the head, as in the ViT paper's
     # ImageNet-21k files; None: no such layer.
     "representation": Key(None, _NOT_NEGATIVE, int),
@@ -174,7 +167,7 @@ SCHEMA = {
     "prefetch": Key(2, _POSITIVE),  # batches kept ready on the devices
   },
   "optimizer": {
-    "name": Key("adam", one_of(*OPTIMIZERS)),  # momentum: SGD
+    "name": Key("adam", one_of("adam", "momentum")),  # momentum: SGD
     "learning_rate": Key(1e-3, _NOT_NEGATIVE),  # the peak
     # Decoupled, only on kernels, times the schedule, NOT times the learning
     # rate: the paper's 0.1 at learning rate 0.001 is 0.0001 here.
@@ -185,13 +178,13 @@ SCHEMA = {
     "eps": Key(1e-8, _SHARE),
     "momentum": Key(0.9, _SHARE),  # SGD
     # Of the first moment.
-    "accumulator_dtype": Key("float32", one_of(*DTYPES)),
+    "accumulator_dtype": Key("float32", one_of("float32", "bfloat16")),
     # (pattern, factor) on the learning rate of parameters by name; the first
     # match counts, 0 freezes. Linear probe: (("head/.*", 1.0), (".*", 0.0)).
     "multipliers": Key((), multipliers),
   },
   "schedule": {
-    "kind": Key("cosine", one_of(*SCHEDULES)),
+    "kind": Key("cosine", one_of("linear", "cosine", "constant")),
     **define_duration("warmup"),  # linear from 0; none set: no warm-up
     "end": Key(0.0, _SHARE),  # final factor of a linear schedule
   },

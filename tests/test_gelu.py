@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from mixer.choices import MODEL_FIELDS
-from mixer.models.layers import gelu
+from mixer.models.layers import GELUS, gelu
 
 X = np.concatenate([np.linspace(-12, 12, 481), [-100.0, 100.0]])
 
@@ -24,7 +23,7 @@ def truth(form):
   return tanh_form(X), slope
 
 
-@pytest.mark.parametrize("form", MODEL_FIELDS["gelu"])
+@pytest.mark.parametrize("form", GELUS)
 def test_values_and_derivatives_follow_the_formula(form):
   expected, slope = truth(form)
   x = jnp.array(X, jnp.float32)
@@ -37,7 +36,7 @@ def test_values_and_derivatives_follow_the_formula(form):
   np.testing.assert_array_equal(forward, backward)
 
 
-@pytest.mark.parametrize("form", MODEL_FIELDS["gelu"])
+@pytest.mark.parametrize("form", GELUS)
 def test_the_backward_pass_needs_one_array_less_than_with_jaxs_gelu(form):
   def temporaries(gelu):
     @jax.jit

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mixer"
 FLOORS = {
-  "ground": "errors choices chips storage jax_setup models training/sharding"
+  "ground": "errors chips storage jax_setup models training/sharding"
   " training/step training/optimizer training/mixup training/__init__"
   " __init__",
   "config": "schema config config_check recipe cli cluster distributed",

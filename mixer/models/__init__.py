@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
-from mixer.choices import MODEL_FIELDS
 from mixer.errors import nearest
 from mixer.models import bit, mixer, mixer_variations, vit
+from mixer.models.kernels import KERNELS
+from mixer.models.layers import GELUS, REMAT
 
 
 class Family(NamedTuple):
@@ -33,6 +34,14 @@ FAMILIES = {
   "ViT": Family(vit.VisionTransformer, vit.VARIANTS, vit.COLUMNS),
   "BiT": Family(bit.BitResNet, bit.VARIANTS, bit.COLUMNS, mixes_tokens=False),
   "MixerVariation": Family(mixer_variations.MixerVariation, {}, mixer.COLUMNS),
+}
+
+# Words that fields of models take; `config.SCHEMA` lists the same.
+CHOICES = {
+  "gelu": GELUS,
+  "remat": tuple(REMAT),
+  "kernels": KERNELS,
+  "pool": vit.POOLS,
 }
 
 
@@ -99,7 +108,7 @@ def _check_fields(family: str, name: str, values: dict):
         f"{name} has no field {field!r}. Did you mean {next(iter(near))!r}? "
         f"Its fields: {', '.join(fields)}."
       )
-  for field, words in MODEL_FIELDS.items():
+  for field, words in CHOICES.items():
     if field in values and values[field] not in words:
       raise ValueError(
         f"{field}={values[field]!r} is none of {', '.join(words)}."

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mixer.choices import MODEL_FIELDS
 from mixer.models.base import TokenModel
 from mixer.models.layers import (
   HIDDEN,
@@ -34,6 +33,8 @@ VARIANTS = {
   "ViT-L/16": (16,     1024,     24,  4096,  16),
   "ViT-H/14": (14,     1280,     32,  5120,  16),
 }  # fmt: skip
+
+POOLS = ("token", "mean")
 
 _KERNEL_INIT = nn.initializers.xavier_uniform()
 
@@ -201,7 +202,7 @@ class VisionTransformer(TokenModel, kw_only=True):
     return positions.shape[1] - has_token
 
   def check(self, images):
-    assert self.pool in MODEL_FIELDS["pool"]
+    assert self.pool in POOLS
     if self.hidden % self.heads:
       raise ValueError(
         f"heads={self.heads} do not divide hidden={self.hidden} channels: take "

@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixer.choices import OPTIMIZERS
-
 
 def make_schedule(
   *, kind: str, total_steps: int, warmup_steps: int = 0, end: float = 0.0
@@ -26,7 +24,7 @@ def make_schedule(
   """Makes the factor on the peak learning rate, as a function of the step.
 
   Args:
-    kind: what follows the warm-up, one of choices.SCHEDULES.
+    kind: what follows the warm-up, "linear", "cosine" or "constant".
     total_steps: updates of the whole run.
     warmup_steps: updates of the linear rise from 0; the first update has
       factor 0.
@@ -64,7 +62,7 @@ def make_optimizer(
   Args:
     params: nested dict of arrays or shapes.
     schedule: the factor from `make_schedule`.
-    name: one of choices.OPTIMIZERS.
+    name: "adam" or "momentum".
     learning_rate: the peak.
     weight_decay: decoupled, on kernels only, times the schedule, not times the
       learning rate.
@@ -80,7 +78,7 @@ def make_optimizer(
   Raises:
     ValueError: a pattern matches no parameter, or everything is frozen.
   """
-  assert name in OPTIMIZERS
+  assert name in ("adam", "momentum")
   factors = lr_multiplier_tree(params, multipliers)
   if name == "adam":
     direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=accumulator_dtype)

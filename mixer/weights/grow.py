@@ -13,7 +13,6 @@ import math
 
 import jax
 import numpy as np
-from scipy import ndimage
 
 from mixer.errors import UserError
 from mixer.models.base import TokenModel
@@ -165,6 +164,9 @@ def resize_posemb(params: dict, old: Grid, new: Grid) -> dict:
     params: of a ViT.
     old, new: grids of patches.
   """
+  # Here, because the import takes a tenth of a second.
+  from scipy import ndimage
+
   encoder = params["Transformer"]
   [positions] = np.asarray(encoder["posembed_input"]["pos_embedding"])  # s c
   token, grid = np.split(positions, [len(positions) - math.prod(old)])

@@ -179,13 +179,8 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
   if not is_in_bucket(path) and not path.parent.is_dir():
     raise UserError(f"There is no folder {path.parent}: make it first.")
   arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
-  try:
-    with atomic_write(path) as temporary:
-      _write(temporary, arrays, gelu)
-  except OSError as error:
-    if is_in_bucket(path):
-      raise
-    raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+  with atomic_write(path) as temporary:
+    _write(temporary, arrays, gelu)
 
 
 def _write(path: Path, arrays: Arrays, gelu: str) -> None:
