@@ -155,7 +155,7 @@ def plan_data(
     accumulation=accumulation,
     evals=evals,
     left_out=left_out,
-    workers=Workers(data.workers or None, data.worker_kind),
+    workers=Workers(data.workers, data.worker_kind),
     bad_images=BadImages() if data.on_bad_image == "replace" else None,
   )
 

@@ -27,23 +27,21 @@ if TYPE_CHECKING:
   import grain
 
 Kind = Literal["thread", "process"]
+BATCHES_AHEAD = 2  # computed before the caller asks for them
 
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-  """Number and kind of workers, and how far they run ahead.
+  """Number and kind of workers.
 
   Attributes:
-    number: of workers; None means one per core that this process may use, 0
-      that the caller computes everything.
+    number: of workers; 0 means one per core that this process may use.
     kind: "thread" or "process". Threads share one interpreter, whose lock
       decoding and most ops release; processes take a few seconds to start.
-    ahead: batches computed before the caller asks for them.
   """
 
-  number: int | None = None
+  number: int = 0
   kind: Kind = "thread"
-  ahead: int = 2
 
   def run(self, dataset: grain.MapDataset, per_batch: int) -> Iterator:
     """Yields the elements in order; its close() ends the workers.
@@ -56,10 +54,8 @@ class Workers:
     import grain
 
     tune_malloc()
-    number = usable_cores() if self.number is None else self.number
-    ahead = max(self.ahead * per_batch, number)
-    if not number:
-      return iter(dataset.to_iter_dataset(grain.ReadOptions(0, 0)))
+    number = self.number or usable_cores()
+    ahead = max(BATCHES_AHEAD * per_batch, number)
     if self.kind == "thread":
       return iter(dataset.to_iter_dataset(grain.ReadOptions(number, ahead)))
     if not flags.FLAGS.is_parsed():
