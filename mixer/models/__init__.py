@@ -2,7 +2,6 @@
 """Models by name: the families, their published variants, and `create`."""
 
 import dataclasses
-import difflib
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -103,9 +102,9 @@ def _check_fields(family: str, name: str, values: dict):
   fields = fields_of(family)
   for field in values:
     if field not in fields:
-      near = difflib.get_close_matches(field, fields, n=1, cutoff=0) or fields
+      [near] = nearest(field, fields, cutoff=0)
       raise ValueError(
-        f"{name} has no field {field!r}. Did you mean {next(iter(near))!r}? "
+        f"{name} has no field {field!r}. Did you mean {near!r}? "
         f"Its fields: {', '.join(fields)}."
       )
   for field, words in CHOICES.items():
