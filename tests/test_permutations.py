@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from mixer.data import permutations, preprocess
+from mixer.data import preprocess
 from mixer.errors import UserError
 
 # Of seed 0: orders of 8 patches, of the 9 pixels of a patch, of 2 x 5 pixels.
@@ -53,7 +53,7 @@ def test_the_inverse_restores_the_image(spec):
   pixels, (h, w) = image(), (12, 8)
   index = permuted(spec, np.arange(h * w).reshape(h, w, 1)).ravel()
 
-  restored = permutations.take(permuted(spec, pixels), np.argsort(index))
+  restored = preprocess.take(permuted(spec, pixels), np.argsort(index))
 
   np.testing.assert_array_equal(restored, pixels)
 
@@ -67,15 +67,15 @@ def test_all_images_are_permuted_alike_whatever_else_is_random(spec):
   for seed in range(3):
     result = permuted(spec, image(seed), seed)
 
-    np.testing.assert_array_equal(result, permutations.take(image(seed), index))
+    np.testing.assert_array_equal(result, preprocess.take(image(seed), index))
 
 
 def test_pixels_within_patches_are_permuted_alike_in_all_patches():
   pixels = image()
   before, after = patches(pixels), patches(permuted(SPECS[0], pixels))
 
-  order = permutations.patch_order(len(before), seed=3)
-  within = permutations.within_patch_order(4, seed=3)
+  order = preprocess.patch_order(len(before), seed=3)
+  within = preprocess.within_patch_order(4, seed=3)
 
   for place, source in enumerate(order):
     np.testing.assert_array_equal(after[place], before[source][within])
@@ -100,9 +100,9 @@ def test_seeds_are_other_permutations_and_stay_what_they_are():
       permuted(f"{name}({argument}seed={seed})", pixels) for seed in (0, 1)
     )
     assert (one != other).any()
-  assert permutations.patch_order(8, seed=0).tolist() == PATCHES
-  assert permutations.within_patch_order(3, seed=0).tolist() == WITHIN
-  assert permutations.pixels_index(2, 5, seed=0).tolist() == PIXELS
+  assert preprocess.patch_order(8, seed=0).tolist() == PATCHES
+  assert preprocess.within_patch_order(3, seed=0).tolist() == WITHIN
+  assert preprocess.pixels_index(2, 5, seed=0).tolist() == PIXELS
 
 
 def test_a_patch_that_does_not_divide_the_image_names_a_size_that_would_do():

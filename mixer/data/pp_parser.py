@@ -44,11 +44,24 @@ def op(name: str) -> Callable[[type], type]:
   return register
 
 
-def parse(spec: str) -> tuple[Op, ...]:
-  """Returns an instance of the registered dataclass for each op of a spec.
+@dataclasses.dataclass(frozen=True)
+class Compose:
+  """Chain of ops that is called like one of them."""
 
-  Arguments are checked against the annotations of its fields, and ValueErrors
-  of the dataclass are shown with the op's place in the spec.
+  ops: tuple[Op, ...]
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Maps uint8 [h, w, 3] to uint8 [h', w', 3]."""
+    for transform in self.ops:
+      image = transform(image, rng)
+    return image
+
+
+def parse(spec: str) -> Compose:
+  """Turns `resize_small(256) | central_crop(224)` into a callable.
+
+  Arguments are checked against the annotations of the registered dataclass, and
+  its ValueErrors are shown with the op's place in the spec.
 
   Raises:
     UserError: a part cannot be read; says which, where, and how to write it.
@@ -71,7 +84,31 @@ def parse(spec: str) -> tuple[Op, ...]:
         f"Cannot read {ast.get_source_segment(spec, node)!r} at character"
         f" {node.col_offset + 1} of the ops {spec!r}: {reason}"
       ) from error
-  return tuple(ops)
+  return Compose(tuple(ops))
+
+
+def output_size(ops: str) -> tuple[int, int]:
+  """Returns the height and width that a spec makes of any photograph.
+
+  Raises:
+    UserError: the spec is wrong, or makes other sizes of other images.
+  """
+  transform = parse(ops)
+  rng = np.random.default_rng(0)
+  sizes = set()
+  for size in ((480, 640), (640, 480), (500, 375)):
+    try:
+      sizes.add(transform(np.zeros((*size, 3), np.uint8), rng).shape[:2])
+    except ValueError as error:
+      raise UserError(
+        f"{ops!r} fails on a photograph of {size[0]} x {size[1]}: {error}"
+      ) from error
+  if len(sizes) > 1:
+    raise UserError(
+      f"{ops!r} makes images of different sizes of photographs of different "
+      "sizes: end it with a crop or a resize to one size."
+    )
+  return sizes.pop()
 
 
 def _split(tree: ast.expr) -> list[ast.expr]:
