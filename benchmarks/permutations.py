@@ -20,13 +20,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from mixer.data.permutations import patch_order, within_patch_order
 from ml_collections import ConfigDict
 
 from benchmarks import curves
 from benchmarks.curves import Curve, difference, last_values, percent
 from mixer import train, weights
 from mixer.cli import run_cli
+from mixer.data.preprocess import patch_order, within_patch_order
 from mixer.tools.table import render
 from mixer.training.metrics import read_rows
 
