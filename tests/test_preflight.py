@@ -287,7 +287,7 @@ NO_COUNTS = {"flops": None, "bytes_accessed": None, "seconds": None}
         "those of v5p:2x2x1 at as many images per device",
         "is shared by 4 devices there, not by 8",
         "refused by the compiler",
-        "With --suggest this looks for what would fit.",
+        "--suggest searches for batches that fit.",
       ],
     ),
     (

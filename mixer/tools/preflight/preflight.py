@@ -86,7 +86,10 @@ def preflight(
     # A proxy has another number of shards, and a scan no estimate to compare.
     if can_shard and not is_proxy and not config.model.scan:
       with progress("update step with shard_state"):
-        sharded = _compile_changed(plan.config, {"shard_state": True}, devices)
+        sharded_plan = plan_for(
+          _change(plan.config, {"shard_state": True}), plan.devices
+        )
+        sharded = compile_training(sharded_plan, devices)
       report["sharded"] = judge_sharded(plan, topology, sharded)
     return report
 
@@ -236,33 +239,23 @@ def compile_evaluation(plan: Plan, devices: list) -> Compilation:
   return compiler.compile_program(step, params, batch, devices=n)
 
 
-def _compile_changed(
-  config: ConfigDict, values: dict, devices: list
-) -> Compilation:
-  plan = plan_for(_change(config, values), len(devices))
-  return compile_training(plan, devices)
-
-
 def _search_batches(
-  report: dict,
-  config: ConfigDict,
-  devices: list,
-  progress: Progress,
+  report: dict, config: ConfigDict, devices: list, progress: Progress
 ) -> list[dict]:
   """Searches the largest batch for each remat policy."""
   policies = remat_candidates(config.model.name, config.model.remat)
 
   def peak_of(remat: str, images: int, parts: int) -> float:
+    changes = _ANY_DURATION | {
+      "batch": images * len(devices),
+      "accumulation": parts,
+      "model.remat": remat,
+    }
+    plan = plan_for(_change(config, changes), len(devices))
     policy = f"remat={remat} ({policies.index(remat) + 1} of {len(policies)})"
-    with progress(
-      f"update step with {policy}, {images // parts} images x {parts}"
-    ):
-      changes = {
-        "batch": images * len(devices),
-        "accumulation": parts,
-        "model.remat": remat,
-      }
-      program = _compile_changed(config, changes | _ANY_DURATION, devices)
+    label = f"update step with {policy}, {images // parts} images x {parts}"
+    with progress(label):
+      program = compile_training(plan, devices)
     if isinstance(program, DoesNotFit):
       return math.inf
     return program.peak + report["waiting_batches"]

@@ -15,7 +15,7 @@ from mixer.tools.table import render
 HOUR = 3600.0
 MIN_GAIN = 0.02  # least share of a step's time that counts as a difference
 _TABLE_HEAD = (
-  "GiB per device, arguments, temporaries, outputs and code, beside it, peak"
+  "GiB per device, arguments, temporaries, outputs and code, next to it, peak"
 ).split(", ")
 
 
@@ -39,7 +39,7 @@ def describe(report: dict, config: ConfigDict) -> str:
     text = "no estimate: the compiler counts a loop over blocks as one block; "
     lines += ["", _line("a step", f"{text}see without config.model.scan")]
   if not report["fits"] and "suggestions" not in report:
-    lines += ["", "With --suggest this looks for what would fit."]
+    lines += ["", "--suggest searches for batches that fit."]
   for suggestion in report.get("suggestions", ()):
     lines += ["", *_suggestion(report, suggestion, config)]
   if "sharded" in report:
