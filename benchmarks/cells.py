@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import create_parser
+from mixer import models
 from mixer.errors import UserError
 from mixer.models import create, flops
 
@@ -54,6 +55,25 @@ class Cell:
     return 2 * forwards * _multiply_accumulates(self.model)
 
 
+def cell_of(row: dict) -> Cell:
+  return Cell(row["model"], row["passes"], row["dtype"], row["batch"])
+
+
+def sort_rows(rows: Iterable[dict], implementations: Iterable[str]) -> list:
+  """Sorts rows of a file for a table: models in the order of their families."""
+  names, order = models.names(), [*implementations]
+  return sorted(
+    rows,
+    key=lambda row: (
+      names.index(row["model"]),
+      PASSES.index(row["passes"]),
+      DTYPES.index(row["dtype"]),
+      row["batch"],
+      order.index(row["implementation"]),
+    ),
+  )
+
+
 @functools.cache
 def _multiply_accumulates(model: str) -> int:
   made = create(model, num_classes=CLASSES)
@@ -96,11 +116,9 @@ def create_speed_parser(
   """Makes a parser with the flags that all benchmarks of speed share.
 
   Args:
-    name: name of the benchmark, after "benchmarks.".
-    description: docstring of the module.
+    name, description: see `create_parser`.
     on_cpu, elsewhere: default batch sizes and dtypes.
-    limit: default seconds of a process.
-    models: default patterns.
+    limit, models: defaults of these flags.
     counts: flags of whole numbers, with defaults and help.
     seconds: whether timings have a minimum length.
   """
@@ -166,15 +184,7 @@ def split_numbers(flag: str, text: str) -> list[int]:
 
 
 def check_timing(*, limit: float, seconds: float = 1.0, **counts: int):
-  """Checks numbers of the command line.
-
-  Args:
-    limit, seconds: length of a process and of a timing.
-    **counts: flags that must be 1 or more.
-
-  Raises:
-    UserError: a number is out of range.
-  """
+  """Raises UserError if seconds or counts of the flags are out of range."""
   for flag, count in counts.items():
     if count < 1:
       raise UserError(f"--{flag}={count} must be 1 or more.")

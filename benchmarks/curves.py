@@ -54,12 +54,7 @@ class Curve:
 
 
 def command_line(name: str, description: str) -> argparse.ArgumentParser:
-  """Makes a parser with the flags that all experiments share.
-
-  Args:
-    name: name of the experiment, after "benchmarks.".
-    description: docstring of the module.
-  """
+  """Makes a parser with the flags that all experiments share."""
   flags.FLAGS.mark_as_parsed()  # training reads absl's flags
   parser = create_parser(name, description)
   workdir = Path("runs") / name

@@ -61,12 +61,8 @@ def findings(trained: list[dict]) -> list[dict]:
   the difference, over seeds, lies above 0.
   """
   return [
-    {
-      "finding": finding,
-      "measure": measure,
-      "holds": gain["mean"] > gain["interval"],
-      **gain,
-    }
+    {"finding": finding, "measure": measure}
+    | {"holds": gain["mean"] > gain["interval"], **gain}
     for result, measure in MEASURES.items()
     for finding, gain in _differences(trained, result)
   ]

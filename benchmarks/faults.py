@@ -74,12 +74,7 @@ def main() -> int:
 
 @dataclasses.dataclass
 class Run:
-  """A digits run in processes of its own.
-
-  folder: the run's folder.
-  command: command that trains, without --workdir.
-  environment: variables to set for it.
-  """
+  """A digits run in processes of its own; `command` lacks --workdir."""
 
   folder: Path
   command: tuple[str, ...] = TRAIN
@@ -229,10 +224,7 @@ class Trials:
   def send(self, run: Run, number: int, at_start: float = AT_START) -> int:
     """Starts a run and sends it a signal; returns its exit code.
 
-    Args:
-      run: run to disturb.
-      number: signal.
-      at_start: probability of a moment before the first step.
+    `at_start` is the probability of a moment before the first step.
     """
     process = run.start()
     if self.rng.random() < at_start:

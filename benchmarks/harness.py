@@ -101,6 +101,11 @@ def log(line: str):
   print(line, file=sys.stderr, flush=True)
 
 
+def log_speed(label: str, row: dict):
+  value = row["images_per_second"]
+  log(f"{label}: {f'{value:,.5g} images/s' if value else row['why']}")
+
+
 class ChildError(Exception):
   """A child was killed or timed out, which is a result for its model.
 

@@ -279,16 +279,16 @@ def page(device: dict, rows: Sequence[dict]) -> str:
     f"{device['device']}; {harness.list_versions(rows or [device])}. A call is "
     "from uint8 images on the host to results on the host."
   )
+  rows = cells.sort_rows(rows, WAYS)
   jitted = {
-    _cell(row): row for row in rows if row["implementation"] == "jitted"
+    cells.cell_of(row): row for row in rows if row["implementation"] == "jitted"
   }
-  rows = sorted(rows, key=_position)
-  lines = (_line(row, jitted[_cell(row)]) for row in rows)
+  lines = (_line(row, jitted[cells.cell_of(row)]) for row in rows)
   return f"{note}\n\n{render(HEAD, lines)}"
 
 
 def _line(row: dict, jitted: dict) -> Iterable[str]:
-  first = *map(str, _cell(row)), row["implementation"]
+  first = [row[key] for key in ("model", "dtype", "batch", "implementation")]
   if row["images_per_second"] is None:
     return *first, row["why"], *[""] * (len(HEAD) - 5)
   return (
@@ -299,19 +299,6 @@ def _line(row: dict, jitted: dict) -> Iterable[str]:
     "" if row is jitted else f"{row['median_ms'] / jitted['median_ms']:.2f} x",
     f"{row['load_seconds']:.2f}",
     f"{row['first_seconds']:.2f}",
-  )
-
-
-def _cell(row: dict) -> tuple:
-  return row["model"], row["dtype"], row["batch"]
-
-
-def _position(row: dict) -> tuple:
-  return (
-    families.names().index(row["model"]),
-    DTYPES.index(row["dtype"]),
-    row["batch"],
-    [*WAYS].index(row["implementation"]),
   )
 
 

@@ -94,13 +94,15 @@ def fill(
     rows = LISTS[each_pass]
     due = [x for x in sizes if known.is_due(key | {"batch": x}, rows)]
     for row in run_batches(due, passes=each_pass, **key, **timing):
-      value = row["images_per_second"]
-      text = f"{value:,.5g} images/s" if value else row["why"]
-      harness.log(f"{name}, {each_pass}, {each_dtype}, {row['batch']}: {text}")
+      harness.log_speed(
+        f"{name}, {each_pass}, {each_dtype}, {row['batch']}", row
+      )
       cell = key | {"batch": row["batch"]}
       old = known.select(cell, rows)
       # A failure does not replace a speed that was measured before.
-      if value or not any(x["images_per_second"] for x in old):
+      if row["images_per_second"] or not any(
+        x["images_per_second"] for x in old
+      ):
         known.put(cell, [row], rows)
   rows = {passes: known.lists[name] for passes, name in LISTS.items()}
   return f"{page(device['device'], rows)}\n\n{known.path}"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m benchmarks.input [PART ...] [--folder=DIR]: prints tables."""
 
-import argparse
 import importlib
 import inspect
 import os
@@ -9,6 +8,8 @@ import tempfile
 from pathlib import Path
 
 from absl import flags
+
+from benchmarks import create_parser
 
 # Part -> module; the part is a function there, described by its docstring.
 PARTS = {
@@ -22,10 +23,7 @@ PARTS = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.input",
-    description="Measures the input pipeline.",
-  )
+  parser = create_parser("input", "Measures the input pipeline.")
   parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
   parser.add_argument(
     "--folder",

@@ -39,12 +39,7 @@ def hash_batches(
 ) -> str:
   """Returns the hash of the global batches 0 to STEPS - 1.
 
-  Args:
-    folder: folder of data sets.
-    file_format: format of the records.
-    workers: threads or processes that decode and augment.
-    hosts: number of hosts, each of which makes a slice.
-    restarts: steps at which a new loader continues.
+  Each of the hosts makes a slice; at `restarts` a new loader continues.
   """
   source = _open_photos(folder, file_format)
   total = hashlib.sha256()

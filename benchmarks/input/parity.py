@@ -17,13 +17,9 @@ from mixer.tools.table import render
 from mixer.training.step import normalise
 
 BOXES = 10  # of inception crops, in every photograph
-RESIZES = (
-  ("bilinear", False),
-  ("bicubic", False),
-  ("area", False),
-  ("bilinear", True),
-  ("bicubic", True),
-)
+# (method, antialias)
+RESIZES = [(x, False) for x in ("bilinear", "bicubic", "area")]
+RESIZES += [(x, True) for x in ("bilinear", "bicubic")]
 DRAWS = 10_000
 SIZES = ((375, 500), (500, 333))
 # Functions of boxes (y, x, h, w), [n, 4].

@@ -1,6 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training and inference next to timm's and the authors' code, on one device.
-
-Needs only jax, flax and optax; torch and timm, or a checkout of the authors'
-code, add rows to compare with.
-"""
+"""Speed next to timm's and the authors' code; needs only jax, flax, optax."""

@@ -145,9 +145,7 @@ def fill(
     fitting = [name for name in names if known.fits(_key(cell, name))]
     rows = []
     for row in children.measure(cell, fitting):
-      value = row["images_per_second"]
-      text = f"{value:,.5g} images/s" if value else row["why"]
-      log(f"{cell.label}, {row['implementation']}: {text}")
+      harness.log_speed(f"{cell.label}, {row['implementation']}", row)
       how = {"matmul": yardsticks[cell.dtype], "environment": environment()}
       rows.append(row | how)
     if rows:

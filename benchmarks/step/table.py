@@ -3,10 +3,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.cells import DTYPES, PASSES
+from benchmarks.cells import DTYPES, cell_of, sort_rows
 from benchmarks.harness import list_versions
 from benchmarks.step.implementations import NAMES, OURS
-from mixer import models
 from mixer.tools.table import render
 
 GIB, TERA = 2**30, 1e12
@@ -29,16 +28,16 @@ def page(device: dict, rows: Sequence[dict]) -> str:
       "The share is of the fastest square product in the same dtype, on the "
       f"same device in the same run: {'; '.join(yardsticks)}."
     )
-  rows = sorted(rows, key=_position)
+  rows = sort_rows(rows, NAMES)
   notes += _environments(rows)
-  ours = {_cell(row): row for row in rows if row["implementation"] == OURS}
-  lines = (_line(row, ours.get(_cell(row))) for row in rows)
+  ours = {cell_of(row): row for row in rows if row["implementation"] == OURS}
+  lines = (_line(row, ours.get(cell_of(row))) for row in rows)
   head = (*HEAD, f"peak GiB, {memory}", "compile s")
   return "\n\n".join([" ".join(notes), render(head, lines)])
 
 
 def _line(row: dict, ours: dict | None) -> Iterable[str]:
-  first = *map(str, _cell(row)), row["implementation"]
+  first = *vars(cell_of(row)).values(), row["implementation"]
   speed = row["images_per_second"]
   if speed is None:
     return *first, row["why"], *[""] * 5
@@ -81,20 +80,6 @@ def _environments(rows: Sequence[dict]) -> Iterable[str]:
   for row in rows:
     for name, value in row.get("environment", {}).items():
       labels = cells.setdefault(f"{name}={value}", {})
-      labels[", ".join(map(str, _cell(row)))] = None
+      labels[cell_of(row).label] = None
   for variable, labels in cells.items():
     yield f"With {variable}: {'; '.join(labels)}."
-
-
-def _cell(row: dict) -> tuple:
-  return row["model"], row["passes"], row["dtype"], row["batch"]
-
-
-def _position(row: dict) -> tuple:
-  return (
-    models.names().index(row["model"]),
-    PASSES.index(row["passes"]),
-    DTYPES.index(row["dtype"]),
-    row["batch"],
-    NAMES.index(row["implementation"]),
-  )

@@ -4,7 +4,6 @@
 DIR holds the runs of configs/transfer.py: pretrain, finetune and scratch.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks import transfer
+from benchmarks import create_parser, transfer
 from mixer import weights
 from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches
@@ -25,9 +24,7 @@ HEAD = ("digits 5 to 9", "pixels", "labelled", "steps", "accuracy, %")
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.transfer", description=__doc__
-  )
+  parser = create_parser("transfer", __doc__)
   parser.add_argument("folder", type=Path, metavar="DIR")
   folder = parser.parse_args().folder
   print(render(HEAD, [*tuned_rows(folder), *probe_rows(folder / "pretrain")]))

@@ -8,12 +8,11 @@ holds no such run, and sweeps over learning rates on the digits 5 to 9 at other
 resolutions, from these weights and from random ones.
 """
 
-import argparse
 from pathlib import Path
 
 from absl import flags
 
-from benchmarks import transfer
+from benchmarks import create_parser, transfer
 from mixer import train
 from mixer.models import flops
 from mixer.plan import make_plan
@@ -38,9 +37,7 @@ HEAD = (
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.transfer.growth", description=__doc__
-  )
+  parser = create_parser("transfer.growth", __doc__)
   parser.add_argument("--workdir", type=Path, default=Path("runs/growth"))
   workdir = parser.parse_args().workdir
   for name in ("digits/0to4", "digits/5to9"):
