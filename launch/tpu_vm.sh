@@ -146,8 +146,8 @@ logs() {
 
 stop() { on all 'sudo systemctl stop mixer'; }
 
-what=${1-} slice=${2-}
-case $what in create | run | resume | status | logs | stop | delete) ;; *) usage ;; esac
+action=${1-} slice=${2-}
+case $action in create | run | resume | status | logs | stop | delete) ;; *) usage ;; esac
 [[ $slice =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || usage
 shift 2
 join_flags "zone project type runtime setup worker poll" "$@"
@@ -172,14 +172,14 @@ done
 [[ $zone ]] || usage
 where=("$zone" "${where[@]}")
 cd "$(dirname "$0")/.."
-case $what in create | resume) [[ $type ]] || usage ;; esac
+case $action in create | resume) [[ $type ]] || usage ;; esac
 case $type in
   v5litepod-*) runtime=${runtime:-v2-alpha-tpuv5-lite} ;;
   v5p-*) runtime=${runtime:-v2-alpha-tpuv5} ;;
   v6e-*) runtime=${runtime:-v2-alpha-tpuv6e} ;;
   *) runtime=${runtime:-tpu-ubuntu2204-base} ;;
 esac
-case $what in run | resume)
+case $action in run | resume)
   [[ $# -gt 1 ]] || usage
   select_program "${@:2}" || usage
   case $workdir in
@@ -189,10 +189,10 @@ case $what in run | resume)
   [[ -z $config ]] || git cat-file -e "HEAD:${config%%:*}" 2>/dev/null ||
     fail "The commit has no recipe ${config%%:*}: name one of its files, and commit new files."
   [[ -z $(git status --porcelain --untracked-files=no) ]] ||
-    fail "The checkout has changes that no commit holds: commit them, so that the run can say what it ran."
+    fail "The checkout has uncommitted changes: commit them, so that provenance.json names the code of the run."
   check_recipe
   ;;
 esac
 [[ $dry_run || -x $(command -v gcloud) ]] ||
   fail "There is no gcloud on this machine: install Google Cloud's command line."
-"$what"
+"$action"

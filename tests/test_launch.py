@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launchers for TPU VMs and Kubernetes, and what all of them share."""
+"""Launchers for TPU VMs and Kubernetes, and their common rules."""
 
 import json
 import os
@@ -79,7 +79,8 @@ def test_every_launcher_starts_every_program(checkout, cloud, words, program):
   expected = [*program, *words[1:]]
   (checkout / "train.py").touch()
 
-  tpu = tpu_vm(checkout, cloud, "run", "--dry_run", flags=["--", *words])
+  flags = ["--worker=0", "--", *words]
+  tpu = tpu_vm(checkout, cloud, "run", "--dry_run", flags=flags)
   [container] = pod_of(job_set(*TPU_SLICE, flags=words))["containers"]
   slurm = run(
     *(checkout / "launch/slurm.sh", "--dry_run", *words), folder=checkout
@@ -87,6 +88,7 @@ def test_every_launcher_starts_every_program(checkout, cloud, words, program):
 
   [start] = [line for line in tpu.stdout.splitlines() if "again.sh" in line]
   [command] = shlex.split(start)[-1:]
+  assert "--worker=0" in tpu.stdout and "--worker=all" not in tpu.stdout
   assert shlex.split(command)[-len(expected) :] == expected
   python, *arguments = container["command"]
   arguments = [word for word in arguments if word != "--wait=1800"]
@@ -233,16 +235,16 @@ def cloud(tmp_path, monkeypatch) -> Path:
   return folder
 
 
-def tpu_vm(checkout, cloud, what, *more, states="ACTIVE", flags=None):
+def tpu_vm(checkout, cloud, action, *more, states="ACTIVE", flags=None):
   (cloud / "states").write_text(states)
   return run(
     checkout / "launch/tpu_vm.sh",
-    what,
+    action,
     "b16",
     "--zone=us-central2-b",
     "--poll=0",
     *more,
-    *(flags or TPU[what]),
+    *(flags or TPU[action]),
   )
 
 
@@ -255,18 +257,18 @@ def verbs(cloud) -> list[str]:
   return [call[4] for call in calls(cloud)]
 
 
-@pytest.mark.parametrize("what", TPU)
-def test_a_dry_run_prints_exactly_what_is_run(checkout, cloud, what):
-  dry = tpu_vm(checkout, cloud, what, "--dry_run")
+@pytest.mark.parametrize("action", TPU)
+def test_a_dry_run_prints_the_commands_of_the_run(checkout, cloud, action):
+  dry = tpu_vm(checkout, cloud, action, "--dry_run")
   assert dry.returncode == 0 and not calls(cloud)
   typed = run("bash", "-e", "-c", dry.stdout, folder=checkout)
   assert typed.returncode == 0
   expected = calls(cloud)
   (cloud / "calls").write_text("")
 
-  # resume supposes that the cloud answers this.
-  states = "SUSPENDED ACTIVE" if what == "resume" else "ACTIVE"
-  done = tpu_vm(checkout, cloud, what, states=states)
+  # A dry run of resume assumes these states.
+  states = "SUSPENDED ACTIVE" if action == "resume" else "ACTIVE"
+  done = tpu_vm(checkout, cloud, action, states=states)
 
   assert done.returncode == 0
   assert calls(cloud) == expected != []
@@ -321,7 +323,7 @@ def test_a_run_waits_for_its_machines(checkout, cloud):
     ("silent", "gcloud reports no state of b16"),
   ],
 )
-def test_a_run_without_machines_says_what_to_do(checkout, cloud, state, words):
+def test_a_run_without_machines_gives_advice(checkout, cloud, state, words):
   done = tpu_vm(checkout, cloud, "run", states=state)
 
   assert done.returncode == 1
@@ -402,13 +404,13 @@ def test_an_active_run_is_not_replaced(checkout, cloud):
   assert not list((cloud / "mixer").iterdir())
 
 
-def test_a_commit_must_hold_what_runs(checkout, cloud):
+def test_uncommitted_changes_are_refused(checkout, cloud):
   (checkout / "launch/again.sh").write_text("exit 0")
 
   done = tpu_vm(checkout, cloud, "resume", states="SUSPENDED")
 
   assert done.returncode == 2
-  assert "changes that no commit holds: commit them" in done.stderr
+  assert "has uncommitted changes: commit them" in done.stderr
   assert not calls(cloud)
 
 
@@ -566,7 +568,7 @@ def test_hosts_with_gpus_are_described_by_the_environment(monkeypatch):
   assert cluster.coordinator.startswith("b16-hosts-0-0.b16:")
 
 
-def test_kubectl_applies_what_a_dry_run_prints(cloud):
+def test_kubectl_applies_the_output_of_a_dry_run(cloud):
   write_program(
     cloud / "kubectl", f"#!/bin/sh\necho $@ >{cloud}/called; cat >{cloud}/yaml"
   )

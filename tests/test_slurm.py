@@ -90,7 +90,7 @@ def slurm(tmp_path_factory):
         hostname=socket.gethostname(),
         folder=folder,
         ports=free_ports(3),
-        # Ports of a run follow from it: clusters beside this one have others.
+        # Ports of a run follow from it: other clusters here have others.
         first_job=random.randrange(1, 1_000_000),
         user=subprocess.check_output(["id", "-un"], text=True).strip(),
       )
@@ -144,7 +144,7 @@ def sinfo() -> str:
 
 
 def fields(job: str, *names: str) -> list[str]:
-  """Of scontrol's NAME=VALUE."""
+  """Returns values of scontrol's NAME=VALUE."""
   words = run("scontrol", "show", "job", job).stdout.split()
   values = dict(word.split("=", 1) for word in words if "=" in word)
   return [values[name] for name in names]

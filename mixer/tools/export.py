@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(init: str, out: str, **options: str | int | None) -> str:
-  """Writes a file and returns what to say of it; see the flags."""
+  """Writes the file of --out and returns a message about it."""
   suffix = Path(out).suffix
   options = {key: value for key, value in options.items() if value is not None}
   if suffix not in (PROGRAM, *LAYOUTS):
