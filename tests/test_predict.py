@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What images show: as the model says it of the same pixels, by name."""
+"""Predictions are the model's for the same pixels, with names of classes."""
 
 import csv
 import json
@@ -90,7 +90,7 @@ def run(*arguments):
   return predict.main([str(argument) for argument in arguments])
 
 
-def test_the_accuracy_is_that_which_the_run_has_found(
+def test_the_accuracy_is_that_of_the_runs_evaluator(
   trained, digits, tmp_path, capsys
 ):
   folder, labels = digits
@@ -169,7 +169,7 @@ def test_weights_alone_get_the_papers_preprocessing(photo, capsys):
   )
 
 
-def test_one_bad_image_is_told_and_the_rest_is_done(
+def test_a_bad_image_is_reported_and_the_rest_is_predicted(
   trained, digits, tmp_path, capsys
 ):
   files = sorted(digits[0].glob("*.png"))[:30]

@@ -2,7 +2,6 @@
 """The paper's figures, each drawn by one function."""
 
 import argparse
-import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,24 +9,15 @@ from pathlib import Path
 from mixer.errors import UserError, did_you_mean
 from mixer.tools.paper.results_store import RESULTS
 
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-  """A figure's function, `module.function`, and the names of its flags."""
-
-  module: str
-  function: str
-  flags: tuple[str, ...] = ()
-
-
+# Name -> module.function, and the names of its flags.
 FIGURES = {
-  "2": Figure("experiments", "draw_figure2", ("results",)),
-  "3": Figure("pareto", "draw_figure3"),
-  "4": Figure("experiments", "draw_figure4", ("results",)),
-  "5": Figure("token_units", "draw_figure5", ("init", "blocks", "units")),
-  "6": Figure("token_units", "draw_figure6", ("init", "blocks")),
-  "7": Figure("filters", "draw_figure7", ("init",)),
-  "throughput": Figure("pareto", "draw_throughput", ("results",)),
+  "2": ("experiments.draw_figure2", ("results",)),
+  "3": ("pareto.draw_figure3", ()),
+  "4": ("experiments.draw_figure4", ("results",)),
+  "5": ("token_units.draw_figure5", ("init", "blocks", "units")),
+  "6": ("token_units.draw_figure6", ("init", "blocks")),
+  "7": ("filters.draw_figure7", ("init",)),
+  "throughput": ("pareto.draw_throughput", ("results",)),
 }
 
 
@@ -47,8 +37,9 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
   if name not in FIGURES:
     problem = f"There is no figure {name} here" if name else "Name a figure"
     raise UserError(f"{problem}{did_you_mean(name or '', FIGURES)}")
-  figure = FIGURES[name]
-  module = importlib.import_module(f"{__name__}.{figure.module}")
+  path, names = FIGURES[name]
+  module, function = path.split(".")
+  module = importlib.import_module(f"{__name__}.{module}")
   parser = argparse.ArgumentParser(
     prog=f"python -m mixer paper figure {name}",
     description=module.__doc__,
@@ -56,9 +47,9 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
   )
   file = f"figure{name}.svg" if name.isdigit() else f"{name}.svg"
   flags = _FLAGS | {"out": {"default": Path(file)} | _FLAGS["out"]}
-  for flag in (*figure.flags, "out"):
+  for flag in (*names, "out"):
     parser.add_argument(f"--{flag}", **flags[flag])
-  return getattr(module, figure.function)(**vars(parser.parse_args(arguments)))
+  return getattr(module, function)(**vars(parser.parse_args(arguments)))
 
 
 def _numbers(text: str) -> list[int]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mixer.errors import UserError
 from mixer.storage import atomic_write, check_writable
+from mixer.training import plots
 
 Point = tuple[float, float, str, str]  # x, y, label, colour
 _LINE = 1.25  # height of a line of text, in its size
@@ -41,6 +42,7 @@ def save(
   *,
   dpi: int = 160,
   colors: int | None = 96,
+  note: str = "",
 ) -> str:
   """Writes FILE.svg and FILE.png; the same figure makes the same files.
 
@@ -50,11 +52,14 @@ def save(
     dpi: of the PNG.
     colors: number of colours of the PNG, which makes it a third as large; None
       for all.
+    note: in small letters at the foot of the figure.
 
   Returns:
     The names of both files, for a sentence.
   """
   files = check_out(out)
+  if note:
+    figure.supxlabel(note, fontsize=7, color=plots.GREY)
   for file in files:
     metadata = {"Date": None} if file.suffix == ".svg" else None
     with (

@@ -103,8 +103,7 @@ def draw_figure2(results: Path, out: str | Path = "figure2.svg") -> str:
     each.set_title(title, loc="left", fontsize=10)
     each.set_xlabel("share of the training images", fontsize=9)
   axes[1].sharex(axes[2])
-  figure.supxlabel(note, fontsize=7, color=plots.GREY)
-  return f"Figure 2: {charts.save(figure, out)}"
+  return f"Figure 2: {charts.save(figure, out, note=note)}"
 
 
 def size_curve(
@@ -186,13 +185,11 @@ def draw_figure4(results: Path, out: str | Path = "figure4.svg") -> str:
   for axes, labels in ends.items():
     charts.label_ends(axes, labels)
   panels[0].set_ylabel("linear 5-shot accuracy, %", fontsize=9)
-  figure.supxlabel(
+  note = (
     f"Photographs, not JFT-300M; means of {seeds} seeds, bands from the lowest "
-    f"to the highest. {origin}",
-    fontsize=7,
-    color=plots.GREY,
+    f"to the highest. {origin}"
   )
-  return f"Figure 4: {charts.save(figure, out)}"
+  return f"Figure 4: {charts.save(figure, out, note=note)}"
 
 
 def _permuted_curve(curve: dict) -> tuple[np.ndarray, np.ndarray]:

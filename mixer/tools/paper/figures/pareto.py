@@ -59,12 +59,11 @@ def draw_figure3(out: str | Path = "figure3.svg") -> str:
   for axes, name in (left, _COST), (right, _SPEED):
     axes.set_xlabel(name, fontsize=9)
   left.set_ylabel("ImageNet top-1, %", fontsize=9)
-  _write_note(
-    figure,
+  note = (
     "Paper, table 3: pre-trained on JFT-300M, fine-tuned at 224 px. "
-    "Circles: Mixer, squares: ViT, diamonds: BiT.",
+    "Circles: Mixer, squares: ViT, diamonds: BiT."
   )
-  return f"Figure 3: {charts.save(figure, out)}"
+  return f"Figure 3: {charts.save(figure, out, note=note)}"
 
 
 def draw_throughput(results: Path, out: str | Path = "throughput.svg") -> str:
@@ -88,8 +87,8 @@ def draw_throughput(results: Path, out: str | Path = "throughput.svg") -> str:
     draw_points(axes, points)
     axes.set_title(f"here: {device}", loc="left", fontsize=10)
     axes.set_xlabel("images per second", fontsize=9)
-  _write_note(figure, _LEGEND)
-  message = f"Accuracy against throughput: {charts.save(figure, out)}"
+  files = charts.save(figure, out, note=_LEGEND)
+  message = f"Accuracy against throughput: {files}"
   if not devices:
     message += (
       f". Nothing is measured here yet ({results / THROUGHPUT}): "
@@ -206,7 +205,3 @@ def _label(row: Row, is_named: bool, points: Points) -> str:
   if sum((r.model, r.data, r.resolution) == same for r, _ in points) > 1:
     name += f" {row.epochs} epochs"
   return name
-
-
-def _write_note(figure, text: str) -> None:
-  figure.supxlabel(text, fontsize=7.5, color=plots.GREY)
