@@ -17,7 +17,7 @@ from mixer.tools.paper import results_store, spec_tables
 from mixer.tools.paper.__main__ import main
 from mixer.tools.paper.compare import published_name
 from mixer.tools.paper.numbers import FOOTNOTE_2, ROWS, TABLE_1, find_row
-from mixer.tools.paper.protocols import extend, load_recipe, protocol
+from mixer.tools.paper.protocols import extend, find_protocol, load_recipe
 from mixer.tools.paper.record import make_records
 from mixer.tools.paper.render import Cell, Footnotes
 from mixer.tools.paper.run_reader import RunResult
@@ -32,8 +32,8 @@ PARAMETERS = {
   "Mixer-L/16": 207_171_168,
   "Mixer-H/14": 431_069_952,
 }
-MEASURABLE = [name for name, row in ROWS.items() if protocol(row)]
-PUBLISHED = [name for name in MEASURABLE if protocol(find_row(name)).published]
+MEASURABLE = [name for name, row in ROWS.items() if find_protocol(row)]
+PUBLISHED = [x for x in MEASURABLE if find_protocol(ROWS[x]).published]
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_table_3_names_recipe_data_and_hours_for_empty_cells(
 
 @pytest.mark.parametrize("name", MEASURABLE)
 def test_every_command_that_would_fill_a_row_resolves(name):
-  how = protocol(find_row(name))
+  how = find_protocol(find_row(name))
 
   variant = load_recipe(how.pretrain)
   tuned = load_recipe(extend(how.finetune, "dataset=imagenet2012,extra=True"))
@@ -140,7 +140,7 @@ def test_every_command_that_would_fill_a_row_resolves(name):
 
 def sweep_of(name, init=None):
   """Results of a sweep by a row's recipe."""
-  how = protocol(find_row(name))
+  how = find_protocol(find_row(name))
   recipe = extend(how.finetune, "dataset=imagenet2012,extra=True")
   config = to_dict(resolve(load_recipe(recipe)))
   config["init"] = how.published if init is None else init
@@ -161,11 +161,11 @@ def sweep_of(name, init=None):
 def test_a_sweep_by_a_rows_recipe_is_of_no_other_row(name):
   run = sweep_of(name)
 
-  assert make_records(find_row(name), protocol(find_row(name)), run)
+  assert make_records(find_row(name), find_protocol(find_row(name)), run)
 
   for other in set(PUBLISHED) - {name}:
     with pytest.raises(ValueError, match="is no run of the row"):
-      make_records(find_row(other), protocol(find_row(other)), run)
+      make_records(find_row(other), find_protocol(find_row(other)), run)
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def test_weights_of_another_pretraining_are_refused(model, init, words):
   row = find_row(f"i21k/{model}-B_16")
 
   with pytest.raises(ValueError, match=f"(?m){words}"):
-    make_records(row, protocol(row), sweep_of(row.name, init))
+    make_records(row, find_protocol(row), sweep_of(row.name, init))
 
 
 @pytest.mark.parametrize("name", ["i1k/Mixer-B_16", "i1k/Mixer-L_16"])
 def test_the_recipe_of_evaluation_judges_as_table_3_does(name):
-  how = protocol(find_row(name))
+  how = find_protocol(find_row(name))
   config = recipes.load("evaluate", how.published)
   mean = {"mean": 0.7644, "deviation": None, "runs": 1}
   means = {"eval/val/accuracy": mean, "eval/real/accuracy": mean}
@@ -219,7 +219,7 @@ def test_a_measured_number_stands_next_to_the_papers_with_its_run(
   results, capsys
 ):
   row = find_row("i21k/Mixer-B_16")
-  new = make_records(row, protocol(row), sweep_of(row.name))
+  new = make_records(row, find_protocol(row), sweep_of(row.name))
   days = {"TPU v3": 120.5, "NVIDIA H100": 3.0}
   cost = new[0] | {"cells": {"core_days": {"device_days": days}}}
   results_store.add_records(results, row, [*new, cost])

@@ -87,7 +87,7 @@ def _config_of(recipe: str) -> dict:
 
 
 def check_published(
-  how: Protocol, run: RunResult, allowed: str
+  protocol: Protocol, run: RunResult, allowed: str
 ) -> tuple[dict, list[str]]:
   """Compares config.init with the row's published weights.
 
@@ -97,7 +97,7 @@ def check_published(
   init = run.config["init"]
   name = published_name(init)
   source = {"published": name}
-  if not name or name != how.published:
+  if not name or name != protocol.published:
     return source, [f"init: {allowed} -> {init!r}"]
   if init in REGISTRY:
     return source, []

@@ -57,7 +57,7 @@ class Protocol:
   is_pretrained_on_imagenet: bool = False
 
 
-def protocol(row: Row) -> Protocol | None:
+def find_protocol(row: Row) -> Protocol | None:
   """Returns a row's protocol; None where there is none, see `obstacle`."""
   # Trained here: Mixers, and the ViT that table 3 compares them with.
   is_ours = row.model.startswith("Mixer") or row.private
@@ -112,11 +112,11 @@ def list_rows() -> str:
   """Lists the names of all rows: those that a run can fill, then the others."""
   lines = ["Rows that a run or a sweep here can fill:"]
   for row in ROWS.values():
-    if how := protocol(row):
-      origins = filter(None, (how.published, f"a run of {how.pretrain}"))
-      lines.append(f"  {row.name:28} from {' or '.join(origins)}")
+    if protocol := find_protocol(row):
+      origins = [protocol.published, f"a run of {protocol.pretrain}"]
+      lines.append(f"  {row.name:28} from {' or '.join(filter(None, origins))}")
   lines.append("All others, quoted or on data that are not public:")
-  lines += [f"  {name}" for name, row in ROWS.items() if not protocol(row)]
+  lines += [f"  {name}" for name, row in ROWS.items() if not find_protocol(row)]
   return "\n".join(lines)
 
 
@@ -139,61 +139,57 @@ def explain_empty(row: Row, column: str) -> tuple[str, ...]:
   """
   if column == "images_per_second":
     return _explain_throughput(row)
-  how = protocol(row)
-  if how is None:
+  protocol = find_protocol(row)
+  if protocol is None:
     return (obstacle(row),)
+  published, source = protocol.published, "PRETRAINED"
+  origin = f"the folder of a run of {protocol.pretrain}"
+  if published:
+    origin = source = published
   record = f"python -m mixer paper record {row.name} --workdir=RUN"
-  is_pretrained = how.is_pretrained_on_imagenet and column in (
-    "imagenet",
-    "real",
-  )
-  if is_pretrained and how.published:
-    recipe = f"configs/evaluate.py:{how.published}"
-    return (
-      f"ImNet and ReaL: {how.published} as published, in minutes on one GPU; "
-      "or your own pre-training, as for the core-days. Data: "
-      f"{_REAL}.",
-      f"python eval.py --config={recipe} --workdir=DIR",
-      f"python -m mixer paper record {row.name} --workdir=DIR",
-    )
-  if is_pretrained or column == CORE_DAYS:
-    text, recipe = _explain_pretraining(row, how)
-    command = f"python train.py --config={recipe} --workdir=RUN"
-    return text, command, record
+  if column == CORE_DAYS or (
+    protocol.is_pretrained_on_imagenet and column in ("imagenet", "real")
+  ):
+    if column != CORE_DAYS and published:
+      config = f"configs/evaluate.py:{published}"
+      return (
+        f"ImNet and ReaL: {published} as published, in minutes on one GPU; or "
+        f"your own pre-training, as for the core-days. Data: {_REAL}.",
+        f"python eval.py --config={config} --workdir=RUN",
+        record,
+      )
+    text, recipe = _explain_pretraining(row, protocol)
+    return text, f"python train.py --config={recipe} --workdir=RUN", record
+  place = f"{row.resolution} px, from {origin}"
+  if row.table == 2:
+    place = f"{row.resolution} px, evaluated on squeezed images, from {origin}"
+  recipe, several = protocol.finetune, " --datasets=all"
   if column == "vtab":
-    recipe, several = how.vtab, " --datasets=all"
+    recipe = protocol.vtab
     text = (
       f"VTAB: {row.model} fine-tuned on the 19 tasks of VTAB-1k. Data: those "
       "that configs/vtab.py names."
     )
   elif column == "average5":
-    recipe, several = how.finetune, " --datasets=all"
     text = (
-      f"Avg 5: {row.model} fine-tuned on five data sets, {_at(row, how)}. "
-      f"Data: {', '.join(AVERAGE_5)}."
+      f"Avg 5: {row.model} fine-tuned on five data sets, {place}. Data: "
+      f"{', '.join(AVERAGE_5)}."
     )
   else:
-    recipe = extend(how.finetune, "dataset=imagenet2012,extra=True")
-    several = ""
+    recipe, several = extend(recipe, "dataset=imagenet2012,extra=True"), ""
     text = (
-      f"ImNet and ReaL: {row.model} fine-tuned on ImageNet, {_at(row, how)}. "
-      f"Data: {_REAL}."
+      f"ImNet and ReaL: {row.model} fine-tuned on ImageNet, {place}. Data: "
+      f"{_REAL}."
     )
   return (
     f"{text} {_NO_HOURS}",
-    f"python -m mixer sweep --config={recipe}{several} "
-    f"--config.init={how.published or 'PRETRAINED'} --workdir=RUN",
+    f"python -m mixer sweep --config={recipe}{several} --config.init={source} "
+    "--workdir=RUN",
     record,
   )
 
 
-def _at(row: Row, how: Protocol) -> str:
-  squeezed = ", evaluated on squeezed images" if row.table == 2 else ""
-  origin = how.published or f"the folder of a run of {how.pretrain}"
-  return f"{row.resolution} px{squeezed}, from {origin}"
-
-
-def _explain_pretraining(row: Row, how: Protocol) -> tuple[str, str]:
+def _explain_pretraining(row: Row, protocol: Protocol) -> tuple[str, str]:
   """Returns the text of the footnote, and the recipe."""
   thousand = row.thousand_core_days
   hours = 1000 * thousand * _HOURS_PER_DAY
@@ -202,8 +198,8 @@ def _explain_pretraining(row: Row, how: Protocol) -> tuple[str, str]:
     f"core-hours, {hours / _CORES:.3g} h on {_CORES} cores"
     f"{' (extrapolated)' if row.extrapolated else ''}."
   )
-  recipe, cells, data = how.pretrain, "Core-days", "imagenet21k"
-  if how.is_pretrained_on_imagenet:
+  recipe, cells, data = protocol.pretrain, "Core-days", "imagenet21k"
+  if protocol.is_pretrained_on_imagenet:
     recipe = extend(recipe, "extra=True")
     cells, data = "Core-days, ImNet, ReaL", _REAL
   if row.private:

@@ -27,8 +27,8 @@ from mixer.tools.paper.protocols import (
   Protocol,
   data_sets,
   extend,
+  find_protocol,
   obstacle,
-  protocol,
 )
 from mixer.tools.paper.results_store import (
   CORE_DAYS,
@@ -54,7 +54,7 @@ _TITLES = {
 
 
 def record(
-  row: Row, workdir: str, results: Path, how: Protocol | None = None
+  row: Row, workdir: str, results: Path, protocol: Protocol | None = None
 ) -> str:
   """Writes the results in a folder to the row's file, results/tables/ROW.json.
 
@@ -62,7 +62,7 @@ def record(
     row: of table 2 or 3.
     workdir: folder of a finished run or sweep, or of eval.py.
     results: the folder of results.
-    how: the row's protocol, if not the project's.
+    protocol: the row's protocol, if not the project's.
 
   Returns:
     Text that lists the new cells.
@@ -71,14 +71,14 @@ def record(
     UserError: the folder has no results, or of another row; the message lists
       the keys that differ.
   """
-  how = how or protocol(row)
-  if how is None:
+  protocol = protocol or find_protocol(row)
+  if protocol is None:
     raise UserError(f"No run fills the row {row.name}. {obstacle(row)}")
   parts = read_results(workdir)
   if list(parts) == [""]:
-    records = make_records(row, how, parts[""])
+    records = make_records(row, protocol, parts[""])
   else:
-    records = _average(row, how, storage_path(workdir), parts)
+    records = _average(row, protocol, storage_path(workdir), parts)
   lines = [f"{add_records(results, row, records)}:"]
   for each in records:
     for name, cell in each["cells"].items():
@@ -110,40 +110,42 @@ def find_row(
   rate = config["optimizer"]["learning_rate"]
   run = RunResult(folder, RUN, config, single_means(results), [], rate)
   for row in ROWS.values():
-    if how := protocol(row):
+    if protocol := find_protocol(row):
       try:
-        return row, make_records(row, how, run)[0]["cells"]
+        return row, make_records(row, protocol, run)[0]["cells"]
       except UserError:  # names the keys that differ
         continue
   return None
 
 
-def make_records(row: Row, how: Protocol, run: RunResult) -> list[dict]:
+def make_records(row: Row, protocol: Protocol, run: RunResult) -> list[dict]:
   """Makes the records of a run, and of the run that it started from.
 
   Raises:
     UserError: it is no run of the row; lists the keys that differ.
   """
   is_evaluation, upstream = run.kind == EVALUATION, None
-  if is_evaluation and not how.is_pretrained_on_imagenet:
+  if is_evaluation and not protocol.is_pretrained_on_imagenet:
     raise UserError(
       f"{run.folder} is an evaluation of weights as they are, and the row "
       f"{row.name} is fine-tuned: offer a sweep of "
-      f"{_on_imagenet(how.finetune)}."
+      f"{_on_imagenet(protocol.finetune)}."
     )
   if is_evaluation or (run.kind == RUN and not run.config["init"]):
-    recipe, evaluators = how.pretrain, {}
+    recipe, evaluators = protocol.pretrain, {}
     cells, more = _cost(run), {}
-    if how.is_pretrained_on_imagenet:
+    if protocol.is_pretrained_on_imagenet:
       recipe, evaluators = extend(recipe, "extra=True"), _PRETRAINED
     if is_evaluation:
-      more["weights"], problems = check_published(how, run, repr(how.published))
+      more["weights"], problems = check_published(
+        protocol, run, repr(protocol.published)
+      )
       problems += diff_evaluators(recipe, run, evaluators)
     else:
       problems = diff(recipe, run, evaluators)
   else:
-    recipe, evaluators = _on_imagenet(how.finetune), _FINETUNED
-    source, upstream, problems = _trace_init(how, run)
+    recipe, evaluators = _on_imagenet(protocol.finetune), _FINETUNED
+    source, upstream, problems = _trace_init(protocol, run)
     problems += diff_finetuning(recipe, run, evaluators)
     cells, more = {}, {"upstream": source, "learning_rate": run.learning_rate}
   _refuse(row, run.folder, recipe, problems)
@@ -153,15 +155,15 @@ def make_records(row: Row, how: Protocol, run: RunResult) -> list[dict]:
 
 
 def _average(
-  row: Row, how: Protocol, folder: Path, parts: dict[str, RunResult]
+  row: Row, protocol: Protocol, folder: Path, parts: dict[str, RunResult]
 ) -> list[dict]:
   """Makes the record of sweeps on several data sets: Avg 5 or VTAB-1k.
 
   Raises:
     UserError: data sets are missing, or a sweep is not by the row's recipe.
   """
-  is_vtab = not set(parts) <= set(data_sets(how.finetune))
-  recipe = how.vtab if is_vtab else how.finetune
+  is_vtab = not set(parts) <= set(data_sets(protocol.finetune))
+  recipe = protocol.vtab if is_vtab else protocol.finetune
   cell, title = ("vtab", "VTAB-1k") if is_vtab else ("average5", "Avg 5")
   if recipe is None:
     raise UserError(
@@ -181,9 +183,9 @@ def _average(
     if name == _IMAGENET and not is_vtab:
       one = _on_imagenet(recipe)
       # Rows pre-trained on ImageNet are evaluated without fine-tuning.
-      if not how.is_pretrained_on_imagenet:
+      if not protocol.is_pretrained_on_imagenet:
         imagenet = _accuracies(run, one, _FINETUNED)
-    source, upstream, from_init = _trace_init(how, run)
+    source, upstream, from_init = _trace_init(protocol, run)
     differences = diff_finetuning(one, run, _FINETUNED)
     problems += from_init + [f"{name}: {each}" for each in differences]
   _refuse(row, folder, recipe, list(dict.fromkeys(problems)))
@@ -235,7 +237,7 @@ def _refuse(row: Row, folder: Path, recipe: str, problems: list[str]):
 
 
 def _trace_init(
-  how: Protocol, run: RunResult
+  protocol: Protocol, run: RunResult
 ) -> tuple[dict, RunResult | None, list[str]]:
   """Follows config.init of a fine-tuned run to its pre-training.
 
@@ -246,14 +248,14 @@ def _trace_init(
   init = run.config["init"]
   if init and storage_path(init).is_dir():
     upstream = read_results(init)[""]
-    problems = diff(how.pretrain, upstream, ())
+    problems = diff(protocol.pretrain, upstream, ())
     source = {"folder": upstream.folder.name}
     named = [f"of config.init = {init}: {each}" for each in problems]
     return source, upstream, named
-  allowed = f"the folder of a run of {how.pretrain}"
-  if how.published:
-    allowed = f"{how.published!r}, or {allowed}"
-  source, problems = check_published(how, run, allowed)
+  allowed = f"the folder of a run of {protocol.pretrain}"
+  if protocol.published:
+    allowed = f"{protocol.published!r}, or {allowed}"
+  source, problems = check_published(protocol, run, allowed)
   if problems and init and not published_name(init):
     problems[0] += (
       ", which is no folder here: bring it back, its config.json says how it "
