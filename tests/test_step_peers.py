@@ -17,6 +17,9 @@ from benchmarks.step.implementations import Ours, time_cell
 
 CELL = Cell("Mixer-S/32", "training", "float32", 2)
 AUTHORS = os.environ.get("VISION_TRANSFORMER")
+needs_authors = pytest.mark.skipif(
+  not AUTHORS, reason="needs a checkout of the authors' code"
+)
 
 
 @pytest.mark.parametrize("passes", ["inference", "training"])
@@ -47,7 +50,7 @@ def test_timms_step_is_measured_compiled():
   assert found["compile_seconds"] > 1
 
 
-@pytest.mark.skipif(not AUTHORS, reason="needs a checkout of the authors' code")
+@needs_authors
 @pytest.mark.parametrize("passes", ["inference", "training"])
 def test_the_authors_model_is_measured(passes):
   cell = Cell("Mixer-S/32", passes, "bfloat16", 2)
@@ -57,7 +60,7 @@ def test_the_authors_model_is_measured(passes):
   assert found["images_per_second"] > 0
 
 
-@pytest.mark.skipif(not AUTHORS, reason="needs a checkout of the authors' code")
+@needs_authors
 def test_the_authors_model_has_our_logits():
   import jax
 
@@ -71,7 +74,7 @@ def test_the_authors_model_has_our_logits():
   np.testing.assert_allclose(theirs, ours, atol=1e-4)
 
 
-@pytest.mark.skipif(not AUTHORS, reason="needs a checkout of the authors' code")
+@needs_authors
 def test_the_authors_updates_are_ours():
   from benchmarks.step.authors import Authors
 
