@@ -165,7 +165,7 @@ LINE = {"fixed": 1000, "per_image": 10}
 
 
 @pytest.mark.parametrize(
-  ("memory", "limit", "found", "calls"),
+  ("memory", "limit", "expected", "calls"),
   [
     (Memory(), 1700, (64, 8, 70, 1640, LINE), [(512, 8)]),
     # The line leaves out the sum of gradients: 64 images are not confirmed.
@@ -187,12 +187,12 @@ LINE = {"fixed": 1000, "per_image": 10}
   ],
 )
 def test_a_batch_search_finds_the_largest_micro_batch_in_few_compilations(
-  memory, limit, found, calls
+  memory, limit, expected, calls
 ):
   suggestion = search_batch(memory.peak_of, share=512, limit=limit)
 
   names = "at_once", "accumulation", "whole", "peak", "line"
-  assert suggestion == dict(zip(names, found, strict=True))
+  assert suggestion == dict(zip(names, expected, strict=True))
   first = [(32, 1), (64, 1)] if memory.most >= 32 else [(32, 1)]
   assert memory.calls == first + calls
 

@@ -139,16 +139,16 @@ def test_the_roofline_agrees_with_a_computation_by_hand():
   machine = parse("v3-2048")  # 32 x 32 chips: both axes are rings
   gradients = Collective("all-reduce", 300_000_000)
 
-  found = roofline(
+  least = roofline(
     machine, flops=61.5e9, bytes_moved=900e6, collectives=[gradients]
   )
 
-  assert found.compute == pytest.approx(1e-3)  # 61.5 TFLOP/s a core
-  assert found.memory == pytest.approx(2e-3)  # 450 GB/s a core
+  assert least.compute == pytest.approx(1e-3)  # 61.5 TFLOP/s a core
+  assert least.memory == pytest.approx(2e-3)  # 450 GB/s a core
   one_way = 340e12 / 1024
-  assert found.communication == pytest.approx(2 * 0.3e9 * 1023 / 1024 / one_way)
-  assert found.step == found.memory + found.communication
-  assert found.limit == "memory"
+  assert least.communication == pytest.approx(2 * 0.3e9 * 1023 / 1024 / one_way)
+  assert least.step == least.memory + least.communication
+  assert least.limit == "memory"
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_scaling_interpolates_between_compiled_programs():
   assert [model.bytes_moved(n) for n in (1, 8, 36, 64, 128)] == [
     7e9, 8e9, 12e9, 16e9, 32e9
   ]  # fmt: skip
-  found = model.step(parse("v4:4x4x4"), 64)
-  assert found.compute == pytest.approx(3.2e11 / 275e12)
-  assert found.memory == pytest.approx(16e9 / 1200e9)
+  least = model.step(parse("v4:4x4x4"), 64)
+  assert least.compute == pytest.approx(3.2e11 / 275e12)
+  assert least.memory == pytest.approx(16e9 / 1200e9)
 
 
 def test_the_images_that_cover_the_communication_do_so_and_one_less_does_not():
@@ -235,7 +235,7 @@ def test_the_images_that_cover_the_communication_do_so_and_one_less_does_not():
   images = model.covering_images(machine, share=0.1)
 
   for n, is_covered in ((images, True), (images - 1, False)):
-    found = model.step(machine, n)
-    work = max(found.compute, found.memory)
-    assert (found.communication <= 0.1 * work) == is_covered
+    least = model.step(machine, n)
+    work = max(least.compute, least.memory)
+    assert (least.communication <= 0.1 * work) == is_covered
   assert images > 2

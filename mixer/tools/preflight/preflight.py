@@ -166,13 +166,13 @@ def judge_sharded(plan: Plan, topology: Topology, program: Compilation) -> dict:
   return {"training": figures, "step_seconds": seconds}
 
 
-def _program(program: Compilation, beside: int) -> dict:
-  """Returns the figures of a program, with `beside` bytes next to it."""
+def _program(program: Compilation, others: int) -> dict:
+  """Returns the figures of a program, with `others` bytes next to it."""
   if isinstance(program, DoesNotFit):
     peaks = {"compiles": False, "peak_beside_all": program.needed}
   else:
     peak = program.peak
-    peaks = {"compiles": True, "peak_beside_all": peak + beside, "peak": peak}
+    peaks = {"compiles": True, "peak_beside_all": peak + others, "peak": peak}
   return peaks | dataclasses.asdict(program)
 
 
