@@ -5,15 +5,12 @@ import hashlib
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from photographs import encoded
-from runs import TIMEOUT
 
 from mixer.data.decode import decode
 from mixer.data.sources import (
@@ -203,20 +200,6 @@ def test_a_source_is_small_when_sent_to_another_process(tmp_path):
 
   assert len(sent) < 4000 * (15 + 4) + 2000
   assert paths(pickle.loads(sent)) == paths(source)
-
-
-def test_opening_does_not_import_tensorflow(tree):
-  code = f"""
-import sys
-from mixer.data.sources import open_source
-source = open_source("folder:{tree}", "train[:50%]")
-assert len(source.read(range(30))) == 30
-assert "tensorflow" not in sys.modules
-"""
-
-  done = subprocess.run([sys.executable, "-c", code], timeout=TIMEOUT)
-
-  assert done.returncode == 0
 
 
 def test_the_home_folder_may_be_short(tree, monkeypatch):

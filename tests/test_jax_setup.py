@@ -3,11 +3,13 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 
 import jax
 import pytest
+from runs import command, run
 
 from mixer.jax_setup import (
   ASYNC_DISPATCH,
@@ -112,3 +114,25 @@ def test_a_step_on_a_cpu_finds_its_memory_where_it_left_it():
   )
   # Of 4 KiB; those of the temporaries would be 30,000.
   assert int(found.stdout) < 300
+
+
+def test_the_second_start_finds_the_programs_of_the_first(
+  digits_dir, environment, tmp_path
+):
+  cache = tmp_path / "cache"
+  environment = {
+    key: value
+    for key, value in environment.items()
+    if key != "JAX_COMPILATION_CACHE_DIR"
+  } | {"MIXER_CACHE_DIR": str(cache)}
+  programs, messages = [], []
+  for name in "first", "second":
+    short = {"total_steps": 6}
+    done = run(command(digits_dir, tmp_path / name, **short), environment)
+    assert done.returncode == 0, done.stderr
+    programs.append({x.name for x in (cache / "programs").glob("*-cache")})
+    messages += re.findall(r"first update after \d+\.\d s", done.stderr)
+
+  assert len(programs[0]) >= 1
+  assert programs[0] == programs[1]
+  assert len(messages) == 2

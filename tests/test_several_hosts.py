@@ -187,7 +187,8 @@ def test_two_hosts_evaluate_as_one(by_two_hosts, digits_dir, environment):
   alone = run(arguments, environment)
 
   assert alone.returncode == EX_OK, alone.stderr
-  assert "eval/test/accuracy" in said
+  accuracy = read_rows(workdir)[-1]["eval/test/accuracy"]
+  assert re.search(rf"eval/test/accuracy +{accuracy:.5f}", said)
   assert re.findall(r"0\.\d{3}", said) == re.findall(r"0\.\d{3}", alone.stdout)
   assert other_said == ""
 

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets on disk: preparing, opening, and messages about missing ones."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from layouts import write_tfds
-from runs import TIMEOUT
 from sklearn.datasets import load_digits
 
 from mixer.data.decode import decode
@@ -55,24 +52,6 @@ def test_digits_are_those_of_scikit_learn_bit_for_bit(digits_dir):
     for channel in range(3):
       np.testing.assert_array_equal(images[..., channel], expected[ids])
     np.testing.assert_array_equal(labels, digits.target[ids])
-
-
-def test_reading_a_batch_does_not_import_tensorflow(digits_dir):
-  code = f"""
-import sys
-from mixer.data import input_pipeline, preprocess
-from mixer.data.sources import open_source
-assert "tensorflow_datasets" not in sys.modules
-source = open_source("digits", "train", {digits_dir!r})
-ops = preprocess.parse("flip")
-steps = input_pipeline.train_batches(source, ops, batch=4, seed=0)
-assert next(steps)["image"].shape == (4, 8, 8, 3)
-assert "tensorflow" not in sys.modules
-"""
-
-  done = subprocess.run([sys.executable, "-c", code], timeout=TIMEOUT)
-
-  assert done.returncode == 0
 
 
 @pytest.mark.parametrize(

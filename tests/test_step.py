@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -349,20 +347,3 @@ def test_metrics_are_the_norms_they_say():
     float(np.sqrt(squares)), rel=1e-5
   )
   assert history[0]["loss"] == pytest.approx(np.log(5), rel=1e-5)
-
-
-def test_models_and_step_import_with_jax_flax_and_optax_alone():
-  code = (
-    "import sys, mixer.models, mixer.training.step,"
-    " mixer.training.optimizer; print(*sys.modules)"
-  )
-
-  done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=True
-  )
-
-  loaded = {name.partition(".")[0] for name in done.stdout.split()}
-  assert loaded.isdisjoint(
-    {"tensorflow", "tensorflow_datasets", "clu", "grain", "ml_collections"}
-  )
-  assert loaded.isdisjoint({"cv2", "einops", "array_record", "matplotlib"})

@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports run from a higher floor to a lower one."""
+"""The package: floors of its imports, heavy libraries, and its files."""
 
 import ast
-from pathlib import Path
+import fnmatch
+import subprocess
+import sys
+import tomllib
 
+import cv2
+import numpy as np
 import pytest
+from layouts import write_tfds
+from runs import ROOT, command, run
 
-PACKAGE = Path(__file__).parent.parent / "mixer"
+PACKAGE = ROOT / "mixer"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = {
   "ground": "errors chips storage jax_setup models training/sharding"
   " training/step training/optimizer training/mixup training/__init__"
@@ -70,3 +78,81 @@ def test_only_front_doors_and_tools_start_runs(name):
   importers = [path for path in FILES if file in imported_files(path)]
 
   assert all(level_of(path) == LEVELS["tools"] for path in importers)
+
+
+def test_models_and_step_import_only_jax_flax_and_optax():
+  code = (
+    "import sys, mixer.models, mixer.training.step,"
+    " mixer.training.optimizer; print(*sys.modules)"
+  )
+
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+
+  loaded = {name.partition(".")[0] for name in done.stdout.split()}
+  assert loaded.isdisjoint(
+    {"tensorflow", "tensorflow_datasets", "clu", "grain", "ml_collections"}
+  )
+  assert loaded.isdisjoint({"cv2", "einops", "array_record", "matplotlib"})
+
+
+READS = """
+import sys
+from mixer.data import preprocess
+from mixer.data.input_pipeline import train_batches
+from mixer.data.sources import open_source
+from mixer.datasets import class_names
+
+assert "tensorflow_datasets" not in sys.modules
+for name in "digits", "cifar10", f"folder:{sys.argv[2]}":
+  source = open_source(name, "train", sys.argv[1])
+  ops = preprocess.parse("resize(8)")
+  batch = next(train_batches(source, ops, batch=4, seed=0))
+  assert batch["image"].shape == (4, 8, 8, 3)
+class_names.imagenet2012(), class_names.imagenet21k()
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_reading_any_kind_of_source_does_not_import_tensorflow(
+  digits_dir, tmp_path
+):
+  (tmp_path / "digits").symlink_to(f"{digits_dir}/digits")
+  write_tfds(tmp_path, "cifar10", {"train": 8}, 32, "tfrecord")
+  for name in "ab":
+    file = tmp_path / "images" / "train" / name / "1.png"
+    file.parent.mkdir(parents=True)
+    cv2.imwrite(str(file), np.zeros((8, 8, 3), np.uint8))
+  arguments = [str(tmp_path), str(tmp_path / "images")]
+
+  subprocess.run([sys.executable, "-c", READS, *arguments], check=True)
+
+
+def test_training_does_not_import_tensorflow(digits_dir, environment, tmp_path):
+  python, *arguments = command(digits_dir, tmp_path, total_steps=6)
+
+  done = run([python, "-X", "importtime", *arguments], environment)
+
+  imports = {
+    line.rpartition("|")[2].strip() for line in done.stderr.split("\n")
+  }
+  assert done.returncode == 0, done.stderr
+  assert "tensorboardX.event_file_writer" in imports
+  assert "tensorflow" not in imports
+
+
+def test_every_file_of_the_package_is_installed():
+  data = PROJECT["tool"]["setuptools"]["package-data"]
+  for path in (ROOT / "mixer").rglob("*"):
+    if path.is_dir() or path.suffix in (".py", ".pyc"):
+      continue
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    assert any(
+      fnmatch.fnmatch(path.name, pattern) for pattern in data.get(package, ())
+    ), f"{path} is not in package-data"
+
+
+def test_every_folder_of_the_package_is_found():
+  for path in (ROOT / "mixer").rglob("*.py"):
+    assert (path.parent / "__init__.py").exists(), f"{path} is in no package"

@@ -169,20 +169,6 @@ def test_an_example_is_located_by_file_and_record(sharded, prepared):
   assert other.endswith("cifar10-train.array_record-00000-of-00001, record 9")
 
 
-def test_reading_does_not_import_tensorflow(prepared):
-  code = f"""
-import sys
-from mixer.data.sources import open_source
-source = open_source("cifar10", "train", {prepared["tfrecord"]!r})
-assert len(source.read(range(40))) == 40
-assert "tensorflow" not in sys.modules
-"""
-
-  done = subprocess.run([sys.executable, "-c", code], timeout=TIMEOUT)
-
-  assert done.returncode == 0
-
-
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_many_threads_share_few_open_files(
   prepared, tmp_path, monkeypatch, file_format

@@ -207,21 +207,6 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(
   assert read_rows(undisturbed) == before
 
 
-def test_eval_gives_what_the_run_gave_last(
-  undisturbed, digits_dir, environment
-):
-  arguments = command(digits_dir, undisturbed)
-  arguments[1] = "eval.py"
-
-  done = run(arguments, environment)
-
-  assert done.returncode == EX_OK, done.stderr
-  last = read_rows(undisturbed)[-1]
-  for name in ("loss", "accuracy", "accuracy_top5"):
-    [printed] = re.findall(rf"eval/test/{name} +([\d.]+)", done.stdout)
-    assert float(printed) == pytest.approx(last[f"eval/test/{name}"], abs=1e-5)
-
-
 def test_eval_finds_the_best_checkpoint_and_a_given_step(
   undisturbed, digits_dir, capsys
 ):
