@@ -299,40 +299,36 @@ def test_a_killed_preparation_goes_on_where_it_was(prepared, unfinished, capfd):
   assert os.listdir(unfinished / "imagenet21k" / "fall11") == ["1.0.0"]
 
 
-def test_ctrl_c_leaves_without_a_traceback_and_can_be_gone_on_from(
-  prepared, data_dir, monkeypatch
-):
-  code, errors = begin_and_stop(
-    data_dir, lambda process: os.killpg(process.pid, signal.SIGINT)
-  )
-  before = finished(data_dir)
-
-  monkeypatch.setattr(Builder, "SHARD_BYTES", shard_bytes(MANY))
-  prepare("imagenet21k", str(data_dir))
-
-  assert code == 130
-  assert errors == "Stopped. Give the same command again.\n"
-  assert records(data_dir) == records(prepared)
-  assert before.items() <= finished(data_dir, FOLDER).items()
-
-
 def kill_a_worker(process):
   for child in psutil.Process(process.pid).children():
     if "spawn_main" in " ".join(child.cmdline()):
       return child.kill()
 
 
-def test_a_worker_that_is_killed_is_said_and_can_be_gone_on_from(
-  prepared, data_dir, monkeypatch
+def press_ctrl_c(process):
+  os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+  "stop, code, message",
+  [
+    (press_ctrl_c, 130, "Stopped. Give the same command again.\n"),
+    (kill_a_worker, 2, "error: A worker process was killed"),
+  ],
+)
+def test_a_stopped_preparation_says_so_and_resumes(
+  stop, code, message, prepared, data_dir, monkeypatch
 ):
-  code, errors = begin_and_stop(data_dir, kill_a_worker)
+  stopped_with, errors = begin_and_stop(data_dir, stop)
+  before = finished(data_dir)
 
   monkeypatch.setattr(Builder, "SHARD_BYTES", shard_bytes(MANY))
   prepare("imagenet21k", str(data_dir))
 
-  assert code == 2
-  assert errors.startswith("error: A worker process was killed")
+  assert stopped_with == code
+  assert errors.startswith(message) and "Traceback" not in errors
   assert records(data_dir) == records(prepared)
+  assert before.items() <= finished(data_dir, FOLDER).items()
 
 
 def test_a_shard_that_lost_its_end_is_written_again(prepared, unfinished):
