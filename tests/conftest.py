@@ -41,8 +41,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory) -> str:
-  """The folder of compiled programs that tests and their processes share."""
-  return str(tmp_path_factory.mktemp("compiled"))
+  """The folder of compiled programs that tests and their processes share.
+
+  $JAX_COMPILATION_CACHE_DIR, if set, keeps them for the next run of the tests.
+  """
+  folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+  return folder or str(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="session")

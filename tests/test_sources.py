@@ -103,29 +103,34 @@ def test_the_folder_of_data_sets_comes_from_the_environment(
   assert len(open_source("digits", "test")) == 360
 
 
-def test_an_unprepared_data_set_says_where_and_how(tmp_path):
+@pytest.mark.parametrize(
+  "name, words",
+  [
+    (
+      "cifar10",
+      (
+        "{dir}/cifar10",
+        "python -m mixer data prepare cifar10 --data_dir={dir}",
+      ),
+    ),
+    (
+      "imagenet2012",
+      (
+        "ILSVRC2012_img_train.tar",
+        "ILSVRC2012_img_val.tar",
+        "{dir}/downloads/manual",
+        "prepare imagenet2012",
+      ),
+    ),
+    ("imagenet21k", ("fall11_whole.tar", "prepare imagenet21k")),
+  ],
+)
+def test_an_unprepared_data_set_says_where_and_how(tmp_path, name, words):
   with pytest.raises(DatasetNotFoundError) as caught:
-    open_source("cifar10", "train", str(tmp_path))
+    open_source(name, "train", str(tmp_path))
 
-  assert str(tmp_path / "cifar10") in str(caught.value)
-  command = f"python -m mixer data prepare cifar10 --data_dir={tmp_path}"
-  assert command in str(caught.value)
-
-
-def test_imagenet_says_which_files_go_where(tmp_path):
-  with pytest.raises(DatasetNotFoundError) as caught:
-    open_source("imagenet2012", "train", str(tmp_path))
-
-  message = str(caught.value)
-  assert "ILSVRC2012_img_train.tar" in message
-  assert "ILSVRC2012_img_val.tar" in message
-  assert str(tmp_path / "downloads" / "manual") in message
-  assert "prepare imagenet2012" in message
-
-
-def test_an_unprepared_imagenet21k_is_never_just_an_unknown_name(tmp_path):
-  with pytest.raises(DatasetNotFoundError, match="imagenet21k"):
-    open_source("imagenet21k", "full", str(tmp_path))
+  for each in words:
+    assert each.format(dir=tmp_path) in str(caught.value)
 
 
 def test_an_unknown_data_set_shows_its_neighbours(tmp_path):

@@ -367,41 +367,35 @@ def test_a_file_cut_short_is_said_with_its_place(copied):
     assert "Copy the file again" in message
 
 
-def test_a_file_cut_between_records_is_noticed(copied):
+DAMAGE = {
+  "cut between records": (
+    lambda data, begins: data[: begins[30]],
+    "holds 30 records.* says 40",
+  ),
+  "more records": (lambda data, _: 2 * data, "holds more than 40.* says 40"),
+  "another kind": (
+    lambda *_: b"<html>" * 1000,
+    "is damaged .*within record 0",
+  ),
+} | {
+  f"length {length}": (
+    lambda data, begins, length=length: (
+      data[: begins[20]] + length.to_bytes(8, "little") + data[begins[20] + 8 :]
+    ),
+    "is damaged .*within record 2",
+  )
+  for length in (0, 3000, 2**64 - 1)
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_noticed_at_opening(copied, kind):
   folder, file = copied
-  file.write_bytes(file.read_bytes()[: frames(file)[30][0]])
+  damage, words = DAMAGE[kind]
+  begins = [begin for begin, _ in frames(file)]
+  file.write_bytes(damage(file.read_bytes(), begins))
 
-  with pytest.raises(UserError, match=f"{file} holds 30 records.* says 40"):
-    open_train(folder)
-
-
-def test_more_records_than_the_metadata_say_are_noticed(copied):
-  folder, file = copied
-  file.write_bytes(file.read_bytes() + file.read_bytes())
-
-  with pytest.raises(UserError, match=f"{file} holds more than 40.* says 40"):
-    open_train(folder)
-
-
-@pytest.mark.parametrize(
-  "garbage", [b"\xff" * 8, bytes(8), (3000).to_bytes(8, "little")]
-)
-def test_a_garbage_length_is_noticed(copied, garbage):
-  folder, file = copied
-  begin, _ = frames(file)[20]
-  content = bytearray(file.read_bytes())
-  content[begin : begin + 8] = garbage
-  file.write_bytes(content)
-
-  with pytest.raises(UserError, match=f"{file} is damaged .*within record 2"):
-    open_train(folder)
-
-
-def test_a_file_of_another_kind_is_noticed(copied):
-  folder, file = copied
-  file.write_bytes(b"<html>" * 1000)
-
-  with pytest.raises(UserError, match=f"{file} is damaged .*within record 0"):
+  with pytest.raises(UserError, match=f"{file} {words}"):
     open_train(folder)
 
 
