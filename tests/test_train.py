@@ -413,7 +413,7 @@ def test_a_folder_that_is_left_in_time_is_waited_for(tmp_path, caplog):
     other.enter_context(locked(tmp_path))
     threading.Timer(0.5, other.close).start()
 
-    with locked(tmp_path, wait=60):
+    with locked(tmp_path, wait=TIMEOUT):
       pass
 
   assert "Another process trains in" in caplog.text
