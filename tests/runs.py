@@ -2,6 +2,7 @@
 """Small runs on the digits, in separate processes, and their results."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -95,6 +96,12 @@ def has_logged(workdir, step):
     return json.loads(last)["step"] >= step
   except (OSError, ValueError, IndexError):
     return False
+
+
+def free_port():
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    return listener.getsockname()[1]
 
 
 def read_rows(workdir):

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A ViT and a BiT on the way that a Mixer goes: from training to a program."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 import recipes
 from jax import export as jax_export
 from PIL import Image
+from runs import read_rows
 
 from mixer import evaluate, train, weights
 from mixer.errors import UserError
@@ -53,8 +52,7 @@ def run(request, digits_dir, tmp_path_factory, compiled_once):
 
 def test_it_trains_goes_on_and_is_evaluated(run, digits_dir, capsys):
   model, folder = run
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+  rows = read_rows(folder)
 
   config = config_of(digits_dir, model)
   assert evaluate.evaluate(config, str(folder)) == 0

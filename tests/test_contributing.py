@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples of CONTRIBUTING.md train and evaluate as they are written."""
 
-import json
 import re
 import sys
 import types
 from pathlib import Path
 
 import recipes
+from runs import read_rows
 
 from mixer import config as schema
 from mixer import models, train
@@ -47,5 +47,4 @@ def test_the_examples_train_and_evaluate(digits_dir, tmp_path, monkeypatch):
 
   assert train.train(config, str(tmp_path)) == EX_OK
 
-  rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert 0.1 <= json.loads(rows[-1])["eval/own/confidence"] <= 1.0
+  assert 0.1 <= read_rows(tmp_path)[-1]["eval/own/confidence"] <= 1.0

@@ -10,7 +10,7 @@ import sys
 import textwrap
 
 import pytest
-from runs import ROOT, TIMEOUT
+from runs import ROOT, TIMEOUT, free_port
 
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.cluster import ONE_HOST
@@ -41,9 +41,7 @@ class Run:
   """Processes that are hosts of one run; the end of the test kills them."""
 
   def __init__(self, folder):
-    with socket.socket() as listener:
-      listener.bind(("localhost", 0))
-      self.port = listener.getsockname()[1]
+    self.port = free_port()
     self.folder = folder
     self.processes = []
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """eval.py: weights without a run, missing data, published results."""
 
-import json
 import re
 
 import jax
@@ -253,13 +252,8 @@ def test_an_evaluator_needs_a_data_set_of_its_own_without_training(init):
 
 
 def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
-  config = recipes.load("digits")
-  config.data.data_dir = digits_dir
-  config.total_epochs = config.evals.test.every_epochs = 0.0
-  config.checkpoint.every_epochs = config.schedule.warmup_epochs = 0.0
-  config.total_steps = 3
-  config.checkpoint.best = "eval/fewshot/digits/5shot"
-  config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
+  best = "eval/fewshot/digits/5shot"
+  config = runs.small(digits_dir, total_steps=6, checkpoint__best=best)
   config.evals.digits = evaluator(
     type="fewshot", split="test", ops="central_crop(8)", every_steps=2
   )
@@ -268,11 +262,10 @@ def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
   capsys.readouterr()
   assert evaluate.evaluate(config, str(tmp_path)) == EX_OK
 
-  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  rows = {row["step"]: row for row in map(json.loads, lines)}
+  rows = {row["step"]: row for row in runs.read_rows(tmp_path)}
   printed = capsys.readouterr().out
   found = dict(re.findall(r"^(eval/\S+) +([\d.]+)$", printed, re.MULTILINE))
-  logged = {k: v for k, v in rows[3].items() if k.startswith("eval/")}
+  logged = {k: v for k, v in rows[6].items() if k.startswith("eval/")}
   assert found == {name: f"{value:.5f}" for name, value in logged.items()}
   assert {k for k in rows[2] if k.startswith("eval/")} == {
     f"eval/fewshot/digits/{k}shot{end}" for k in (5, 10) for end in ("", "_std")
@@ -306,13 +299,9 @@ def test_weights_that_were_never_published_are_named():
     recipes.load("evaluate", "imagenet1k/Mixer-H_14")
 
 
-def train_a_step(digits_dir, folder):
+def train_few_steps(digits_dir, folder):
   """Leaves a run in the folder, and returns its config."""
-  config = recipes.load("digits")
-  config.data.data_dir = digits_dir
-  config.model.update(hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
-  config.total_epochs, config.total_steps = None, 1
-  config.schedule.warmup_epochs = None
+  config = runs.small(digits_dir, total_steps=6)
   train.train(config, str(folder))
   return config
 
@@ -320,7 +309,7 @@ def train_a_step(digits_dir, folder):
 def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(
   digits_dir, init, tmp_path, capsys, monkeypatch
 ):
-  train_a_step(digits_dir, tmp_path)
+  train_few_steps(digits_dir, tmp_path)
   monkeypatch.chdir(tmp_path)
 
   config = config_of(digits_dir, init, test=TEST)
@@ -338,7 +327,7 @@ def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(
 def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(
   digits_dir, tmp_path, capsys
 ):
-  config = train_a_step(digits_dir, tmp_path)
+  config = train_few_steps(digits_dir, tmp_path)
 
   evaluate.evaluate(config, str(tmp_path))
   assert "has learned from" not in capsys.readouterr().out

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from photographs import PHOTOGRAPHS, encoded
 from scipy import stats
+from test_resize import as_tensorflow_resizes
 
 from mixer.data import preprocess
 from mixer.data.decode import decode
@@ -20,12 +21,6 @@ def numbered(height, width):
   """An image whose every pixel tells its place: (y, x, 0)."""
   y, x = np.mgrid[0:height, 0:width]
   return np.stack([y, x, 0 * x], axis=-1).astype(np.uint8)
-
-
-def as_tensorflow_resizes(image, height, width, method, antialias=False):
-  size = (height, width)
-  resized = tf.image.resize(image, size, method, antialias=antialias)
-  return tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8).numpy()
 
 
 @pytest.mark.parametrize(

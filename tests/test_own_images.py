@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs on folders of images: classes travel, broken images are counted."""
 
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -54,11 +52,6 @@ def config(images):
   return config
 
 
-def last_row(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return json.loads(lines[-1])
-
-
 def test_a_run_learns_the_classes_of_folders(config, tmp_path):
   config.total_steps = 60
 
@@ -66,7 +59,7 @@ def test_a_run_learns_the_classes_of_folders(config, tmp_path):
 
   classes = (tmp_path / "run" / "classes.txt").read_text().split()
   assert classes == list(CLASSES)
-  assert last_row(tmp_path / "run")["eval/val/accuracy"] > 0.9
+  assert runs.read_rows(tmp_path / "run")[-1]["eval/val/accuracy"] > 0.9
 
 
 def test_broken_images_are_replaced_left_out_and_told(
@@ -88,7 +81,7 @@ def test_broken_images_are_replaced_left_out_and_told(
   assert f"1 image of folder:{images}, split train, could not be decoded" in out
   assert f"{images}/train/dark/3.png" in out
   assert f"{images}/validation/grey/0.png" in out
-  assert last_row(tmp_path / "run")["eval/val/left_out"] == 1
+  assert runs.read_rows(tmp_path / "run")[-1]["eval/val/left_out"] == 1
 
 
 @pytest.mark.parametrize("every", [None, 3])

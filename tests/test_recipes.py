@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
-
 import pytest
 import recipes
 from layouts import write_tfds
+from runs import read_rows
 
 from mixer import train
 from mixer.errors import UserError
@@ -128,8 +127,7 @@ def test_a_code_path_takes_two_steps_on_records_as_tfds_lays_them_out(
   code = train.train(config, str(tmp_path / "run"))
 
   assert code == 0
-  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+  rows = read_rows(tmp_path / "run")
   assert [row["step"] for row in rows] == [1, 2]
   for name in config.evals:
     assert 0 <= rows[-1][f"eval/{name}/accuracy"] <= 1

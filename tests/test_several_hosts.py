@@ -4,7 +4,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from runs import (
   ROOT,
   TIMEOUT,
   assert_same_weights,
+  free_port,
   has_logged,
   read_rows,
   results,
@@ -37,12 +37,6 @@ GLOO_OUTPUT = re.compile(
   r"|Expected number of connected peer ranks is : )+\n+",
   re.MULTILINE,
 )
-
-
-def free_port():
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
 
 
 def command(digits_dir, workdir, **changes):
