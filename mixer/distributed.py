@@ -29,7 +29,7 @@ from typing import NoReturn
 from mixer.cli import EX_TEMPFAIL, exit_code
 from mixer.cluster import Cluster
 from mixer.config_check import diff_configs
-from mixer.errors import RetryableError, UserError, format_list
+from mixer.errors import RetryableError, UserError, format_list, notify
 
 _PACKAGES = "jax", "jaxlib", "flax", "optax", "numpy"
 # jax aborts the process when its own timeout ends: ours has to end first.
@@ -104,11 +104,9 @@ def _connect(cluster: Cluster) -> None:
   name = cluster.coordinator.rpartition(":")[0].strip("[]")
   os.environ["no_grpc_proxy"] = f"{proxies},{name}" if proxies else name
   jax.config.update("jax_check_proxy_envs", False)
-  print(
+  notify(
     f"This is {which}; waits for all of them at {cluster.coordinator}, up to "
     f"{cluster.wait:g} s.",
-    file=sys.stderr,
-    flush=True,
   )
   thread = threading.Thread(target=connect, daemon=True)
   thread.start()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that the user can correct, and helpers for their messages."""
+"""Errors that the user can correct, and helpers for messages."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -47,3 +48,8 @@ def format_list(names: Sequence[str], shown: int = 10) -> str:
   """Joins the first names for a message, and counts the others."""
   more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
   return ", ".join(names[:shown]) + more
+
+
+def notify(text: str) -> None:
+  """Prints a message to standard error, at once even if that is a file."""
+  print(text, file=sys.stderr, flush=True)

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from absl import logging
 from etils import epath
 
 from mixer.cli import EX_USAGE
-from mixer.errors import UserError
+from mixer.errors import UserError, notify
 from mixer.storage import is_in_bucket
 
 RENEW_SECONDS = 15.0
@@ -117,11 +116,9 @@ def acquire(lease: "Lease", wait: float) -> None:
           "to end, or choose another --workdir."
         )
       if not seen:
-        print(
+        notify(
           f"{lease.folder} is locked by {owner}. If that was killed, its lock "
           f"expires in {LEASE_SECONDS:.0f} s: waiting for it.",
-          file=sys.stderr,
-          flush=True,
         )
       seen, renewed = generation, now
     elif owner is None or now - renewed >= LEASE_SECONDS:
@@ -144,12 +141,10 @@ def renew(lease: "Lease", has_ended: threading.Event) -> None:
       logging.warning("Cannot renew the lock of %s: %s", lease.folder, error)
       continue
     if not is_ours and not has_ended.is_set():
-      print(
+      notify(
         f"error: Another process has taken over {lease.folder}, because this "
         f"one could not renew its lock for {LEASE_SECONDS:g} s. That one goes "
         "on.",
-        file=sys.stderr,
-        flush=True,
       )
       os._exit(EX_USAGE)
 

@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import importlib.util
 import socket
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mixer.errors import UserError
+from mixer.errors import UserError, notify
 from mixer.storage import cache_folder
 from mixer.weights.zoo import Mirror, Published
 
@@ -100,7 +99,7 @@ def _download(published: Published, folder: Path) -> Path:
         raise Unavailable(difference)
     except Unavailable as error:
       failures.append(f"  {mirror.url}\n    {error}")
-      _log(f"{mirror.url}: {error}.")
+      notify(f"{mirror.url}: {error}.")
       continue
     partial.replace(path)
     return path
@@ -194,7 +193,7 @@ def _copy(
   )
   if bar.disable:
     size = "" if total is None else f", {total / 2**20:,.2f} MiB"
-    _log(f"Fetching {title}{size}")
+    notify(f"Fetching {title}{size}")
   with bar, partial.open("ab" if begin else "wb") as file:
     while chunk := response.read(_CHUNK):
       try:
@@ -245,10 +244,6 @@ def _locked(path: Path, name: str) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      _log(f"Another process is fetching {name}: waiting for it.")
+      notify(f"Another process is fetching {name}: waiting for it.")
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
-
-
-def _log(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)

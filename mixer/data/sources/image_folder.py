@@ -9,7 +9,6 @@ import functools
 import hashlib
 import itertools
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from etils import epath
 
 from mixer.data.sources import DatasetNotFoundError, Source, split_error
 from mixer.data.sources.file_io import is_remote, read_file
-from mixer.errors import UserError, format_list, nearest
+from mixer.errors import UserError, format_list, nearest, notify
 
 SUFFIXES = frozenset(
   ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif".split()
@@ -275,12 +274,10 @@ def _report_others(folder: str, names: tuple[str, ...]) -> None:
   """Prints how many files of a split are no images, by their suffix."""
   suffixes = [os.path.splitext(x)[1].lower() or "no suffix" for x in names]
   counts = collections.Counter(suffixes).most_common()
-  print(
+  notify(
     f"{len(names):,} files in the class folders of {folder} are left out,"
     f" because their suffix is not one of {' '.join(sorted(SUFFIXES))}:"
     f" {format_list([f'{n:,} {suffix}' for suffix, n in counts])}.",
-    file=sys.stderr,
-    flush=True,
   )
 
 

@@ -13,7 +13,6 @@ import concurrent.futures
 import functools
 import hashlib
 import itertools
-import sys
 import tempfile
 import time
 import uuid
@@ -31,7 +30,7 @@ from mixer.data.sources.file_io import (
   open_file,
   stat_files,
 )
-from mixer.errors import UserError
+from mixer.errors import UserError, notify
 from mixer.storage import cache_folder
 
 HEADER, FOOTER = 12, 4
@@ -236,7 +235,7 @@ def _write(path: Path, offsets: np.ndarray) -> None:
 
 @functools.cache
 def _temporary_folder(reason: str) -> tempfile.TemporaryDirectory:
-  _print(
+  notify(
     f"The index of TFRecord files cannot be kept in {reason}, and is made again"
     " at every start. Set MIXER_CACHE_DIR to a folder that can be written."
   )
@@ -255,7 +254,7 @@ def _scan(
       now = time.monotonic()
       if now - reported > _SECONDS_BETWEEN_REPORTS:
         reported = now
-        _print(
+        notify(
           f"Making an index of the TFRecord files of {split}: {len(parts)} of"
           f" {len(files)} files in {now - begin:.0f} s."
         )
@@ -295,7 +294,3 @@ def _scan_file(path: str, size: int, expected: int) -> np.ndarray:
 def _fingerprint(*facts: object) -> str:
   """Returns a hash of the properties of some files."""
   return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-
-
-def _print(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
