@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What more training images are worth (paper, section 3.3, figure 2, right).
+r"""Accuracy against training-set size (paper, section 3.3, figure 2, right).
 
   python -m mixer data prepare photographs/even
   python train.py --config=configs/data_size.py:mixer-large,share=30 \
@@ -7,27 +7,27 @@ r"""What more training images are worth (paper, section 3.3, figure 2, right).
 
 model is mixer-small, mixer-large, vit or resnet; share is the percentage of the
 training images, 3, 10, 30 or 100 in the paper. Every share is a random sample,
-which the smaller ones of its seed are part of, and trains for as many steps.
-`seed` draws the sample and all else that is random, so that what differs
-between seeds is what other images would have done, too.
-`python -m benchmarks.data_size` trains all models on all four shares, with
-three seeds each, in about 22 minutes on 2 CPU cores, and
+contains the smaller samples of the same seed, and trains for the same number of
+steps. `seed` draws the sample and everything else that is random, so that seeds
+also differ in their images. `python -m benchmarks.data_size` trains all models
+on all four shares, with three seeds each, in about 22 minutes on 2 CPU cores,
+and
 
   python -m mixer paper figure 2
 
-draws them, judged where the accuracy on `val` was best: the paper stopped early
-by its upstream validation accuracy. The paper's: on the smallest share all
+draws them, at the step with the best accuracy on `val`: the paper stopped early
+by its upstream validation accuracy. Its findings: on the smallest share all
 Mixers overfit strongly; with more images they gain more than the baselines.
 
 scale=photographs trains on tiles of 15 photographs: 100 % are 1,160, 3 % are
-35, of all photographs. Few-shot accuracy is that of five tiles a class that
-were not trained on.
+35, from all photographs. Few-shot accuracy uses five tiles per class that were
+not trained on.
 
-scale=paper takes configs/pretrain_i21k.py, of which it differs in the share and
-in the epochs alone, and 5-shot accuracy on ImageNet; model is then one of that
-recipe's, such as Mixer-B/32, Mixer-L/16, ViT-L/16 or BiT-R152x2. The paper
-trained on JFT-300M for 233, 70, 23 and 7 epochs, which is not public. The order
-of ImageNet-21k's records is random. Not measured by this project.
+scale=paper is configs/pretrain_i21k.py with another share and more epochs, and
+5-shot accuracy on ImageNet; model is then one of that recipe's, such as
+Mixer-B/32, Mixer-L/16, ViT-L/16 or BiT-R152x2. The paper trained on JFT-300M,
+which is not public, for 233, 70, 23 and 7 epochs. The order of ImageNet-21k's
+records is random. Not measured by this project.
 """
 
 from configs import permutations, pretrain_i21k
@@ -82,9 +82,9 @@ def get_config(arg=None):
 
 
 def on_photographs(model, share, seed):
-  """As figure 4's, on some of the images, whose order is random."""
+  """Returns the recipe of figure 4, on a sample of the images."""
   config = permutations.on_photographs(MODELS[model])
-  config.data.name = "photographs/even"  # few are of all photographs, too
+  config.data.name = "photographs/even"  # small samples cover all photographs
   config.data.split, config.data.examples = sample(
     "train", 0, config.data.examples, share, seed
   )
@@ -97,7 +97,7 @@ def on_photographs(model, share, seed):
 
 
 def at_papers_scale(model, share, seed):
-  """A model of figure 2, by the recipe of ImageNet-21k."""
+  """Returns the recipe of ImageNet-21k for a model of figure 2."""
   config = pretrain_i21k.get_config(model)
   config.total_epochs /= share  # as many steps
   config.checkpoint.milestone_epochs /= share
@@ -110,22 +110,22 @@ def at_papers_scale(model, share, seed):
 
 
 def sample(split, begin, examples, share, seed):
-  """A share of a split in random order, and how many examples it has.
+  """Returns a share of a split in random order, and its number of examples.
 
-  Seeds begin at places a golden section apart, so that samples of any number
-  of them have little in common; at the end they go on at the beginning.
+  The samples of different seeds start a golden section apart, so that they
+  overlap little; a sample wraps around at the end.
 
   Args:
-    split: name of the whole.
-    begin, examples: where in it the images begin, and how many there are.
-    share: of them, 0 to 1.
+    split: name of the split.
+    begin, examples: first training image, and number of training images.
+    share: fraction of them, 0 to 1.
     seed: a whole number from 0 on.
   """
-  wanted = round(share * examples)
+  size = round(share * examples)
   first = round(GOLDEN * seed * examples) % examples
-  if wanted == examples:
-    return f"{split}[{begin}:{begin + examples}]", wanted
-  if first + wanted <= examples:
-    return f"{split}[{begin + first}:{begin + first + wanted}]", wanted
+  if size == examples:
+    return f"{split}[{begin}:{begin + examples}]", size
+  if first + size <= examples:
+    return f"{split}[{begin + first}:{begin + first + size}]", size
   end = f"{split}[{begin + first}:{begin + examples}]"
-  return f"{end}+{split}[{begin}:{begin + first + wanted - examples}]", wanted
+  return f"{end}+{split}[{begin}:{begin + first + size - examples}]", size

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Evaluates published weights, and shows what others report beside it.
+r"""Evaluates published weights, next to the results that others report.
 
   python eval.py --config=configs/evaluate.py:imagenet1k/Mixer-B_16
 
-The argument is a name of `python -m mixer weights list`, of a ViT or a BiT as
-well; the file is fetched if it is not there. ImageNet is evaluated with both
-croppings of the paper's appendix C: short side 256 (val; of ViT and BiT the one
-that they were measured with) and 256 x 256 (val_resize), then the central 224,
-and in proportion where they were trained at another size. ReaL is judged by
-reassessed labels, V2 on new images, and 5-shot and 10-shot on a linear model of
-the features. Weights of ImageNet-21k have no head for ImageNet's classes: of
-these the last alone.
+The argument is a name of `python -m mixer weights list`, also of a ViT or a
+BiT; the file is downloaded if it is missing. ImageNet is evaluated with both
+croppings of the paper's appendix C: short side 256 (val; for ViT and BiT, the
+size of their own evaluations) and 256 x 256 (val_resize), then the central 224,
+in proportion for weights trained at another size. ReaL uses reassessed labels,
+V2 new images; 5-shot and 10-shot accuracy are those of a linear model on the
+features. Weights of ImageNet-21k have no head for ImageNet's classes and get
+only the few-shot evaluation.
 
-With --skip_missing, what data there are will do.
+--skip_missing leaves out evaluators whose data are missing.
 
 Data sets: imagenet2012 imagenet2012_real imagenet_v2.
 
 Hardware and hours: any; 160,000 images, less than 2 min on one recent GPU if
-the CPUs can decode as many.
+the CPUs can decode as fast.
 
-Published: val is what the registry says; ReaL table 3 of the paper (imagenet1k)
-and table 1 of the GSAM paper (sam, gsam); V2 timm's results (imagenet1k, with
-bicubic resizing) and the GSAM paper. Not measured by this project. Losses are
-of a softmax, whatever the weights were trained with.
+Published: val as in the registry; ReaL from table 3 of the paper (imagenet1k)
+and table 1 of the GSAM paper (sam, gsam); V2 from timm's results (imagenet1k,
+with bicubic resizing) and the GSAM paper. Not measured by this project. Losses
+are those of a softmax for all weights, also those trained with a sigmoid.
 """
 
 from mixer.config import default, evaluator
@@ -82,7 +82,7 @@ def get_config(arg=None):
       split="test",
       examples=10_000,
     )
-  # The first 65,000 hold at least 30 of each class.
+  # The first 65,000 hold at least 30 images of each class.
   config.evals.imagenet = evaluate(
     "resize", type="fewshot", pool_split="train[:65000]", **imagenet
   )

@@ -7,17 +7,17 @@ One run:
     --config=configs/finetune.py:dataset=imagenet2012,model=Mixer-B/16,res=224 \
     --config.init=imagenet21k/Mixer-B_16 --workdir=DIR
 
-The paper's protocol, a learning rate chosen by a held-out part of the training
-split ("minival") and then the mean of three runs on all of it; for one data set
-and for the five of "Avg 5":
+The paper's protocol: choose the learning rate on a held-out part of the
+training split ("minival"), then average three runs on all of it. For one data
+set, and for the five of "Avg 5":
 
   python -m mixer sweep --config=configs/finetune.py:dataset=cifar10 \
     --config.init=imagenet21k/Mixer-B_16 --workdir=DIR
   python -m mixer sweep --config=configs/finetune.py:model=Mixer-L/16 \
     --datasets=all --config.init=imagenet21k/Mixer-L_16 --workdir=DIR
 
-Images of your own, as DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, at any
-resolution that patches divide:
+Your own images, as DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, at any
+resolution that is a multiple of the patch:
 
   python -m mixer sweep \
     --config=configs/finetune.py:dataset=folder:DIR,res=384 \
@@ -28,8 +28,8 @@ folder:DIR. Models: those of table 1; the published S/8 is model=Mixer-S/16 with
 --config.model.patch=8, which needs four times the memory of S/16
 (--config.max_per_device=128); and the baselines, such as model=ViT-B/16 with
 --config.init=imagenet21k/ViT-B_16 and model=BiT-R50x1 with
---config.init=bit/BiT-M-R50x1. full=True makes one run on the whole training
-split, as the sweep's last ones are.
+--config.init=bit/BiT-M-R50x1. full=True trains on the whole training split, as
+the sweep's final runs do.
 
 Hardware and hours: one GPU; not given by the paper.
 
@@ -39,35 +39,33 @@ the other four data sets only as a mean with ImageNet: 92.50 %, 93.63 %, 94.16 %
 and 94.49 %. Not measured by this project.
 
 Published and not published:
-- Steps, warm-up, grid of learning rates {0.003, 0.01, 0.03, 0.06} are the
-  paper's (by way of ViT's, table 4 there); the rate chosen for each data set
-  was never published. 0.03, for train.py, is what the authors'
-  vision_transformer code takes for CIFAR-10.
-- The paper dropped the inception crop in fine-tuning without saying what took
-  its place: resize-small and random crop, as in the authors' transfer recipe.
-- A res of 448 or another multiple of 224 takes the model of appendix C, whose
-  token-mixing MLPs grow with the number of patches. For any other the old token
-  mixing is interpolated and its MLPs keep their width: beyond the paper.
-- ViT has its position embeddings interpolated at any res but 224, as the ViT
-  paper does for its 384 px; weights that were trained at another size need
-  --config.init_growth=interpolate at 224 too. BiT takes any res as it is.
-- The paper's grid, schedule and crops are what ViT and BiT take as well. Table
-  2's and 3's numbers of theirs are by the ViT paper's protocol and by the BiT
-  paper's rule.
+- Steps, warm-up and the grid of learning rates {0.003, 0.01, 0.03, 0.06} are
+  the paper's (which cites table 4 of the ViT paper); the rate chosen for each
+  data set was never published. train.py's 0.03 is the rate for CIFAR-10 in the
+  authors' vision_transformer code.
+- The paper dropped the inception crop in fine-tuning and names no replacement.
+  Here: resize-small and random crop, as in the authors' transfer recipe.
+- A res of 448, or another multiple of 224, takes the model of appendix C, whose
+  token-mixing MLPs grow with the number of patches. Any other res interpolates
+  the token mixing and keeps the width of its MLPs, beyond the paper.
+- ViT's position embeddings are interpolated at any res other than 224, as in
+  the ViT paper at 384 px; weights trained at another size need
+  --config.init_growth=interpolate also at 224. BiT takes any res unchanged.
+- ViT and BiT take the paper's grid, schedule and crops here. Their numbers in
+  tables 2 and 3 come from the ViT paper's protocol and the BiT paper's rule.
 - eval=resize_small is table 3's preprocessing, eval=resize is table 2's.
-- extra=True evaluates ImageNet's runs on ReaL, as tables 2 and 3 do, and on
-  ImageNet-V2 at the end; their data must be there.
+- extra=True also evaluates ImageNet's runs on ReaL, as in tables 2 and 3, and
+  on ImageNet-V2, at the end; their data must be prepared.
 - Flowers trains on the official training and validation images together, as
   the paper counts them.
-- folder:DIR: steps and warm-up by the size of the split train, where the BiT
-  paper's rule and the paper's own data sets agree: as Pets and Flowers below
+- folder:DIR: steps and warm-up depend on the size of the split train, as in
+  the BiT paper's rule and the paper's own data sets: as Pets and Flowers below
   20,000 images, as CIFAR below 500,000, else as ImageNet. The minival is the
-  last tenth, fiftieth or hundredth of train, in an order as good as random. The
-  test is on the split test, validation, valid or val, the first there is;
-  without any, the sweep's last runs leave out the minival as well and report
-  it, which flatters by what the choice of the rate was worth. A comma ends the
-  folder's name, as it ends every argument: link such a folder under another
-  name.
+  last tenth, fiftieth or hundredth of train, in pseudorandom order. The test
+  split is the first that exists of test, validation, valid and val. Without
+  any, the sweep's final runs also hold out the minival and report its accuracy,
+  which is optimistic, because it has selected the learning rate. A comma ends
+  every argument, so a folder whose name has one needs a link of another name.
 """
 
 import os
@@ -78,9 +76,8 @@ from mixer.data.sources import image_folder
 from mixer.errors import UserError, did_you_mean
 from mixer.recipe import default_microbatch, parse_arg
 
-# classes, steps, warm-up steps, test split and its examples, and of the whole
-# training split, its part that is trained on, and the held-out rest: split and
-# examples.
+# Classes, steps, warm-up steps, test split and its examples; then split and
+# examples of the whole training split, its training part and its held-out part.
 DATA_SETS = {
   "imagenet2012": (
     (1_000, 20_000, 500, "validation", 50_000),
@@ -113,10 +110,10 @@ DATA_SETS = {
     ("train[90%:]+validation[90%:]", 204),
   ),
 }
-AVERAGE = "Avg 5"  # what the paper calls the mean over all
+AVERAGE = "Avg 5"  # the paper's name for the mean over all
 GRID = (0.003, 0.01, 0.03, 0.06)
-# Of images in folders, by their number up to this: steps, warm-up steps, and in
-# percent what is trained on while the rest is held out.
+# For images in folders: upper limit of their number, steps, warm-up steps, and
+# the percentage to train on; the rest is held out.
 BY_SIZE = (
   (20_000, 500, 100, 90),
   (500_000, 10_000, 500, 98),
@@ -126,7 +123,7 @@ TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
 def folder_data_set(name):
-  """What DATA_SETS has of others; numbers of examples are those there are."""
+  """Returns the row of DATA_SETS for a folder; None counts on disk."""
   root = os.path.expanduser(name.removeprefix(image_folder.PREFIX))
   try:
     splits = image_folder.find_splits(root.rstrip("/") or "/")
@@ -151,7 +148,7 @@ def folder_data_set(name):
 
 
 def grow(config, model, res):
-  """Sets how weights that were trained at 224 px come to another size."""
+  """Sets the growth of weights that were trained at 224 px."""
   factor, rest = divmod(res, 224)
   family = model.partition("-")[0]
   if res < 1:
@@ -162,7 +159,7 @@ def grow(config, model, res):
     config.init_growth = "interpolate"
   elif factor > 1:
     config.init_growth = "tiles"
-    if model in models.names():  # any other is complained of elsewhere
+    if model in models.names():  # others are reported by the plan
       tokens_mlp = models.sizes(model)["tokens_mlp"]
       config.model.tokens_mlp = factor**2 * tokens_mlp
 
@@ -229,7 +226,7 @@ def get_config(arg=None):
     config.evals.test = evaluate(test_split, test_examples)
   if arg.extra:
     if arg.dataset != "imagenet2012":
-      raise UserError("extra=True is of dataset=imagenet2012: ReaL and V2.")
+      raise UserError("extra=True is for dataset=imagenet2012: ReaL and V2.")
     ops = config.evals.test.ops
     config.evals.real = evaluator("real", ops=ops, examples=50_000)
     config.evals.v2 = evaluator(

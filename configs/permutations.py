@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What a fixed permutation of pixels costs (paper, section 3.4 and figure 4).
+r"""Training on permuted pixels (paper, section 3.4 and figure 4).
 
   python -m mixer data prepare photographs
   python train.py --config=configs/permutations.py:mixer,input=patches \
@@ -7,39 +7,38 @@ r"""What a fixed permutation of pixels costs (paper, section 3.4 and figure 4).
 
 model is mixer or resnet, input one of
 
-- original: images as they are.
-- patches: the patches of an image are permuted, and the pixels within every
-  patch alike.
+- original: unchanged images.
+- patches: the patches of an image are permuted, and the pixels within each
+  patch, in the same way for every patch.
 - pixels: all pixels of an image are permuted.
 
-A permutation is the same for all images, in training and in evaluation; `seed`
-draws it, and everything else that is random. The measure is the few-shot
-accuracy over training. `python -m benchmarks.permutations` trains all of them,
-with three seeds each, in about 12 minutes on 2 CPU cores, and
+The permutation is the same for all images, in training and in evaluation;
+`seed` draws it and everything else that is random. The measure is the few-shot
+accuracy during training. `python -m benchmarks.permutations` trains all of
+them, with three seeds each, in about 12 minutes on 2 CPU cores, and
 
   python -m mixer paper figure 4
 
-draws the curves. The paper's: with Mixer, patches and original fall together,
-pixels end about 45 % lower; the ResNet loses much with either, about 75 % with
-pixels. It has them as a picture alone.
+draws the curves. In the paper, which shows them only as a picture, the Mixer's
+curves for patches and original coincide and pixels end about 45 % lower; the
+ResNet loses much with either, about 75 % with pixels.
 
 scale=photographs trains on tiles of 15 photographs: 32 x 32 px enlarged to
-48 x 48, because the first thing that a ResNet does is to make each side a
-quarter. The Mixer has 16 patches, the ResNet two units. Few-shot accuracy is
-that of five tiles a class that were not trained on.
+48 x 48, because a ResNet first divides each side by four. The Mixer has 16
+patches, the ResNet two units. Few-shot accuracy uses five tiles per class that
+were not trained on.
 
-scale=paper takes Mixer-B/16 and ResNet-50x1 and configs/pretrain_i21k.py, of
-which it differs in the permutation alone, and 5-shot accuracy on ImageNet. The
-paper trained on JFT-300M, which is not public. RandAugment comes before the
-permutation there. Not measured by this project; each of the three Mixers needs
-the 150 TPUv3 core-days of that recipe.
+scale=paper is configs/pretrain_i21k.py for Mixer-B/16 and ResNet-50x1 with the
+permutation, after RandAugment, and 5-shot accuracy on ImageNet. The paper
+trained on JFT-300M, which is not public. Not measured by this project; each of
+the three Mixers needs the 150 TPUv3 core-days of that recipe.
 """
 
 from configs import pretrain_i21k
 from mixer.config import default, evaluator
 from mixer.recipe import parse_arg
 
-# The permuting op at the end of all ops, with a patch's side and the seed.
+# Permuting op, the last of all ops; `patch` is the side of a patch.
 INPUTS = {
   "original": "",
   "patches": " | permute_patches({patch}, seed={seed})",
@@ -85,7 +84,7 @@ def get_config(arg=None):
 
 
 def on_photographs(fields):
-  """The recipe of a model, small enough for minutes on two cores."""
+  """Returns the recipe of a model that trains in minutes on two cores."""
   config = default()
   config.total_steps = 400
   config.batch = 64
@@ -117,7 +116,7 @@ def on_photographs(fields):
 
 
 def at_papers_scale(model):
-  """A model of figure 4, by the recipe of ImageNet-21k."""
+  """Returns the recipe of ImageNet-21k for a model of figure 4."""
   name = "Mixer-B/16" if model == "mixer" else "BiT-R50x1"
   config = pretrain_i21k.get_config(name)
   config.evals.few = imagenet_5shot()
@@ -125,7 +124,7 @@ def at_papers_scale(model):
 
 
 def imagenet_5shot():
-  """The measure of figures 2 and 4."""
+  """Returns the evaluator of figures 2 and 4."""
   return evaluator(
     "fewshot",
     name="imagenet2012",

@@ -5,37 +5,37 @@ r"""Trains Mixer on ImageNet from scratch (paper, section 3 and table 4).
   python train.py --config=configs/pretrain_i1k.py:B/16,epochs=60 --workdir=DIR
   python train.py --config=configs/pretrain_i1k.py:ViT-B/16 --workdir=DIR
 
-extra=True evaluates on ReaL as well, at the end, as table 3 does.
+extra=True also evaluates on ReaL at the end, as in table 3.
 
 Variants: S/32 S/16 B/32 B/16 L/32 L/16 H/14, which are Mixers, and the paper's
-baselines by their whole names: ViT-B/32 ViT-B/16 ViT-L/32 ViT-L/16 ViT-H/14,
+baselines by their full names: ViT-B/32 ViT-B/16 ViT-L/32 ViT-L/16 ViT-H/14,
 BiT-R50x1 BiT-R101x1 BiT-R152x2 and so on. 92.9 k steps of 4,096 images; BiT
 27.9 k.
 
 Hardware and hours: B/16 takes 2 h 11 min on a TPU v3-128 (the authors' note in
 google-research/big_vision, mlp_mixer_i1k.py), 27 min with epochs=60. ViT-B/16
-takes 20 TPUv3 core-days, ViT-L/16 50 (table 3, extrapolated). Of BiT nobody
-says.
+takes 20 TPUv3 core-days, ViT-L/16 50 (table 3, extrapolated). Not published for
+BiT.
 
 Expected top-1 on the validation split: B/16 76.44 % (table 3; 76.3 % in the
 authors' code, 70.5 % with epochs=60), L/16 71.76 %; ViT-B/16 79.67 %, ViT-L/16
 76.11 %. Not measured by this project.
 
 Published and not published:
-- Settings of B and L are table 4's and those of the code above, which agree; S
-  and H/14 were never trained on ImageNet alone, and take the same. They
-  computed in float32 on TPUs, which round the factors of matrix products to
-  bfloat16; dtype = "bfloat16" does the same on every device.
-- ViT: table 3 has it from its authors, trained for 300 epochs with the "extra
-  regularization" too, by settings that were not published. The 77.91 and
-  76.53 % of the ViT paper are of other, less regularised runs. Settings here
+- Settings of B and L are those of table 4 and of the code above, which agree. S
+  and H/14 were never trained only on ImageNet and take the same settings. The
+  authors computed in float32 on TPUs, which round the factors of matrix
+  products to bfloat16; dtype = "bfloat16" does the same on every device.
+- ViT: the ViT authors trained table 3's models for 300 epochs, also with the
+  "extra regularization", with settings that were not published. The 77.91 and
+  76.53 % of the ViT paper belong to other, less regularised runs. Settings here
   are those of big_vision's vit_i1k.py (arXiv 2106.10270), whose authors report
-  about 79 % for B/16 (big_vision, issue 7); it has none for L/32 and H/14,
-  which take the same. Its hidden layer under the head is there too.
-- BiT: the paper has it of JFT-300M alone. Settings here are those of
-  big_vision's bit_i21k.py, which are the BiT paper's but for the cosine: 90
-  epochs with crops and flips alone. Its bit_i1k.py trains another network,
-  normalised after each convolution, at three times the learning rate.
+  about 79 % for B/16 (big_vision, issue 7), with its hidden layer under the
+  head; L/32 and H/14, for which it has none, take the same.
+- BiT: the paper trains it only on JFT-300M. Settings here are those of
+  big_vision's bit_i21k.py, which are the BiT paper's except for the cosine: 90
+  epochs with only crops and flips. big_vision's bit_i1k.py trains another
+  network, normalised after each convolution, at three times the learning rate.
 """
 
 from mixer import models
@@ -88,7 +88,7 @@ def get_config(arg=None):
 
 
 def train_mixer(config):
-  """The paper's settings."""
+  """Sets the paper's settings."""
   config.total_epochs = 300.0
   config.model.stoch_depth = 0.1
   config.model.head_bias = -6.9  # about -ln(1000)
@@ -105,7 +105,7 @@ def train_mixer(config):
 
 
 def train_vit(config):
-  """Those of big_vision's vit_i1k.py."""
+  """Sets the settings of big_vision's vit_i1k.py."""
   config.total_epochs = 300.0
   config.model.representation = models.sizes(config.model.name).get("hidden")
   config.model.head_bias = -6.9
@@ -122,7 +122,7 @@ def train_vit(config):
 
 
 def train_bit(config):
-  """Those of big_vision's bit_i21k.py, with the BiT paper's loss."""
+  """Sets those of big_vision's bit_i21k.py, with the BiT paper's loss."""
   config.total_epochs = 90.0
   config.loss = "softmax"
   config.data.ops = "inception_crop(224) | flip"

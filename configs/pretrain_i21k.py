@@ -5,7 +5,7 @@ r"""Pre-trains Mixer on ImageNet-21k (paper, section 3 and table 4).
   python train.py --config=configs/pretrain_i21k.py:ViT-B/16 --workdir=DIR
 
 Variants: S/32 S/16 B/32 B/16 L/32 L/16 H/14, which are Mixers, and the paper's
-baselines by their whole names: ViT-B/32 ViT-B/16 ViT-L/32 ViT-L/16 ViT-H/14,
+baselines by their full names: ViT-B/32 ViT-B/16 ViT-L/32 ViT-L/16 ViT-H/14,
 BiT-R50x1 BiT-R101x1 BiT-R152x2 and so on. 1.04 M steps of 4,096 images; BiT
 311 k.
 
@@ -19,29 +19,30 @@ Not measured by this project.
 
 Published and not published:
 - Settings of B and L are table 4's, for every patch size. S and H/14 were
-  trained on JFT-300M alone: S takes B's settings here, H takes L's.
+  trained only on JFT-300M: S takes B's settings here, H takes L's.
 - Weight decay, schedule and loss are those of the authors' ImageNet-1k code
   (google-research/big_vision, mlp_mixer_i1k.py); paper: "weight decay 0.1".
-- The head's bias is that of their ImageNet-21k recipe for ViT (vit_i21k.py),
-  as is the training split; of the rest they make two parts, this recipe one.
-- They computed in float32 on TPUs, which round the factors of matrix products
-  to bfloat16; dtype = "bfloat16" does the same on every device.
+- The head's bias and the training split are those of their ImageNet-21k recipe
+  for ViT (vit_i21k.py), which divides the rest into two parts; this recipe
+  keeps it as one.
+- The authors computed in float32 on TPUs, which round the factors of matrix
+  products to bfloat16; dtype = "bfloat16" does the same on every device.
 - 14,197,122 images is the count of the fall 2011 release, 21,843 the width of
   the published heads.
-- ViT: table 3 has it from its authors, trained with the "extra regularization"
-  too, by settings that were not published. Settings here are those of
-  vit_i21k.py (arXiv 2106.10270), which has none for L/32 and H/14: these take
-  L/16's. It pools by the mean (--config.model.pool=mean); table 3's ViT has a
-  class token, as here.
-- BiT: the paper has it of JFT-300M alone, but for the R152x4 of table 2, which
-  is the BiT paper's. Settings here are those of big_vision's bit_i21k.py: 90
-  epochs with crops and flips alone.
+- ViT: the ViT authors trained table 3's models, also with the "extra
+  regularization", with settings that were not published. Settings here are
+  those of vit_i21k.py (arXiv 2106.10270); L/32 and H/14, for which it has none,
+  take L/16's. It pools by the mean (--config.model.pool=mean); table 3's ViT
+  has a class token, as here.
+- BiT: the paper trains it only on JFT-300M, and takes the R152x4 of table 2
+  from the BiT paper. Settings here are those of big_vision's bit_i21k.py: 90
+  epochs with only crops and flips.
 """
 
 from mixer.config import default, evaluator
 from mixer.recipe import default_microbatch, parse_arg
 
-# By what a name begins with: RandAugment's magnitude, mixup's p.
+# Beginning of a model's name -> RandAugment's magnitude, mixup's p.
 SETTINGS = {
   "Mixer-S": (10, 0.2),
   "Mixer-B": (10, 0.2),
@@ -96,7 +97,7 @@ def get_config(arg=None):
 
 
 def train_mixer_or_vit(config):
-  """The paper's settings, and those of vit_i21k.py."""
+  """Sets the paper's settings, or those of vit_i21k.py."""
   name = config.model.name
   magnitude, mixup = SETTINGS.get(name.partition("/")[0], SETTINGS["Mixer-B"])
   config.total_epochs = 300.0
@@ -117,7 +118,7 @@ def train_mixer_or_vit(config):
 
 
 def train_bit(config):
-  """Those of big_vision's bit_i21k.py."""
+  """Sets the settings of big_vision's bit_i21k.py."""
   config.total_epochs = 90.0
   config.data.ops = "inception_crop(224) | flip"
 

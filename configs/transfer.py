@@ -3,7 +3,7 @@ r"""Pre-trains on the digits 0 to 4 and transfers to the digits 5 to 9.
 
   make transfer
 
-does all of it on two CPU cores; each part by itself is
+runs all of it on two CPU cores. The parts are
 
   python -m mixer data prepare digits/0to4
   python -m mixer data prepare digits/5to9
@@ -13,13 +13,13 @@ does all of it on two CPU cores; each part by itself is
   python -m mixer sweep --config=configs/transfer.py:scratch \
     --workdir=DIR/scratch
 
-What ImageNet-21k and a downstream task are in the paper, in small: pre-training
-on images of 8 x 8 px, fine-tuning on about 20 images a class at twice the
-resolution. res=16 grows the token mixing by tiles as the paper's appendix C has
-it; other resolutions, or growth=interpolate, go beyond the paper. `scratch` is
-the same recipe from random weights.
+A small version of the paper's transfer from ImageNet-21k to a downstream task:
+pre-training on images of 8 x 8 px, fine-tuning on about 20 images per class at
+twice the resolution. res=16 grows the token mixing by tiles, as in the paper's
+appendix C; other resolutions, or growth=interpolate, go beyond the paper.
+`scratch` is the same recipe from random weights.
 
-Fine-tuned is judged on all digits 5 to 9 that it was not trained on: the
+The test set of fine-tuning is all digits 5 to 9 that it was not trained on: the
 official test images and the other training images, which pre-training has not
 seen either.
 """
@@ -28,7 +28,7 @@ from mixer.config import default, evaluator
 from mixer.errors import UserError
 from mixer.recipe import parse_arg
 
-# Learning rates to choose from.
+# Learning rates that the sweep tries.
 RATES = (0.03, 0.1, 0.3, 0.6)
 PATCH = 2  # px
 TRAINED_AT = 8  # px
@@ -74,7 +74,7 @@ def get_config(arg=None):
 
 
 def pretrain(config):
-  """The recipe of configs/digits.py, on half of the digits."""
+  """Sets the recipe of configs/digits.py, on half of the digits."""
   config.total_epochs = 200.0
   config.data.name = "digits/0to4"
   config.data.examples = 719
@@ -90,7 +90,7 @@ def pretrain(config):
 
 
 def transfer(config, arg, growth):
-  """The paper's fine-tuning, in small."""
+  """Sets a small version of the paper's fine-tuning."""
   config.total_steps = arg.steps
   config.data.name = "digits/5to9"
   config.data.split = TRAIN
@@ -119,7 +119,7 @@ def transfer(config, arg, growth):
 
 
 def probe(ops, **keys):
-  """Few-shot accuracy on the digits 5 to 9."""
+  """Returns an evaluator of few-shot accuracy on the digits 5 to 9."""
   return evaluator(
     "fewshot",
     name="digits/5to9",

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Variations of the token mixing that did not help, on handwritten digits.
+r"""The paper's unhelpful variations of token mixing, on handwritten digits.
 
   python -m mixer data prepare digits
   python train.py --config=configs/variations.py:untied --workdir=runs/untied
 
-The paper's appendix A: token-mixing MLPs of each channel's own (`untied`), of 4
-neighbouring channels together (`grouped`), of 4 learned views (`views`), and
-from 16 tokens to 4 in the third of four blocks (`pyramid`). `plain` is
-configs/digits.py, which each of them is compared with: the same recipe, and
-nothing else is tuned. `python -m benchmarks.variations` runs them all.
+The paper's appendix A: token-mixing MLPs for each channel separately
+(`untied`), for 4 neighbouring channels together (`grouped`), for 4 learned
+views (`views`), and from 16 tokens to 4 in the third of four blocks
+(`pyramid`). `plain`, the baseline, is configs/digits.py: all have the same
+recipe, and nothing else is tuned. `python -m benchmarks.variations` runs them.
 
-The paper trained on JFT-300M, ImageNet-21k and ImageNet; what helps on 1,437
-images of 8 x 8 px says little about those.
+The paper trained on JFT-300M, ImageNet-21k and ImageNet; results on 1,437
+images of 8 x 8 px say little about those.
 """
 
 from configs import digits

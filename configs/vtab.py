@@ -10,35 +10,34 @@ r"""Fine-tunes pre-trained weights on a task of VTAB-1k (paper, section 3).
 Models: those of table 1 and the baselines, such as model=ViT-B/16 and
 model=BiT-R50x1.
 
-Trains on 800 images and chooses the learning rate by 200 others ("minival");
-with full=True trains on these 1,000 together. The second command does both for
-all 19 tasks and gives the means over 7 natural, 4 specialised, 8 structured
-tasks and over all.
+Trains on 800 images and chooses the learning rate on 200 others ("minival");
+full=True trains on these 1,000 together. The second command does both for all
+19 tasks and prints the means over 7 natural, 4 specialised, 8 structured tasks
+and over all.
 
 Hardware and hours: one GPU; not given by the paper.
 
 Expected, mean over the 19 tasks (table 2): L/16 of ImageNet-21k at 448 px
-74.95 %, ViT-L/16 72.72 %, BiT-R152x4 70.64 %. The paper gives no task by
-itself. Not measured by this project.
+74.95 %, ViT-L/16 72.72 %, BiT-R152x4 70.64 %. The paper gives no single task.
+Not measured by this project.
 
 Published and not published:
-- Which images: the splits of the benchmark's own code, which speaks of TFDS's
-  versions of 2020. Pets and KITTI have newer ones by now; in Caltech101 the
-  order of a folder on the preparing machine decides on which side of the split
-  an image falls.
+- Images: the splits of the benchmark's own code, for TFDS's versions of 2020.
+  Pets and KITTI have newer versions by now; in Caltech101 the split depends on
+  the order of a folder on the machine that prepares the data.
 - Grid of learning rates {0.003, 0.01, 0.03} and the sizes 224 px for small and
   448 px for large images (res=0): the paper's, by appendix C and section 3.
   "Small" is below 96 x 96 px, the BiT paper's rule.
-- Sizes of the baselines, whose numbers are of their own papers: ViT 384 px for
-  all images, its position embeddings interpolated; BiT 128 px for small and
-  480 px for large ones, by its rule.
+- Sizes of the baselines, whose numbers come from their own papers: ViT 384 px
+  for all images, with interpolated position embeddings; BiT 128 px for small
+  and 480 px for large images, by its rule.
 - Number of steps: the paper follows both ViT (2,500, the default) and the rule
   of BiT (steps=500).
-- Warm-up: 100 steps, of the same rule. The cosine after it, where that rule has
-  stairs, is what the paper says of fine-tuning in general.
-- Augmentation: not published. Random crops and flips here, as in BiT, where
-  they leave the label true: not in structured tasks, which ask where things
-  are, and digits are not mirrored. Images are squeezed to squares, as there.
+- Warm-up: 100 steps, from the same rule. That rule then has a staircase; the
+  cosine here is the paper's schedule for fine-tuning in general.
+- Augmentation: not published. Random crops and flips here, as in BiT, except
+  for structured tasks, which ask for positions; digits are not flipped. Images
+  are resized to squares, as in BiT.
 """
 
 from mixer import models
@@ -46,8 +45,8 @@ from mixer.config import default, evaluator
 from mixer.errors import UserError
 from mixer.recipe import default_microbatch, parse_arg
 
-# name of TFDS, label, classes, whether images are small, the 200 held-out
-# images, split and examples of the test. Training is always on train[:800].
+# TFDS name, label, classes, are images small; split of the 200 held-out images,
+# test split and its examples. The training split is always train[:800].
 DATA_SETS = {
   "caltech101": (
     ("caltech101", "label", 102, False),
@@ -131,12 +130,12 @@ GROUPS = {
   "specialised": tuple(DATA_SETS)[7:11],
   "structured": tuple(DATA_SETS)[11:],
 }
-#         sides of small and of large images, in pixels
+# Sides of small and of large images, in pixels.
 SIDES = {"Mixer": (224, 448), "ViT": (384, 384), "BiT": (128, 480)}
 
 
 def image_ops(dataset, res):
-  """The ops of training and of evaluation."""
+  """Returns the ops of training and of evaluation."""
   larger = res * 8 // 7  # 256 for 224
   # Stored as 0 and 1.
   first = "scale(255) | " if dataset.startswith("dsprites") else ""

@@ -160,7 +160,7 @@ def test_imagenet_is_judged_by_real_and_v2_on_request():
 
   assert {*config.evals} == {"test", "real", "v2", "minival"}
   assert config.evals.real.ops == config.evals.test.ops
-  with pytest.raises(UserError, match="extra=True is of dataset=imagenet2012"):
+  with pytest.raises(UserError, match="extra=True is for dataset=imagenet2012"):
     recipes.load("finetune", "dataset=cifar10,extra=True")
 
 
