@@ -38,10 +38,15 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def swept(digits_dir, tmp_path_factory):
-  """The folder of a sweep over two sound learning rates and a bad one."""
+def config(digits_dir):
+  """Returns the config of a sweep in which one of three rates diverges."""
+  return small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
+
+
+@pytest.fixture(scope="module")
+def swept(config, tmp_path_factory):
+  """Returns the folder of the finished sweep."""
   folder = tmp_path_factory.mktemp("swept")
-  config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
   assert sweep(config, str(folder)) == EX_OK
   return folder
 
@@ -121,10 +126,9 @@ def test_final_runs_take_all_images_and_drop_the_evaluator_of_the_rate(swept):
 
 
 def test_finished_and_failed_runs_are_not_run_again(
-  swept, digits_dir, monkeypatch, capsys
+  swept, config, monkeypatch, capsys
 ):
   before = results(read_found(swept))
-  config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
   monkeypatch.setattr(train, "train", never)
 
   assert sweep(config, str(swept)) == EX_OK
@@ -174,9 +178,8 @@ def stop_at_fourth_step(monkeypatch, **run):
 
 
 def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_results(
-  swept, digits_dir, tmp_path, capsys
+  swept, config, tmp_path, capsys
 ):
-  config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
   for split, seed, name in (
     ("train[:90%]", 0, "lr_0.001"),
     ("train", 1, "final_lr_0.01_seed_1"),
@@ -227,10 +230,9 @@ def test_two_processes_share_the_runs_and_report_the_same(
 
 
 def test_a_parallel_sweep_waits_for_the_runs_of_other_processes(
-  swept, digits_dir, tmp_path, monkeypatch, capsys
+  swept, config, tmp_path, capsys
 ):
   folder = shutil.copytree(swept, tmp_path / "swept")
-  config = small(digits_dir, sweep__learning_rates=(0.001, 1e30, 0.01))
   for name in "lr_0.001/weights.npz", "sweep.json":
     (folder / name).unlink()
 

@@ -17,7 +17,6 @@ from mixer.storage import atomic_write, storage_errors, storage_path
 from mixer.tools.sweep.plan import (
   FAILED,
   Outcome,
-  SweepPlan,
   SweepRun,
   best_outcome,
   plan_sweep,
@@ -74,15 +73,20 @@ def sweep(
       "parallel": parallel,
       "should_stop": should_stop,
     }
-    grid_steps = plan.grid_plan.schedule.total_steps
-    grid = run_all(plan.grid, grid_steps, **options)
+    metric, schedule = plan.config.sweep.metric, plan.grid_plan.schedule
+    grid = run_all(plan.grid, schedule.total_steps, **options)
     if grid is None:
       return EX_TEMPFAIL
-    best = _choose(plan, grid)
-    final_steps = plan.final_plan.schedule.total_steps
-    finals = run_all(
-      plan.finals(best.run.learning_rate), final_steps, **options
+    _raise_if_failed(grid, metric)
+    best = best_outcome(plan.config, grid)
+    rate = best.run.learning_rate
+    print(
+      f"\nBest of {len(grid)} learning rates: {rate:g}, with {metric} = "
+      f"{best.value(metric):.5f}.",
+      flush=True,
     )
+    schedule = plan.final_plan.schedule
+    finals = run_all(plan.finals(rate), schedule.total_steps, **options)
     if finals is None:
       return EX_TEMPFAIL
     _raise_if_failed(finals, plan.config.sweep.report)
@@ -138,20 +142,15 @@ def run_all(
         return None
     if outcome.failure:
       print(f"{run.folder.name} failed: {outcome.failure}", flush=True)
-  outcomes = [read_outcome(run, total_steps) for run in runs]
-  if None not in outcomes:
-    return outcomes
-  names = [
-    run.folder.name
-    for run, outcome in zip(runs, outcomes, strict=True)
-    if outcome is None
-  ]
-  print(
-    f"\nOther processes train {format_list(names, 3)}: the same command goes "
-    "on when they have ended.",
-    flush=True,
-  )
-  return None
+  outcomes = {run.folder.name: read_outcome(run, total_steps) for run in runs}
+  if busy := [name for name, outcome in outcomes.items() if outcome is None]:
+    print(
+      f"\nOther processes train {format_list(busy, 3)}: the same command goes "
+      "on when they have ended.",
+      flush=True,
+    )
+    return None
+  return list(outcomes.values())
 
 
 def run_one(
@@ -181,18 +180,6 @@ def run_one(
       "is done: move the folder away and start again."
     )
   return outcome
-
-
-def _choose(plan: SweepPlan, grid: list[Outcome]) -> Outcome:
-  metric = plan.config.sweep.metric
-  _raise_if_failed(grid, metric)
-  best = best_outcome(plan.config, grid)
-  print(
-    f"\nBest of {len(grid)} learning rates: {best.run.learning_rate:g}, with "
-    f"{metric} = {best.value(metric):.5f}.",
-    flush=True,
-  )
-  return best
 
 
 def _raise_if_failed(outcomes: list[Outcome], result: str):
