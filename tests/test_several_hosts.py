@@ -326,7 +326,7 @@ def test_sweeps_take_one_host(digits_dir, environment, tmp_path):
   done = run(arguments, environment | slurm)
 
   assert done.returncode == EX_USAGE
-  assert "A sweep takes one host" in done.stderr
+  assert "this is host 0 of 2: start the sweep on one machine" in done.stderr
 
 
 def test_a_run_begun_on_eight_devices_goes_on_on_two(
