@@ -58,14 +58,14 @@ def start_hosts(arguments, environment, homes=None, heartbeat=TIMEOUT):
   ]
   return [
     subprocess.Popen(
-      [*own, *flags, f"--host={host}"],
+      [*words, *flags, f"--host={host}"],
       cwd=ROOT,
       env=with_devices(environment, 2) | {"HOME": str(homes[host])},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for host, own in enumerate(pair)
+    for host, words in enumerate(pair)
   ]
 
 
@@ -77,8 +77,8 @@ def end(processes):
     for process in processes:
       process.kill()
   return [
-    (process.returncode, GLOO_OUTPUT.sub("", said or ""), shown)
-    for process, (said, shown) in zip(processes, ended, strict=True)
+    (process.returncode, GLOO_OUTPUT.sub("", output or ""), errors)
+    for process, (output, errors) in zip(processes, ended, strict=True)
   ]
 
 
@@ -90,7 +90,7 @@ def is_gloo_timeout(ended):
   them again; so do these tests.
   """
   late = re.compile(r"Gloo.*(DEADLINE_EXCEEDED|[Tt]imed out)")
-  return any(late.search(shown) for _, _, shown in ended)
+  return any(late.search(errors) for _, _, errors in ended)
 
 
 def finish(arguments, environment, codes=(EX_OK, EX_OK)):
@@ -137,7 +137,7 @@ def by_one_host(digits_dir, environment, tmp_path_factory):
 
 
 def test_two_hosts_train_as_one_with_as_many_devices(by_two_hosts, by_one_host):
-  (by_two, ended), (by_one, said) = by_two_hosts, by_one_host
+  (by_two, ended), (by_one, output) = by_two_hosts, by_one_host
   ours, theirs = results(read_rows(by_two)), results(read_rows(by_one))
 
   assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
@@ -146,7 +146,7 @@ def test_two_hosts_train_as_one_with_as_many_devices(by_two_hosts, by_one_host):
     for key in one:
       np.testing.assert_allclose(one[key], other[key], rtol=2e-4, atol=1e-6)
   assert "global 32 = 2 hosts x 2 cpu x 8 x 1 accumulated" in ended[0][1]
-  assert "global 32 = 1 host x 4 cpu x 8 x 1 accumulated" in said
+  assert "global 32 = 1 host x 4 cpu x 8 x 1 accumulated" in output
 
 
 def test_two_hosts_with_whole_states_train_as_one(
@@ -163,11 +163,11 @@ def test_two_hosts_with_whole_states_train_as_one(
 
 
 def test_only_the_first_host_prints_and_writes(by_two_hosts):
-  workdir, [(_, said, _), (_, other_said, other_shown)] = by_two_hosts
+  workdir, [(_, output, _), (_, other_output, other_errors)] = by_two_hosts
 
-  assert f"Done: {STEPS} steps." in said
-  assert other_said == ""
-  assert "step" not in other_shown
+  assert f"Done: {STEPS} steps." in output
+  assert other_output == ""
+  assert "step" not in other_errors
   starts = json.loads((workdir / "provenance.json").read_text())["starts"]
   assert len(list(workdir.glob("events.out.tfevents.*"))) == len(starts)
 
@@ -177,14 +177,16 @@ def test_two_hosts_evaluate_as_one(by_two_hosts, digits_dir, environment):
   arguments = command(digits_dir, workdir)
   arguments[1] = "eval.py"
 
-  [(_, said, _), (_, other_said, _)] = finish(arguments, environment)
-  alone = run(arguments, environment)
+  [(_, output, _), (_, other_output, _)] = finish(arguments, environment)
+  single = run(arguments, environment)
 
-  assert alone.returncode == EX_OK, alone.stderr
+  assert single.returncode == EX_OK, single.stderr
   accuracy = read_rows(workdir)[-1]["eval/test/accuracy"]
-  assert re.search(rf"eval/test/accuracy +{accuracy:.5f}", said)
-  assert re.findall(r"0\.\d{3}", said) == re.findall(r"0\.\d{3}", alone.stdout)
-  assert other_said == ""
+  assert re.search(rf"eval/test/accuracy +{accuracy:.5f}", output)
+  assert re.findall(r"0\.\d{3}", output) == re.findall(
+    r"0\.\d{3}", single.stdout
+  )
+  assert other_output == ""
 
 
 def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
@@ -209,8 +211,8 @@ def test_a_run_of_stopped_and_killed_hosts_ends_bit_for_bit_the_same(
   # A killed host ends all.
   processes = start_until(tmp_path, int(step) + 3, slow, environment)
   processes[0].kill()
-  code, _, shown = end(processes)[1]
-  assert code in (EX_TEMPFAIL, -signal.SIGABRT), shown
+  code, _, errors = end(processes)[1]
+  assert code in (EX_TEMPFAIL, -signal.SIGABRT), errors
 
   again = finish(arguments, environment)
   assert "Goes on from the checkpoint of step" in again[0][1]
@@ -232,10 +234,10 @@ def test_sigterm_before_the_others_are_there_is_a_stop_too(
   assert "waits for all of them" in waiting.stderr.readline()
   waiting.send_signal(signal.SIGTERM)
 
-  [(code, _, shown)] = end([waiting])
+  [(code, _, errors)] = end([waiting])
 
   assert code == EX_TEMPFAIL
-  assert "Traceback" not in shown
+  assert "Traceback" not in errors
 
 
 def test_hosts_with_different_configs_do_not_begin(
@@ -249,13 +251,13 @@ def test_hosts_with_different_configs_do_not_begin(
     "--config.data.workers=1",
   ]
 
-  for code, _, shown in end(start_hosts((one, other), environment)):
+  for code, _, errors in end(start_hosts((one, other), environment)):
     assert code == EX_USAGE
-    assert "Host 1 has another config than host 0" in shown
-    assert "optimizer.learning_rate: 0.003 -> 0.1" in shown
-    assert "evals.test.every_steps: 20 -> 7" in shown
-    assert "data.workers" not in shown
-    assert "Traceback" not in shown
+    assert "Host 1 has another config than host 0" in errors
+    assert "optimizer.learning_rate: 0.003 -> 0.1" in errors
+    assert "evals.test.every_steps: 20 -> 7" in errors
+    assert "data.workers" not in errors
+    assert "Traceback" not in errors
   assert not (tmp_path / "config.json").exists()
 
 
@@ -264,9 +266,9 @@ def test_hosts_without_a_common_folder_do_not_begin(
 ):
   pair = tuple(command(digits_dir, tmp_path / x) for x in "ab")
 
-  for code, _, shown in end(start_hosts(pair, environment)):
+  for code, _, errors in end(start_hosts(pair, environment)):
     assert code == EX_USAGE
-    assert shown.count("is not the same folder on all hosts") == 1
+    assert errors.count("is not the same folder on all hosts") == 1
   assert not list(tmp_path.glob("*/*"))
 
 
@@ -281,10 +283,10 @@ def test_hosts_with_other_weights_in_a_file_of_the_same_name_do_not_begin(
     weights.save(home / "init.npz", params)
   arguments = command(digits_dir, tmp_path / "run", init="~/init.npz")
 
-  for code, _, shown in end(start_hosts(arguments, environment, homes)):
+  for code, _, errors in end(start_hosts(arguments, environment, homes)):
     assert code == EX_USAGE
-    assert "Host 1 has other data or weights than host 0" in shown
-    assert "weights: " in shown
+    assert "Host 1 has other data or weights than host 0" in errors
+    assert "weights: " in errors
   assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -295,9 +297,9 @@ def test_what_is_wrong_on_one_host_is_said_on_all(
   one = command(digits_dir, tmp_path)
   other = [*one, f"--config.data.data_dir={tmp_path}"]
 
-  for code, _, shown in end(start_hosts((one, other), environment)):
+  for code, _, errors in end(start_hosts((one, other), environment)):
     assert code == EX_USAGE
-    assert "host 1: digits is not prepared" in shown
+    assert "host 1: digits is not prepared" in errors
   assert not (tmp_path / "config.json").exists()
 
 
