@@ -293,7 +293,7 @@ def test_the_published_heads_are_known_by_their_width(photo, tmp_path, capsys):
     assert run(f"--init={init}", photo, f"--out={table}") == 0
 
     out, err = capsys.readouterr()
-    assert f"classes  {number:,}, taken for those of the published" in err
+    assert f"classes  {number:,}, as in the published heads" in err
     for row, line in zip(read_table(table), out.splitlines()[1:], strict=True):
       assert row["label"] == names[int(row["class"])]
       assert line.endswith(f"  {row['label']} ({row['class']})")

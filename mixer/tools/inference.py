@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights with a head, shown images as they were shown them in training."""
+"""Inference: images preprocessed as in training, classified by any weights."""
 
 import collections
 import contextlib
@@ -27,25 +27,25 @@ from mixer.training.sharding import pmap_step, prefetch_to_device, replicate
 from mixer.training.step import normalise
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-PAPERS_SIZE = (224, 224)  # of images, where the weights take any
+PAPERS_SIZE = (224, 224)  # of images, for weights that take any size
 HEADS = {1000: class_names.imagenet2012, 21_843: class_names.imagenet21k}
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """Weights, and what is needed to show them an image.
+  """A model with its parameters, preprocessing and class names.
 
   Attributes:
-    name: of the weights, as asked for.
+    name: argument of `open_classifier`.
     model: with a head.
     params: of the model.
-    ops: a spec, from any image to one that the model takes.
-    size: height and width of that one.
-    loss: "softmax" or "sigmoid", which makes probabilities of logits: that of
-      the run's training; softmax of other weights, which compares the classes
-      even where they were trained with a sigmoid, as the published Mixers were.
-    class_names: one an output.
-    notes: where class names and ops are from.
+    ops: preprocessing spec.
+    size: height and width of preprocessed images.
+    loss: "softmax" or "sigmoid", which converts logits to probabilities: the
+      loss of the run; softmax for other weights, also for those that were
+      trained with a sigmoid, such as the published Mixers.
+    class_names: one per output.
+    notes: origins of the class names and of the ops.
   """
 
   name: str
@@ -60,14 +60,14 @@ class Classifier:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What an image shows.
+  """Most probable classes of an image.
 
   Attributes:
     path: of the image.
-    fault: why there is no prediction; "" if there is one.
-    pixels: uint8 [h, w, 3], as the model sees it.
+    fault: reason for a missing prediction; "" if there is one.
+    pixels: uint8 [h, w, 3], preprocessed.
     classes: int [k], the most probable first.
-    probabilities: float [k], theirs.
+    probabilities: float [k], of these classes.
   """
 
   path: str
@@ -117,7 +117,7 @@ def open_classifier(
 def _choose_ops(
   checkpoint: weights.LoadedWeights, ops: str | None
 ) -> tuple[str, str]:
-  """Returns a spec and where it is from."""
+  """Returns a preprocessing spec and its origin."""
   if ops:
     return ops, "--ops"
   for name, evaluation in checkpoint.config.get("evals", {}).items():
@@ -130,7 +130,7 @@ def _choose_ops(
 
 
 def made_for(checkpoint: weights.LoadedWeights) -> tuple[int, int]:
-  """Height and width of the images, square if it is not known."""
+  """Returns the height and width of the weights' images."""
   model = checkpoint.create_model()
   if not isinstance(model, TokenModel):
     return checkpoint.image_size or PAPERS_SIZE
@@ -143,14 +143,13 @@ def made_for(checkpoint: weights.LoadedWeights) -> tuple[int, int]:
 def _choose_names(
   checkpoint: weights.LoadedWeights, number: int, file: str | None
 ) -> tuple[tuple[str, ...], str]:
-  """Returns a name for each output and where they are from."""
+  """Returns a name for each output, and the origin of the names."""
   if file:
     names, origin = _read_lines(file), file
   elif checkpoint.class_names:
     names, origin = checkpoint.class_names, "the weights"
   elif number in HEADS:
-    told = "taken for those of the published heads with as many"
-    return HEADS[number](), told
+    return HEADS[number](), "as in the published heads of this width"
   else:
     return tuple(map(str, range(number))), "numbers; --classes=FILE names them"
   if len(names) != number:
@@ -190,14 +189,14 @@ def judge(
   loss: str,
   topk: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the most probable classes of images, and their probabilities.
+  """Returns the most probable classes of images, and the probabilities.
 
   Args:
     params: of the model.
     batch: "image" uint8 [n, h, w, 3].
     model: its `apply` returns (logits, intermediates).
-    loss: that the head was trained with, "softmax" or "sigmoid".
-    topk: how many, k.
+    loss: "softmax" or "sigmoid".
+    topk: number of classes, k.
 
   Returns:
     int32 [n, k] and float32 [n, k].
@@ -205,7 +204,7 @@ def judge(
   logits, _ = model.apply(
     {"params": params}, normalise(batch["image"]), train=False
   )
-  # By the logits: a sigmoid's largest values may all be 1.
+  # Ranked by logits, because a sigmoid's largest values may all round to 1.
   _, classes = jax.lax.top_k(logits, min(topk, logits.shape[-1]))
   probabilities = PROBABILITIES[loss](logits)
   return classes, jnp.take_along_axis(probabilities, classes, axis=-1)
@@ -240,12 +239,12 @@ def predict(
   topk: int = 5,
   batch: int = 32,
 ) -> Iterator[Prediction]:
-  """Yields what each image shows, in order, while later ones are decoded.
+  """Yields a prediction for each image, in order, while later ones are decoded.
 
   Args:
     classifier: from `open_classifier`.
     paths: of image files.
-    topk: classes an image.
+    topk: number of classes per image.
     batch: images at once, rounded up to a multiple of the devices.
   """
   devices = jax.local_devices()[: len(paths)]
