@@ -142,8 +142,9 @@ def event_steps(workdir):
   return [event.step for event in accumulator.Tensors("train/loss")]
 
 
-@pytest.mark.parametrize("kind", ["thread", "process"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  ("number", "kind"), [(signal.SIGINT, "thread"), (signal.SIGTERM, "process")]
+)
 def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
   number, kind, undisturbed, digits_dir, environment, tmp_path
 ):
