@@ -245,6 +245,7 @@ class EvaluatorType:
   keys: of this type only, and other defaults of those of all types.
   results: returns the results that may select the best checkpoint, from the
     evaluator's part of the config.
+  lower_is_better: names of results whose best value is the lowest.
   prefix: of the results' names.
   multilabel: an example has any number of classes.
   own_classes: the data set's classes are not those of the head.
@@ -253,6 +254,7 @@ class EvaluatorType:
   target: str
   keys: dict[str, Key]
   results: Callable[[ConfigDict], list[str]]
+  lower_is_better: tuple[str, ...] = ("loss",)
   prefix: str = ""
   multilabel: bool = False
   own_classes: bool = False
@@ -328,3 +330,9 @@ def evaluator_schema(type: str) -> dict[str, Key]:
 def result_name(type: str, name: str, result: str) -> str:
   """Returns the name of an evaluator's result, such as "eval/test/loss"."""
   return f"eval/{EVALUATORS[type].prefix}{name}/{result}"
+
+
+def is_lower_better(name: str) -> bool:
+  """Returns whether the lowest "eval/test/loss", or other result, is best."""
+  result = name.rpartition("/")[2]
+  return any(result in each.lower_is_better for each in EVALUATORS.values())

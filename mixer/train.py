@@ -237,6 +237,9 @@ def train(
       return EX_TEMPFAIL
     params = jax.block_until_ready(sharding.gather(state.eval_params, devices))
     if hosts.is_first:
+      best = plan.config.checkpoint.best
+      if best and checkpoints.best_step is None:
+        print(f"No checkpoint is the best: no evaluation gave a number {best}.")
       finish(plan, folder, to_host(params))
     return EX_OK
 

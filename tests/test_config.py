@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
+
 import pytest
 import recipes
 from ml_collections import ConfigDict
@@ -218,11 +220,11 @@ def test_a_config_makes_a_model_of_any_family(digits_dir, model):
   [
     (
       VIT | dict(tokens_mlp=3),
-      "config.model.tokens_mlp is of Mixer, MixerVariation; ViT has no such "
+      "config.model.tokens_mlp is of Mixer, MixerVariation.*; ViT has no such "
       "field: leave it",
     ),
-    (BIT | dict(gelu="tanh"), "gelu is of Mixer, ViT, MixerVariation; BiT has"),
-    (BIT | dict(patch=4), "patch is of Mixer, ViT, MixerVariation; BiT has no"),
+    (BIT | dict(gelu="tanh"), "gelu is of Mixer, ViT, .*; BiT has"),
+    (BIT | dict(patch=4), "patch is of Mixer, ViT, .*; BiT has no"),
     (dict(name="Mixer-B/16", pool="mean"), "pool is of ViT; Mixer-B/16 has"),
     (VIT | dict(heads=3), "heads=3 do not divide hidden=16"),
     (VIT | dict(patch=3), "8 x 8 px are not divided by patches of 3 px"),
@@ -239,7 +241,7 @@ def test_a_model_that_cannot_be_is_said_before_anything_compiles(
 ):
   problems = plan_model(digits_dir, model).complaints.problems
 
-  assert any(words in problem for problem in problems), problems
+  assert any(re.search(words, problem) for problem in problems), problems
 
 
 def test_all_complaints_come_together(digits_dir):

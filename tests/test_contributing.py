@@ -10,7 +10,7 @@ import recipes
 from runs import read_rows
 
 from mixer import config as schema
-from mixer import models, train
+from mixer import models, train, weights
 from mixer.cli import EX_OK
 from mixer.data import pp_parser
 from mixer.models import mixer
@@ -24,6 +24,19 @@ def run_example(name, source, monkeypatch):
   monkeypatch.setitem(sys.modules, name, module)
   exec(source, module.__dict__)
   return module
+
+
+def test_an_evaluator_tells_which_results_are_better_when_lower(monkeypatch):
+  calibration = schema.EvaluatorType(
+    "mixer.evaluators.calibration:Calibration",
+    keys={},
+    results=lambda options: ["ece", "confidence"],
+    lower_is_better=("ece",),
+  )
+  monkeypatch.setitem(schema.EVALUATORS, "calibration", calibration)
+
+  names = "eval/val/ece", "eval/val/confidence", "eval/val/loss", "eval/ece/x"
+  assert [*map(schema.is_lower_better, names)] == [True, False, True, False]
 
 
 def test_the_examples_train_and_evaluate(digits_dir, tmp_path, monkeypatch):
@@ -47,4 +60,8 @@ def test_the_examples_train_and_evaluate(digits_dir, tmp_path, monkeypatch):
 
   assert train.train(config, str(tmp_path)) == EX_OK
 
+  monkeypatch.delitem(pp_parser.OPS, "darken")  # as in another program
+  assert isinstance(
+    weights.read(str(tmp_path)).create_model(), shift.ShiftMixer
+  )
   assert 0.1 <= read_rows(tmp_path)[-1]["eval/own/confidence"] <= 1.0

@@ -8,7 +8,7 @@ from photographs import PHOTOGRAPHS, encoded
 from scipy import stats
 from test_resize import as_tensorflow_resizes
 
-from mixer.data import preprocess
+from mixer.data import pp_parser, preprocess
 from mixer.data.decode import decode
 from mixer.errors import UserError
 
@@ -331,6 +331,29 @@ def test_a_spec_may_have_several_lines():
   assert preprocess.parse("\n pad(1)\n | flip\n") == preprocess.parse(
     "pad(1) | flip"
   )
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (lambda image: image / 2, r"float64 \[480, 640, 3\]"),
+    (lambda image: image[..., :1], r"uint8 \[480, 640, 1\]"),
+    (lambda image: image[..., 0], r"uint8 \[480, 640\]"),
+    (lambda image: None, r"object \[\]"),
+  ],
+)
+def test_an_op_that_returns_no_uint8_image_is_named(monkeypatch, change, words):
+  monkeypatch.setattr(pp_parser, "OPS", {**pp_parser.OPS})
+
+  @pp_parser.op("broken")
+  class Broken:
+    def __call__(self, image, rng):
+      return change(image)
+
+  with pytest.raises(
+    UserError, match=rf"test image.*Broken\(\) returns {words}"
+  ):
+    preprocess.output_size("flip | broken | resize(8)")
 
 
 def test_a_crop_larger_than_the_image_names_both_sizes():

@@ -130,5 +130,5 @@ def test_the_size_of_permuted_images_is_known_beforehand():
   assert preprocess.output_size(
     "resize_small(32) | central_crop(24) | permute_patches(8)"
   ) == (24, 24)
-  with pytest.raises(UserError, match="photograph of 480 x 640.*patches of 9"):
+  with pytest.raises(UserError, match="test image of 480 x 640.*patches of 9"):
     preprocess.output_size("permute_patches(9)")

@@ -2,6 +2,7 @@
 """Training runs on the digits: files, kills, stops, resumption, errors."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -35,6 +36,7 @@ from runs import (
 from benchmarks.train_with_nan import inject_nan
 from mixer import evaluate, train, weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
+from mixer.config import EVALUATORS
 from mixer.config_check import to_dict
 from mixer.data.input_pipeline import eval_batches
 from mixer.data.shuffle import IndexShuffler
@@ -599,3 +601,17 @@ def test_a_duration_of_a_flag_replaces_the_recipes_in_another_unit(
 
   assert done.returncode == EX_OK, done.stderr
   assert re.search(r"length +20 steps, .*warm-up 2 steps", done.stdout)
+
+
+def test_a_best_result_that_never_comes_is_said_at_the_end(
+  digits_dir, tmp_path, monkeypatch, capsys
+):
+  promised = dataclasses.replace(
+    EVALUATORS["classification"], results=lambda options: ["ece"]
+  )
+  monkeypatch.setitem(EVALUATORS, "classification", promised)
+  config = small(digits_dir, checkpoint__best="eval/test/ece")
+
+  assert train.train(config, str(tmp_path)) == EX_OK
+
+  assert "no evaluation gave a number eval/test/ece" in capsys.readouterr().out

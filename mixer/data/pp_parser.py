@@ -91,18 +91,27 @@ def output_size(ops: str) -> tuple[int, int]:
   """Returns the height and width that a spec makes of any photograph.
 
   Raises:
-    UserError: the spec is wrong, or makes other sizes of other images.
+    UserError: the spec is wrong, makes other sizes of other images, or has an
+      op that returns no uint8 [h, w, 3].
   """
   transform = parse(ops)
   rng = np.random.default_rng(0)
   sizes = set()
-  for size in ((480, 640), (640, 480), (500, 375)):
+  for height, width in ((480, 640), (640, 480), (500, 375)):
+    image = np.zeros((height, width, 3), np.uint8)
     try:
-      sizes.add(transform(np.zeros((*size, 3), np.uint8), rng).shape[:2])
+      for each in transform.ops:
+        image = np.asarray(each(image, rng))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+          raise ValueError(
+            f"{each} returns {image.dtype} {list(image.shape)}, and an op must "
+            "return uint8 [height, width, 3]."
+          )
     except ValueError as error:
       raise UserError(
-        f"{ops!r} fails on a photograph of {size[0]} x {size[1]}: {error}"
+        f"{ops!r} fails on a test image of {height} x {width}: {error}"
       ) from error
+    sizes.add(image.shape[:2])
   if len(sizes) > 1:
     raise UserError(
       f"{ops!r} makes images of different sizes of photographs of different "

@@ -103,7 +103,7 @@ class TokenModel(ImageModel, kw_only=True):
   (decorated with `nn.nowrap`, so that a nested module may call it),
   `block_sizes`, the names of the fields that blocks take from it, and
   `trained_tokens`, which returns the number of tokens that parameters were made
-  for. Options of Mixer and ViT:
+  for, None if they do not tell. Options of Mixer and ViT:
 
   patch: side of a patch in pixels, P.
   hidden: channels of a token, C.
@@ -128,11 +128,11 @@ class TokenModel(ImageModel, kw_only=True):
       verb: relation of the parameters to tokens, for the message.
     """
     check_images(images, self.image_channels, self.patch)
-    try:
-      tokens = self.trained_tokens(self.variables["params"])
-    except KeyError:  # the parameters are being initialized
+    if self.is_initializing():
       return
-    check_tokens(images, self.patch, tokens, verb)
+    tokens = self.trained_tokens(self.variables["params"])
+    if tokens is not None:
+      check_tokens(images, self.patch, tokens, verb)
 
   def embed_patches(
     self, images: jax.Array, name: str, *, as_product: bool = False

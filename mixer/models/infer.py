@@ -95,13 +95,16 @@ def infer_image_size(
 ) -> tuple[int, int] | None:
   """Returns height and width of the square image that parameters are for.
 
-  None for a BiT, which takes any size, for a number of tokens that is not a
-  square, and for parameters of another family, unless `model` is given.
+  None for a BiT, which takes any size, for a number of tokens that is unknown
+  or not a square, and for parameters of another family, unless `model` is
+  given.
   """
   model = model or infer(params)
   if not isinstance(model, TokenModel):
     return None
   tokens = model.trained_tokens(params)
+  if tokens is None:
+    return None
   side = math.isqrt(tokens)
   return (side * model.patch,) * 2 if side * side == tokens else None
 

@@ -119,6 +119,6 @@ class MlpMixer(TokenModel, kw_only=True):
   def block_class(self) -> type[MixerBlock]:
     return select_block(self, MixerBlock)
 
-  def trained_tokens(self, params) -> int:
-    mixing = params[f"{self.block_name}_0"]["token_mixing"]
-    return mixing["Dense_0"]["kernel"].shape[-2]
+  def trained_tokens(self, params) -> int | None:
+    mixing = params[f"{self.block_name}_0"].get("token_mixing")
+    return mixing and mixing["Dense_0"]["kernel"].shape[-2]

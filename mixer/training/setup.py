@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.config import is_lower_better
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data_plan import check_classes
@@ -154,7 +155,7 @@ def open_checkpoints(plan: Plan, folder: epath.Path) -> Checkpoints:
     folder / CHECKPOINTS,
     keep=options.keep,
     keep_every_steps=plan.schedule.milestone_every,
-    best="min" if options.best.endswith("/loss") else "max",
+    best="min" if is_lower_better(options.best) else "max",
   )
 
 

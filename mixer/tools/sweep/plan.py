@@ -10,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.config import is_lower_better
 from mixer.config_check import resolve, validate
 from mixer.data_plan import Complaints, known_results
 from mixer.errors import UserError, did_you_mean, format_list
@@ -84,7 +85,7 @@ def best_outcome(config: ConfigDict, outcomes: list[Outcome]) -> Outcome | None:
       equally good ones is the best.
   """
   metric = config.sweep.metric
-  sign = -1 if metric.endswith("/loss") else 1
+  sign = -1 if is_lower_better(metric) else 1
   finite = [each for each in outcomes if each.value(metric) is not None]
   return max(finite, key=lambda each: sign * each.value(metric), default=None)
 
