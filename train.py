@@ -47,6 +47,7 @@ def main() -> int:
     accept_changes=ACCEPT_CHANGES.value,
     skip_missing=SKIP_MISSING.value,
     cluster=cluster_from_flags(),
+    started=cli.PROCESS_START,
   )
 
 

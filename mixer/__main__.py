@@ -26,7 +26,7 @@ TOOLS = {
     "export --init=RUN --out=digits.stablehlo",
   ),
   "sweep": (
-    "fine-tune by the paper's protocol",
+    "search learning rates, repeat the best",
     "sweep --config=configs/finetune.py --workdir=DIR",
   ),
   "preflight": (
@@ -46,7 +46,13 @@ def usage() -> str:
     f"  {name:10} {purpose:41} {example}"
     for name, (purpose, example) in TOOLS.items()
   ]
-  return "\n".join(["usage: python -m mixer NAME [ARGUMENT ...]", *lines])
+  return "\n".join(
+    [
+      "usage: python -m mixer NAME [ARGUMENT ...]",
+      *lines,
+      "train.py trains, eval.py evaluates, launch/ starts all on clusters.",
+    ]
+  )
 
 
 def main() -> int:

@@ -190,7 +190,8 @@ def _explain_parse_error(error: Exception) -> str:
   for complaint, kind in _KINDS.items():
     flag, is_match, _ = message.partition(f": {complaint}")
     if is_match and flag.startswith("flag --"):
-      return f"{flag.removeprefix('flag ')}: write {kind}."
+      unset = "; 0 unsets it" if message.endswith("'None'") else ""
+      return f"{flag.removeprefix('flag ')}: write {kind}{unset}."
   if isinstance(error, (UserError, flags.Error)):
     return message
   if isinstance(error, OSError):
@@ -240,8 +241,9 @@ def _unknown_arguments() -> list[str]:
     if key in keys or not near:
       near = [f"config.{each}" for each in _nearest_keys(key, keys)]
     if near:
-      value = shlex.quote(value) if value else "VALUE"
-      complaint += f"; did you mean --{near[0]}={value}?"
+      if near[0] not in flags.FLAGS or not flags.FLAGS[near[0]].boolean:
+        near[0] += f"={shlex.quote(value) if value else 'VALUE'}"
+      complaint += f"; did you mean --{near[0]}?"
     else:
       complaint += "; mixer/config.py lists the keys, --help the flags."
     complaints.append(complaint)

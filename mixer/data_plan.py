@@ -140,7 +140,8 @@ def plan_data(
     with complaints.collect(f"{where}: "):
       splits = _open_eval(config, name, source)
     evals[name] = EvalPlan(options, batch, every, *splits)
-  best, results = config.checkpoint.best, known_results(evals)
+  best = config.checkpoint.best
+  results = known_results(evals, config.model.num_classes)
   if best and best not in results:
     complaints.problems.append(
       f"config.checkpoint.best = {best!r} is the result of no evaluator"
@@ -328,12 +329,15 @@ def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
     )
 
 
-def known_results(evals: dict[str, EvalPlan]) -> dict[str, str]:
+def known_results(
+  evals: dict[str, EvalPlan], num_classes: int
+) -> dict[str, str]:
   """Maps each result, such as "eval/test/loss", to its evaluator's name."""
   return {
     result_name(each.options.type, name, result): name
     for name, each in evals.items()
     for result in each.type.results(each.options)
+    if result != "accuracy_top5" or num_classes > 5
   }
 
 

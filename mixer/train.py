@@ -10,12 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import weights
-from mixer.cli import (
-  EX_OK,
-  EX_TEMPFAIL,
-  PROCESS_START,
-  sigterm_to_keyboard_interrupt,
-)
+from mixer.cli import EX_OK, EX_TEMPFAIL, sigterm_to_keyboard_interrupt
 from mixer.cluster import ONE_HOST, Cluster
 from mixer.data.shuffle import IndexShuffler
 from mixer.distributed import Hosts, initialize
@@ -68,6 +63,7 @@ def train(
   accept_changes: bool = False,
   skip_missing: bool = False,
   cluster: Cluster = ONE_HOST,
+  started: float | None = None,
 ) -> int:
   """Trains to the end, or until it is asked to stop.
 
@@ -80,6 +76,7 @@ def train(
     accept_changes: resume although the folder's config is another.
     skip_missing: leave out evaluators whose data are missing, and print which.
     cluster: the hosts.
+    started: time.monotonic() of the command's start; default: now.
 
   Returns:
     The exit code: EX_OK, or EX_TEMPFAIL after saving.
@@ -87,6 +84,8 @@ def train(
   Raises:
     UserError: something for the user to change; nothing was lost.
   """
+  if started is None:
+    started = time.monotonic()
   configure_xla(deterministic=config.get("deterministic_operations"))
   enable_compilation_cache()
   with contextlib.ExitStack() as stack:
@@ -219,7 +218,7 @@ def train(
         if step == start:  # the first call compiles
           with log.timer.pause():
             state, metrics = update(state, batch)
-          seconds = time.monotonic() - PROCESS_START
+          seconds = time.monotonic() - started
           log.message(f"first update after {seconds:.1f} s")
         else:
           state, metrics = update(state, batch)

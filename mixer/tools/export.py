@@ -48,7 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog="python -m mixer export")
+  parser = argparse.ArgumentParser(
+    prog="python -m mixer export",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   add = parser.add_argument
   add("--init", required=True, help="weights: a name, a file, a run's folder")
   kinds = " *".join((PROGRAM, *LAYOUTS))

@@ -50,7 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog="python -m mixer predict")
+  parser = argparse.ArgumentParser(
+    prog="python -m mixer predict",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   add = parser.add_argument
   add("images", nargs="+", metavar="IMAGE", help="file, folder or 'pattern'")
   add("--init", required=True, help="weights: a name, a file, a run's folder")

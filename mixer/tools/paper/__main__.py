@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
   figure = commands.add_parser(
-    "figure", help=f"draw one of {', '.join(figures.FIGURES)}"
+    "figure",
+    help=f"draw one of {', '.join(figures.FIGURES)}",
+    description=f"NAME is one of {', '.join(figures.FIGURES)}.",
   )
   figure.add_argument(
     "name", nargs="?", metavar="NAME", help="with --help after it: its flags"

@@ -147,7 +147,7 @@ def _estimate(report: dict) -> Iterator[str]:
     f"{_ms(least['communication'])}",
   )
   seconds = estimate["compiler_seconds"]
-  text = "unknown: it gives no time, or an impossible one"
+  text = "gives no time for this program"
   yield _line("compiler", f"expects {_ms(seconds)}" if seconds else text)
   origin = (
     "as the compiler expects"

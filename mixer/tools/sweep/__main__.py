@@ -41,7 +41,8 @@ ACCEPT_CHANGES = flags.DEFINE_bool(
 PARALLEL = flags.DEFINE_bool(
   "parallel",
   "SLURM_ARRAY_TASK_ID" in os.environ,
-  "Share the runs with other processes that sweep in DIR.",
+  "Share the runs with other processes that sweep in DIR; one that finds all "
+  "others busy exits with 75, and is to be started again.",
 )
 flags.mark_flag_as_required("config")
 

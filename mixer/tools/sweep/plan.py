@@ -261,7 +261,7 @@ def _check_result(
 ) -> str | None:
   """Returns the evaluator of config.sweep.KEY; complains if there is none."""
   result, problems = sweep.config.sweep[key], sweep.complaints.problems
-  evaluators = known_results(plan.data.evals)
+  evaluators = known_results(plan.data.evals, plan.config.model.num_classes)
   if result in evaluators:
     steps = plan.schedule.total_steps
     for run in runs:

@@ -6,7 +6,7 @@
 
 Figure 3 has the models that the paper pre-trained on JFT-300M and fine-tuned at
 224 px, all from table 3: ImageNet accuracy over the cost of pre-training (left)
-and over images per second and TPUv3 core (right).
+and over images per second per TPUv3 core (right).
 
 `figure throughput` starts with all of table 3. Each further panel is a device
 measured by `python -m benchmarks.throughput` (results/throughput/): the same
@@ -43,7 +43,7 @@ _LEGEND = (
   "ImageNet-21k (large), ImageNet (small)"
 )
 _COST = "pre-training, thousand TPUv3 core-days"
-_SPEED = "images per second and TPUv3 core"
+_SPEED = "images per second per TPUv3 core"
 _MAX_DEVICES = 2  # panels besides the paper's
 
 Points = list[tuple[Row, float]]  # rows of a table with their cost or speed

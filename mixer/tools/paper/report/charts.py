@@ -127,8 +127,13 @@ def _draw_batches(axes, name: str, series: Series) -> str:
   """Draws a series of single batches; returns its label, if it needs one."""
   if name == "train/loss":
     return plots.draw_training_loss(axes, *series, _TRAINING)
-  marker = "o" if len(series[0]) == 1 else ""
-  axes.plot(*series, color=_TRAINING, linewidth=1.4, marker=marker)
+  axes.plot(
+    *series,
+    color=_TRAINING,
+    linewidth=1.4,
+    marker="o",
+    markersize=3 if len(series[0]) < 40 else 0,
+  )
   return ""
 
 
