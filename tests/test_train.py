@@ -481,7 +481,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     ),
     (
       ["--config=configs/digits.py", "--config.total_epochs=None"],
-      "error: --config.total_epochs=None: write a number.",
+      "error: --config.total_epochs=None: write a number; 0 unsets it.",
     ),
     (
       ["--config=configs/digits.py", "--config.model.scan=maybe"],
