@@ -18,7 +18,7 @@ from mixer import cli
 from mixer.config import default, evaluator
 from mixer.config_check import resolve, to_dict
 from mixer.errors import UserError
-from mixer.tools.paper import report
+from mixer.tools.paper import protocols, record, report
 
 
 class Page(html.parser.HTMLParser):
@@ -235,6 +235,17 @@ def test_a_run_of_a_row_of_the_paper_has_its_number_next_to_it(
 
   assert ("paper, table 3: 76.44 %" in page.text) == is_row
   assert ("(here -1.00 points)" in page.text) == is_row
+
+
+def test_an_installed_package_reports_runs_without_the_recipes(
+  done, tmp_path, monkeypatch
+):
+  for module in protocols, record:
+    monkeypatch.setattr(module, "PROJECT", tmp_path)
+
+  page, _ = read(done)
+
+  assert "done, 200 steps" in page.text
 
 
 def test_html_in_a_config_is_escaped(tmp_path):

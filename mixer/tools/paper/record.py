@@ -33,6 +33,7 @@ from mixer.tools.paper.protocols import (
 from mixer.tools.paper.results_store import (
   CORE_DAYS,
   EVALUATION,
+  PROJECT,
   RUN,
   SWEEPS,
   add_records,
@@ -106,6 +107,8 @@ def find_row(
     config: from its config.json.
     results: of its evaluators.
   """
+  if not (PROJECT / "configs").is_dir():
+    return None  # an installed package has no recipes to compare with
   config = to_dict(resolve_known(config))
   rate = config["optimizer"]["learning_rate"]
   run = RunResult(folder, RUN, config, single_means(results), [], rate)
