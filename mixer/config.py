@@ -244,7 +244,7 @@ class EvaluatorType:
     an `mixer.evaluators.EvalSetup`, and has `run(params)`.
   keys: of this type only, and other defaults of those of all types.
   results: returns the results that may select the best checkpoint, from the
-    evaluator's part of the config.
+    evaluator's part of the config and the number of classes.
   lower_is_better: names of results whose best value is the lowest.
   prefix: of the results' names.
   multilabel: an example has any number of classes.
@@ -253,7 +253,7 @@ class EvaluatorType:
 
   target: str
   keys: dict[str, Key]
-  results: Callable[[ConfigDict], list[str]]
+  results: Callable[[ConfigDict, int], list[str]]
   lower_is_better: tuple[str, ...] = ("loss",)
   prefix: str = ""
   multilabel: bool = False
@@ -269,7 +269,9 @@ EVALUATORS = {
       "per_class": Key(False),  # writes WORKDIR/eval/NAME_per_class.csv
       "confusion": Key(False),  # writes WORKDIR/eval/NAME_confusion.csv
     },
-    results=lambda options: ["loss", "accuracy", "accuracy_top5"],
+    results=lambda options, classes: (
+      ["loss", "accuracy"] + ["accuracy_top5"] * (classes > 5)
+    ),
   ),
   # Accuracy where an image has any number of right classes (ReaL).
   "real": EvaluatorType(
@@ -280,7 +282,7 @@ EVALUATORS = {
       "split": Key("validation"),
       "label": Key("real_label"),  # a feature that is a sequence of classes
     },
-    results=lambda options: ["accuracy"],
+    results=lambda options, classes: ["accuracy"],
     multilabel=True,
   ),
   # Linear regression on features from a few examples of each class, tested on
@@ -294,7 +296,7 @@ EVALUATORS = {
       "draws": Key(3, _POSITIVE),  # results are means over this many
       "l2": Key(1024.0, above_zero),  # penalty on the squared weights
     },
-    results=lambda options: [f"{shots}shot" for shots in options.shots],
+    results=lambda options, classes: [f"{n}shot" for n in options.shots],
     prefix="fewshot/",
     own_classes=True,
   ),

@@ -336,8 +336,7 @@ def known_results(
   return {
     result_name(each.options.type, name, result): name
     for name, each in evals.items()
-    for result in each.type.results(each.options)
-    if result != "accuracy_top5" or num_classes > 5
+    for result in each.type.results(each.options, num_classes)
   }
 
 

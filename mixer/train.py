@@ -49,11 +49,7 @@ from mixer.training.setup import (
   plan_run,
   restore,
 )
-from mixer.training.sharding import (
-  all_devices,
-  local_devices,
-  to_host,
-)
+from mixer.training.sharding import all_devices, local_devices, to_host
 
 
 def train(

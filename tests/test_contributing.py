@@ -30,7 +30,7 @@ def test_an_evaluator_tells_which_results_are_better_when_lower(monkeypatch):
   calibration = schema.EvaluatorType(
     "mixer.evaluators.calibration:Calibration",
     keys={},
-    results=lambda options: ["ece", "confidence"],
+    results=lambda options, classes: ["ece", "confidence"],
     lower_is_better=("ece",),
   )
   monkeypatch.setitem(schema.EVALUATORS, "calibration", calibration)

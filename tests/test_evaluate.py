@@ -116,7 +116,7 @@ def test_a_new_evaluator_is_one_row_of_the_table(
   row = EvaluatorType(
     f"{__name__}:CountImages",
     {"factor": Key(1)},
-    results=lambda options: ["images"],
+    results=lambda options, classes: ["images"],
     prefix="count/",
   )
   monkeypatch.setitem(EVALUATORS, "count", row)

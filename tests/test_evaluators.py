@@ -50,10 +50,17 @@ def padded(examples, batch):
 
 
 def evaluate(
-  examples, *, batch, devices, loss="softmax", folder=None, **options
+  examples,
+  *,
+  batch,
+  devices,
+  loss="softmax",
+  folder=None,
+  classes=CLASSES,
+  **options,
 ):
   some = jax.local_devices()[:devices]
-  names = [f"class {k}" for k in range(CLASSES)]
+  names = [f"class {k}" for k in range(classes)]
   setup = EvalSetup(
     name="test",
     options=config.evaluator(**options),
@@ -89,6 +96,14 @@ def test_results_are_scikit_learns_for_any_batch_and_devices(
   result = evaluate(examples, batch=batch, devices=devices)
 
   assert result == pytest.approx(truth(examples), rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_a_run_has_the_results_that_may_select_the_best(examples, classes):
+  result = evaluate(examples, batch=16, devices=2, classes=classes)
+
+  kind = config.EVALUATORS["classification"]
+  assert list(result) == kind.results(config.evaluator(), classes)
 
 
 def test_the_sigmoid_loss_is_summed_over_classes(examples):

@@ -607,7 +607,7 @@ def test_a_best_result_that_never_comes_is_said_at_the_end(
   digits_dir, tmp_path, monkeypatch, capsys
 ):
   promised = dataclasses.replace(
-    EVALUATORS["classification"], results=lambda options: ["ece"]
+    EVALUATORS["classification"], results=lambda options, classes: ["ece"]
   )
   monkeypatch.setitem(EVALUATORS, "classification", promised)
   config = small(digits_dir, checkpoint__best="eval/test/ece")
