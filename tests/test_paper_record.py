@@ -21,6 +21,7 @@ from mixer.tools.paper.__main__ import main
 from mixer.tools.paper.protocols import load_recipe
 from mixer.tools.paper.record import record
 from mixer.tools.paper.result_tables import accuracy_note
+from mixer.tools.paper.run_reader import device_days
 from mixer.weights.zoo import REGISTRY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -219,6 +220,18 @@ def test_an_evaluation_records_the_sha256_of_its_file(
   content = json.loads((tmp_path / "evaluation.json").read_text())
   data = (pretrained / "weights.npz").read_bytes()
   assert content["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_start_from_the_same_step_replaces_the_one_before():
+  rows = [{"step": 10, "images_per_second": 64.0}]
+  starts = [
+    {"from_step": 0, "device_kind": "A", "devices": 4},
+    {"from_step": 0, "device_kind": "B", "devices": 2},
+  ]
+
+  days = device_days(rows, starts, batch=64)
+
+  assert days == {"B": pytest.approx(2 * 10 / 86_400)}
 
 
 def test_a_new_record_replaces_only_the_cells_that_it_has(

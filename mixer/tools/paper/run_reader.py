@@ -28,6 +28,8 @@ from mixer.training.run_dir import (
 from mixer.weights import RUN_FILE
 
 _SECONDS_PER_DAY = 86_400.0
+# Of updates before the first start in a provenance.json that was lost once.
+_UNKNOWN = {"device_kind": "unknown device", "devices": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,13 +229,10 @@ def device_days(
   """
   days = collections.Counter()
   for step, seconds in update_seconds(rows, batch):
-    start = max(
-      (each for each in starts if each.get("from_step", 0) < step),
-      key=lambda each: each.get("from_step", 0),
-      default={},
-    )
-    kind = start.get("device_kind", "unknown device")
-    days[kind] += start.get("devices", 1) * seconds / _SECONDS_PER_DAY
+    # A later start drops the rows after its first step.
+    earlier = (x for x in reversed(starts) if x["from_step"] < step)
+    start = next(earlier, _UNKNOWN)
+    days[start["device_kind"]] += start["devices"] * seconds / _SECONDS_PER_DAY
   return dict(days)
 
 
