@@ -218,7 +218,8 @@ class Results:
     Raises:
       UserError: the file is damaged, or cannot be written.
     """
-    self.path = folder / benchmark / f"{file_name(device['device'])}.json"
+    folder = folder.expanduser() / benchmark
+    self.path = folder / f"{file_name(device['device'])}.json"
     command = ["python", "-m", f"benchmarks.{benchmark}", *sys.argv[1:]]
     self._header = device | {"command": shlex.join(command)}
     self.lists = {name: [] for name in lists}

@@ -240,7 +240,7 @@ def check_writable(file: str | os.PathLike, flag: str):
   """Checks, before long work begins, that a file can be written.
 
   Args:
-    file: path as the user gave it.
+    file: path as the user gave it; "~" is the home folder.
     flag: name of the command-line flag that gave it.
 
   Raises:
@@ -248,7 +248,7 @@ def check_writable(file: str | os.PathLike, flag: str):
   """
   if is_in_bucket(file):
     raise UserError(f"--{flag}={file} must be a local file: copy it yourself.")
-  path = Path(file).absolute()
+  path = Path(file).expanduser().absolute()
   if not path.parent.is_dir():
     raise UserError(f"There is no folder for --{flag}={file}: make it first.")
   if path.is_dir():

@@ -404,7 +404,7 @@ class Tags(HTMLParser):
 def test_html_stands_by_itself_and_its_marks_lead_to_notes(
   number, rows, results, tmp_path, capsys
 ):
-  file = tmp_path / "page" / "table.html"
+  file = tmp_path / "table.html"
 
   output = show(capsys, number, results, f"--out={file}")
 
@@ -454,6 +454,7 @@ def test_marks_go_on_after_z_and_are_the_same_for_the_same_words():
     (["report", "--workdir=r", "--out=r.txt"], "r.txt must end in .html"),
     (["report", "--workdir="], "--workdir= is empty: give it a value"),
     (["figure", "5", "--init", ""], "--init is empty: give it a value"),
+    (["table", "2", "--out=gs://b/t.md"], "gs://b/t.md must be a local file"),
     (["table", "2", "--out=t.foo"], "end it in .txt, .md, .html, .htm."),
     (
       ["table", "2", "--out=t.html", "--format=markdown"],
@@ -467,6 +468,23 @@ def test_bad_input_is_one_message_and_exit_2(arguments, words, capsys):
 
   text = capsys.readouterr().err
   assert words in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "arguments", [("table", "2", "--out=~/t.md"), ("figure", "3", "--out=~/f.svg")]
+)
+def test_a_file_in_the_home_folder_is_written_there(
+  arguments, tmp_path, monkeypatch
+):
+  (tmp_path / "home").mkdir()
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.chdir(tmp_path)
+
+  assert main(list(arguments)) == EX_OK
+
+  name = arguments[-1].rpartition("/")[2]
+  assert (tmp_path / "home" / name).is_file()
+  assert [x.name for x in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_figure_has_only_its_own_flags(capsys):

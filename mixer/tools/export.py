@@ -14,6 +14,7 @@ older than the one that wrote it: for longer, keep the weights and export again.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ def run(init: str, out: str, **options: str | int | None) -> str:
       f" program, in {' or '.join(LAYOUTS)} for weights."
     )
   check_writable(out, "out")
+  out = os.path.expanduser(out)
   if suffix == PROGRAM:
     _check_choices(options)
     return write_program(weights.read(init), Path(out), **options)

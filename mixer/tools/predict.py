@@ -171,7 +171,7 @@ def _rows(
 ) -> Iterator[Callable[[Prediction], None]]:
   """Yields a function that writes a prediction; the file appears at the end."""
   with (
-    atomic_write(Path(out)) as partial,
+    atomic_write(Path(out).expanduser()) as partial,
     partial.open("w", newline="", encoding="utf-8") as file,
   ):
     writer = csv.writer(file)
@@ -282,7 +282,7 @@ def draw(
     if len(name) > 30:
       name = f"...{name[-27:]}"
     axis.set_xlabel(name, fontsize=6, color=plots.GREY, parse_math=False)
-  figure.savefig(file, dpi=150)
+  figure.savefig(Path(file).expanduser(), dpi=150)
 
 
 def _short(name: str) -> str:

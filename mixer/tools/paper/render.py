@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixer.errors import UserError, did_you_mean
-from mixer.storage import atomic_write
+from mixer.storage import atomic_write, check_writable
 from mixer.tools.paper import html
 from mixer.tools.table import render as render_markdown
 
@@ -110,8 +110,8 @@ def write(page: Page, format: str | None, out: str | None) -> str:
   text = FORMATS[choose_format(format, out)](page)
   if not out:
     return text
+  check_writable(out, "out")
   file = Path(out).expanduser()
-  file.parent.mkdir(parents=True, exist_ok=True)
   with atomic_write(file) as aside:
     aside.write_text(f"{text}\n")
   return f"{file}: {page.title}"

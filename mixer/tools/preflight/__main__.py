@@ -59,7 +59,7 @@ def main() -> int:
   )
   print(describe(report, CONFIG.value), flush=True)
   if JSON.value:
-    with atomic_write(Path(JSON.value)) as aside:
+    with atomic_write(Path(JSON.value).expanduser()) as aside:
       aside.write_text(json.dumps(report, indent=2) + "\n")
   return cli.EX_OK if report["fits"] else cli.EX_USAGE
 

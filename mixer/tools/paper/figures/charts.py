@@ -26,13 +26,13 @@ def check_out(out: str | os.PathLike) -> list[Path]:
   Raises:
     UserError: `out` does not end in .svg, or nothing can be written there.
   """
-  vector = Path(out)
+  vector = Path(out).expanduser()
   if vector.suffix.lower() != ".svg":
     raise UserError(
       f"--out={out} must end in .svg; the picture in pixels, .png, is written "
       "next to it."
     )
-  check_writable(vector, "out")
+  check_writable(out, "out")
   return [vector, vector.with_suffix(".png")]
 
 
