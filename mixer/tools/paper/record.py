@@ -14,7 +14,7 @@ from etils import epath
 
 from mixer.config_check import to_dict
 from mixer.errors import UserError
-from mixer.storage import storage_path
+from mixer.storage import storage_errors, storage_path
 from mixer.tools.paper.compare import (
   check_published,
   diff,
@@ -249,7 +249,9 @@ def _trace_init(
     published ones; differences from the row's pre-training.
   """
   init = run.config["init"]
-  if init and storage_path(init).is_dir():
+  with storage_errors(init):
+    is_folder = bool(init) and storage_path(init).is_dir()
+  if is_folder:
     upstream = read_results(init)[""]
     problems = diff(protocol.pretrain, upstream, ())
     source = {"folder": upstream.folder.name}

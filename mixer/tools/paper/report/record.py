@@ -74,6 +74,7 @@ class Record:
     skipped: of skipped.jsonl; may be empty.
     total_steps: updates of the whole run; None if the config counts epochs of a
       data set of unknown size.
+    is_done: the run has its weights, and its log all steps.
     parameters: their number; None if not known.
     confusions: of eval/*_confusion.csv and predictions.csv.
     mistakes: of predictions.csv, the most confident first.
@@ -85,6 +86,7 @@ class Record:
   starts: list[dict] = dataclasses.field(repr=False)
   skipped: list[dict] = dataclasses.field(repr=False)
   total_steps: int | None
+  is_done: bool
   parameters: int | None
   confusions: list[Confusion] = dataclasses.field(repr=False)
   mistakes: list[Mistake] = dataclasses.field(repr=False)
@@ -97,12 +99,6 @@ class Record:
   def step(self) -> int:
     """Last step in the log."""
     return self.rows[-1]["step"] if self.rows else 0
-
-  @property
-  def is_done(self) -> bool:
-    return (self.folder / RUN_FILE).is_file() and (
-      self.total_steps is None or self.step >= self.total_steps
-    )
 
   @property
   def evaluation_names(self) -> list[str]:
@@ -156,13 +152,17 @@ def read(workdir: str | os.PathLike) -> Record:
       known = [each.counts.tolist() for each in confusions]
       if predictions.counts.any() and predictions.counts.tolist() not in known:
         confusions.append(predictions)
+    rows = read_log(folder)
+    step = rows[-1]["step"] if rows else 0
+    has_all_steps = total_steps is None or step >= total_steps
     return Record(
       folder=folder,
       config=config,
-      rows=read_log(folder),
+      rows=rows,
       starts=read_starts(folder / "provenance.json"),
       skipped=_read_skipped(folder / "skipped.jsonl"),
       total_steps=total_steps,
+      is_done=has_all_steps and (folder / RUN_FILE).is_file(),
       parameters=_read_parameters(folder / "parameters.txt"),
       confusions=confusions,
       mistakes=mistakes,
