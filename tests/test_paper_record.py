@@ -359,6 +359,13 @@ def lose_data_set(folder):
       "sweep.metric: 'eval/minival/accuracy' -> 'eval/test/accuracy'",
     ),
     ("imagenet", lose_upstream, "'runs/gone', which is no folder here"),
+    (
+      "swept",
+      edit(
+        "others/sweep.json", lambda x: x["config"].update(init="runs/other")
+      ),
+      "and 'runs/other': Avg 5 is of one pre-training",
+    ),
     ("swept", lose_data_set, "lacks others: Avg 5 is the mean over 2"),
   ],
 )

@@ -180,7 +180,14 @@ def _average(
       f"{len(names)} data sets. Prepare them, and give the sweep's command "
       "again, with --datasets=all."
     )
-  problems, runs, imagenet = [], list(parts.values()), {}
+  runs, imagenet = list(parts.values()), {}
+  inits = list(dict.fromkeys(run.config["init"] for run in runs))
+  if len(inits) > 1:
+    raise UserError(
+      f"The sweeps in {folder} start from {' and '.join(map(repr, inits))}: "
+      f"{title} is of one pre-training, so give all the same --config.init."
+    )
+  source, upstream, problems = _trace_init(protocol, runs[0])
   for name, run in parts.items():
     one = extend(recipe, f"dataset={name}")
     if name == _IMAGENET and not is_vtab:
@@ -188,10 +195,9 @@ def _average(
       # Rows pre-trained on ImageNet are evaluated without fine-tuning.
       if not protocol.is_pretrained_on_imagenet:
         imagenet = _accuracies(run, one, _FINETUNED)
-    source, upstream, from_init = _trace_init(protocol, run)
     differences = diff_finetuning(one, run, _FINETUNED)
-    problems += from_init + [f"{name}: {each}" for each in differences]
-  _refuse(row, folder, recipe, list(dict.fromkeys(problems)))
+    problems += [f"{name}: {each}" for each in differences]
+  _refuse(row, folder, recipe, problems)
 
   by_name = {
     name: {
