@@ -471,7 +471,8 @@ def test_bad_input_is_one_message_and_exit_2(arguments, words, capsys):
 
 
 @pytest.mark.parametrize(
-  "arguments", [("table", "2", "--out=~/t.md"), ("figure", "3", "--out=~/f.svg")]
+  "arguments",
+  [("table", "2", "--out=~/t.md"), ("figure", "3", "--out=~/f.svg")],
 )
 def test_a_file_in_the_home_folder_is_written_there(
   arguments, tmp_path, monkeypatch
