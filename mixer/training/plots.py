@@ -151,7 +151,7 @@ def draw_learning_curve(workdir: str | os.PathLike) -> epath.Path:
       "train/loss nor an accuracy. Is this the folder of a training run?"
     )
   # An evaluator has one colour in both halves.
-  evaluators = dict.fromkeys(map(short_name, (*losses, *accuracies)))
+  evaluators = dict.fromkeys(map(evaluator_name, (*losses, *accuracies)))
   styles = {name: series_style(i) for i, name in enumerate(evaluators)}
   figure = new_figure(7.2, 6)
   upper, lower = make_axes(figure, 2, 1, sharex=True)
@@ -181,8 +181,8 @@ def _draw_losses(axes, steps, losses, evaluations, styles) -> None:
       fontsize=10,
     )
   for name, values in evaluations.items():
-    label = f"{short_name(name)}: {values[1][-1]:.4g}"
-    axes.plot(*values, **styles[short_name(name)], label=label)
+    label = f"{evaluator_name(name)}: {values[1][-1]:.4g}"
+    axes.plot(*values, **styles[evaluator_name(name)], label=label)
   drawn = [losses, *(values for _, values in evaluations.values())]
   if log_scale_if_wide(axes, [value for each in drawn for value in each]):
     axes.set_ylabel("loss (log scale)", fontsize=9)
@@ -199,8 +199,8 @@ def _draw_accuracies(axes, accuracies, styles) -> None:
     axes.set_ylim(0, 1)
     return
   for name, (steps, shares) in accuracies.items():
-    label = f"{short_name(name)}: {shares[-1]:.1%}, best {max(shares):.1%}"
-    axes.plot(steps, shares, **styles[short_name(name)], label=label)
+    label = f"{evaluator_name(name)}: {shares[-1]:.1%}, best {max(shares):.1%}"
+    axes.plot(steps, shares, **styles[evaluator_name(name)], label=label)
   limit_accuracy(axes, 1.0)
   axes.legend(loc="best", frameon=False, fontsize=9)
   last = max(steps[-1] for steps, _ in accuracies.values())
@@ -218,7 +218,7 @@ def is_accuracy(name: str) -> bool:
   )
 
 
-def short_name(name: str) -> str:
+def evaluator_name(name: str) -> str:
   """Returns the evaluator's part of a name, "test" of "eval/test/accuracy"."""
   return re.sub("^eval/|/(loss|accuracy)$", "", name)
 

@@ -97,7 +97,7 @@ def _text(cell: dict) -> str:
   return f"{cell['value']:.2f} ± {cell['deviation']:.2f} %, {cell['runs']} runs"
 
 
-def find_row(
+def match_row(
   folder: epath.Path, config: dict, results: dict[str, float]
 ) -> tuple[Row, dict] | None:
   """Returns the row that a run is of, and its cells; None if it is of none.

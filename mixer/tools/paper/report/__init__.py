@@ -32,11 +32,11 @@ from mixer.storage import atomic_write, check_writable, storage_errors
 from mixer.tools.paper import html
 from mixer.tools.paper.figures import filters, token_units
 from mixer.tools.paper.report import charts
-from mixer.tools.paper.report.record import (
+from mixer.tools.paper.report.run import (
   Confusion,
   Mistake,
   Published,
-  Record,
+  Run,
   published_results,
   read,
 )
@@ -86,56 +86,56 @@ def write(
     if file.suffix.lower() not in (".html", ".htm"):
       raise UserError(f"--out={out} must end in .html, which it is.")
     check_writable(out, "out")
-  record = read(workdir)
-  file = file or record.folder / "report.html"
-  page = render(record)
+  run = read(workdir)
+  file = file or run.folder / "report.html"
+  page = render(run)
   with storage_errors(file), atomic_write(file) as partial:
     partial.write_text(page, encoding="utf-8")
-  return f"Report of {record.folder}, {_state(record)}: {file}"
+  return f"Report of {run.folder}, {_state(run)}: {file}"
 
 
-def render(record: Record) -> str:
+def render(run: Run) -> str:
   """Returns the page's HTML."""
-  published = published_results(record)
+  published = published_results(run)
   now = datetime.datetime.now(datetime.UTC)
   return html.render(
     "report/page.html",
-    title=f"{record.name}: report",
-    record=record,
-    state=_state(record),
-    lead=_lead(record),
-    main=_main_tile(record, published),
-    tiles=_tiles(record),
-    curves=charts.curves(record),
-    evaluations=_evaluations(record, published),
-    confusions=[_confusion(each) for each in record.confusions],
-    mistakes=[_mistake(each) for each in record.mistakes[:_MAX_MISTAKES]],
-    skipped_count=_skipped_count(record),
-    skipped=record.skipped[:_MAX_SKIPPED],
-    learned=_learned(record) if record.is_done else None,
+    title=f"{run.name}: report",
+    run=run,
+    state=_state(run),
+    lead=_lead(run),
+    main=_main_tile(run, published),
+    tiles=_tiles(run),
+    curves=charts.curves(run),
+    evaluations=_evaluations(run, published),
+    confusions=[_confusion(each) for each in run.confusions],
+    mistakes=[_mistake(each) for each in run.mistakes[:_MAX_MISTAKES]],
+    skipped_count=_skipped_count(run),
+    skipped=run.skipped[:_MAX_SKIPPED],
+    learned=_learned(run) if run.is_done else None,
     how_units=token_units.HOW,
     how_filters=filters.HOW,
-    speed=_speed(record),
-    speed_chart=charts.throughput(record),
-    recipe=_recipe(record),
+    speed=_speed(run),
+    speed_chart=charts.throughput(run),
+    recipe=_recipe(run),
     date=f"{now:%Y-%m-%d %H:%M} UTC",
   )
 
 
-def _state(record: Record) -> str:
-  of_total = f" of {record.total_steps:,}" if record.total_steps else ""
-  if record.is_done:
-    return f"done, {record.step:,} steps"
-  share = f" ({record.step / record.total_steps:.0%})" if of_total else ""
-  return f"not done: step {record.step:,}{of_total}{share}"
+def _state(run: Run) -> str:
+  of_total = f" of {run.total_steps:,}" if run.total_steps else ""
+  if run.is_done:
+    return f"done, {run.step:,} steps"
+  share = f" ({run.step / run.total_steps:.0%})" if of_total else ""
+  return f"not done: step {run.step:,}{of_total}{share}"
 
 
-def _lead(record: Record) -> str:
+def _lead(run: Run) -> str:
   """Returns model, data and batch in one line."""
-  config, data = record.config, record.config["data"]
+  config, data = run.config, run.config["data"]
   parts = [config["model"]["name"]]
-  if record.parameters:
-    parts.append(f"{record.parameters:,} parameters")
+  if run.parameters:
+    parts.append(f"{run.parameters:,} parameters")
   examples = f", {data['examples']:,} images" if data["examples"] else ""
   parts.append(f"{data['name']} ({data['split']}{examples})")
   parts.append(f"batch {config['batch']:,}")
@@ -145,24 +145,24 @@ def _lead(record: Record) -> str:
 
 
 def _main_tile(
-  record: Record, published: Mapping[str, Published]
+  run: Run, published: Mapping[str, Published]
 ) -> tuple[str, str] | None:
   """Returns value and label of the run's main result.
 
   It is the first that is published, else the one that the config selects
   checkpoints or sweeps by, else any accuracy.
   """
-  names = [name for name in record.evaluation_names if record.series(name)[0]]
+  names = [name for name in run.evaluation_names if run.series(name)[0]]
   preferred = [
     *published,
-    record.config["checkpoint"]["best"],
-    record.config["sweep"]["report"],
+    run.config["checkpoint"]["best"],
+    run.config["sweep"]["report"],
     *filter(_is_share, names),
   ]
   name = next((name for name in preferred if name in names), None)
   if name is None:
     return None
-  steps, values = record.series(name)
+  steps, values = run.series(name)
   label = f"{_words(name)}, step {steps[-1]:,}"
   if best := _best(name, steps, values):
     label += f"; best: {best.replace(' at ', ' at step ')}"
@@ -171,29 +171,27 @@ def _main_tile(
   return _result(name, values[-1]), label
 
 
-def _tiles(record: Record) -> list[tuple[str, str]]:
+def _tiles(run: Run) -> list[tuple[str, str]]:
   """Returns values and labels of further numbers."""
   tiles = []
-  steps, losses = record.series("train/loss")
+  steps, losses = run.series("train/loss")
   if steps:
     label = f"training loss of the batch at step {steps[-1]:,}"
     tiles.append((f"{losses[-1]:.4g}", label))
-  if rates := record.series("images_per_second")[1]:
+  if rates := run.series("images_per_second")[1]:
     tiles.append((f"{statistics.median(rates):,.0f}", "images per second"))
-  if record.seconds:
-    took = datetime.timedelta(seconds=round(record.seconds))
-    tiles.append((str(took), f"for {record.step:,} updates, in h:mm:ss"))
-  return [*tiles, (f"{_skipped_count(record):,}", "updates skipped")]
+  if run.seconds:
+    took = datetime.timedelta(seconds=round(run.seconds))
+    tiles.append((str(took), f"for {run.step:,} updates, in h:mm:ss"))
+  return [*tiles, (f"{_skipped_count(run):,}", "updates skipped")]
 
 
-def _evaluations(
-  record: Record, published: Mapping[str, Published]
-) -> Table | None:
+def _evaluations(run: Run, published: Mapping[str, Published]) -> Table | None:
   """Returns a row for each result: the last, the best, the published one."""
-  has_published = any(name in published for name in record.evaluation_names)
+  has_published = any(name in published for name in run.evaluation_names)
   rows = []
-  for name in record.evaluation_names:
-    steps, values = record.series(name)
+  for name in run.evaluation_names:
+    steps, values = run.series(name)
     if steps:
       row = [
         _words(name),
@@ -266,16 +264,16 @@ def _mistake(mistake: Mistake) -> Picture:
   return Picture(uri, title, caption)
 
 
-def _skipped_count(record: Record) -> int:
-  logged = record.series("train/skipped")[1]
-  return max(int(logged[-1]) if logged else 0, len(record.skipped))
+def _skipped_count(run: Run) -> int:
+  logged = run.series("train/skipped")[1]
+  return max(int(logged[-1]) if logged else 0, len(run.skipped))
 
 
-def _learned(record: Record) -> dict:
+def _learned(run: Run) -> dict:
   """Returns pictures of the weights, as far as the model has such parts."""
   units, stem, warnings = [], [], {}
   try:
-    checkpoint = weights.read(record.folder)
+    checkpoint = weights.read(run.folder)
   except UserError as error:
     return {"units": [], "stem": [], "warnings": [error]}
   try:
@@ -293,7 +291,7 @@ def _learned(record: Record) -> dict:
   return {"units": units, "stem": stem, "warnings": list(warnings.values())}
 
 
-def _speed(record: Record) -> Table | None:
+def _speed(run: Run) -> Table | None:
   """Returns throughput and utilisation: the median and the last row."""
   rows = []
   for name, label, form in (
@@ -302,24 +300,24 @@ def _speed(record: Record) -> Table | None:
     ("mfu", "share of the devices' peak (MFU)", "{:.1%}"),
     ("data_wait", "time spent waiting for data", "{:.1%}"),
   ):
-    if values := record.series(name)[1]:
+    if values := run.series(name)[1]:
       median = statistics.median(values)
       rows.append([label, form.format(median), form.format(values[-1])])
-  if rows and not record.series("mfu")[0]:
+  if rows and not run.series("mfu")[0]:
     rows.append(["share of the devices' peak (MFU)", "peak not known", ""])
   head = ["", "median of rows", "last row"]
   return Table(head, rows, (1, 2)) if rows else None
 
 
-def _recipe(record: Record) -> tuple[Table, Table]:
+def _recipe(run: Run) -> tuple[Table, Table]:
   """Returns the keys that differ from the defaults, and all keys."""
   usual = to_dict(default())
   usual["evals"] = {
     name: to_dict(evaluator(options["type"]))
-    for name, options in record.config["evals"].items()
+    for name, options in run.config["evals"].items()
     if options.get("type") in EVALUATORS
   }
-  config, usual = (flatten_dict(x, sep=".") for x in (record.config, usual))
+  config, usual = (flatten_dict(x, sep=".") for x in (run.config, usual))
   # A section's own keys come before its subsections.
   keys = sorted(config, key=lambda key: (key.rpartition(".")[0], key))
   rows = [[key, _json(config[key]), _json(usual.get(key))] for key in keys]

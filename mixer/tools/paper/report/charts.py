@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from mixer.tools.paper.report.record import Record, Series
+from mixer.tools.paper.report.run import Run, Series
 from mixer.training import plots
 
 _SIZE = 4.4, 2.5  # inches, as wide as a phone
@@ -38,26 +38,26 @@ class Chart:
   svg: Markup = Markup("")
 
 
-def curves(record: Record) -> list[Chart]:
+def curves(run: Run) -> list[Chart]:
   """Draws loss, accuracy and learning rate, if the log has them."""
-  names = record.evaluation_names
+  names = run.evaluation_names
   losses = [name for name in names if plots.is_loss(name)]
   accuracies = [name for name in names if plots.is_accuracy(name)]
   charts = [
-    _draw(record, "Loss", "train/loss", losses),
-    _draw(record, "Accuracy (%)", None, accuracies, scale=100.0),
-    _draw(record, "Learning rate", "train/learning_rate"),
+    _draw(run, "Loss", "train/loss", losses),
+    _draw(run, "Accuracy (%)", None, accuracies, scale=100.0),
+    _draw(run, "Learning rate", "train/learning_rate"),
   ]
   return [chart for chart in charts if chart]
 
 
-def throughput(record: Record) -> Chart | None:
+def throughput(run: Run) -> Chart | None:
   """Draws images per second, if the log has them."""
-  return _draw(record, "Images per second", "images_per_second")
+  return _draw(run, "Images per second", "images_per_second")
 
 
 def _draw(
-  record: Record,
+  run: Run,
   title: str,
   training: str | None,
   evaluations: list[str] = (),
@@ -66,15 +66,15 @@ def _draw(
   """Draws series over steps; None if the log has none of them.
 
   Args:
-    record: the run.
+    run: its log has the series.
     title: of the chart.
     training: a series of single batches.
     evaluations: series of evaluations.
     scale: factor of the values of evaluations.
   """
-  drawn = {name: record.series(name) for name in evaluations}
+  drawn = {name: run.series(name) for name in evaluations}
   drawn = {name: series for name, series in drawn.items() if series[0]}
-  batches = record.series(training) if training else ([], [])
+  batches = run.series(training) if training else ([], [])
   if not drawn and not batches[0]:
     return None
   chart = Chart(title)
@@ -95,17 +95,17 @@ def _draw(
       marker="o",
       markersize=3.5 if len(steps) < 40 else 0,
     )
-    label = f"{plots.short_name(name)} {scale * values[-1]:.4g}"
+    label = f"{plots.evaluator_name(name)} {scale * values[-1]:.4g}"
     chart.legend.append((f"--series-{i % len(_SERIES)}", label))
   for name in filter(None, [training, *evaluations]):
-    if broken := record.not_finite(name):
+    if broken := run.not_finite(name):
       chart.notes.append(
         f"{name} is not finite in {len(broken):,} of the log's rows, first at "
         f"step {broken[0]:,}."
       )
   values = [*batches[1], *(v for _, each in drawn.values() for v in each)]
   axes.margins(y=0.08)
-  axes.set_xlim(-0.02 * record.step, 1.02 * record.step)  # of all charts
+  axes.set_xlim(-0.02 * run.step, 1.02 * run.step)  # of all charts
   if title == "Loss" and plots.log_scale_if_wide(axes, values):
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
     axes.yaxis.set_minor_locator(ticker.NullLocator())

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mixer import schema
 from mixer.datasets import class_names
 from mixer.errors import UserError, format_list
-from mixer.tools.paper.record import find_row
+from mixer.tools.paper.record import match_row
 from mixer.tools.paper.run_reader import (
   open_folder,
   read_log,
@@ -63,7 +63,7 @@ class Published:
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class Run:
   """The content of a run's folder.
 
   Attributes:
@@ -126,7 +126,7 @@ class Record:
     return sum(seconds for _, seconds in updates) or None
 
 
-def read(workdir: str | os.PathLike) -> Record:
+def read(workdir: str | os.PathLike) -> Run:
   """Reads a run's folder.
 
   Raises:
@@ -155,7 +155,7 @@ def read(workdir: str | os.PathLike) -> Record:
     rows = read_log(folder)
     step = rows[-1]["step"] if rows else 0
     has_all_steps = total_steps is None or step >= total_steps
-    return Record(
+    return Run(
       folder=folder,
       config=config,
       rows=rows,
@@ -277,7 +277,7 @@ def _read_predictions(
   return Confusion(file.name, names, counts), mistakes
 
 
-def published_results(run: Record) -> dict[str, Published]:
+def published_results(run: Run) -> dict[str, Published]:
   """Returns published accuracies by result, such as "eval/val/accuracy".
 
   They are the paper's if the run is one of its rows, by its config; else those
@@ -291,14 +291,14 @@ def published_results(run: Record) -> dict[str, Published]:
   return stated | _published_row(run)
 
 
-def _published_row(run: Record) -> dict[str, Published]:
+def _published_row(run: Run) -> dict[str, Published]:
   """Returns the accuracies of the row of table 2 or 3 that a run is of."""
   results = {
     name: values[-1]
     for name in run.evaluation_names
     if (values := run.series(name)[1])
   }
-  match = find_row(run.folder, run.config, results) if run.rows else None
+  match = match_row(run.folder, run.config, results) if run.rows else None
   if match is None:
     return {}
   row, cells = match
