@@ -100,7 +100,7 @@ def test_a_finished_run_has_its_results_its_speed_and_its_origin(done):
   assert speed["images per second"] == ["640", "640"]
   assert speed["of these per device"] == ["320", "320"]
   assert speed["time spent waiting for data"] == ["25.0%", "25.0%"]
-  assert "0:00:20 for 200 updates" in page.text  # 64 images each
+  assert "0:20 for 200 updates" in page.text  # 64 images each
   assert page.table("started (UTC)")["2026-01-02 03:04"] == [
     "0",
     "0123456789ab, with changes",

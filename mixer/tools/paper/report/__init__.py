@@ -40,6 +40,7 @@ from mixer.tools.paper.report.run import (
   published_results,
   read,
 )
+from mixer.training.progress import format_seconds
 
 _MAX_SKIPPED = 10  # updates in the list
 _MAX_MATRIX = 25  # classes of a confusion matrix
@@ -181,8 +182,8 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
   if rates := run.series("images_per_second")[1]:
     tiles.append((f"{statistics.median(rates):,.0f}", "images per second"))
   if run.seconds:
-    took = datetime.timedelta(seconds=round(run.seconds))
-    tiles.append((str(took), f"for {run.step:,} updates, in h:mm:ss"))
+    took = format_seconds(run.seconds)
+    tiles.append((took, f"for {run.step:,} updates"))
   return [*tiles, (f"{_skipped_count(run):,}", "updates skipped")]
 
 
