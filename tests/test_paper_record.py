@@ -435,40 +435,16 @@ def test_a_config_of_another_version_has_other_keys(
   assert cells["imagenet"].record["config"]["init"] == ""
 
 
-RECORD = {
-  "folder": "run",
-  "kind": "run",
-  "date": "2026-08-01",
-  "git_commits": [],  # outside a repository
-  "git_changes": False,
-  "devices": ["8 x cpu"],
-  "cells": {"imagenet": {"value": 76.44, "deviation": None, "runs": 1}},
-}
-
-
-@pytest.mark.parametrize(
-  "change, words",
-  [
-    ({}, ""),
-    ({"date": None}, "ValueError: a record lacks date"),
-    ({"cells": 3}, "AttributeError"),
-    ({"cells": {"imagenet": {"value": "abc"}}}, "ValueError: could not"),
-  ],
-)
-def test_a_damaged_file_of_results_is_named(change, words, tmp_path):
+def test_a_damaged_file_of_results_is_named(tmp_path):
   file = results_store.row_file(tmp_path, ROW)
   file.parent.mkdir(parents=True)
-  content = {k: x for k, x in (RECORD | change).items() if x is not None}
-  file.write_text(json.dumps({"row": ROW.name, "records": [content]}))
+  file.write_text(f'{{"row": "{ROW.name}", "rec')
 
-  if not words:
-    assert results_store.read_row(tmp_path, ROW)["imagenet"].value == 76.44
-    return
-  match = f"{re.escape(str(file))} is damaged .*{words}"
+  match = f"{re.escape(str(file))} is damaged .*move it away"
   with pytest.raises(UserError, match=match):
     results_store.read_row(tmp_path, ROW)
   with pytest.raises(UserError, match=match):
-    results_store.add_records(tmp_path, ROW, [RECORD])
+    results_store.add_records(tmp_path, ROW, [])
 
 
 @pytest.mark.parametrize(
