@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
   figure.add_argument(
     "name", nargs="?", metavar="NAME", help="with --help after it: its flags"
   )
-  figure.add_argument("rest", nargs=argparse.REMAINDER, metavar="FLAGS")
-  figure.set_defaults(run=_figure)
+  figure.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS")
+  figure.set_defaults(run=figures.draw)
 
   report = commands.add_parser("report", help="a run as one HTML page")
   report.add_argument("--workdir", metavar="RUN", help="folder of the run")
@@ -141,10 +141,6 @@ def _record(row: str | None, workdir: str | None, results: Path) -> str:
   from mixer.tools.paper import record
 
   return record.record(paper_row, workdir, results)
-
-
-def _figure(name: str | None, rest: list[str]) -> str:
-  return figures.draw(name, rest)
 
 
 def _report(workdir: str | None, out: Path | None) -> str:

@@ -68,7 +68,7 @@ INPUTS = {
 _EXAMPLE = 64  # px of the picture that shows the inputs
 
 
-def draw_figure2(results: Path, out: str | Path = "figure2.svg") -> str:
+def draw_figure2(results: Path, out: str | Path) -> str:
   """Draws figure 2 and returns the files' names, for a sentence.
 
   Raises:
@@ -151,7 +151,7 @@ def _draw_sizes(axes: Axes, lines) -> None:
   charts.label_ends(axes, ends)
 
 
-def draw_figure4(results: Path, out: str | Path = "figure4.svg") -> str:
+def draw_figure4(results: Path, out: str | Path) -> str:
   """Draws figure 4 and returns the files' names, for a sentence.
 
   Raises:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mixer import weights
 from mixer.errors import UserError
@@ -36,7 +37,7 @@ _STEMS = {
 }
 
 
-def draw_figure7(init: Sequence[str], out: str | Path = "figure7.svg") -> str:
+def draw_figure7(init: Sequence[str], out: str | Path) -> str:
   """Draws figure 7.
 
   Args:
@@ -97,13 +98,10 @@ def read_filters(checkpoint: LoadedWeights) -> np.ndarray:
   Raises:
     UserError: the model has none, or they are not finite.
   """
-  for path in _STEMS.values():
-    kernel = checkpoint.params
-    for name in path:
-      kernel = kernel.get(name, {}) if isinstance(kernel, dict) else {}
-    if getattr(kernel, "ndim", 0) == 4:
-      break
-  else:
+  flat = flatten_dict(checkpoint.params)
+  stems = (x for x in _STEMS.values() if np.ndim(flat.get(x)) == 4)
+  path = next(stems, None)
+  if path is None:
     paths = ", ".join(
       f"{'/'.join(path)} ({model})" for model, path in _STEMS.items()
     )
@@ -111,7 +109,7 @@ def read_filters(checkpoint: LoadedWeights) -> np.ndarray:
       f"{checkpoint.name} has no stem whose filters could be drawn: none of "
       f"{paths}."
     )
-  kernel = np.asarray(kernel, np.float64)  # h w c n
+  kernel = np.asarray(flat[path], np.float64)  # h w c n
   if not np.isfinite(kernel).all():
     raise UserError(
       f"{checkpoint.name} has a stem with weights that are not finite: take an "

@@ -49,7 +49,7 @@ _MAX_DEVICES = 2  # panels besides the paper's
 Points = list[tuple[Row, float]]  # rows of a table with their cost or speed
 
 
-def draw_figure3(out: str | Path = "figure3.svg") -> str:
+def draw_figure3(out: str | Path) -> str:
   """Draws figure 3 and returns the files' names, for a sentence."""
   rows = [row for row in TABLE_3 if _is_joined(row)]
   figure = plots.new_figure(9.6, 4.6)
@@ -66,7 +66,7 @@ def draw_figure3(out: str | Path = "figure3.svg") -> str:
   return f"Figure 3: {charts.save(figure, out, note=note)}"
 
 
-def draw_throughput(results: Path, out: str | Path = "throughput.svg") -> str:
+def draw_throughput(results: Path, out: str | Path) -> str:
   """Draws accuracy against throughput, the paper's and the measured one.
 
   Returns:

@@ -54,9 +54,9 @@ _ORDINALS = ("first", "second", "third")
 
 def draw_figure5(
   init: Sequence[str],
-  blocks: list[int] | None = None,
-  units: int = 128,
-  out: str | Path = "figure5.svg",
+  blocks: list[int] | None,
+  units: int,
+  out: str | Path,
 ) -> str:
   """Draws figure 5.
 
@@ -93,8 +93,8 @@ def draw_figure5(
 
 def draw_figure6(
   init: Sequence[str],
-  blocks: list[int] | None = None,
-  out: str | Path = "figure6.svg",
+  blocks: list[int] | None,
+  out: str | Path,
 ) -> str:
   """Draws figure 6.
 
