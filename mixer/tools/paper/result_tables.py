@@ -79,14 +79,13 @@ def page(number: int, results: Path) -> Page:
     columns += [(head, "paper"), (head, "here")]
   columns += [("core-days", "paper"), ("device-days", "here")]
   rows = []
-  by_data = itertools.groupby([*TABLE_2, *TABLE_3], lambda x: (x.table, x.data))
-  for key, of_data in by_data:
-    if key[0] == number:
-      rows.append(_HEADINGS[key])
-      rows += [
-        _row(row, read_row(results, row), devices, missing, measured)
-        for row in of_data
-      ]
+  table = TABLE_2 if number == 2 else TABLE_3
+  for data, of_data in itertools.groupby(table, lambda row: row.data):
+    rows.append(_HEADINGS[number, data])
+    rows += [
+      _row(row, read_row(results, row), devices, missing, measured)
+      for row in of_data
+    ]
   tables = [Table(columns, rows)]
   if number == 3:
     tables.append(_ratios(devices, measured))

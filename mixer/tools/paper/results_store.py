@@ -7,6 +7,7 @@ record that has it. throughput/DEVICE.json is written by
 `python -m benchmarks.throughput`.
 """
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
@@ -155,10 +156,11 @@ class Device:
   @property
   def dtypes(self) -> list[str]:
     """Measured dtypes, the one with the most models first, then by name."""
-    counts = {}
-    for (_, _, dtype), each in self.best.items():
-      if each.images_per_second:
-        counts[dtype] = counts.get(dtype, 0) + 1
+    counts = collections.Counter(
+      dtype
+      for (_, _, dtype), each in self.best.items()
+      if each.images_per_second
+    )
     return sorted(counts, key=lambda dtype: (-counts[dtype], dtype))
 
 
