@@ -77,3 +77,11 @@ def test_what_is_no_id_of_wordnet_stays():
     "n99999999",
     "cat",
   )
+
+
+def test_folders_name_classes_by_name_or_by_wordnet_id():
+  folders = class_names.folder_classes(["tabby, tabby cat", "dog"])
+
+  assert class_names.true_class("/pets/dog/old/1.png", folders) == 1
+  assert class_names.true_class("/dog/n02123045/1.png", folders) == 0
+  assert class_names.true_class("/pets/cat/dog.png", folders) is None

@@ -380,14 +380,6 @@ def test_the_grid_has_images_of_all_classes_if_labels_are_unknown():
   assert guesses == [0, 1, 2, 2]
 
 
-def test_folders_name_classes_by_name_or_by_wordnet_id():
-  folders = predict.folder_classes(["tabby, tabby cat", "dog"])
-
-  assert predict.true_class("/pets/dog/old/1.png", folders) == 1
-  assert predict.true_class("/dog/n02123045/1.png", folders) == 0
-  assert predict.true_class("/pets/cat/dog.png", folders) is None
-
-
 def test_the_accuracy_of_labelled_folders_is_printed(
   trained, digits, tmp_path, capsys
 ):

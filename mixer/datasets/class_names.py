@@ -3,7 +3,7 @@
 
 import collections
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # The one class of ImageNet that ImageNet-21k does not have.
@@ -46,3 +46,17 @@ def readable(classes: Sequence[str]) -> tuple[str, ...]:
     f"{name} ({each})" if uses[name] > 1 and name != each else name
     for each, name in zip(classes, names, strict=True)
   )
+
+
+def folder_classes(names: Sequence[str]) -> dict[str, int]:
+  """Maps folder names to classes: names themselves, and their WordNet ids."""
+  classes = {name: i for i, name in enumerate(names)}
+  known = synsets() | TEDDY
+  ids = {key: classes[name] for key, name in known.items() if name in classes}
+  return ids | classes
+
+
+def true_class(path: str, folders: Mapping[str, int]) -> int | None:
+  """Returns the class that the nearest folder of a file names, if any does."""
+  parts = Path(path).absolute().parent.parts
+  return next((folders[x] for x in reversed(parts) if x in folders), None)

@@ -19,7 +19,7 @@ import contextlib
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from mixer import cli
 from mixer.datasets import class_names
-from mixer.errors import UserError
+from mixer.errors import UserError, notify
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.storage import atomic_write, check_writable
 from mixer.tools.find_images import find_images
@@ -87,32 +87,32 @@ def run(
   enable_compilation_cache()
   paths = find_images(images)
   classifier = open_classifier(init, ops=ops, classes=classes)
-  print(describe(classifier), file=sys.stderr)
+  notify(describe(classifier))
 
-  folders = folder_classes(classifier.class_names)
-  labels, sample, unreadable = [], Sample(DRAWN), 0
+  folders = class_names.folder_classes(classifier.class_names)
+  hits, sample, unreadable = [], Sample(DRAWN), 0
   with contextlib.ExitStack() as stack:
-    tell = [_table(classifier.class_names, paths)]
+    writers = [_table(classifier.class_names, paths)]
     if out:
-      tell.append(stack.enter_context(_rows(out, classifier.class_names)))
+      writers.append(stack.enter_context(_rows(out, classifier.class_names)))
     for prediction in predict(classifier, paths, topk=topk, batch=batch):
       if prediction.fault:
         unreadable += 1
         shown = _printable(prediction.path)
-        print(f"not read: {shown}: {prediction.fault}", file=sys.stderr)
+        notify(f"not read: {shown}: {prediction.fault}")
         continue
-      for each in tell:
-        each(prediction)
-      label = true_class(prediction.path, folders)
+      for write in writers:
+        write(prediction)
+      label = class_names.true_class(prediction.path, folders)
       if label is not None:
-        labels.append(prediction.classes[0] == label)
+        hits.append(prediction.classes[0] == label)
       if grid:
         sample.add(prediction, label)
     if unreadable == len(paths):
       raise UserError("No image could be read.")
-  if labels:
+  if hits:
     print(
-      f"accuracy {np.mean(labels):.2%} of {len(labels):,} images whose folders "
+      f"accuracy {np.mean(hits):.2%} of {len(hits):,} images whose folders "
       "name a class"
     )
   if grid:
@@ -120,8 +120,7 @@ def run(
     draw(drawn, classifier.class_names, grid)
     print(f"Drew {len(drawn)} of {len(paths):,} images in {grid}.")
   if unreadable:
-    message = f"{unreadable:,} of {len(paths):,} images could not be read."
-    print(message, file=sys.stderr)
+    notify(f"{unreadable:,} of {len(paths):,} images could not be read.")
 
 
 def describe(classifier: Classifier) -> str:
@@ -140,7 +139,7 @@ def _table(
   """Returns a function that prints a prediction, briefly if there are many."""
   width = min(max(len(_printable(path)) for path in paths), 60)
 
-  def tell(prediction: Prediction) -> None:
+  def write(prediction: Prediction) -> None:
     path = _printable(prediction.path)
     lines = [
       f"{probability:.4f}  {_label(names, i)}"
@@ -153,7 +152,7 @@ def _table(
     else:
       print(f"{path:{width}}  {lines[0]}")
 
-  return tell
+  return write
 
 
 def _label(names: Sequence[str], i: int) -> str:
@@ -177,13 +176,13 @@ def _rows(
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
 
-    def tell(prediction: Prediction) -> None:
+    def write(prediction: Prediction) -> None:
       path = _printable(prediction.path)
       ranked = zip(prediction.classes, prediction.probabilities, strict=True)
       for rank, (i, probability) in enumerate(ranked, start=1):
         writer.writerow((path, rank, i, names[i], f"{probability:.6g}"))
 
-    yield tell
+    yield write
 
 
 def _check_files(out: str | None, grid: str | None) -> None:
@@ -196,20 +195,6 @@ def _check_files(out: str | None, grid: str | None) -> None:
     raise UserError(
       f"--grid={grid} must end in a kind of picture: .png, .jpg, .pdf or .svg."
     )
-
-
-def folder_classes(names: Sequence[str]) -> dict[str, int]:
-  """Maps folder names to classes: names themselves, and their WordNet ids."""
-  classes = {name: i for i, name in enumerate(names)}
-  synsets = class_names.synsets() | class_names.TEDDY
-  ids = {key: classes[name] for key, name in synsets.items() if name in classes}
-  return ids | classes
-
-
-def true_class(path: str, folders: Mapping[str, int]) -> int | None:
-  """Returns the class that the nearest folder of a file names, if any does."""
-  parts = Path(path).absolute().parent.parts
-  return next((folders[x] for x in reversed(parts) if x in folders), None)
 
 
 class Sample:

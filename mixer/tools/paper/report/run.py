@@ -22,7 +22,6 @@ from mixer.tools.paper.run_reader import (
   read_starts,
   update_seconds,
 )
-from mixer.tools.predict import folder_classes, true_class
 from mixer.tools.sweep.report import JSON as SWEEP_FILE
 from mixer.tools.sweep.report import MARKDOWN as SWEEP_TABLE
 from mixer.training.metrics import Number
@@ -260,11 +259,11 @@ def _read_predictions(
     best = [row for row in rows if int(row["rank"]) == 1]
     guesses = [int(row["class"]) for row in best]
     names = class_names.readable(classes.read_text("utf-8").splitlines())
-    folders = folder_classes(names)
+    folders = class_names.folder_classes(names)
     counts = np.zeros((len(names), len(names)), np.int64)
     mistakes = []
     for row, guess in zip(best, guesses, strict=True):
-      label = true_class(row["image"], folders)
+      label = class_names.true_class(row["image"], folders)
       if label is None:
         continue
       counts[label, guess] += 1
