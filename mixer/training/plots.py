@@ -28,12 +28,9 @@ GREY = "0.45"  # of notes and of single batches
 def new_figure(width: float, height: float) -> "Figure":
   """Creates an empty figure, in inches, without pyplot's global state."""
   # Imported here because a run needs Matplotlib only at its end.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(width, height), layout="constrained")
-  FigureCanvasAgg(figure)
-  return figure
+  return Figure(figsize=(width, height), layout="constrained")
 
 
 def make_axes(
@@ -213,9 +210,7 @@ def is_loss(name: str) -> bool:
 
 def is_accuracy(name: str) -> bool:
   """Returns whether a result is an accuracy, and not its deviation or top-5."""
-  return name.startswith("eval/") and (
-    name.endswith("/accuracy") or name.endswith("shot")
-  )
+  return name.startswith("eval/") and name.endswith(("/accuracy", "shot"))
 
 
 def evaluator_name(name: str) -> str:

@@ -123,7 +123,6 @@ def list_rows() -> str:
 # Footnotes to empty cells.
 
 _CORES = 128  # of a TPU v3-128, to make hours of core-days
-_HOURS_PER_DAY = 24
 _NO_HOURS = "The paper does not give its hours."
 # Data of each recipe for the columns of core-days and ImNet.
 _REAL = "imagenet2012, imagenet2012_real and imagenet_v2"
@@ -192,7 +191,7 @@ def explain_empty(row: Row, column: str) -> tuple[str, ...]:
 def _explain_pretraining(row: Row, protocol: Protocol) -> tuple[str, str]:
   """Returns the text of the footnote, and the recipe."""
   thousand = row.thousand_core_days
-  hours = 1000 * thousand * _HOURS_PER_DAY
+  hours = 1000 * thousand * 24
   cost = (
     f"The paper's cost: {thousand:.2f}k TPUv3 core-days, that is {hours:,.0f} "
     f"core-hours, {hours / _CORES:.3g} h on {_CORES} cores"

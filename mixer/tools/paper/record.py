@@ -287,12 +287,12 @@ def _accuracies(
     UserError: the first evaluator's result is missing.
   """
   results = {name: f"eval/{name}/accuracy" for name in evaluators}
-  for first in list(results.values())[:1]:
-    if first not in run.means:
-      raise UserError(
-        f"{run.folder} has no {first} at its last step, but "
-        f"{', '.join(run.means) or 'nothing'}: run {recipe} as it is."
-      )
+  first = next(iter(results.values()), None)
+  if first and first not in run.means:
+    raise UserError(
+      f"{run.folder} has no {first} at its last step, but "
+      f"{', '.join(run.means) or 'nothing'}: run {recipe} as it is."
+    )
   return {
     evaluators[name]: _per_cent(**run.means[result])
     for name, result in results.items()

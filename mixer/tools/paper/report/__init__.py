@@ -272,7 +272,7 @@ def _skipped_count(run: Run) -> int:
 
 def _learned(run: Run) -> dict:
   """Returns pictures of the weights, as far as the model has such parts."""
-  units, stem, warnings = [], [], {}
+  units, stem, warnings = [], [], []
   try:
     checkpoint = weights.read(run.folder)
   except UserError as error:
@@ -283,13 +283,13 @@ def _learned(run: Run) -> dict:
       title = token_units.block_name(block)
       units.append(Picture(html.png_uri(pixels), title, caption))
   except UserError as error:
-    warnings["units"] = error
+    warnings.append(error)
   try:
     pixels, caption = filters.filter_mosaic(checkpoint, ratio=1.5)
     stem.append(Picture(html.png_uri(pixels), "Stem", caption))
   except UserError as error:
-    warnings["stem"] = error
-  return {"units": units, "stem": stem, "warnings": list(warnings.values())}
+    warnings.append(error)
+  return {"units": units, "stem": stem, "warnings": warnings}
 
 
 def _speed(run: Run) -> Table | None:

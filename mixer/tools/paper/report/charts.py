@@ -8,6 +8,7 @@ variables, so that one drawing serves light and dark pages.
 import dataclasses
 import io
 import re
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -60,7 +61,7 @@ def _draw(
   run: Run,
   title: str,
   training: str | None,
-  evaluations: list[str] = (),
+  evaluations: Sequence[str] = (),
   scale: float = 1.0,
 ) -> Chart | None:
   """Draws series over steps; None if the log has none of them.
