@@ -162,7 +162,7 @@ def test_a_run_without_rows_or_evaluators_has_a_page(tmp_path):
   assert "not done: step 0 of 200" in page.text
   assert "no rows yet" in page.text
   assert "no evaluators" in page.text
-  assert "nothing is known" in page.text
+  assert "so its code and devices are unknown" in page.text
 
 
 def test_numbers_that_are_not_finite_are_reported_and_left_out(tmp_path):

@@ -167,7 +167,7 @@ def _note(note: Note) -> str:
 
 
 def _plain(cell: Cell) -> str:
-  """Numbers mark missing values, letters measured ones."""
+  """Formats a cell as text, with its footnote's mark."""
   if not cell.mark:
     return cell.text
   return f"{cell.text} {cell.mark}" if cell.text else f"({cell.mark})"

@@ -89,13 +89,13 @@ def label_ends(
   figure.draw_without_rendering()  # sets the transforms
   ys = np.array([axes.transData.transform(point[:2])[1] for point in points])
   ys /= figure.dpi / 72  # points
-  for (x, y, text, color), place, own in zip(
+  for (x, y, text, color), label_y, point_y in zip(
     points, spread(ys, size * _LINE), ys, strict=True
   ):
     axes.annotate(
       text,
       (x, y),
-      xytext=(gap, place - own),
+      xytext=(gap, label_y - point_y),
       textcoords="offset points",
       va="center",
       color=color,

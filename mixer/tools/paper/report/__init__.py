@@ -85,7 +85,9 @@ def write(
   file = Path(out).expanduser() if out else None
   if file:
     if file.suffix.lower() not in (".html", ".htm"):
-      raise UserError(f"--out={out} must end in .html, which it is.")
+      raise UserError(
+        f"--out={out} must end in .html: the report is an HTML page."
+      )
     check_writable(out, "out")
   run = read(workdir)
   file = file or run.folder / "report.html"
