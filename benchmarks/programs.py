@@ -109,8 +109,28 @@ def train(
 
   devices = jax.local_devices()[:1]
   batch = jax.tree.map(lambda x: x[None], draw_batch(shape))
+  program = bind_update(pmap_update(step, devices), create, params, batch)
+  if int(program.call()["skipped"]):
+    raise ValueError("An update of random weights is not finite.")
+  return program
+
+
+def bind_update(
+  update: jax.stages.Wrapped,
+  create: Callable[[dict], object],
+  params: dict,
+  batch: dict[str, np.ndarray],
+) -> Program:
+  """Compiles an update for random parameters; its calls return the results.
+
+  Args:
+    update: makes (state, result) of (state, batch), and donates the old state.
+    create: makes the first state of parameters.
+    params: shapes of the parameters.
+    batch: the batch of every call.
+  """
   compiled, seconds = compile_for(
-    pmap_update(step, devices), jax.eval_shape(create, params), batch
+    update, jax.eval_shape(create, params), batch
   )
   needs = check_memory(compiled, params)
   state = jax.jit(create)(draw_params(params))
@@ -118,11 +138,9 @@ def train(
 
   def call():
     nonlocal state
-    state, metrics = compiled(state, batch)  # the old state is donated
-    return metrics
+    state, result = compiled(state, batch)
+    return result
 
-  if int(call()["skipped"]):
-    raise ValueError("An update of random weights is not finite.")
   return Program(call, needs, seconds)
 
 

@@ -105,20 +105,12 @@ def _train(apply, params: dict, shape: tuple[int, ...]) -> programs.Program:
   def create(params):
     return params, optimizer.init(params)
 
-  compiled, seconds = programs.compile_for(
+  program = programs.bind_update(
     jax.jit(update, donate_argnums=0),
-    jax.eval_shape(create, params),
+    create,
+    params,
     programs.draw_batch(shape),
   )
-  needs = programs.check_memory(compiled, params)
-  state = jax.jit(create)(programs.draw_params(params))
-  batch = jax.device_put(programs.draw_batch(shape))
-
-  def call():
-    nonlocal state
-    state, loss = compiled(state, batch)
-    return loss
-
-  if not jnp.isfinite(call()):
+  if not jnp.isfinite(program.call()):
     raise ValueError("The loss of random weights is not finite.")
-  return programs.Program(call, needs, seconds)
+  return program
