@@ -129,9 +129,7 @@ def bind_update(
     params: shapes of the parameters.
     batch: the batch of every call.
   """
-  compiled, seconds = compile_for(
-    update, jax.eval_shape(create, params), batch
-  )
+  compiled, seconds = compile_for(update, jax.eval_shape(create, params), batch)
   needs = check_memory(compiled, params)
   state = jax.jit(create)(draw_params(params))
   batch = jax.device_put(batch)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import programs
 from benchmarks.cells import CLASSES, Cell
 from benchmarks.step.__main__ import Children
-from benchmarks.step.implementations import Ours, time_cell
+from benchmarks.step.implementations import open_ours, time_cell
 
 CELL = Cell("Mixer-S/32", "training", "float32", 2)
 AUTHORS = os.environ.get("VISION_TRANSFORMER")
@@ -64,11 +64,11 @@ def test_the_authors_model_is_measured(passes):
 def test_the_authors_model_has_our_logits():
   import jax
 
-  from benchmarks.step.authors import Authors
+  from benchmarks.step.authors import open_authors
 
   cell = Cell("Mixer-S/32", "inference", "float32", 2)
-  theirs = Authors(Path(AUTHORS)).make(cell).call()
-  ours = Ours().make(cell).call()
+  theirs = open_authors(Path(AUTHORS)).make(cell).call()
+  ours = open_ours().make(cell).call()
 
   assert jax.tree.leaves(theirs)[0].shape == (2, 1000)
   np.testing.assert_allclose(theirs, ours, atol=1e-4)
@@ -76,9 +76,10 @@ def test_the_authors_model_has_our_logits():
 
 @needs_authors
 def test_the_authors_updates_are_ours():
-  from benchmarks.step.authors import Authors
+  from benchmarks.step.authors import open_authors
 
-  theirs, ours = Authors(Path(AUTHORS)).make(CELL), Ours().make(CELL)
+  theirs = open_authors(Path(AUTHORS)).make(CELL)
+  ours = open_ours().make(CELL)
 
   assert_same_losses(
     [theirs.call() for _ in range(4)],

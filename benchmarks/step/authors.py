@@ -12,6 +12,7 @@ user would without changing their code: the whole network computes in bfloat16,
 and the updated parameters stay float32.
 """
 
+import functools
 import importlib.util
 import sys
 import types
@@ -22,8 +23,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from benchmarks import programs
-from benchmarks.cells import CLASSES, TRAINING
+from benchmarks import device, programs
+from benchmarks.cells import CLASSES, TRAINING, Cell
 from benchmarks.step.implementations import AbsentError, OnJax
 from mixer import models
 from mixer.training.step import normalise, sigmoid_cross_entropy, soft_labels
@@ -31,56 +32,62 @@ from mixer.training.step import normalise, sigmoid_cross_entropy, soft_labels
 FILE = Path("vit_jax", "models_mixer.py")
 
 
-class Authors(OnJax):
-  """The authors' Mixer, with optax."""
+def open_authors(checkout: Path | None) -> OnJax:
+  """Opens the authors' Mixer, with optax.
 
-  packages = (*OnJax.packages, "einops")
-  errors = (Exception,)
+  Raises:
+    AbsentError: without a checkout of their code.
+  """
+  if checkout is None:
+    raise AbsentError("give a checkout of their code by --authors=PATH")
+  file = checkout / FILE
+  if not file.is_file():
+    raise AbsentError(f"there is no {file}")
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # flax looks up annotations there
+  spec.loader.exec_module(module)
+  return OnJax(
+    functools.partial(make_authors, module),
+    errors=(Exception,),
+    packages=(*device.PACKAGES, "einops"),
+  )
 
-  def __init__(self, checkout: Path | None):
-    super().__init__()
-    if checkout is None:
-      raise AbsentError("give a checkout of their code by --authors=PATH")
-    file = checkout / FILE
-    if not file.is_file():
-      raise AbsentError(f"there is no {file}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    self._module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = self._module  # flax looks up annotations there
-    spec.loader.exec_module(self._module)
 
-  def make(self, cell):
-    model = self._create(cell.model)
-    shape = cell.image_shape
-    params = jax.eval_shape(
-      lambda key: model.init(key, jnp.zeros((1, *shape[1:])), train=False),
-      jax.random.key(0),
-    )["params"]
-    dtype = jnp.dtype(cell.dtype)
+def make_authors(module: types.ModuleType, cell: Cell) -> programs.Program:
+  """Compiles a cell's program of the authors' module."""
+  model = _create(module, cell.model)
+  shape = cell.image_shape
+  params = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros((1, *shape[1:])), train=False),
+    jax.random.key(0),
+  )["params"]
+  dtype = jnp.dtype(cell.dtype)
 
-    def apply(params, images):
-      params, images = jax.tree.map(lambda x: x.astype(dtype), (params, images))
-      logits = model.apply({"params": params}, images, train=False)
-      return logits.astype(jnp.float32)
+  def apply(params, images):
+    params, images = jax.tree.map(lambda x: x.astype(dtype), (params, images))
+    logits = model.apply({"params": params}, images, train=False)
+    return logits.astype(jnp.float32)
 
-    if cell.passes == TRAINING:
-      return _train(apply, params, shape)
-    return programs.infer_with(apply, params, shape)
+  if cell.passes == TRAINING:
+    return _train(apply, params, shape)
+  return programs.infer_with(apply, params, shape)
 
-  def _create(self, name: str) -> nn.Module:
-    sizes = models.sizes(name)
-    return self._module.MlpMixer(
-      patches=types.SimpleNamespace(size=(sizes["patch"], sizes["patch"])),
-      num_classes=CLASSES,
-      num_blocks=sizes["blocks"],
-      hidden_dim=sizes["hidden"],
-      tokens_mlp_dim=sizes["tokens_mlp"],
-      channels_mlp_dim=sizes["channels_mlp"],
-    )
+
+def _create(module: types.ModuleType, name: str) -> nn.Module:
+  sizes = models.sizes(name)
+  return module.MlpMixer(
+    patches=types.SimpleNamespace(size=(sizes["patch"], sizes["patch"])),
+    num_classes=CLASSES,
+    num_blocks=sizes["blocks"],
+    hidden_dim=sizes["hidden"],
+    tokens_mlp_dim=sizes["tokens_mlp"],
+    channels_mlp_dim=sizes["channels_mlp"],
+  )
 
 
 def _train(apply, params: dict, shape: tuple[int, ...]) -> programs.Program:
-  """Compiles an update; see `Authors.make` for `apply`."""
+  """Compiles an update; see `make_authors` for `apply`."""
   optimizer = optax.chain(
     optax.clip_by_global_norm(programs.CLIP_NORM),
     optax.adamw(

@@ -4,11 +4,11 @@
 The module's last functions run in child processes, see `harness.run_child`.
 """
 
-import contextlib
+import dataclasses
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -30,23 +30,22 @@ class AbsentError(Exception):
   """The implementation cannot be used here; the message says why."""
 
 
+@dataclasses.dataclass(frozen=True)
 class OnJax:
-  """Base of the implementations on jax; timm's has the same methods.
+  """An implementation on jax; timm's has the same methods.
 
-  packages: packages whose versions affect its numbers.
+  make: compiles a cell's program for random weights and images.
   errors: errors that are results for a model, such as that it does not fit.
+  packages: packages whose versions affect its numbers.
   """
 
-  packages: tuple[str, ...] = device.PACKAGES
+  make: Callable[[Cell], Program]
   errors: tuple[type[Exception], ...]
+  packages: tuple[str, ...] = device.PACKAGES
 
-  def __init__(self):
+  def __post_init__(self):
     jax.config.update("jax_enable_compilation_cache", False)
-    self._device = jax.local_devices()[0]
-
-  def make(self, cell: Cell) -> Program:
-    """Compiles a cell's program for random weights and images."""
-    raise NotImplementedError
+    jax.local_devices()  # their start is not part of a compilation
 
   def product(self, size: int, dtype: str) -> Callable[[], object]:
     """Makes the product of two square matrices of random numbers."""
@@ -70,32 +69,31 @@ class OnJax:
 
   def peak_bytes(self) -> int:
     """Returns the peak memory of the device, or else of the process."""
-    stats = self._device.memory_stats()
-    if self._device.platform == "cpu" or not stats:
+    [first, *_] = jax.local_devices()
+    stats = first.memory_stats()
+    if first.platform == "cpu" or not stats:
       return device.peak_memory()
     return stats["peak_bytes_in_use"]
 
 
-class Ours(OnJax):
-  """This project's models and training step, as train.py runs it.
+def open_ours() -> OnJax:
+  """Opens this project's models and training step, as train.py runs it."""
+  configure_xla()  # as train.py does
+  return OnJax(make_ours, (DoesNotFitError, jax.errors.JaxRuntimeError))
+
+
+def make_ours(cell: Cell) -> Program:
+  """Compiles a cell's program of this project.
 
   The step's extra work, such as logged norms and the test for updates that are
   not finite, is timed with it. Mixup and stochastic depth, which the other
   implementations lack, are off.
   """
-
-  errors = (DoesNotFitError, jax.errors.JaxRuntimeError)
-
-  def __init__(self):
-    configure_xla()  # as train.py does
-    super().__init__()
-
-  def make(self, cell):
-    dtype = None if cell.dtype == "float32" else jnp.dtype(cell.dtype)
-    model = create(cell.model, num_classes=CLASSES, dtype=dtype)
-    if cell.passes == TRAINING:
-      return train(model, cell.image_shape, mixup=0.0, stoch_depth=0.0)
-    return infer(model, cell.image_shape)
+  dtype = None if cell.dtype == "float32" else jnp.dtype(cell.dtype)
+  model = create(cell.model, num_classes=CLASSES, dtype=dtype)
+  if cell.passes == TRAINING:
+    return train(model, cell.image_shape, mixup=0.0, stoch_depth=0.0)
+  return infer(model, cell.image_shape)
 
 
 def draw_squares(size: int) -> np.ndarray:
@@ -120,11 +118,11 @@ def open_implementation(name: str, platform: str, authors: str | None) -> OnJax:
     AbsentError: it cannot be used here; its libraries may raise anything else.
   """
   if name == OURS:
-    return Ours()
+    return open_ours()
   if name == "authors":
-    from benchmarks.step.authors import Authors
+    from benchmarks.step.authors import open_authors
 
-    return Authors(authors and Path(authors))
+    return open_authors(authors and Path(authors))
   from benchmarks.step.timm_peer import Timm
 
   return Timm(platform, compiled=name == "timm")
@@ -153,7 +151,9 @@ def measure(
     "versions", and "timings" (seconds per call), "compile_seconds" and
     "peak_bytes"; or "why" there are none.
   """
-  with _empty_caches():
+  with tempfile.TemporaryDirectory() as folder:
+    # Programs of earlier processes would hide torch's compilation.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     opened = open_implementation(**implementation)
     row = time_cell(opened, Cell(**cell), repeats, seconds)
   return row | {"versions": device.versions(opened.packages)}
@@ -189,23 +189,14 @@ def best_product(
     "size" and "flops_per_second" of the fastest, by its shortest timing; or
     "why" there are none.
   """
-  with _empty_caches():
-    opened = open_implementation(**implementation)
-    rows = []
-    try:
-      for size in sizes:
-        product = opened.product(size, dtype)
-        timings = time_calls(product, repeats, seconds, opened.wait)
-        rate = round_digits(2 * size**3 / min(timings))
-        rows.append({"size": size, "flops_per_second": rate})
-    except (*opened.errors, MemoryError) as error:
-      return {"why": first_line(error)}
+  opened = open_implementation(**implementation)
+  rows = []
+  try:
+    for size in sizes:
+      product = opened.product(size, dtype)
+      timings = time_calls(product, repeats, seconds, opened.wait)
+      rate = round_digits(2 * size**3 / min(timings))
+      rows.append({"size": size, "flops_per_second": rate})
+  except (*opened.errors, MemoryError) as error:
+    return {"why": first_line(error)}
   return max(rows, key=lambda row: row["flops_per_second"])
-
-
-@contextlib.contextmanager
-def _empty_caches() -> Iterator[None]:
-  """Keeps programs of earlier processes from hiding torch's compilation."""
-  with tempfile.TemporaryDirectory() as folder:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-    yield
