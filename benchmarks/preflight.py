@@ -9,7 +9,6 @@ minutes and up to 9 GB per cell on two cores. Cells in results/preflight.json
 are not compiled again. Writes results/preflight.md next to it.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import create_parser
 from mixer.chips import GIB
 from mixer.cli import EX_OK, EX_USAGE, run_cli
 from mixer.errors import UserError
@@ -48,11 +48,7 @@ HEAD = (
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.preflight",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = create_parser("preflight", __doc__)
   parser.add_argument("--models", default=MIXERS)
   parser.add_argument("--topologies", default=SLICES)
   parser.add_argument("--results", type=Path, default=RESULTS)
@@ -71,20 +67,34 @@ def fill(names: list[str], slices: list[str], folder: Path) -> str:
   for machine in machines:
     check_installed(machine)
   file = folder / "preflight.json"
-  folder.mkdir(parents=True, exist_ok=True)
+  due = {
+    f"{name}, {machine.name}": (name, machine.name)
+    for machine in machines
+    for name in names
+  }
+  text = table(fill_cells(file, due))
+  with atomic_write(file.with_suffix(".md")) as aside:
+    aside.write_text(text)
+  return text.strip()
+
+
+def fill_cells(file: Path, due: dict[str, tuple[str, ...]]) -> dict[str, dict]:
+  """Compiles the cells missing from a file; returns all cells in it.
+
+  Args:
+    file: JSON of a report for each cell, written after each compilation.
+    due: arguments of `preflight` for each cell.
+  """
+  file.parent.mkdir(parents=True, exist_ok=True)
   cells = json.loads(file.read_text()) if file.exists() else {}
-  for topology in [machine.name for machine in machines]:
-    for name in names:
-      cell = f"{name}, {topology}"
-      if cell in cells:
-        continue
-      print(cell, file=sys.stderr, flush=True)
-      cells[cell] = preflight(name, topology)
-      with atomic_write(file) as aside:
-        aside.write_text(json.dumps(cells, indent=1) + "\n")
-      with atomic_write(file.with_suffix(".md")) as aside:
-        aside.write_text(table(cells))
-  return table(cells).strip()
+  for cell, arguments in due.items():
+    if cell in cells:
+      continue
+    print(cell, file=sys.stderr, flush=True)
+    cells[cell] = preflight(*arguments)
+    with atomic_write(file) as aside:
+      aside.write_text(json.dumps(cells, indent=1) + "\n")
+  return cells
 
 
 def preflight(name: str, topology: str, *flags: str) -> dict:

@@ -11,7 +11,6 @@ next to it.
 
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import create_parser
-from benchmarks.preflight import preflight
+from benchmarks.preflight import fill_cells
 from mixer.cli import run_cli
 from mixer.storage import atomic_write
 from mixer.tools.preflight.compiler import check_installed
@@ -57,23 +56,23 @@ def main() -> int:
 def scale(models: list[str], file: Path) -> str:
   """Compiles the cells missing from the file; returns the tables."""
   check_installed(parse(COMPILED_FOR))
-  file.parent.mkdir(parents=True, exist_ok=True)
-  cells = json.loads(file.read_text()) if file.exists() else {}
-  sections = []
-  for model in models:
-    reports = []
-    for images in IMAGES:
-      cell = f"Mixer-{model}, {images}"
-      if cell not in cells:
-        print(cell, file=sys.stderr, flush=True)
-        batch = images * parse(COMPILED_FOR).devices
-        flag = f"--config.batch={batch}"
-        cells[cell] = preflight(model, COMPILED_FOR, flag)
-        with atomic_write(file) as aside:
-          aside.write_text(json.dumps(cells, indent=1) + "\n")
-      reports.append(cells[cell])
-    sections.append(_section(model, StepModel.of(reports)))
-  text = "\n\n".join(sections)
+  devices = parse(COMPILED_FOR).devices
+  due = {
+    f"Mixer-{model}, {images}": (
+      model,
+      COMPILED_FOR,
+      f"--config.batch={images * devices}",
+    )
+    for model in models
+    for images in IMAGES
+  }
+  cells = fill_cells(file, due)
+  text = "\n\n".join(
+    _section(
+      model, StepModel.of([cells[f"Mixer-{model}, {n}"] for n in IMAGES])
+    )
+    for model in models
+  )
   with atomic_write(file.with_suffix(".md")) as aside:
     aside.write_text(f"{text}\n")
   return text
