@@ -169,25 +169,19 @@ def _section(name: str, model: StepModel) -> str:
 def _rows(
   model: StepModel, machines: list[Topology], batch: int | None = None
 ) -> Iterator[tuple]:
-  one = ("1", 1, 1)
-  sizes = [one, *((f"{m.chips:,}", m.chips, m.hosts) for m in machines)]
-  # One chip is modelled as a part of the smallest slice, without all-reduce.
-  for (label, chips, hosts), machine in zip(
-    sizes, [None, *machines], strict=True
-  ):
-    images = batch / chips if batch else PER_CHIP
-    times = model.step(machine or machines[0], images)
-    communication = times.communication if machine else 0.0
-    step = max(times.compute, times.memory) + communication
-    rate = images * chips / step
+  one = dataclasses.replace(machines[0], chips=1)
+  for machine in (one, *machines):
+    images = batch / machine.chips if batch else PER_CHIP
+    times = model.step(machine, images)
+    rate = images * machine.chips / times.step
     yield (
-      label,
+      f"{machine.chips:,}",
       f"{images:g}",
       *(f"{1e3 * t:.3g}" for t in (times.compute, times.memory)),
-      *(f"{1e3 * t:.3g}" for t in (communication, step)),
+      *(f"{1e3 * t:.3g}" for t in (times.communication, times.step)),
       f"{rate:,.0f}",
-      f"{rate / hosts:,.0f}",
-      f"{rate / hosts * JPEG_BYTES / 1e6:,.0f}",
+      f"{rate / machine.hosts:,.0f}",
+      f"{rate / machine.hosts * JPEG_BYTES / 1e6:,.0f}",
       f"{PASS_IMAGES / rate / 3600:.3g}",
     )
 
