@@ -199,8 +199,6 @@ class Results:
     *,
     limit: float,
     again: bool = False,
-    key: Sequence[str],
-    measured: Sequence[str] = (),
     lists: Sequence[str] = (ROWS,),
   ):
     """Opens the device's file, or begins one.
@@ -211,12 +209,10 @@ class Results:
       device: device and versions, from `device.describe`.
       limit: seconds for a child; rows that timed out with less count as due.
       again: whether all rows count as due.
-      key: fields that tell rows apart.
-      measured: fields of rows with a speed.
       lists: names of the lists of rows.
 
     Raises:
-      UserError: the file is damaged, or cannot be written.
+      UserError: the file cannot be written.
     """
     folder = folder.expanduser() / benchmark
     self.path = folder / f"{file_name(device['device'])}.json"
@@ -226,7 +222,10 @@ class Results:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     check_writable(self.path, "results")
     if self.path.exists():
-      self._read({*key, "images_per_second"}, measured)
+      content = json.loads(self.path.read_text())
+      self.lists = {name: content[name] for name in lists}
+      for row in itertools.chain(*self.lists.values()):
+        row.setdefault("versions", content["versions"])  # older rows have none
     # Rows that need not be measured again.
     self._known = {
       name: [
@@ -234,22 +233,6 @@ class Results:
       ]
       for name, rows in self.lists.items()
     }
-
-  def _read(self, always: set[str], measured: Sequence[str]):
-    try:
-      content = json.loads(self.path.read_text())
-      self.lists = {name: content[name] for name in self.lists}
-      for row in itertools.chain(*self.lists.values()):
-        row.setdefault("versions", content["versions"])  # older rows have none
-        has_speed = row["images_per_second"] is not None
-        required = always | {*(measured if has_speed else ["why"])}
-        if missing := required - row.keys():
-          raise ValueError(f"a row without {', '.join(sorted(missing))}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise UserError(
-        f"{self.path} is damaged ({type(error).__name__}: {error}): move it "
-        "away to measure again."
-      ) from error
 
   def select(self, key: dict, name: str = ROWS) -> list[dict]:
     """Returns the rows of a list that have these fields."""

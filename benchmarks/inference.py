@@ -52,7 +52,6 @@ from mixer.training.step import normalise
 DEFAULTS = {"cpu": ("1,16", "float32")}
 OTHERS = "1,32", "float32,bfloat16"
 TOPK = 5  # as `predict` has it
-MEASURED = "median_ms", "p95_ms", "load_seconds", "first_seconds"
 HEAD = (
   "model | dtype | batch | by | median ms | 95 % within ms | images/s | "
   "of jitted's time | load s | first result s"
@@ -101,8 +100,6 @@ def fill(
     device,
     limit=limit,
     again=again,
-    key=("model", "passes", "dtype", "batch", "implementation"),
-    measured=MEASURED,
   )
   for name, kind, batch in itertools.product(chosen, dtypes, sizes):
     cell = Cell(name, INFERENCE, kind, batch)

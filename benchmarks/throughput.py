@@ -83,7 +83,6 @@ def fill(
     device,
     limit=timing["limit"],
     again=again,
-    key=("model", "image_size", "dtype", "batch"),
     lists=LISTS.values(),
   )
   for each_pass, each_dtype, name in itertools.product(

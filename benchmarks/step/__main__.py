@@ -50,7 +50,6 @@ DEFAULTS = {"cpu": ("1,16", "float32", "1024,2048,4096")}
 OTHERS = "32,128,512", "bfloat16,float32", "2048,4096,8192,16384"
 MODULE = "benchmarks.step.implementations"
 START_LIMIT = 600.0  # seconds; libraries may be on a network disk
-MEASURED = "flops_per_second", "peak_bytes", "compile_seconds", "matmul"
 
 
 def main() -> int:
@@ -117,8 +116,6 @@ def fill(
     device,
     limit=timing["limit"],
     again=again,
-    key=("model", "passes", "dtype", "batch", "implementation"),
-    measured=MEASURED,
   )
   # Cell -> implementations that it has rows of.
   measured = {
