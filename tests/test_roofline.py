@@ -186,6 +186,19 @@ def test_gpus_of_several_hosts_send_their_share_over_the_network():
   assert across - within == pytest.approx(2 * (REDUCED / 8) * 1 / 2 / 50e9)
 
 
+@pytest.mark.parametrize(
+  ("name", "speed"),
+  [
+    ("v3-128", 340e12 / 1024 / 4),  # one of four links
+    ("gpu:h200x8", 450e9),  # all that a GPU has to the switch
+  ],
+)
+def test_a_permute_has_one_link_of_a_torus_and_all_to_a_switch(name, speed):
+  time = reduce_time(name, "collective-permute")
+
+  assert time == pytest.approx(REDUCED / speed)
+
+
 @pytest.mark.parametrize("name", ["v5e:1x1", "gpu:h200x1"])
 def test_one_chip_sends_nothing(name):
   assert reduce_time(name) == 0.0

@@ -72,9 +72,9 @@ def send_time(collective: Collective, topology: Topology) -> float:
   chip = topology.chip
   if topology.chips == 1:
     return 0.0
-  if collective.kind == "collective-permute":  # one neighbour, over one link
-    axes = max(1, chip.axes)
-    return collective.bytes / (chip.interconnect / (2 * axes))
+  if collective.kind == "collective-permute":  # to one neighbour
+    links = 2 * chip.axes or 1  # a switch gives one peer all of them
+    return collective.bytes / (chip.interconnect / links)
   trips = _TRIPS[collective.kind]
   inside = min(topology.chips, chip.per_host)
   if chip.is_tpu:
