@@ -7,12 +7,10 @@ from collections.abc import Iterable
 from mixer.plan import Plan
 from mixer.tools.paper.numbers import TABLE_3
 from mixer.tools.preflight.compiler import CompiledProgram
-from mixer.tools.preflight.hlo import COLLECTIVES, Collective
+from mixer.tools.preflight.hlo import Collective
 from mixer.tools.preflight.topology import Topology
 
 SECONDS_PER_DAY = 86_400.0
-# How often an array crosses the links of a ring.
-_TRIPS = dict.fromkeys(COLLECTIVES, 1) | {"all-reduce": 2}
 _DATA = {"i1k": "imagenet2012", "i21k": "imagenet21k"}
 # TPUv3 core-days of pre-training by (data set, model, epochs): table 3. The
 # authors extrapolated them from runs on JFT-300M.
@@ -75,10 +73,11 @@ def send_time(collective: Collective, topology: Topology) -> float:
   if collective.kind == "collective-permute":  # to one neighbour
     links = 2 * chip.axes or 1  # a switch gives one peer all of them
     return collective.bytes / (chip.interconnect / links)
-  trips = _TRIPS[collective.kind]
-  inside = min(topology.chips, chip.per_host)
-  if chip.is_tpu:
-    inside = topology.chips
+  trips = 2 if collective.kind == "all-reduce" else 1
+  # Chips of one ring: a TPU's slice, or the GPUs of a host.
+  inside = topology.chips
+  if not chip.is_tpu:
+    inside = min(inside, chip.per_host)
   speed = chip.interconnect * topology.links_used
   seconds = trips * collective.bytes * (inside - 1) / inside / speed
   if topology.chips > inside:
