@@ -256,9 +256,11 @@ def test_sharding_is_advised_by_memory_and_time(plain, sharded, advice):
   one, other = (
     program(*sizes) if sizes else refusal for sizes in (plain, sharded)
   )
-  trial = judge_sharded(plan_on("v3-128"), parse("v3-128"), other)
+  plan, report = plan_on("v3-128"), report_on("v3-128", one)
 
-  report = report_on("v3-128", one) | {"sharded": trial}
+  report["sharded"] = judge_sharded(
+    plan, parse("v3-128"), other, report["waiting_batches"]
+  )
 
   # Four prefetched batches of 32 images of 224 px take 0.02 GiB.
   assert advice in sharding(report)

@@ -90,7 +90,9 @@ def preflight(
           _change(plan.config, {"shard_state": True}), plan.devices
         )
         sharded = compile_training(sharded_plan, devices)
-      report["sharded"] = judge_sharded(plan, topology, sharded)
+      report["sharded"] = judge_sharded(
+        plan, topology, sharded, report["waiting_batches"]
+      )
     return report
 
 
@@ -129,7 +131,8 @@ def judge(
     for each in programs.values()
     if each
   )
-  verdict = "compiles and fits" if target is topology else "would fit"
+  is_proxy = target is not topology
+  verdict = "would fit" if is_proxy else "compiles and fits"
   report = {
     "model": plan.config.model.name,
     "topology": topology.name,
@@ -152,18 +155,21 @@ def judge(
   }
   # The compiler counts a loop over blocks as one block.
   if not isinstance(training, DoesNotFit) and not plan.config.model.scan:
-    is_proxy = target is not topology
     report["estimate"] = estimate(plan, topology, training, is_proxy=is_proxy)
   return report
 
 
-def judge_sharded(plan: Plan, topology: Topology, program: Compilation) -> dict:
-  """Returns the figures of the update with config.shard_state."""
+def judge_sharded(
+  plan: Plan, topology: Topology, program: Compilation, waiting: int
+) -> dict:
+  """Returns the figures of the update with config.shard_state.
+
+  `waiting` is the bytes of batches that wait on a device.
+  """
   seconds = None
   if not isinstance(program, DoesNotFit):
     seconds = estimate(plan, topology, program)["step_seconds"]
-  figures = _program(program, 0) | {"peak_beside_all": None}
-  return {"training": figures, "step_seconds": seconds}
+  return {"training": _program(program, waiting), "step_seconds": seconds}
 
 
 def _program(program: Compilation, others: int) -> dict:

@@ -51,9 +51,9 @@ def sharding(report: dict) -> str:
   """Returns advice on config.shard_state, with its memory and step time."""
   key, limit = "config.shard_state=True", report["memory_per_device"]
   seconds = report["sharded"]["step_seconds"]
-  peak = report["sharded"]["training"].get("peak", math.inf)
-  peak += report["waiting_batches"]
-  if peak > limit:
+  training = report["sharded"]["training"]
+  peak = training["peak_beside_all"]
+  if not training["compiles"] or peak > limit:
     return f"{key} does not make it fit"
   figures = f"peak {_gib(peak)} GiB, a step {_ms(seconds)}"
   whole = report["training"]["peak_beside_all"]
