@@ -218,7 +218,6 @@ def program(gibibytes, milliseconds, **changes):
     "temporaries": int(gibibytes * GIB),
     "code": 0,
     "flops": 1e12,
-    "bytes_accessed": 1e9,
     "traffic": HbmTraffic(outside=10**9, inside=0),
     "seconds": milliseconds / 1e3,
     "collectives": [],
@@ -276,7 +275,7 @@ def test_an_evaluation_shares_parameters_that_are_whole(is_sharded):
   assert peak == 5 * GIB - shared
 
 
-NO_COUNTS = {"flops": None, "bytes_accessed": None, "seconds": None}
+NO_COUNTS = {"flops": None, "seconds": None}
 
 
 @pytest.mark.parametrize(

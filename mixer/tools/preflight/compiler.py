@@ -64,8 +64,8 @@ class CompiledProgram:
   outputs: results that do not overwrite an argument.
   temporaries: intermediate results.
   code: the program itself, which lies in the same memory.
-  flops, bytes_accessed, seconds: XLA's own counts, with the body of a loop once
-    and bytes of on-chip memory. None on GPUs; seconds also where impossible.
+  flops, seconds: XLA's own counts, with the body of a loop once. None on GPUs;
+    seconds also where impossible.
   """
 
   arguments: int
@@ -73,7 +73,6 @@ class CompiledProgram:
   temporaries: int
   code: int
   flops: float | None
-  bytes_accessed: float | None
   traffic: hlo.HbmTraffic
   seconds: float | None
   collectives: Sequence[hlo.Collective]
@@ -223,7 +222,6 @@ def read_program(compiled, devices: int, elapsed: float) -> CompiledProgram:
     temporaries=memory.temp_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
     flops=cost.get("flops"),
-    bytes_accessed=cost.get("bytes accessed"),
     traffic=hlo.read_traffic(module),
     seconds=seconds if seconds > 0 else None,
     collectives=hlo.read_collectives(module, devices),
