@@ -400,6 +400,9 @@ def test_every_compilation_is_shown_and_searches_are_reported(monkeypatch):
     "config.model.remat=blocks",
   ]
   text = describe(report, config)
+  assert text.count("no limit found: memory does not grow") == 3
+  assert "would fit without" not in text
+  text = describe(report, config)
   assert "32 images at once x 1 accumulated, peak 1.02 GiB" in text
   assert "sharding      config.shard_state=True: peak 1.02 GiB" in text
   json.dumps(report)

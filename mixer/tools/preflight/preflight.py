@@ -27,6 +27,7 @@ from mixer.training.nonfinite import DISPATCH_AHEAD
 PROXY_TOPOLOGY = "v5p:2x2x1"  # in place of a GPU whose compiler is missing
 FIRST_TRIALS = 32, 8, 1  # images at once, then twice as many
 MAX_CONFIRMATIONS = 4
+MIN_PER_IMAGE = 1.0  # bytes; a line no steeper has no limit
 # A recipe's duration in steps of another batch could be invalid.
 _ANY_DURATION = {
   "total_steps": 10_000_000,
@@ -333,6 +334,6 @@ def _fit_line(
     small = peak_of(images, 1)
     large = peak_of(2 * images, 1) if small < math.inf else math.inf
     if large < math.inf:
-      per_image = max(1.0, (large - small) / images)
+      per_image = max(MIN_PER_IMAGE, (large - small) / images)
       return {"fixed": small - images * per_image, "per_image": per_image}
   return None

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mixer.chips import GIB
 from mixer.tools.preflight.compiler import gpu_advice
+from mixer.tools.preflight.preflight import MIN_PER_IMAGE
 from mixer.tools.preflight.topology import parse
 from mixer.tools.table import render
 
@@ -190,8 +191,10 @@ def _suggestion(
     f"accumulated, peak {_gib(suggestion['peak'])} GiB: "
     f"{flags}--config.max_per_device={at_once}",
   )
-  if line := suggestion["line"]:
-    whole = suggestion["whole"]
+  line, whole = suggestion["line"], suggestion["whole"]
+  if line and line["per_image"] <= MIN_PER_IMAGE:
+    yield _line("", "no limit found: memory does not grow with the images")
+  elif line:
     yield _line(
       "",
       f"{_gib(line['fixed'])} GiB + {line['per_image'] / 2**20:.3g} MiB an "
