@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Sequence
 
 from benchmarks.cells import DTYPES, cell_of, sort_rows
-from benchmarks.harness import list_versions
+from benchmarks.harness import format_speed, list_versions
 from benchmarks.step.implementations import NAMES, OURS
 from mixer.tools.table import render
 
@@ -45,7 +45,7 @@ def _line(row: dict, ours: dict | None) -> Iterable[str]:
   ours_is = ours and ours["images_per_second"]
   return (
     *first,
-    f"{speed:,.0f}" if speed >= 1000 else f"{speed:.3g}",
+    format_speed(speed),
     f"{ours_is / speed:.2f} x" if ours_is and ours is not row else "",
     f"{flops / TERA:.3g}",
     f"{100 * flops / row['matmul']['flops_per_second']:.0f} %",
