@@ -13,6 +13,7 @@ if anything differs.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -134,8 +135,13 @@ class Trials:
   def __init__(self, folder: Path, seed: int):
     self.rng = random.Random(seed)
     self.folder = folder
-    self.undisturbed = Run(folder / "undisturbed")
-    expect(self.undisturbed.finish(), EX_OK, self.undisturbed)
+
+  @functools.cached_property
+  def undisturbed(self) -> Run:
+    """The complete run to compare with."""
+    run = Run(self.folder / "undisturbed")
+    expect(run.finish(), EX_OK, run)
+    return run
 
   def killed(self, times: int = 20) -> tuple:
     """Sends SIGKILL at random moments, some of them during a save."""
