@@ -20,6 +20,7 @@ from mixer.tools.table import render
 
 EXAMPLES = 2_000  # photographs of `batches` and `memory`
 STEPS, BATCH = 1_000, 32  # of `batches`
+ONE_THREAD = Workers(1)
 SPEC = "inception_crop(64) | flip | randaug(2, 15)"
 
 # Of `opening`.
@@ -32,10 +33,10 @@ TOTAL, LARGE_BATCH, ROWS = 1_000_000, 250, 10
 
 def hash_batches(
   folder: Path,
-  file_format: str,
-  workers: Workers,
-  hosts: int,
-  restarts: tuple[int, ...],
+  file_format: str = "array_record",
+  workers: Workers = ONE_THREAD,
+  hosts: int = 1,
+  restarts: tuple[int, ...] = (),
 ) -> str:
   """Returns the hash of the global batches 0 to STEPS - 1.
 
@@ -77,12 +78,6 @@ def _join(loaders: list[Iterator]) -> Iterator[dict[str, np.ndarray]]:
     yield {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
 
 
-DEFAULT = {
-  "file_format": "array_record",
-  "workers": Workers(1),
-  "hosts": 1,
-  "restarts": (),
-}
 WAYS = {
   "1 thread": {},
   "4 threads": {"workers": Workers(4)},
@@ -104,7 +99,7 @@ def batches(folder: Path) -> str:
   """Equality of batches from any workers, by a hash of all their bytes."""
   rows = []
   for name, way in WAYS.items():
-    digest = hash_batches(folder, **DEFAULT | way)[:16]
+    digest = hash_batches(folder, **way)[:16]
     first = rows[0][1] if rows else digest
     rows.append((name, digest, "yes" if digest == first else "NO"))
   return render((f"{STEPS:,} batches of {BATCH}", "hash", "equal"), rows)
