@@ -129,7 +129,8 @@ def run_batches(
       left.remove(row["batch"])
       yield row
   except harness.ChildError as error:
-    yield {"batch": left[0]} | error.row
+    if left:  # else the limit came after the last row
+      yield {"batch": left[0]} | error.row
 
 
 def measure(

@@ -90,7 +90,7 @@ def report(trained: list[dict], gains: dict[str, dict]) -> str:
         each["variation"],
         f"{each['parameters']:,}",
         f"{each['multiply_accumulates'] / 1e6:.2f}",
-        percent(ends.mean(), ends.std(ddof=1) if len(ends) > 1 else 0.0),
+        percent(ends.mean(), ends.std(ddof=1)),
         percent(gain["mean"], gain["interval"]) if gain else "",
         gain["verdict"] if gain else "",
       )

@@ -100,6 +100,17 @@ def test_a_speed_is_not_replaced_by_a_failure(tmp_path, children):
   assert found["images_per_second"] == 70.0
 
 
+def test_a_time_out_after_the_last_batch_changes_nothing(tmp_path, children):
+  children["rows"] = [{"batch": 8, "images_per_second": 70.0}]
+  children["error"] = ChildError("took more than 60 s", 60.0)
+
+  throughput.fill(**flags(tmp_path, batches="8"))
+
+  [file] = (tmp_path / "throughput").iterdir()
+  [row] = json.loads(file.read_text())["rows"]
+  assert row["images_per_second"] == 70.0
+
+
 def test_a_program_that_needs_more_memory_than_is_free_is_not_run(monkeypatch):
   monkeypatch.setattr(programs, "free_memory", lambda: 2**20)
 
