@@ -53,7 +53,9 @@ class Curve:
     return "_".join(map(str, self.about.values())).replace("/", "_")
 
 
-def command_line(name: str, description: str) -> argparse.ArgumentParser:
+def create_experiment_parser(
+  name: str, description: str
+) -> argparse.ArgumentParser:
   """Makes a parser with the flags that all experiments share."""
   flags.FLAGS.mark_as_parsed()  # training reads absl's flags
   parser = create_parser(name, description)

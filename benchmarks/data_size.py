@@ -39,7 +39,7 @@ CURVES = [
 
 
 def main() -> int:
-  parser = curves.command_line("data_size", __doc__)
+  parser = curves.create_experiment_parser("data_size", __doc__)
   return run_cli(measure, **vars(parser.parse_args()))
 
 

@@ -49,7 +49,7 @@ HEAD = (
 
 
 def main() -> int:
-  parser = curves.command_line("permutations", __doc__)
+  parser = curves.create_experiment_parser("permutations", __doc__)
   return run_cli(measure, **vars(parser.parse_args()))
 
 

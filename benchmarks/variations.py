@@ -37,7 +37,7 @@ HEAD = (
 
 
 def main() -> int:
-  parser = curves.command_line("variations", __doc__)
+  parser = curves.create_experiment_parser("variations", __doc__)
   parser.add_argument(
     "--epochs",
     type=float,
