@@ -70,8 +70,10 @@ class Hashes:
 
   def find(self, image: np.ndarray) -> str | None:
     """Returns the name of the nearest image, if it is near enough."""
+    if not self.names:
+      return None
     code = difference_hash(image)
-    if code is None or not self.names:
+    if code is None:
       return None
     different = np.bitwise_count(self.codes ^ code[:, None]).sum(0)
     nearest = int(different.argmin())
