@@ -198,35 +198,66 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_results(
   assert results(read_found(tmp_path)) == results(read_found(swept))
 
 
-SHARES = """
-import sys, time
+RECIPE = """
 import sweeps
-from mixer.tools.sweep.sweep import sweep
-config = sweeps.small(sys.argv[1], sweep__learning_rates=(0.001, 1e30, 0.01))
-while (code := sweep(config, sys.argv[2], parallel=True)) == 75:
-  time.sleep(0.5)
-sys.exit(code)
+
+def get_config():
+  return sweeps.small({data!r}, sweep__learning_rates=(0.001, 1e30, 0.01))
+"""
+COMMAND = """
+from mixer import cli
+from mixer.tools.sweep import __main__ as command
+
+command.WAIT_SECONDS = {wait}
+cli.run(command.main)
 """
 
 
-def test_two_processes_share_the_runs_and_report_the_same(
-  swept, digits_dir, tmp_path
-):
-  command = [sys.executable, "-c", SHARES, digits_dir, str(tmp_path)]
+def start_parallel(digits_dir, tmp_path, folder, wait):
+  """Starts `python -m mixer sweep --parallel` with another waiting time."""
+  recipe = tmp_path / "recipe.py"
+  recipe.write_text(RECIPE.format(data=digits_dir))
   environ = os.environ | {
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
+  return subprocess.Popen(
+    [sys.executable, "-c", COMMAND.format(wait=wait), "--parallel"]
+    + [f"--config={recipe}", f"--workdir={folder}"],
+    env=environ,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
 
-  both = [
-    subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
-    for _ in range(2)
-  ]
+
+def test_two_processes_share_the_runs_and_report_the_same(
+  swept, digits_dir, tmp_path
+):
+  folder = tmp_path / "shared"
+
+  both = [start_parallel(digits_dir, tmp_path, folder, 0.5) for _ in range(2)]
   outputs = [process.communicate()[0] for process in both]
 
   assert [process.returncode for process in both] == [0, 0], outputs
-  assert results(read_found(tmp_path)) == results(read_found(swept))
+  assert results(read_found(folder)) == results(read_found(swept))
+
+
+def test_a_signal_ends_the_wait_for_other_processes(
+  swept, digits_dir, tmp_path
+):
+  folder = shutil.copytree(swept, tmp_path / "swept")
+  (folder / "lr_0.001" / "weights.npz").unlink()
+
+  with locked(folder / "lr_0.001"):
+    process = start_parallel(digits_dir, tmp_path, folder, 86_400)
+    lines = iter(process.stdout.readline, "")
+    is_waiting = any("Other processes train lr_0.001:" in x for x in lines)
+    process.terminate()
+    process.communicate()
+
+  assert is_waiting
+  assert process.returncode == EX_TEMPFAIL
 
 
 def test_a_parallel_sweep_waits_for_the_runs_of_other_processes(
@@ -241,7 +272,7 @@ def test_a_parallel_sweep_waits_for_the_runs_of_other_processes(
       sweep(config, str(folder))
     assert sweep(config, str(folder), parallel=True) == EX_TEMPFAIL
 
-  assert "Other processes train lr_0.001: the same" in capsys.readouterr().out
+  assert "Other processes train lr_0.001:" in capsys.readouterr().out
   assert not (folder / "sweep.json").exists()
   assert sweep(config, str(folder), parallel=True) == EX_OK
   assert results(read_found(folder)) == results(read_found(swept))

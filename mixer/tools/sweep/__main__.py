@@ -42,13 +42,11 @@ PARALLEL = flags.DEFINE_bool(
   "parallel",
   "SLURM_ARRAY_TASK_ID" in os.environ,
   "Share the runs with other processes that sweep in DIR; one that finds all "
-  "others busy exits with 75, and is to be started again.",
+  "of them taken waits.",
 )
 flags.mark_flag_as_required("config")
 
-# Longer than the minute within which launch/again.sh takes an exit for a
-# failure; until then other processes may end.
-WAIT_SECONDS = 65.0
+WAIT_SECONDS = 60.0  # until a process looks again for a run that it can train
 
 
 def main() -> int:
@@ -78,12 +76,14 @@ def main() -> int:
   if DRY_RUN.value:
     return tool.dry_run(*arguments, **options)
   with sweep.listen_for_signals() as should_stop:
-    code = tool.sweep(
-      *arguments, parallel=PARALLEL.value, should_stop=should_stop, **options
-    )
-    if code == cli.EX_TEMPFAIL and PARALLEL.value and not should_stop():
+    while True:
+      code = tool.sweep(
+        *arguments, parallel=PARALLEL.value, should_stop=should_stop, **options
+      )
+      if code != cli.EX_TEMPFAIL or not PARALLEL.value or should_stop():
+        return code
+      # Others train the runs. A signal raises KeyboardInterrupt here.
       time.sleep(WAIT_SECONDS)
-    return code
 
 
 if __name__ == "__main__":

@@ -145,8 +145,8 @@ def run_all(
   outcomes = {run.folder.name: read_outcome(run, total_steps) for run in runs}
   if busy := [name for name, outcome in outcomes.items() if outcome is None]:
     print(
-      f"\nOther processes train {format_list(busy, 3)}: the same command goes "
-      "on when they have ended.",
+      f"\nOther processes train {format_list(busy, 3)}: the sweep goes on when "
+      "they have ended.",
       flush=True,
     )
     return None
