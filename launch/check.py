@@ -11,8 +11,10 @@ import contextlib
 import importlib
 import io
 import sys
+import tempfile
 
 from absl import flags
+from etils import epath
 
 from mixer import cli
 from mixer.data.sources import DatasetNotFoundError
@@ -30,20 +32,34 @@ def main() -> int:
   config = flags.FLAGS["config"].value
   if config is None:  # eval takes that of the run
     return cli.EX_OK
-  from mixer.plan import make_plan  # after the flags: it takes seconds
+  # After the flags: they take seconds.
+  from mixer.plan import make_plan
+  from mixer.schema import EPOCH_LENGTH
 
-  plan = make_plan(
-    config,
-    devices=1,
-    for_training=sys.argv[0] != "eval",
-    load_init=False,
-  )
-  problems = plan.complaints.problems
-  if plan.complaints.missing:
-    problems = [x for x in problems if not x.startswith("Durations in epochs")]
+  if sys.argv[0] == "sweep":
+    complaints = plan_sweep(config).complaints
+  else:
+    is_eval = sys.argv[0] == "eval"
+    complaints = make_plan(
+      config, devices=1, for_training=not is_eval, load_init=False
+    ).complaints
+  problems = complaints.problems
+  if complaints.missing:
+    problems = [x for x in problems if EPOCH_LENGTH not in x]
   if problems:
     raise UserError("\n".join(problems))
   return cli.EX_OK
+
+
+def plan_sweep(config):
+  """Plans a sweep in an empty folder; of several data sets, on the first."""
+  from mixer.tools.sweep import multi_dataset, plan
+
+  with tempfile.TemporaryDirectory() as folder:
+    if names := flags.FLAGS["datasets"].value:
+      multi = multi_dataset.choose(flags.FLAGS["config"], names, folder)
+      config = next(iter(multi.configs.values()))
+    return plan.plan_sweep(config, epath.Path(folder), load_init=False)
 
 
 def is_about_data(error: BaseException | None) -> bool:

@@ -114,6 +114,9 @@ def defaults(schema: dict[str, Key | dict]) -> ConfigDict:
   return config
 
 
+EPOCH_LENGTH = "Durations in epochs need the number of training examples"
+
+
 class EpochLengthError(UserError):
   """A duration is in epochs, and the number of examples is unknown."""
 
@@ -151,8 +154,7 @@ def resolve_steps(
   if unit == "epochs":
     if not examples:
       raise EpochLengthError(
-        "Durations in epochs need the number of training examples: prepare the "
-        "data set, or set config.data.examples."
+        f"{EPOCH_LENGTH}: prepare the data set, or set config.data.examples."
       )
     value *= examples
   return max(round(value / batch), 1)

@@ -127,6 +127,18 @@ def test_launchers_know_all_tools():
       "not checked here: it reads its data.",
     ),
     ("sweep --config=configs/finetune.py --workdri=/x", 2, "workdri"),
+    ("sweep --config=configs/finetune.py --workdir=/x --datasets=all", 0, ""),
+    (
+      "sweep --config=configs/finetune.py --workdir=/x --datasets=cifar11",
+      2,
+      "did you mean cifar10",
+    ),
+    (
+      "sweep --config=configs/finetune.py --workdir=/x"
+      " --config.sweep.metric=eval/minval/accuracy",
+      2,
+      "did you mean eval/minival/accuracy",
+    ),
   ],
 )
 def test_recipes_are_checked_without_their_data(

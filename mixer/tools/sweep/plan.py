@@ -134,6 +134,7 @@ class SweepPlan:
   Attributes:
     config: of the sweep.
     folder: of the sweep; its runs are in it.
+    load_init: whether the plans of its runs read config.init.
     complaints: about the sweep and all of its runs.
     grid_plan: plan of the runs by which the learning rate is chosen.
     final_plan: plan of the final runs.
@@ -142,6 +143,7 @@ class SweepPlan:
 
   config: ConfigDict
   folder: epath.Path
+  load_init: bool = True
   complaints: Complaints = dataclasses.field(default_factory=Complaints)
   grid_plan: Plan | None = None
   final_plan: Plan | None = None
@@ -178,7 +180,11 @@ class SweepPlan:
 
 
 def plan_sweep(
-  config: ConfigDict, folder: epath.Path, *, accept_changes: bool = False
+  config: ConfigDict,
+  folder: epath.Path,
+  *,
+  accept_changes: bool = False,
+  load_init: bool = True,
 ) -> SweepPlan:
   """Resolves a sweep and collects complaints about all of its runs.
 
@@ -186,12 +192,13 @@ def plan_sweep(
     config: from a recipe and the command line.
     folder: of the sweep.
     accept_changes: accept existing runs although the config has changed.
+    load_init: False does without config.init.
 
   Raises:
     UserError: keys that the schema does not have, or values out of range; no
       other check runs then.
   """
-  sweep = SweepPlan(resolve(config), folder)
+  sweep = SweepPlan(resolve(config), folder, load_init)
   problems = sweep.complaints.problems
   if invalid := list(validate(sweep.config)):
     raise UserError("\n".join(invalid))
@@ -241,7 +248,7 @@ def _plan_runs(
 ) -> Plan:
   """Makes the plan that the runs share, except for rate and seed."""
   config = config.copy_and_resolve_references()
-  load_init = any(run.needs_init for run in runs)
+  load_init = sweep.load_init and any(run.needs_init for run in runs)
   grid_plan = sweep.grid_plan
   if grid_plan is not None and grid_plan.model.initial_params is not None:
     # The grid's plan has read and checked the same weights.
