@@ -424,6 +424,11 @@ def test_another_list_of_exclusions_starts_over(unfinished, capfd):
   assert "n02084071_5.JPEG" not in [n for n, _, _ in examples(unfinished)]
 
 
+def test_exclusions_do_not_change_a_prepared_data_set(prepared):
+  with pytest.raises(UserError, match="--exclude does not change it"):
+    prepare("imagenet21k", str(prepared), exclude=["hashes.txt"])
+
+
 def test_a_wrong_list_of_exclusions_is_said_before_any_work(data_dir):
   with pytest.raises(UserError, match="Line 1 of .*n00004475.*not a hash"):
     synsets = Path(imagenet21k_dataset_builder.__file__).parent / "synsets.txt"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares data sets, lists their duplicates, and draws a step's images.
+"""Prepares data sets, hashes their images, and draws a step's images.
 
 python -m mixer data prepare NAME [--data_dir=DIR]
 python -m mixer data hash NAME --split=SPLIT --out=FILE [--data_dir=DIR]
@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
   )
   prepare_parser.add_argument(
     "name",
-    help="a name of TFDS, digits or imagenet21k; NAME/CONFIG picks a config",
+    help="a name of TFDS, digits, photographs or imagenet21k; NAME/CONFIG"
+    " picks a config",
   )
   prepare_parser.add_argument(
     "--workers",
@@ -118,8 +119,9 @@ def prepare(
     return tfds.find_prepared(name, data_dir)
   if "exclude" in options:
     raise UserError(
-      f"{name} is in {folder} already, with all of its images: delete the"
-      " folder and run this again."
+      f"{name} is already in {folder}, and --exclude does not change it"
+      " (excluded.txt there lists the images that were left out): delete the"
+      " folder to prepare it again."
     )
   print(f"{name} is already prepared.")
   return folder
