@@ -117,7 +117,8 @@ def test_plain_images_are_nobodys_duplicates(name):
   image = plain_images()[name]
 
   assert dedup.difference_hash(image) is None
-  assert hashes_of([]).find(image) is None
+  some = dedup.Hashes(np.zeros((2, 1), np.uint64), ["some"])
+  assert some.find(image) is None
 
 
 def test_of_several_the_nearest_is_named_and_far_ones_are_not(photographs):
@@ -183,10 +184,9 @@ def test_any_split_of_a_tfds_data_set_can_be_hashed(digits_dir, tmp_path):
   assert known.find(decode.decode(data)) == "digits test[:70] 69"
 
 
-@pytest.mark.parametrize("line", ["0123\ta\ttest\t0", "z" * 32 + "\ta\tb\t0"])
-def test_a_spoilt_list_says_which_line(tmp_path, line):
+def test_a_file_that_is_no_list_of_hashes_is_refused(tmp_path):
   file = tmp_path / "hashes.txt"
-  file.write_text(f"{dedup.HEADER}\n{'0' * 32}\ta\ttest\t0\n{line}\n")
+  file.write_text(f"{'0' * 32}\ta\ttest\t0\n")
 
-  with pytest.raises(UserError, match="Line 3 of .*hashes.txt"):
+  with pytest.raises(UserError, match="hashes.txt is not a list of hashes"):
     dedup.load([file])

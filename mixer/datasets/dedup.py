@@ -23,15 +23,15 @@ import numpy as np
 
 from mixer.data import decode
 from mixer.data.sources import Source
-from mixer.errors import UserError, format_list
+from mixer.errors import UserError
+from mixer.storage import atomic_write
 
 DISTANCE = 10
 
-# An image is plain unless so many of its gradients go against the direction
-# that most of their kind take, counting those of more than two grey levels.
-# Between fields of different photographs, skies among them, the least distance
-# is 3 without this rule and 26 with it.
-AGAINST = 10
+# An image is plain if fewer than 10 of its gradients (above 2 grey levels) have
+# the less frequent sign. Between fields of different photographs, skies among
+# them, the least distance is 3 without this rule and 26 with it.
+MIN_MINORITY_SIGNS = 10
 
 HEADER = "# hash\tdata set\tsplit\tid"
 NO_HASH = "-"
@@ -50,7 +50,7 @@ def difference_hash(image: np.ndarray) -> np.ndarray | None:
   high = grey.reshape(9, 8, 8, 9).mean((1, 3))
   differences = np.stack([np.diff(wide).ravel(), np.diff(high, axis=0).ravel()])
   clear = [(differences > 2).sum(1), (differences < -2).sum(1)]
-  if np.minimum(*clear).sum() < AGAINST:
+  if np.minimum(*clear).sum() < MIN_MINORITY_SIGNS:
     return None
   rises = differences > 0  # 2 64
   return np.packbits(rises, axis=1).view(">u8").astype(np.uint64)[:, 0]
@@ -84,30 +84,21 @@ def load(files: Sequence[str | os.PathLike]) -> Hashes:
   """Reads what `write` wrote.
 
   Raises:
-    UserError: a file is not such a list; says which line.
+    UserError: a file is not such a list.
   """
   codes, names = [], []
   for file in files:
-    for number, line in enumerate(_lines(file), 1):
+    header, *lines = _lines(file) or [""]
+    if header != HEADER:
+      raise UserError(
+        f"{file} is not a list of hashes, its first line is {header[:60]!r}:"
+        " give a file that python -m mixer data hash wrote."
+      )
+    for line in lines:
       code, *name = line.split("\t")
-      if line.startswith("#") or code == NO_HASH:
-        continue
-      try:
+      if code != NO_HASH:
         codes.append((int(code[:16], 16), int(code[16:], 16)))
-      except ValueError:
-        codes.append(())
-      if len(code) != 32 or len(name) != 3 or not codes[-1]:
-        raise UserError(
-          f"Line {number} of {file} is {line[:60]!r}, not a hash: give a file"
-          " that python -m mixer data hash wrote."
-        )
-      names.append(" ".join(name))
-  if files and not codes:
-    raise UserError(
-      "There are no hashes in "
-      f"{format_list([os.fspath(file) for file in files])}:"
-      " write them with python -m mixer data hash."
-    )
+        names.append(" ".join(name))
   return Hashes(np.array(codes, np.uint64).reshape(-1, 2).T.copy(), names)
 
 
@@ -128,19 +119,14 @@ def write(source: Source, file: str | os.PathLike) -> tuple[int, int, int]:
     The number of images, of the plain ones among them, and of those that cannot
     be decoded; neither has a hash.
   """
-  file = Path(file)
-  if file.is_dir() or not file.parent.is_dir():
-    raise UserError(f"{file} is a folder, or lies in none: name a file.")
-  unfinished = file.with_name(f"incomplete.{file.name}")
   outcomes = {"plain": 0, "unreadable": 0}
-  with unfinished.open("w") as lines:
+  with atomic_write(Path(file)) as temporary, temporary.open("w") as lines:
     print(HEADER, file=lines)
     for i, code in enumerate(_hash_all(source)):
       if code in outcomes:
         outcomes[code] += 1
         code = NO_HASH
       print(code, source.name, source.split, i, sep="\t", file=lines)
-  unfinished.replace(file)
   return len(source), outcomes["plain"], outcomes["unreadable"]
 
 

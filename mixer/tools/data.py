@@ -24,6 +24,7 @@ from mixer.data.sources import (
 )
 from mixer.datasets import dedup
 from mixer.errors import UserError
+from mixer.storage import check_writable
 
 TENSORFLOW = "2.21.0"  # as in requirements-dev.txt
 _MISSING_FILE = ("AssertionError", "FileNotFoundError", "NotFoundError")
@@ -86,6 +87,7 @@ def _prepare(name: str, data_dir: str | None, **options) -> str:
 
 
 def _hash(name: str, data_dir: str | None, split: str, out: str) -> str:
+  check_writable(out, "out")
   source = open_source(name, split, data_dir)
   images, plain, unreadable = dedup.write(source, out)
   return (

@@ -40,6 +40,7 @@ from mixer.datasets import dedup
 from mixer.datasets.class_names import synsets
 from mixer.datasets.imagenet21k import archive, shards
 from mixer.errors import UserError, format_list
+from mixer.storage import atomic_write
 
 MAX_SHARDS = 2048
 
@@ -175,9 +176,8 @@ class Builder(dataset_builder.FileReaderBuilder):
     print("Indexing the archive.")
     names = self.info.features["label"].names
     rows = archive.index(tars, names, self._workers)
-    incomplete = index.with_name(shards.INCOMPLETE + index.name)
-    np.save(incomplete, rows)
-    incomplete.replace(index)
+    with atomic_write(index) as temporary:
+      np.save(temporary, rows)
 
   def _files(self, folder: Path, index: Path) -> list[Path]:
     """Returns the path of each shard, after a check of the free space."""

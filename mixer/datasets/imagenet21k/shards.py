@@ -19,8 +19,9 @@ from mixer.data import decode
 from mixer.datasets import dedup
 from mixer.datasets.imagenet21k.archive import Progress, run_in_processes
 from mixer.errors import UserError
+from mixer.storage import atomic_write
 
-INCOMPLETE = "incomplete."  # prefix of files that are being written
+INCOMPLETE = "incomplete."  # prefix of shards that are being written
 INDEX = "index.npy"
 PLAN = "plan.json"
 LOCK = "lock"
@@ -147,7 +148,8 @@ def _write_shard(task: _Task) -> int:
   contents = Contents(
     written, num_bytes, unreadable, excluded, unfinished.stat().st_size
   )
-  replace(_sidecar(task.file), json.dumps(dataclasses.asdict(contents)))
+  with atomic_write(_sidecar(task.file)) as temporary:
+    temporary.write_text(json.dumps(dataclasses.asdict(contents)))
   unfinished.replace(task.file)
   return len(rows)
 
@@ -191,13 +193,6 @@ def _serialize(image: bytes, label: int, file_name: str) -> bytes:
   )
 
 
-def replace(path: Path, text: str) -> None:
-  """Writes a file atomically."""
-  unfinished = path.with_name(INCOMPLETE + path.name)
-  unfinished.write_text(text)
-  unfinished.replace(path)
-
-
 @contextlib.contextmanager
 def claim(folder: Path, plan: Mapping[str, object]) -> Iterator[None]:
   """Locks the folder of unfinished work and clears work of another plan.
@@ -219,13 +214,15 @@ def claim(folder: Path, plan: Mapping[str, object]) -> Iterator[None]:
         f"Another process is at work in {folder}: let it finish, or stop it."
       ) from error
     _clear(folder, plan)
-    replace(folder / PLAN, json.dumps(plan))
+    with atomic_write(folder / PLAN) as temporary:
+      temporary.write_text(json.dumps(plan))
     yield
 
 
 def _clear(folder: Path, plan: Mapping[str, object]) -> None:
-  for file in folder.glob(f"{INCOMPLETE}*"):
-    file.unlink()
+  for leftovers in f"{INCOMPLETE}*", "*.partial.*":  # the latter of storage
+    for file in folder.glob(leftovers):
+      file.unlink()
   if not (folder / PLAN).exists():
     return
   before = json.loads((folder / PLAN).read_text())
