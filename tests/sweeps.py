@@ -47,12 +47,7 @@ def small(digits_dir, **changes):
   return config
 
 
-def read_rows(folder):
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-def read_found(folder):
+def read_report(folder):
   return json.loads((folder / "sweep.json").read_text())
 
 

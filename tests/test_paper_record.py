@@ -10,7 +10,8 @@ import statistics
 import paper_runs
 import pytest
 from paper_runs import ROW, protocol
-from sweeps import read_found, read_rows
+from runs import read_rows
+from sweeps import read_report
 
 from mixer.cli import EX_OK, EX_USAGE
 from mixer.errors import UserError
@@ -105,7 +106,7 @@ def test_a_sweep_on_imagenet_gives_mean_deviation_and_its_upstreams_cost(
 ):
   cells = read_cells(tmp_path, imagenet, protocol(recipe))
 
-  mean = read_found(imagenet)["means"]["eval/test/accuracy"]
+  mean = read_report(imagenet)["means"]["eval/test/accuracy"]
   assert cells.keys() == {"imagenet", "core_days"}
   cell = cells["imagenet"]
   assert cell.value == pytest.approx(100 * mean["mean"], abs=1e-4)
@@ -122,14 +123,14 @@ def test_the_mean_over_data_sets_has_the_deviation_of_the_seeds_means(
 
   cells = read_cells(tmp_path, swept, how)
 
-  finals = [read_found(swept / name)["final"] for name in paper_runs.DATA_SETS]
+  finals = [read_report(swept / name)["final"] for name in paper_runs.DATA_SETS]
   by_seed = [
     statistics.fmean(x["results"]["eval/test/accuracy"] for x in of_seed)
     for of_seed in zip(*finals, strict=True)
   ]
   assert cells.keys() == {"imagenet", "average5", "core_days"}
   average = cells["average5"]
-  mean = read_found(swept)["means"]["Avg 2"]
+  mean = read_report(swept)["means"]["Avg 2"]
   assert average.value == pytest.approx(100 * mean, abs=1e-4)
   deviation = 100 * statistics.stdev(by_seed)
   assert average.deviation == pytest.approx(deviation, abs=1e-4)

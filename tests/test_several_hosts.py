@@ -290,7 +290,7 @@ def test_hosts_with_other_weights_in_a_file_of_the_same_name_do_not_begin(
   assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_what_is_wrong_on_one_host_is_said_on_all(
+def test_an_error_of_one_host_is_printed_by_all(
   digits_dir, environment, tmp_path
 ):
   """The other one has no data."""

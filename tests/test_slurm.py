@@ -211,15 +211,6 @@ def test_every_task_of_an_array_joins_the_sweep(slurm, tmp_path):
   for task in "01":
     words = (tmp_path / task).read_text().split()
     assert words == ["-m", "mixer", *flags]
-  # Where SLURM sets this variable, a sweep is a parallel one.
-  command = "import mixer.tools.sweep.__main__ as x; print(x.PARALLEL.default)"
-  for environ, parallel in (
-    ({"SLURM_ARRAY_TASK_ID": "0"}, "True"),
-    ({}, "False"),
-  ):
-    assert (
-      run(sys.executable, "-c", command, **environ).stdout.strip() == parallel
-    )
 
 
 ONE_IS_FIRST = """#!/bin/bash

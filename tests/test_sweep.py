@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from runs import read_rows
 from sweeps import (
   METRIC,
   REPORT,
   STEPS,
   never,
-  read_found,
-  read_rows,
+  read_report,
   results,
   small,
 )
@@ -52,7 +52,7 @@ def swept(config, tmp_path_factory):
 
 
 def test_the_report_has_the_results_that_the_runs_logged(swept):
-  found = read_found(swept)
+  found = read_report(swept)
 
   last = {
     rate: read_rows(swept / f"lr_{rate}")[-1] for rate in ("0.001", "0.01")
@@ -77,13 +77,13 @@ def test_the_report_has_the_results_that_the_runs_logged(swept):
       assert row["step"] == STEPS
       assert run["results"] == {k: v for k, v in row.items() if "eval/" in k}
   assert found["config"]["sweep"]["learning_rates"] == [0.001, 1e30, 0.01]
-  assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:+]+", found["date"])
+  assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:+]+", found["provenance"]["date"])
 
 
 def test_the_table_has_every_run_and_the_mean_in_its_first_line(swept):
   text = (swept / "sweep.md").read_text()
 
-  found = read_found(swept)
+  found = read_report(swept)
   mean = found["means"][REPORT]
   assert f"{REPORT} **{mean['mean']:.5f} ± {mean['deviation']:.5f}**" in text
   rows = [
@@ -101,7 +101,7 @@ def test_the_table_has_every_run_and_the_mean_in_its_first_line(swept):
 
 
 def test_a_diverging_rate_fails_with_its_reason(swept):
-  [failed] = [run for run in read_found(swept)["grid"] if run["failure"]]
+  [failed] = [run for run in read_report(swept)["grid"] if run["failure"]]
 
   assert failed["learning_rate"] == 1e30
   assert "had no effect" in failed["failure"]
@@ -109,7 +109,7 @@ def test_a_diverging_rate_fails_with_its_reason(swept):
 
 
 def test_final_runs_take_all_images_and_drop_the_evaluator_of_the_rate(swept):
-  rate = read_found(swept)["learning_rate"]
+  rate = read_report(swept)["learning_rate"]
 
   grid = json.loads((swept / f"lr_{rate:g}" / "config.json").read_text())
   assert grid["data"]["split"] == "train[:90%]"
@@ -128,12 +128,12 @@ def test_final_runs_take_all_images_and_drop_the_evaluator_of_the_rate(swept):
 def test_finished_and_failed_runs_are_not_run_again(
   swept, config, monkeypatch, capsys
 ):
-  before = results(read_found(swept))
+  before = results(read_report(swept))
   monkeypatch.setattr(train, "train", never)
 
   assert sweep(config, str(swept)) == EX_OK
 
-  assert results(read_found(swept)) == before
+  assert results(read_report(swept)) == before
   assert "lr_0.001: finished" in capsys.readouterr().out
 
 
@@ -156,7 +156,7 @@ def test_a_longer_grid_adds_runs_and_keeps_the_existing_ones(
   monkeypatch.setattr(train, "train", record)
   assert sweep(config, str(folder)) == EX_OK
 
-  found, before = read_found(folder), read_found(swept)
+  found, before = read_report(folder), read_report(swept)
   assert found["grid"][:2] == before["grid"][:2]
   assert found["learning_rate"] == 0.05, "the test is for a better one"
   assert trained == ["lr_0.05", "final_lr_0.05_seed_0"]
@@ -195,7 +195,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_results(
   assert sweep(config, str(tmp_path)) == EX_OK
 
   assert "Goes on from the checkpoint of step" in capsys.readouterr().out
-  assert results(read_found(tmp_path)) == results(read_found(swept))
+  assert results(read_report(tmp_path)) == results(read_report(swept))
 
 
 RECIPE = """
@@ -240,7 +240,19 @@ def test_two_processes_share_the_runs_and_report_the_same(
   outputs = [process.communicate()[0] for process in both]
 
   assert [process.returncode for process in both] == [0, 0], outputs
-  assert results(read_found(folder)) == results(read_found(swept))
+  assert results(read_report(folder)) == results(read_report(swept))
+
+
+@pytest.mark.parametrize("environ", [{}, {"SLURM_ARRAY_TASK_ID": "0"}])
+def test_a_sweep_in_a_slurm_array_is_parallel(environ):
+  command = "import mixer.tools.sweep.__main__ as x; print(x.PARALLEL.default)"
+  others = {k: v for k, v in os.environ.items() if k != "SLURM_ARRAY_TASK_ID"}
+
+  out = subprocess.check_output(
+    [sys.executable, "-c", command], cwd=ROOT, env=others | environ, text=True
+  )
+
+  assert out.strip() == str(bool(environ))
 
 
 def test_a_signal_ends_the_wait_for_other_processes(
@@ -275,7 +287,7 @@ def test_a_parallel_sweep_waits_for_the_runs_of_other_processes(
   assert "Other processes train lr_0.001:" in capsys.readouterr().out
   assert not (folder / "sweep.json").exists()
   assert sweep(config, str(folder), parallel=True) == EX_OK
-  assert results(read_found(folder)) == results(read_found(swept))
+  assert results(read_report(folder)) == results(read_report(swept))
 
 
 def test_a_stop_that_comes_after_a_runs_last_step_ends_the_sweep(
@@ -331,7 +343,7 @@ def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
   with pytest.raises(UserError) as error:
     sweep(config, str(tmp_path))
 
-  assert f"has come to {METRIC}: try lower rates" in str(error.value)
+  assert f"has a finite {METRIC}: try lower rates" in str(error.value)
   assert "lr_1e+30: The last 10 updates up to step 12" in str(error.value)
   assert not (tmp_path / "sweep.json").exists()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from sweeps import REPORT, never, read_found
+from sweeps import REPORT, never, read_report
 
 from mixer import train
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
@@ -75,9 +75,9 @@ QUIETLY = {
 
 
 def test_several_data_sets_are_swept_and_averaged(several_swept):
-  found = read_found(several_swept)
+  found = read_report(several_swept)
   means = [
-    read_found(several_swept / name)["means"][REPORT]["mean"]
+    read_report(several_swept / name)["means"][REPORT]["mean"]
     for name in ("low", "high")
   ]
 
@@ -102,7 +102,7 @@ def test_the_mean_over_all_data_sets_has_the_papers_name(
   folder = shutil.copytree(several_swept, tmp_path / "several")
   shutil.copytree(folder / "high", folder / "none")
   means = [
-    read_found(folder / name)["means"][REPORT]["mean"]
+    read_report(folder / name)["means"][REPORT]["mean"]
     for name in ("low", "high", "high")
   ]
   monkeypatch.setattr(train, "train", never)
@@ -114,7 +114,7 @@ def test_the_mean_over_all_data_sets_has_the_papers_name(
     == EX_OK
   )
 
-  assert read_found(folder)["means"]["Avg 3"] == pytest.approx(np.mean(means))
+  assert read_report(folder)["means"]["Avg 3"] == pytest.approx(np.mean(means))
   text = (folder / "sweep.md").read_text()
   assert re.search(rf"\| Avg 3 +\| +\| +{np.mean(means):.5f} ", text)
   assert "not the paper's" not in text
@@ -131,7 +131,7 @@ def test_a_data_set_without_a_result_does_not_stop_the_others(
   with pytest.raises(UserError, match="lr_0.01: It was too warm"):
     multi_dataset.sweep(several, **QUIETLY)
 
-  found = read_found(folder)
+  found = read_report(folder)
   assert found["data_sets"].keys() == {"high"}
   assert "It was too warm" in found["failures"]["low"]
   assert re.search(r"\| +failed ", (folder / "sweep.md").read_text())

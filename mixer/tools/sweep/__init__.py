@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's fine-tuning protocol: a rate by a held-out part, then a mean."""
+"""Learning-rate sweep on a held-out split, then the mean over seeds."""

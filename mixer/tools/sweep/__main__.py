@@ -27,7 +27,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder.")
 DATASETS = flags.DEFINE_list(
-  "datasets", [], "Those of the recipe, or 'all'; each in its folder in DIR."
+  "datasets", [], "Data sets of the recipe, or 'all'; one subfolder each."
 )
 SKIP_MISSING = flags.DEFINE_bool(
   "skip_missing", False, "Leave out data sets that are not on this machine."

@@ -3,7 +3,7 @@
 
 Such a recipe takes an argument dataset= and has a dict DATA_SETS by its values;
 it may name the mean over all (AVERAGE) and groups with means of their own
-(GROUPS, name -> data sets). One process makes all sweeps.
+(GROUPS, name -> data sets).
 """
 
 import contextlib
@@ -98,8 +98,11 @@ def dry_run(
   multi: MultiDatasetSweep, *, skip_missing: bool, accept_changes: bool
 ) -> int:
   """Prints the plans of the sweeps; raises UserError with all complaints."""
-  _check(multi, skip_missing=skip_missing, accept_changes=accept_changes)
-  print("Nothing else is missing: without --dry_run this trains.")
+  available = _check(
+    multi, skip_missing=skip_missing, accept_changes=accept_changes
+  )
+  more = " else" if len(available) < len(multi.configs) else ""
+  print(f"Nothing{more} is missing: without --dry_run this trains.")
   return EX_OK
 
 

@@ -3,6 +3,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -139,6 +140,7 @@ class SweepPlan:
     grid_plan: plan of the runs by which the learning rate is chosen.
     final_plan: plan of the final runs.
     final_config: of the final runs, except for learning rate and seed.
+    possible_finals: final runs of every learning rate that may be chosen.
   """
 
   config: ConfigDict
@@ -148,8 +150,9 @@ class SweepPlan:
   grid_plan: Plan | None = None
   final_plan: Plan | None = None
   final_config: ConfigDict | None = None
+  possible_finals: list[SweepRun] = dataclasses.field(default_factory=list)
 
-  @property
+  @functools.cached_property
   def grid(self) -> list[SweepRun]:
     return grid_runs(self.config, self.folder)
 
@@ -167,16 +170,6 @@ class SweepPlan:
       _make_run(self.final_config, self.folder / f"{stem}{seed}", rate, seed)
       for seed in self.seeds
     ]
-
-  def possible_finals(self) -> list[SweepRun]:
-    """Returns the final runs of every learning rate that may be chosen."""
-    grid, steps = self.grid, self.grid_plan.schedule.total_steps
-    outcomes = [steps and read_outcome(run, steps) for run in grid]
-    rates = [run.learning_rate for run in grid]
-    if all(outcomes):
-      best = best_outcome(self.config, outcomes)
-      rates = [best.run.learning_rate] if best else []
-    return [run for rate in rates for run in self.finals(rate)]
 
 
 def plan_sweep(
@@ -210,7 +203,7 @@ def plan_sweep(
   sweep.grid_plan = _plan_runs(sweep, sweep.config, sweep.grid)
   judge = _check_result(sweep, sweep.grid_plan, sweep.grid, "metric")
   sweep.final_config = full_train_config(sweep.config, judge)
-  finals = sweep.possible_finals()
+  finals = sweep.possible_finals = _possible_finals(sweep)
   sweep.final_plan = _plan_runs(sweep, sweep.final_config, finals)
   _check_result(sweep, sweep.final_plan, finals, "report")
   # Every run reads its own weights: they are large.
@@ -256,6 +249,17 @@ def _plan_runs(
   elif not load_init and runs:
     run_dir.inherit_gelu(runs[0].folder, config)
   return make_plan(config, load_init=load_init)
+
+
+def _possible_finals(sweep: SweepPlan) -> list[SweepRun]:
+  """Returns the final runs of every learning rate that may be chosen."""
+  steps = sweep.grid_plan.schedule.total_steps
+  outcomes = [steps and read_outcome(run, steps) for run in sweep.grid]
+  rates = [run.learning_rate for run in sweep.grid]
+  if all(outcomes):
+    best = best_outcome(sweep.config, outcomes)
+    rates = [best.run.learning_rate] if best else []
+  return [run for rate in rates for run in sweep.finals(rate)]
 
 
 def _without_weights(plan: Plan) -> Plan:

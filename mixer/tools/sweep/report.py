@@ -39,7 +39,7 @@ def describe(sweep: SweepPlan) -> str:
       f"{steps * sweep.config.batch:,} images"
     )
     lines += _existing_runs(grid, grid_steps)
-    lines += _existing_runs(sweep.possible_finals(), final_steps)
+    lines += _existing_runs(sweep.possible_finals, final_steps)
   return "\n".join(lines)
 
 
@@ -107,12 +107,7 @@ def write_report(
 
 def write_files(folder: epath.Path, content: dict, text: str):
   """Writes a report as Markdown and, with its provenance, as JSON."""
-  provenance = run_dir.provenance()
-  content |= {
-    "date": provenance["date"],
-    "git_commit": provenance["git_commit"],
-    "provenance": provenance,
-  }
+  content |= {"provenance": run_dir.provenance()}
   for name, file in (
     (MARKDOWN, text),
     (JSON, json.dumps(content, indent=2)),

@@ -191,7 +191,7 @@ def _raise_if_failed(outcomes: list[Outcome], result: str):
     for outcome in outcomes
   )
   raise AllFailedError(
-    f"No run in {outcomes[0].run.folder.parent} has come to {result}: try "
+    f"No run in {outcomes[0].run.folder.parent} has a finite {result}: try "
     f"lower rates in config.sweep.learning_rates.\n  {reasons}"
   )
 
