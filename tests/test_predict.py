@@ -229,11 +229,11 @@ def test_decoding_stays_only_a_little_ahead(trained, digits):
 def test_one_program_is_compiled_for_all_batches(trained, digits, monkeypatch):
   traced = []
 
-  def watched(*arguments, judge=inference.judge, **options):
+  def watched(*arguments, top_classes=inference.top_classes, **options):
     traced.append(1)
-    return judge(*arguments, **options)
+    return top_classes(*arguments, **options)
 
-  monkeypatch.setattr(inference, "judge", watched)
+  monkeypatch.setattr(inference, "top_classes", watched)
   files = sorted(map(str, digits[0].glob("*.png")))[:37]
   opened = inference.open_classifier(str(trained))
 

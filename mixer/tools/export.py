@@ -60,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
   add("--out", required=True, metavar="FILE", help=f"*{kinds}")
   add("--image_size", type=int, help="in pixels; default: that of the weights")
   add("--platforms", help="of cpu,cuda,rocm,tpu; default: cpu,cuda,tpu")
-  add("--input", help="uint8 (0 to 255, the default) or float32 (-1 to 1)")
-  add("--dtype", help="of products: float32 (the default) or bfloat16")
+  add("--input", choices=INPUTS, help="0 to 255 (the default) or -1 to 1")
+  add("--dtype", choices=TOLERANCES, help="of products; default: float32")
   return parser
 
 
@@ -101,17 +101,11 @@ def _check_timm_layout(params: dict) -> None:
 
 
 def _check_choices(options: dict[str, str | int]) -> None:
-  platforms = options.get("platforms", PLATFORMS[0]).split(",")
-  for flag, values, choices in (
-    ("platforms", platforms, PLATFORMS),
-    ("input", [options.get("input", "uint8")], INPUTS),
-    ("dtype", [options.get("dtype", "float32")], TOLERANCES),
-  ):
-    for value in values:
-      if value not in choices:
-        raise UserError(
-          f"--{flag} takes no {value!r}: there are {', '.join(choices)}."
-        )
+  for platform in options.get("platforms", PLATFORMS[0]).split(","):
+    if platform not in PLATFORMS:
+      raise UserError(
+        f"--platforms takes no {platform!r}: there are {', '.join(PLATFORMS)}."
+      )
   if options.get("image_size", 1) < 1:
     raise UserError(f"--image_size={options['image_size']} must be 1 or more.")
 
@@ -229,7 +223,7 @@ def _compare(
   pixels = np.random.default_rng(0).integers(
     256, size=(max(TRIED), *shape), dtype=np.uint8
   )
-  images = np.float32(pixels) / 127.5 - 1
+  images = normalise(pixels)
   expected = np.asarray(apply(checkpoint.params, images))
   inputs = pixels if input == "uint8" else images
   difference = np.max(

@@ -27,7 +27,7 @@ from mixer.training.sharding import pmap_step, prefetch_to_device, replicate
 from mixer.training.step import normalise
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-PAPERS_SIZE = (224, 224)  # of images, for weights that take any size
+DEFAULT_SIZE = (224, 224)  # of images, for weights that take any size
 HEADS = {1000: class_names.imagenet2012, 21_843: class_names.imagenet21k}
 
 
@@ -133,7 +133,7 @@ def made_for(checkpoint: weights.LoadedWeights) -> tuple[int, int]:
   """Returns the height and width of the weights' images."""
   model = checkpoint.create_model()
   if not isinstance(model, TokenModel):
-    return checkpoint.image_size or PAPERS_SIZE
+    return checkpoint.image_size or DEFAULT_SIZE
   rows, columns = weights.grid_shape(
     checkpoint.params, checkpoint.image_size, model
   )
@@ -181,7 +181,7 @@ def check_shape(
     raise UserError(f"{where}: {error}") from error
 
 
-def judge(
+def top_classes(
   params: dict,
   batch: dict[str, jax.Array],
   *,
@@ -218,14 +218,14 @@ def bind_to_devices(
   loss: str,
   topk: int,
 ) -> Callable[[dict[str, jax.Array]], tuple[jax.Array, jax.Array]]:
-  """Compiles `judge` and puts the parameters on the devices.
+  """Compiles `top_classes` and puts the parameters on the devices.
 
   Returns:
     The function from batches of `prefetch_to_device` to classes and
-    probabilities, with [devices, n / devices] in the place of `judge`'s [n].
+    probabilities, with [devices, n / devices] in place of [n].
   """
   step = pmap_step(
-    functools.partial(judge, model=model, loss=loss, topk=topk),
+    functools.partial(top_classes, model=model, loss=loss, topk=topk),
     devices,
     in_axes=(None, 0),
   )
