@@ -86,7 +86,7 @@ def wait_until(condition, *processes):
     assert time.monotonic() < deadline, "waited in vain"
     for process in processes:
       assert process.poll() is None, process.communicate()
-    time.sleep(0.001)
+    time.sleep(0.02)
 
 
 def has_logged(workdir, step):

@@ -187,12 +187,10 @@ def test_ops_that_do_not_fit_the_images_are_refused_beforehand(config):
   assert ".png" in problem and "8 x 8" in problem
 
 
-def test_what_is_written_already_is_not_said_to_be_de_duplicated(
-  tmp_path, capsys
-):
+def test_a_prepared_data_set_is_not_said_to_be_de_duplicated(tmp_path, capsys):
   write_tfds(tmp_path, "imagenet21k", {"full": 3})
   arguments = [f"--data_dir={tmp_path}", f"--exclude={tmp_path / 'list'}"]
 
   assert main(["prepare", "imagenet21k", *arguments]) == 2
 
-  assert "already, with all of its images: delete" in capsys.readouterr().err
+  assert "--exclude does not change it" in capsys.readouterr().err

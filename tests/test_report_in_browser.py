@@ -51,7 +51,12 @@ def files(tmp_path_factory):
   ]
   rows[-1]["eval/" + "a_rather_long_name_of_an_evaluator" * 3 + "/loss"] = 1e9
   skipped = [
-    {"step": 1, "loss": math.nan, "examples": [12345678] * 64},
+    {
+      "step": 1,
+      "loss": math.nan,
+      "gradient_norm": math.nan,
+      "examples": [12345678] * 64,
+    },
   ]
   going = reports.write(
     folder / ("a_long_name_of_a_run" * 4),

@@ -9,10 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import runs
 from launchers import (
   AGAIN,
   LAUNCH,
@@ -66,15 +66,6 @@ PartitionName=all Nodes=127.0.0.[1-2] Default=YES State=UP
 """
 
 
-def free_ports(count: int) -> list[int]:
-  with contextlib.ExitStack() as stack:
-    sockets = [
-      stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-      for _ in range(count)
-    ]
-    return [each.getsockname()[1] for each in sockets]
-
-
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
   """SLURM's own programs, with two nodes of this machine."""
@@ -89,7 +80,7 @@ def slurm(tmp_path_factory):
       SLURM_CONF.format(
         hostname=socket.gethostname(),
         folder=folder,
-        ports=free_ports(3),
+        ports=[runs.free_port() for _ in range(3)],
         # Ports of a run follow from it: other clusters here have others.
         first_job=random.randrange(1, 1_000_000),
         user=subprocess.check_output(["id", "-un"], text=True).strip(),
@@ -106,7 +97,7 @@ def slurm(tmp_path_factory):
       "slurmd -D -N 127.0.0.2",
     ):
       stack.enter_context(daemon(command.split()))
-    await_that(lambda: "2 idle" in sinfo(), sinfo)
+    runs.wait_until(lambda: "2 idle" in sinfo())
     stack.callback(end_jobs)
     yield folder
 
@@ -114,7 +105,7 @@ def slurm(tmp_path_factory):
 def end_jobs():
   """Tasks would outlive their daemons."""
   run("scancel", "--state=PENDING,RUNNING")
-  await_that(lambda: not squeue(), squeue)
+  runs.wait_until(lambda: not squeue())
 
 
 def squeue() -> str:
@@ -130,13 +121,6 @@ def daemon(command):
   finally:
     process.terminate()
     process.wait(timeout=600)
-
-
-def await_that(happened, describe):
-  deadline = time.monotonic() + 1200
-  while not happened():
-    assert time.monotonic() < deadline, describe()
-    time.sleep(0.1)
 
 
 def sinfo() -> str:
@@ -186,9 +170,8 @@ def test_slurm_gets_a_job_back_whose_tasks_ask_for_it(
 
   job, log = submit(tmp_path, "CONFIG.py", "DIR", "--more", PYTHON=str(python))
 
-  await_that(
-    lambda: fields(job, "Restarts", "JobState") == [restarts, state],
-    lambda: f"{fields(job, 'Restarts', 'JobState')}\n{log.read_text()}",
+  runs.wait_until(
+    lambda: fields(job, "Restarts", "JobState") == [restarts, state]
   )
   run("scancel", job)
   called = (tmp_path / "called").read_text()
@@ -226,9 +209,7 @@ def test_the_first_task_to_leave_does_not_cut_short_the_others(slurm, tmp_path):
 
   job, log = submit(tmp_path, "CONFIG.py", "DIR", nodes=2, PYTHON=str(python))
 
-  await_that(
-    lambda: "exited with" in log.read_text() or has_ended(job), log.read_text
-  )
+  runs.wait_until(lambda: "exited with" in log.read_text() or has_ended(job))
   assert "exited with 75; goes back" in log.read_text()
   assert (tmp_path / "python.saved").exists()
   run("scancel", job)
@@ -261,20 +242,18 @@ def test_two_tasks_of_a_job_train_save_before_its_end_and_go_on(
     TFDS_DATA_DIR=digits_dir,
     XLA_FLAGS="--xla_force_host_platform_device_count=1",
   )
-  await_that(
-    lambda: (numbers.exists() and numbers.read_text()) or has_ended(job),
-    log.read_text,
+  runs.wait_until(
+    lambda: (numbers.exists() and numbers.read_text()) or has_ended(job)
   )
   run("scancel", "--signal=TERM", job)  # what --signal sends as well
-  await_that(
+  runs.wait_until(
     lambda: (
       fields(job, "Restarts", "JobState") == ["1", "PENDING"] or has_ended(job)
-    ),
-    log.read_text,
+    )
   )
   # Not in the same second: nodes count time in those, and take it for the old.
   run("scontrol", "update", f"jobid={job}", "StartTime=now+2")
-  await_that(lambda: has_ended(job), log.read_text)
+  runs.wait_until(lambda: has_ended(job))
 
   assert fields(job, "JobState") == ["COMPLETED"], log.read_text()
   rows = numbers.read_text().splitlines()
