@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from mixer.errors import RecipeHelp, RetryableError, UserError, nearest
+from mixer.errors import RecipeHelp, RetryableError, UserError, nearest, notify
 
 EX_OK, EX_USAGE, EX_TEMPFAIL = 0, 2, 75
 PROCESS_START = time.monotonic()  # before the imports that take seconds
@@ -45,7 +45,7 @@ def run_cli(work: Callable[..., str | None], **arguments) -> int:
   except BrokenPipeError:  # the reader, such as head, has exited
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except (UserError, OSError) as error:
-    print(f"error: {_format_error(error)}", file=sys.stderr)
+    notify(f"error: {_format_error(error)}")
     return exit_code(error)
   except KeyboardInterrupt:
     print("Stopped. Give the same command again.", file=sys.stderr)
@@ -164,7 +164,7 @@ def _call(main: Callable[[], int]) -> int:
 def _exit(message: object, code: int = EX_USAGE):
   for line in str(message).splitlines():
     # Indented lines continue the one before them.
-    print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
+    notify(line if line.startswith(" ") else f"error: {line}")
   sys.exit(code)
 
 

@@ -50,6 +50,19 @@ def format_list(names: Sequence[str], shown: int = 10) -> str:
   return ", ".join(names[:shown]) + more
 
 
-def notify(text: str) -> None:
+def printable(text: object, limit: int = 200) -> str:
+  """Returns a stranger's text on one line, safe for terminals and files.
+
+  Text beyond `limit` characters loses its middle. Control characters, bytes
+  that are no text and marks that change the direction of writing are escaped.
+  """
+  text = str(text)
+  if len(text) > limit:
+    text = f"{text[: limit // 2]}...{text[-(limit // 2) :]}"
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def notify(text: object) -> None:
   """Prints a message to standard error, at once even if that is a file."""
-  print(text, file=sys.stderr, flush=True)
+  lines = [printable(line, 4000) for line in str(text).split("\n")]
+  print("\n".join(lines), file=sys.stderr, flush=True)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mixer.cli import run_cli
+from mixer.errors import UserError, printable
+
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
 
@@ -66,6 +69,30 @@ def test_a_shortened_run_is_answered_with_the_flag_to_add(digits_dir, tmp_path):
   added = "--config.schedule.warmup_steps=2"
   assert code == 2 and f"add {added}, " in err
   assert start(*flags, added)[0] == 0
+
+
+@pytest.mark.parametrize(
+  "text, shown",
+  [
+    ("Grüße 花 ✓.png", "Grüße 花 ✓.png"),
+    ("a\x1b[31mb\r\n\tc", r"a\x1b[31mb\r\n\tc"),
+    ("caf\udce9", r"caf\udce9"),
+    ("gpj.\u202eexe\u2028", r"gpj.\u202eexe\u2028"),
+    ("begin" + "x" * 10**8 + "end", f"begin{'x' * 95}...{'x' * 97}end"),
+  ],
+)
+def test_names_from_elsewhere_are_cut_and_cannot_steer_a_terminal(text, shown):
+  assert printable(text) == shown
+
+
+def test_an_error_is_printed_line_by_line_without_control_characters(capsys):
+  def fail():
+    raise UserError(f"The file \x1b[2J{'x' * 10**6} is bad:\n  mend it.")
+
+  assert run_cli(fail) == 2
+  first, second = capsys.readouterr().err.splitlines()
+  assert first.startswith(r"error: The file \x1b[2Jxx") and len(first) < 5000
+  assert first.endswith(" is bad:") and second == "  mend it."
 
 
 @pytest.mark.parametrize(

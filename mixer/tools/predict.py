@@ -17,7 +17,6 @@ the accuracy is printed, and --grid shows the worst mistakes first.
 import argparse
 import contextlib
 import csv
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 
 from mixer import cli
 from mixer.datasets import class_names
-from mixer.errors import UserError, notify
+from mixer.errors import UserError, notify, printable
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.storage import atomic_write, check_writable
 from mixer.tools.find_images import find_images
@@ -98,8 +97,7 @@ def run(
     for prediction in predict(classifier, paths, topk=topk, batch=batch):
       if prediction.fault:
         unreadable += 1
-        shown = _printable(prediction.path)
-        notify(f"not read: {shown}: {prediction.fault}")
+        notify(f"not read: {printable(prediction.path)}: {prediction.fault}")
         continue
       for write in writers:
         write(prediction)
@@ -137,10 +135,10 @@ def _table(
   names: Sequence[str], paths: Sequence[str]
 ) -> Callable[[Prediction], None]:
   """Returns a function that prints a prediction, briefly if there are many."""
-  width = min(max(len(_printable(path)) for path in paths), 60)
+  width = min(max(len(printable(path)) for path in paths), 60)
 
   def write(prediction: Prediction) -> None:
-    path = _printable(prediction.path)
+    path = printable(prediction.path)
     lines = [
       f"{probability:.4f}  {_label(names, i)}"
       for i, probability in zip(
@@ -156,12 +154,8 @@ def _table(
 
 
 def _label(names: Sequence[str], i: int) -> str:
-  return names[i] if names[i] == str(i) else f"{names[i]} ({i})"
-
-
-def _printable(path: str) -> str:
-  """Replaces bytes of a file name that are not UTF-8."""
-  return os.fsencode(path).decode(errors="replace")
+  name = printable(names[i])
+  return name if name == str(i) else f"{name} ({i})"
 
 
 @contextlib.contextmanager
@@ -177,10 +171,11 @@ def _rows(
     writer.writerow(COLUMNS)
 
     def write(prediction: Prediction) -> None:
-      path = _printable(prediction.path)
+      path = printable(prediction.path, 4096)  # no path is longer
       ranked = zip(prediction.classes, prediction.probabilities, strict=True)
       for rank, (i, probability) in enumerate(ranked, start=1):
-        writer.writerow((path, rank, i, names[i], f"{probability:.6g}"))
+        name = printable(names[i])
+        writer.writerow((path, rank, i, name, f"{probability:.6g}"))
 
     yield write
 
@@ -263,7 +258,7 @@ def draw(
         title += f"\nlabel: {_short(names[label])}"
       axis.spines[:].set(color=color, linewidth=2)
     axis.set_title(title, fontsize=7.5, color=color, parse_math=False)
-    name = Path(_printable(prediction.path)).name
+    name = Path(printable(prediction.path)).name
     if len(name) > 30:
       name = f"...{name[-27:]}"
     axis.set_xlabel(name, fontsize=6, color=plots.GREY, parse_math=False)
