@@ -9,6 +9,7 @@ import pytest
 # A shell that starts tests in the background makes them and their child
 # processes ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile for longer than they compute.

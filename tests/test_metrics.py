@@ -179,6 +179,17 @@ def test_a_torn_line_is_dropped_even_where_its_step_would_stay(tmp_path):
   assert steps_of(tmp_path) == [1]
 
 
+@pytest.mark.parametrize(
+  "tail",
+  [b'{"step": 3, "lo', b"\0" * 99, b'{"step": 3\0\0\n', b'\0\n{"step": 4}\n'],
+)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "skipped.jsonl"])
+def test_what_a_power_loss_tore_is_ignored(name, tail, tmp_path):
+  (tmp_path / name).write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
+
+  assert read_rows(tmp_path, name) == [{"step": 1}, {"step": 2}]
+
+
 @pytest.mark.parametrize("line", ["[]", '{"loss": 1}', "step 4"])
 def test_what_no_run_writes_is_not_read_as_a_row(line, tmp_path):
   file = tmp_path / "metrics.jsonl"
@@ -224,6 +235,25 @@ def test_tensorboard_shows_each_value_once_over_restarts(tmp_path):
     [(step, tag, value) for step, value in values.items() for tag in "ab"]
     + [(9, "eval", 3)]
   )
+
+
+@pytest.mark.parametrize(
+  "name", ["9999999999.vm.1.0.v2", "9999999999.vm.1", "1" + "9" * 10, "~"]
+)
+def test_a_clock_that_was_set_back_does_not_reverse_a_curve(name, tmp_path):
+  with open_writer(tmp_path) as writer:
+    for step in range(1, 4):
+      writer.write(step, {"a": step})
+  (file,) = tmp_path.glob("events*")
+  file.rename(tmp_path / f"events.out.tfevents.{name}")
+  for step in 4, 6:
+    with open_writer(tmp_path, step - 1) as writer:
+      writer.write(step, {"a": step})
+      writer.write(step + 1, {"a": step + 1})
+
+  accumulator = plugin_event_accumulator.EventAccumulator(str(tmp_path))
+  accumulator.Reload()
+  assert [x.step for x in accumulator.Tensors("a")] == list(range(1, 8))
 
 
 def test_tensorboard_shows_the_row_that_a_run_resumes_from(tmp_path):

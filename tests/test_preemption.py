@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM on one host; test_distributed has several."""
+"""Signals to stop, on one host; test_several_hosts has several."""
 
 import signal
 import time
@@ -40,6 +40,17 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     signal.raise_signal(signal.SIGINT)
 
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nohup_keeps_its_effect():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with preemption.catch_signals(Hosts(ONE_HOST)) as should_stop:
+      signal.raise_signal(signal.SIGHUP)
+      assert not should_stop()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_ends_a_small_program_as_ctrl_c_does(capsys):

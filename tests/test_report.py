@@ -308,7 +308,7 @@ def changed(key, value):
   [
     ("metrics.jsonl", "what\n", "Line 1 of .* is not a row"),
     ("metrics.jsonl", None, "is missing: bring it back"),
-    ("skipped.jsonl", "what\n", "is damaged"),
+    ("skipped.jsonl", "what\n", "Line 1 of .* is not a row"),
     ("parameters.txt", b"\xff\xfe", "is damaged"),
     ("provenance.json", '{"starts": 3}', "is damaged"),
     ("config.json", "[]", "not a JSON object"),

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import termios
 import threading
 
 import jax
@@ -180,6 +182,33 @@ def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
   assert done.returncode == EX_OK, done.stderr
   assert f"Goes on from the checkpoint of step {saved}" in done.stdout
   assert_same_weights(tmp_path, undisturbed)
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_goes_on_later(
+  undisturbed, digits_dir, environment, tmp_path
+):
+  terminal, end = os.openpty()
+  process = subprocess.Popen(
+    slowed_down(command(digits_dir, tmp_path), 0.05),
+    cwd=ROOT,
+    env=environment,
+    stdin=end,
+    stdout=end,
+    stderr=end,
+    start_new_session=True,
+    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+  )
+  os.close(end)
+  wait_until(lambda: has_logged(tmp_path, 13), process)
+  os.close(terminal)
+
+  assert process.wait(TIMEOUT) == EX_TEMPFAIL
+  steps = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
+  assert max(steps) >= 13
+  done = run(command(digits_dir, tmp_path), environment)
+  assert done.returncode == EX_OK, done.stderr
+  assert_same_weights(tmp_path, undisturbed)
+  assert results(read_rows(tmp_path)) == results(read_rows(undisturbed))
 
 
 def test_devices_and_accumulation_do_not_change_the_losses(

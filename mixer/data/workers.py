@@ -68,7 +68,7 @@ class Workers:
 DEFAULT_WORKERS = Workers()
 
 # A terminal or a scheduler sends them to every process of a job.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _in_processes(elements: grain.DatasetIterator) -> Iterator:

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import queue
+import socket
 import sys
 import tempfile
 import threading
@@ -35,20 +36,23 @@ UPLOAD_SECONDS = 30.0  # between two copies to a bucket, but for checkpoints
 PROFILE_AFTER = 10  # updates; the first ones hold compilation and warm-up
 
 
-def read_rows(workdir: str | os.PathLike) -> list[dict[str, Number]]:
-  """Returns the rows of WORKDIR/metrics.jsonl; none if there is no such file.
+def read_rows(
+  workdir: str | os.PathLike, name: str = "metrics.jsonl"
+) -> list[dict[str, Number]]:
+  """Returns the rows of a JSON Lines file of a run; none if there is no file.
 
-  A line torn by a kill, which can only be the last, is ignored. A loss that is
-  not finite reads as `nan` or `inf`: Python's json writes and reads these,
-  stricter readers may not.
+  A last line torn by a kill is ignored, and so is all from the first NUL byte
+  on, which a power loss leaves in place of what was not on disk yet. A loss
+  that is not finite reads as `nan` or `inf`: Python's json writes and reads
+  these, stricter readers may not.
 
   Raises:
     UserError: a line is not a JSON object with a step.
   """
-  path = storage_path(workdir) / "metrics.jsonl"
+  path = storage_path(workdir) / name
   if not path.exists():
     return []
-  complete = path.read_bytes().rpartition(b"\n")[0]
+  complete = path.read_bytes().partition(b"\0")[0].rpartition(b"\n")[0]
   rows = []
   for number, line in enumerate(complete.splitlines(), start=1):
     try:
@@ -279,13 +283,20 @@ class MetricWriter:
   def _open_events(self, from_step: int) -> None:
     # Here, because the import takes half a second. Not SummaryWriter: its flush
     # leaves events in its queue, and its thread does not report a full disk.
-    from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import SessionLog
+    from tensorboardX.record_writer import RecordWriter
 
     # TensorBoard reads files in the order of their names, which begin with the
     # second; the suffix orders two starts within one.
-    path = str(self._folder / "events")
-    self._events = EventsWriter(path, f".{time.time_ns()}")
+    name = (
+      f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}."
+      f"{time.time_ns()}"
+    )
+    last = max((x.name for x in self._storage.glob("*tfevents*")), default="")
+    if name < last:  # the clock was set back
+      name = f"{last}_"
+    self._events = RecordWriter(str(self._folder / name))
+    self._put_event(0, file_version="brain.Event:2")
     # TensorBoard hides the events of earlier files from this step on.
     start = SessionLog(status=SessionLog.START)
     # Twice: TensorBoard ignores the first one that it meets, and files of older
@@ -315,7 +326,7 @@ class MetricWriter:
     from tensorboardX.proto.event_pb2 import Event
 
     event = Event(step=step, wall_time=time.time(), **content)
-    self._events.write_event(event)
+    self._events.write(event.SerializeToString())
 
   def _flush_events(self) -> None:
     self._events.flush()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preemption: Ctrl-C and SIGTERM ask a run to stop; all hosts stop together."""
+"""Preemption: signals ask a run to stop; all hosts stop together."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 from mixer.distributed import Hosts
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Of Ctrl-C, of a scheduler, and of a terminal that is closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Senders to all processes of a group, such as systemd, may reach one twice:
 # within these seconds a signal is the same request.
 SAME_REQUEST = 1.0
@@ -27,7 +28,9 @@ def catch_signals(hosts: Hosts) -> Iterator[Callable[[], bool]]:
   All hosts call it equally often, from their main threads: it turns True in the
   same call on all of them, which jax's preemption service agrees on (17 to 33
   us a call, no collective). It stays True. The same signal again, after a
-  second or more, raises KeyboardInterrupt at once.
+  second or more, raises KeyboardInterrupt at once, or ends the process.
+
+  nohup, which ignores SIGHUP, keeps its effect.
 
   Args:
     hosts: after `distributed.initialize`.
@@ -39,6 +42,8 @@ def catch_signals(hosts: Hosts) -> Iterator[Callable[[], bool]]:
     del frame
     if number not in received:
       received[number] = time.monotonic()
+      if number == signal.SIGHUP:
+        _leave_closed_terminal()
       # Not print: the signal may have interrupted another print.
       os.write(2, b"\nStopping: saves first. Again to stop at once.\n")
       if hosts.count > 1:
@@ -60,12 +65,25 @@ def catch_signals(hosts: Hosts) -> Iterator[Callable[[], bool]]:
 
   if hosts.count > 1:
     notify_jax = _jax_sigterm_handler()
-  before = {number: signal.signal(number, handle) for number in SIGNALS}
+  before = {
+    number: signal.signal(number, handle)
+    for number in SIGNALS
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+  }
   try:
     yield should_stop
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def _leave_closed_terminal():
+  """Discards output to a terminal that is gone, where a write is an error."""
+  for stream in 1, 2:
+    try:
+      os.write(stream, b"")
+    except OSError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _jax_sigterm_handler() -> Callable[[int], None]:

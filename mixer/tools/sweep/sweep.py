@@ -198,7 +198,7 @@ def _raise_if_failed(outcomes: list[Outcome], result: str):
 
 @contextlib.contextmanager
 def listen_for_signals() -> Iterator[Callable[[], bool]]:
-  """Yields `should_stop()`: True after SIGINT or SIGTERM.
+  """Yields `should_stop()`: True after a signal to stop.
 
   A run handles signals itself, but one that arrives after its last step, while
   it writes its weights, must keep the next run from starting. Python writes

@@ -3,7 +3,6 @@
 
 import csv
 import dataclasses
-import json
 import math
 import os
 import re
@@ -24,7 +23,7 @@ from mixer.tools.paper.run_reader import (
 )
 from mixer.tools.sweep.report import JSON as SWEEP_FILE
 from mixer.tools.sweep.report import MARKDOWN as SWEEP_TABLE
-from mixer.training.metrics import Number
+from mixer.training.metrics import Number, read_rows
 from mixer.training.plots import collect
 from mixer.training.run_dir import read_config, wrap_read_errors
 from mixer.weights import RUN_FILE
@@ -159,7 +158,9 @@ def read(workdir: str | os.PathLike) -> Run:
       config=config,
       rows=rows,
       starts=read_starts(folder / "provenance.json"),
-      skipped=_read_skipped(folder / "skipped.jsonl"),
+      skipped=[
+        {"examples": []} | row for row in read_rows(folder, "skipped.jsonl")
+      ],
       total_steps=total_steps,
       is_done=has_all_steps and (folder / RUN_FILE).is_file(),
       parameters=_read_parameters(folder / "parameters.txt"),
@@ -198,14 +199,6 @@ def _total_steps(options: ConfigDict) -> int | None:
     )
   except UserError:  # in epochs of a data set whose size is not recorded
     return None
-
-
-def _read_skipped(file: epath.Path) -> list[dict]:
-  if not file.is_file():
-    return []
-  with wrap_read_errors(file):
-    rows = map(json.loads, file.read_text().splitlines())
-    return [row | {"examples": list(row.get("examples", []))} for row in rows]
 
 
 def _read_parameters(file: epath.Path) -> int | None:
