@@ -85,3 +85,9 @@ def test_folders_name_classes_by_name_or_by_wordnet_id():
   assert class_names.true_class("/pets/dog/old/1.png", folders) == 1
   assert class_names.true_class("/dog/n02123045/1.png", folders) == 0
   assert class_names.true_class("/pets/cat/dog.png", folders) is None
+
+
+def test_a_folder_names_a_class_in_every_unicode_form():
+  for name, folder in ("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9"):
+    folders = class_names.folder_classes([name])
+    assert class_names.true_class(f"/{folder}/1.png", folders) == 0

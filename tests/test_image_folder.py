@@ -15,7 +15,7 @@ from photographs import encoded
 from mixer.data.decode import decode
 from mixer.data.sources import (
   DatasetNotFoundError,
-  image_folder,
+  listing,
   open_source,
 )
 from mixer.errors import UserError
@@ -268,7 +268,10 @@ def test_a_class_without_images_is_refused(tree):
 
   message = refused(tree)
 
-  assert f"1 of 3 class folders in {tree}/train hold no images: cat." in message
+  said = (
+    f"1 of 3 class folders in {tree}/train hold no images (but 1 .txt): cat."
+  )
+  assert said in message
   assert len(open_folder(tree, "test")) == 15
 
 
@@ -305,7 +308,7 @@ def test_a_bucket_is_read_the_same_way(tree, monkeypatch):
   examples = expected.read(range(30))
 
   # Through epath, which for a path like gs:// goes to the bucket.
-  monkeypatch.setattr(image_folder, "is_remote", lambda path: True)
+  monkeypatch.setattr(listing, "is_remote", lambda path: True)
   source = open_folder(tree, "train[:30]")
 
   assert paths(source) == paths(expected)
@@ -324,17 +327,71 @@ def test_links_that_lead_nowhere_are_refused(tree):
 
 
 def test_files_that_are_left_out_are_counted_by_suffix(tree, capsys):
-  for name in "1.HEIC", "2.heic", "3.avif", "4", ".hidden":
+  for name in "1.HEIC", "2.heic", "3.svg", "4", ".hidden", "Thumbs.db":
     (tree / "train" / "cat" / name).touch()
+  (tree / "train" / "5.heic").touch()
+  (tree / "train" / "cat" / "album.jpg").mkdir()
 
   assert len(open_folder(tree)) == len(open_folder(tree, "train[:100%]")) == 60
 
   message = capsys.readouterr().err
-  assert message.count(f"4 files in the class folders of {tree}/train") == 1
-  assert "2 .heic, 1 .avif, 1 no suffix" in message
+  assert message.count(f"6 of 66 files in {tree}/train are left out") == 1
+  assert "3 .heic, 1 .svg, 1 without a suffix, 1 folder" in message
 
 
-def test_a_folder_with_the_name_of_an_image_is_no_image(tree):
-  (tree / "train" / "cat" / "album.jpg").mkdir()
+@pytest.mark.parametrize("split", ["train", "test", "train[:90%]", "train[:5]"])
+def test_where_no_file_has_a_known_suffix_the_suffixes_are_shown(tree, split):
+  for path in tree.glob("*/*/*.png"):
+    path.rename(path.with_suffix(".svg"))
 
-  assert f"{tree}/train/cat holds folders as well: album.jpg" in refused(tree)
+  said = refused(tree, split)
+
+  number = 15 if split == "test" else 60
+  assert f"3 of 3 class folders in {tree}/{split.partition('[')[0]}" in said
+  assert f"{number} .svg" in said and ".jpeg" in said
+  assert "15 .svg" in refused(tree / "test")
+
+
+@pytest.mark.parametrize(
+  "odd, said",
+  [
+    ("a\nb", r"line break .*: 'a\\nb'"),
+    ("a\u2028b", "line break"),
+    ("a\udcffb", "not UTF-8"),
+    ("caf\u00e9", "two folders each for caf\u00e9"),
+  ],
+)
+def test_classes_whose_names_cannot_be_told_again_are_refused(tree, odd, said):
+  write(tree / "train" / "cafe\u0301" / "1.png")
+  write(tree / "train" / odd / "1.png")
+
+  with pytest.raises(UserError, match=said):
+    open_folder(tree)
+
+
+def test_a_class_has_one_name_in_every_unicode_form(tree):
+  composed, parts = "caf\u00e9", "cafe\u0301"
+  write(tree / "train" / parts / "1.png")
+  write(tree / "test" / composed / "1.png")
+  file = tree.parent / "classes.txt"
+  file.write_text("\n".join((*CLASSES, parts)))
+
+  for split in "train", "test":
+    for options in {}, {"classes": str(file)}:
+      source = open_folder(tree, split, **options)
+      assert composed in source.class_names
+      assert len(source.read(range(len(source)))) == len(source)
+
+
+def test_train_is_found_in_any_case(tree):
+  (tree / "train").rename(tree / "Train")
+  write(tree / "test" / "dog" / "1.png")
+
+  assert "test are not in train: dog" in refused(tree, "test")
+
+
+def test_split_folders_without_classes_are_refused(tree):
+  for name in "train", "Valid":
+    write(tree / "flat" / name / "1.png")
+
+  assert "lie in Valid, train without class folders" in refused(tree / "flat")

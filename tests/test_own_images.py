@@ -167,6 +167,21 @@ def test_a_head_of_other_classes_is_not_taken_for_the_own_one(
   assert not make_plan(config).complaints.problems
 
 
+def test_a_run_of_names_in_another_unicode_form_goes_on(
+  config, images, tmp_path
+):
+  for split in "train", "validation":
+    (images / split / "grey").rename(images / split / "gre\u0301")
+  assert train.train(config, str(tmp_path / "run")) == EX_OK
+  classes = tmp_path / "run" / "classes.txt"
+  assert "gr\u00e9" in classes.read_text()
+  classes.write_text("dark\ngre\u0301\nlight\n")  # as once written
+
+  assert evaluate.evaluate(config, str(tmp_path / "run")) == EX_OK
+  config.init = str(tmp_path / "run")
+  assert not make_plan(config).complaints.problems
+
+
 def test_an_epoch_is_as_long_as_what_there_is(config):
   config.total_epochs, config.total_steps = 4.0, 0
   config.data.examples = 0

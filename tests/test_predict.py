@@ -188,7 +188,7 @@ def test_a_bad_image_is_reported_and_the_rest_is_predicted(
   assert f"not read: {bad[0]}: Cannot decode 16 bytes that begin with" in err
   assert f"not read: {bad[1]}: No such file or directory" in err
   assert f"not read: {bad[2]}: central_crop cannot cut 8 x 8" in err
-  assert err.endswith("3 of 33 images could not be read.\n")
+  assert err.endswith("3 of 33 files could not be read.\n")
   assert [row["image"] for row in read_table(table)] == list(map(str, files))
 
 
@@ -261,7 +261,7 @@ def test_files_folders_and_patterns_are_found_once_and_in_order(tmp_path):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
 
-  found = find_images(
+  found, others = find_images(
     [
       f"{tmp_path}/a.data",
       f"{tmp_path}/c[1].png",
@@ -280,6 +280,25 @@ def test_files_folders_and_patterns_are_found_once_and_in_order(tmp_path):
     "d1.png",
     "d2.png",
   ]
+
+
+def test_files_that_are_left_out_count_as_not_read(
+  trained, digits, tmp_path, capsys
+):
+  for name in "1.HEIC", "2.svg", "3", "Thumbs.db", "album.jpg/4.svg":
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  (tmp_path / "link.jpg").symlink_to(tmp_path)
+  (tmp_path / "bad.png").write_bytes(b"<html>404</html>")
+  (tmp_path / "empty.jpg").mkdir()
+  for file in sorted(digits[0].glob("*.png"))[:5]:
+    (tmp_path / file.name).symlink_to(file)
+
+  assert run(f"--init={trained}", tmp_path, tmp_path / "empty.jpg") == 0
+
+  err = capsys.readouterr().err
+  assert "2 .svg, 1 .heic, 1 without a suffix, 1 folder." in err
+  assert err.endswith("6 of 11 files could not be read.\n")
 
 
 def test_the_published_heads_are_known_by_their_width(photo, tmp_path, capsys):
@@ -423,7 +442,7 @@ def test_the_accuracy_of_labelled_folders_is_printed(
     (["{folder}/chelsae.png"], "In {folder} there is chelsea.png."),
     (
       ["{folder}/empty"],
-      "There is no image in {folder}/empty: no file ends in",
+      "There is no image in {folder}/empty. The suffixes of images are",
     ),
     (["--init=none.npz"], "There are no weights at none.npz"),
   ],

@@ -3,6 +3,7 @@
 
 import collections
 import importlib.resources
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def readable(classes: Sequence[str]) -> tuple[str, ...]:
 
 def folder_classes(names: Sequence[str]) -> dict[str, int]:
   """Maps folder names to classes: names themselves, and their WordNet ids."""
-  classes = {name: i for i, name in enumerate(names)}
+  classes = {_compose(name): i for i, name in enumerate(names)}
   known = synsets() | TEDDY
   ids = {key: classes[name] for key, name in known.items() if name in classes}
   return ids | classes
@@ -58,5 +59,10 @@ def folder_classes(names: Sequence[str]) -> dict[str, int]:
 
 def true_class(path: str, folders: Mapping[str, int]) -> int | None:
   """Returns the class that the nearest folder of a file names, if any does."""
-  parts = Path(path).absolute().parent.parts
+  parts = _compose(Path(path).absolute().parent.as_posix()).split("/")
   return next((folders[x] for x in reversed(parts) if x in folders), None)
+
+
+def _compose(text: str) -> str:
+  """Returns the one Unicode form in which names are compared."""
+  return unicodedata.normalize("NFC", text)

@@ -2,66 +2,93 @@
 """Finds loose images: files, folders of any depth, patterns."""
 
 import glob
-import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mixer.data.sources.file_io import is_remote
-from mixer.data.sources.image_folder import SUFFIXES, is_hidden, is_image
+from mixer.data.sources.listing import (
+  KNOWN,
+  count_suffixes,
+  is_hidden,
+  is_image,
+  report_left_out,
+  scan,
+)
 from mixer.errors import UserError, format_list, nearest
 
 
-def find_images(paths: Sequence[str]) -> list[str]:
-  """Returns the paths of images, each once, in the given order.
+def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Finds the images in files, folders and patterns, and reports other files.
 
   Args:
     paths: files, whatever their suffix; folders, in which the files with the
       suffix of an image count, at any depth; patterns such as "*.jpg" of both.
 
+  Returns:
+    The paths of images, each once, in the given order, and of the other files
+    in the folders and patterns.
+
   Raises:
-    UserError: one of them is no image and holds none.
+    UserError: there is no such file, or there is no image.
   """
-  images = itertools.chain.from_iterable(map(_find, paths))
-  return list(dict.fromkeys(images))
+  images, others, barren = {}, {}, {}  # as sets with an order
+  for given in paths:
+    found, rest = {}, {}
+    _find(given, found, rest)
+    if not found:
+      barren[given] = count_suffixes(list(rest))
+      rest = rest or {f"{given}/": None}
+    images |= found
+    others |= rest
+  for given, kinds in barren.items():
+    # A pattern such as *.jpg may also name a folder.
+    if not images or not is_image(given):
+      holds = f", but {kinds}" if kinds else ""
+      raise UserError(f"There is no image in {given}{holds}. {KNOWN}")
+  report_left_out(
+    format_list(paths, shown=3), tuple(others), len(images) + len(others)
+  )
+  return list(images), list(others)
 
 
-def _find(given: str) -> list[str]:
+def _find(given: str, images: dict, others: dict) -> None:
   if is_remote(given):
     raise UserError(
       f"{given} is not on this machine: copy the images, or mount the bucket."
     )
-  path = os.path.expanduser(given)
-  if os.path.lexists(path) and not os.path.isdir(path):
-    return [path]
-  matches = (
-    [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
-  )
-  images = []
-  for match in matches:
-    if os.path.isdir(match):
-      images += _walk(match)
-    elif is_image(os.path.basename(match)):
-      images.append(match)
-  if not images:
-    raise UserError(_none_there(given, path, matches))
-  return images
+  path, seen = os.path.expanduser(given), set()
+  if os.path.isdir(path):
+    _walk(path, images, others, seen)
+  elif os.path.lexists(path):
+    images[path] = None
+  elif matches := sorted(glob.glob(path, recursive=True)):
+    for match in matches:
+      if os.path.isdir(match):
+        _walk(match, images, others, seen)
+      elif not is_hidden(os.path.basename(match)):
+        (images if is_image(match) else others)[match] = None
+  else:
+    raise UserError(_none_there(given, path))
 
 
-def _walk(folder: str) -> Iterator[str]:
-  def stop(error: OSError):
-    raise error
+def _walk(folder: str, images: dict, others: dict, seen: set[str]) -> None:
+  """Adds the files at any depth, once if links lead to a folder again."""
+  if (real := os.path.realpath(folder)) in seen:
+    return
+  seen.add(real)
+  entries = scan(folder, allow_dangling=True)
+  images.update((os.path.join(folder, name), None) for name in entries.images)
+  folders = list(entries.folders)
+  for name in entries.others:
+    if name.endswith("/"):
+      folders.append(name.rstrip("/"))
+    else:
+      others[os.path.join(folder, name)] = None
+  for name in sorted(folders):
+    _walk(os.path.join(folder, name), images, others, seen)
 
-  for parent, folders, files in os.walk(folder, onerror=stop):
-    folders[:] = sorted(x for x in folders if not is_hidden(x))
-    for name in sorted(files):
-      if is_image(name):
-        yield os.path.join(parent, name)
 
-
-def _none_there(given: str, path: str, matches: Sequence[str]) -> str:
-  if matches:
-    kinds = " ".join(sorted(SUFFIXES))
-    return f"There is no image in {given}: no file ends in one of {kinds}."
+def _none_there(given: str, path: str) -> str:
   if glob.has_magic(path):
     return (
       f"No file or folder matches {given!r}: look for a slip in the pattern."

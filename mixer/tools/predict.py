@@ -7,7 +7,7 @@ An image is a file, a folder (all images in it, at any depth) or a pattern in
 quotes. Each is decoded and cut to size as the run's evaluators do it, or by
 --ops; weights without a run get the paper's preprocessing, which for 224 px is
 resize_small(256) | central_crop(224). As there, the orientation that a camera
-noted is not applied. Images that cannot be read are reported and skipped.
+noted is not applied. Files that cannot be read are reported and skipped.
 
 Where an image's folder has the name of a class, that is taken for its label:
 the accuracy is printed, and --grid shows the worst mistakes first.
@@ -84,7 +84,7 @@ def run(
   _check_files(out, grid)
   configure_xla()
   enable_compilation_cache()
-  paths = find_images(images)
+  paths, others = find_images(images)
   classifier = open_classifier(init, ops=ops, classes=classes)
   notify(describe(classifier))
 
@@ -117,8 +117,9 @@ def run(
     drawn = sample.choose()
     draw(drawn, classifier.class_names, grid)
     print(f"Drew {len(drawn)} of {len(paths):,} images in {grid}.")
-  if unreadable:
-    notify(f"{unreadable:,} of {len(paths):,} images could not be read.")
+  if unreadable := unreadable + len(others):
+    total = len(paths) + len(others)
+    notify(f"{unreadable:,} of {total:,} files could not be read.")
 
 
 def describe(classifier: Classifier) -> str:

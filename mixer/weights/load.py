@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,9 @@ def _read_run(folder: epath.Path, name: str) -> LoadedWeights:
 def trained_classes(folder: epath.Path) -> list[str] | None:
   """Returns the classes of the run in a folder, in the order of the labels."""
   file = folder / CLASSES
-  return file.read_text().splitlines() if file.is_file() else None
+  if not file.is_file():
+    return None
+  return unicodedata.normalize("NFC", file.read_text()).splitlines()
 
 
 def _read_config(

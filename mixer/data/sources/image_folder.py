@@ -3,28 +3,29 @@
 
 import bisect
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import itertools
 import os
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from mixer.data.sources import DatasetNotFoundError, Source, split_error
-from mixer.data.sources.file_io import is_remote, read_file
-from mixer.errors import UserError, format_list, nearest, notify
-
-SUFFIXES = frozenset(
-  ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif".split()
+from mixer.data.sources.file_io import read_file
+from mixer.data.sources.listing import (
+  KNOWN,
+  Entries,
+  count_suffixes,
+  report_left_out,
+  scan,
+  scan_all,
 )
-
-# Folders that systems leave among the user's.
-_IGNORED = frozenset({"@eaDir", "__MACOSX", "lost+found"})
+from mixer.errors import UserError, format_list, nearest
 
 PREFIX = "folder:"
 
@@ -33,7 +34,11 @@ EXPECTED = (
   " DIR/CLASS/IMAGE (cat/1.jpg), which is one split, train."
 )
 
-_THREADS = 32
+# Split folders to evaluate on, the first that exists.
+HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
+
+# Line breaks and bytes that are not UTF-8 cannot stand in a classes.txt.
+_UNWRITABLE = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,13 +46,18 @@ class FolderSource(Source):
   """One split of a folder of images; every class is a folder with its name.
 
   Attributes:
-    folders: that hold the class folders, one for each part of the split.
+    split_folders: all that the data set has.
+    folders: those that are read, one for each part of the split.
+    respelled: path of a class folder by its name in `class_names`, where the
+      folder's own name has another Unicode form.
     ends: examples up to the end of each part.
     files: names without folder, bytes [n].
     labels: int32 [n].
   """
 
+  split_folders: tuple[str, ...] = dataclasses.field(repr=False)
   folders: tuple[str, ...]
+  respelled: Mapping[str, str] = dataclasses.field(repr=False)
   ends: tuple[int, ...]
   files: np.ndarray = dataclasses.field(repr=False)
   labels: np.ndarray = dataclasses.field(repr=False)
@@ -70,8 +80,9 @@ class FolderSource(Source):
     if not 0 <= i < len(self):
       raise IndexError(f"There is no example {i} of {len(self)}.")
     folder = self.folders[bisect.bisect_right(self.ends, i)]
-    name = self.class_names[self.labels[i]]
-    return f"{folder}/{name}/{os.fsdecode(self.files[i].item())}"
+    path = f"{folder}/{self.class_names[self.labels[i]]}"
+    path = self.respelled.get(path, path)
+    return f"{path}/{os.fsdecode(self.files[i].item())}"
 
 
 def open_split(
@@ -85,11 +96,15 @@ def open_split(
   class_names = _class_names(splits, classes)
   label_of = {class_name: i for i, class_name in enumerate(class_names)}
   windows = _windows(splits, name, split)
-  listings = {}
+  listings, respelled = {}, {}
   for part in {window.splitname for window in windows}:
-    _check_known(splits[part], class_names, classes or "train")
+    folder, names = splits[part].folder, splits[part].class_names
+    _check_known(folder, names, class_names, classes or "train")
+    for own_name, class_name in zip(splits[part].classes, names, strict=True):
+      if own_name != class_name:
+        respelled[f"{folder}/{class_name}"] = f"{folder}/{own_name}"
     files, numbers = splits[part].listing()
-    labels = [label_of[class_name] for class_name in splits[part].classes]
+    labels = [label_of[class_name] for class_name in names]
     listings[part] = files, np.array(labels, np.int32)[numbers]
   parts = [
     [column[window.from_ : window.to] for column in listings[window.splitname]]
@@ -99,29 +114,13 @@ def open_split(
     name=name,
     split=split,
     class_names=tuple(class_names),
+    split_folders=tuple(split.folder for split in splits.values()),
     folders=tuple(splits[window.splitname].folder for window in windows),
+    respelled=respelled,
     ends=tuple(itertools.accumulate(len(files) for files, _ in parts)),
     files=np.concatenate([files for files, _ in parts]),
     labels=np.concatenate([labels for _, labels in parts]),
   )
-
-
-def is_image(name: str) -> bool:
-  """Returns whether a visible file has the suffix of an image."""
-  return os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)
-
-
-def is_hidden(name: str) -> bool:
-  """Returns whether a file or folder is hidden or the system's."""
-  return name.startswith(".") or name in _IGNORED
-
-
-class Entries(NamedTuple):
-  """Contents of a folder: names of its folders, images and others, sorted."""
-
-  folders: list[str]
-  images: list[str]
-  others: list[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,15 +132,28 @@ class FolderSplit:
   Attributes:
     folder: path.
     classes: names of the class folders, sorted.
+    others: files next to them.
     listed: their contents, where they have been listed already.
   """
 
   folder: str
   classes: tuple[str, ...]
+  others: Sequence[str]
   listed: Sequence[Entries] | None = None
 
   @property
+  def class_names(self) -> list[str]:
+    """Names of the classes in Unicode's composed form (macOS has another)."""
+    return [_normalize(name) for name in self.classes]
+
+  @property
   def num_examples(self) -> int:
+    self.check()
+    return self.num_images
+
+  @property
+  def num_images(self) -> int:
+    """Number of examples, also of a split with faults."""
     return sum(len(entries.images) for entries in self.entries)
 
   @property
@@ -151,15 +163,36 @@ class FolderSplit:
   @functools.cached_property
   def entries(self) -> Sequence[Entries]:
     """Contents of each class folder."""
-    folders = [f"{self.folder}/{name}" for name in self.classes]
-    listed = self.listed or _scan_all(folders)
-    for folder, entries in zip(folders, listed, strict=True):
-      if entries.folders:
+    return self.listed or scan_all([f"{self.folder}/{x}" for x in self.classes])
+
+  def check(self) -> None:
+    """Raises UserError if there are faults in the names or contents."""
+    entries = dict(zip(self.classes, self.entries, strict=True))
+    for name, each in entries.items():
+      if each.folders:
         raise UserError(
-          f"The images of a class must lie directly in its folder, but {folder}"
-          f" holds folders as well: {format_list(entries.folders)}. {EXPECTED}"
+          "The images of a class must lie directly in its folder, but"
+          f" {self.folder}/{name} holds folders as well:"
+          f" {format_list(each.folders)}. {EXPECTED}"
         )
-    return listed
+    if odd := [repr(x) for x in self.classes if _UNWRITABLE.search(x)]:
+      raise UserError(
+        f"Class folders of {self.folder} have a line break or bytes that are"
+        f" not UTF-8 in their name: {format_list(odd)}. Rename them."
+      )
+    if twice := _repeated(self.class_names):
+      raise UserError(
+        f"{self.folder} has two folders each for {format_list(twice)}, whose"
+        " names differ only in their Unicode form. Put their images into one."
+      )
+    if empty := [name for name, each in entries.items() if not each.images]:
+      others = [x for name in empty for x in entries[name].others]
+      raise UserError(
+        f"{len(empty)} of {len(entries)} class folders in {self.folder} hold no"
+        f" images{others and f' (but {count_suffixes(others)})' or ''}:"
+        f" {format_list(empty)}. {KNOWN} Convert or add the images, or take"
+        " these folders out."
+      )
 
   def listing(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns file names, bytes [n], and the number of each one's class, int32.
@@ -170,18 +203,13 @@ class FolderSplit:
     Raises:
       UserError: a class has no images.
     """
-    if others := tuple(x for e in self.entries for x in e.others):
-      _report_others(self.folder, others)
+    others = [*self.others, *(x for e in self.entries for x in e.others)]
+    total = self.num_examples + len(others)
+    report_left_out(self.folder, tuple(others), total)
     pairs = [
       (name, entries.images)
       for name, entries in zip(self.classes, self.entries, strict=True)
     ]
-    if empty := [name for name, images in pairs if not images]:
-      raise UserError(
-        f"{len(empty)} of {len(pairs)} class folders in {self.folder} hold no"
-        f" images: {format_list(empty)}. Images are files with the suffixes"
-        f" {' '.join(sorted(SUFFIXES))}. Fill these folders or remove them."
-      )
     names = np.array([os.fsencode(x) for _, images in pairs for x in images])
     counts = [len(images) for _, images in pairs]
     classes = np.repeat(np.arange(len(pairs), dtype=np.int32), counts)
@@ -208,7 +236,7 @@ def find_splits(root: str) -> dict[str, FolderSplit]:
     raise UserError(
       f"Images lie loose in {root}: {format_list(top.images)}. {EXPECTED}"
     )
-  inside = _scan_all([f"{root}/{name}" for name in top.folders])
+  inside = scan_all([f"{root}/{name}" for name in top.folders])
   inside = dict(zip(top.folders, inside, strict=True))
   nested = [name for name, entries in inside.items() if entries.folders]
   flat = [name for name, entries in inside.items() if entries.images]
@@ -220,65 +248,32 @@ def find_splits(root: str) -> dict[str, FolderSplit]:
     )
   if nested:
     return {
-      name: FolderSplit(f"{root}/{name}", tuple(entries.folders))
+      name: FolderSplit(
+        f"{root}/{name}", tuple(entries.folders), entries.others
+      )
       for name, entries in inside.items()
     }
+  if {name.lower() for name in flat} <= {"train", *HELD_OUT} and flat:
+    raise UserError(
+      f"The images in {root} lie in {format_list(flat)} without class folders."
+      f" {EXPECTED}"
+    )
   if flat:
     listed = list(inside.values())
-    return {"train": FolderSplit(root, tuple(inside), listed)}
-  others = format_list([*(f"{name}/" for name in top.folders), *top.others])
+    return {"train": FolderSplit(root, tuple(inside), top.others, listed)}
+  there = format_list([*(f"{name}/" for name in top.folders), *top.others])
+  others = [x for entries in inside.values() for x in entries.others]
   raise UserError(
     f"There are no class folders with images in {root}, but"
-    f" {others or 'nothing at all'}. {EXPECTED}"
+    f" {there or 'nothing at all'}"
+    f"{others and f' with {count_suffixes(others)}' or ''}. {KNOWN} {EXPECTED}"
   )
 
 
-def scan(folder: str) -> Entries:
-  """Lists a folder, without what systems hide or leave in it."""
-  folders, images, others, dangling = [], [], [], []
-  try:
-    is_local = not is_remote(folder)
-    for entry in (
-      os.scandir(folder) if is_local else epath.Path(folder).iterdir()
-    ):
-      if is_hidden(entry.name):
-        continue
-      if is_local and entry.is_symlink() and not os.path.exists(entry.path):
-        dangling.append(entry.name)
-      # A bucket takes long to tell folders from files.
-      elif is_image(entry.name) and not (is_local and entry.is_dir()):
-        images.append(entry.name)
-      elif entry.is_dir():
-        folders.append(entry.name)
-      else:
-        others.append(entry.name)
-  except OSError as error:
-    raise UserError(
-      f"Cannot list {folder}: {error.strerror or error}. Check its permissions."
-    ) from error
-  if dangling:
-    raise UserError(
-      f"Links in {folder} lead nowhere: {format_list(sorted(dangling))}. Mend"
-      " or remove them."
-    )
-  return Entries(sorted(folders), sorted(images), sorted(others))
-
-
-def _scan_all(folders: Sequence[str]) -> list[Entries]:
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(pool.map(scan, folders))
-
-
-@functools.cache  # once, although evaluators open the same folders
-def _report_others(folder: str, names: tuple[str, ...]) -> None:
-  """Prints how many files of a split are no images, by their suffix."""
-  suffixes = [os.path.splitext(x)[1].lower() or "no suffix" for x in names]
-  counts = collections.Counter(suffixes).most_common()
-  notify(
-    f"{len(names):,} files in the class folders of {folder} are left out,"
-    f" because their suffix is not one of {' '.join(sorted(SUFFIXES))}:"
-    f" {format_list([f'{n:,} {suffix}' for suffix, n in counts])}.",
-  )
+def find_name(names: Sequence[str], splits: Sequence[str]) -> str | None:
+  """Returns the first split with one of these names, in upper or lower case."""
+  by_lower = {split.lower(): split for split in splits}
+  return next((by_lower[name] for name in names if name in by_lower), None)
 
 
 def _no_such_folder(root: str) -> str:
@@ -301,7 +296,10 @@ def _windows(splits: Mapping[str, FolderSplit], name: str, split: str) -> list:
   except UserError:
     raise
   except (AssertionError, NotImplementedError, ValueError) as error:
-    sizes = {each: splits[each].num_examples for each in splits}
+    sizes = {each: splits[each].num_images for each in splits}
+    if not any(sizes.values()):
+      for each in splits.values():
+        each.check()
     raise UserError(
       f"{split_error(name, split, sizes)} If these are classes, their images"
       " must lie directly in them, for a split train of all."
@@ -321,15 +319,17 @@ def _class_names(
 ) -> list[str]:
   """Returns the classes of a file; else of train; else of all splits."""
   if not file:
-    parts = [splits["train"]] if "train" in splits else splits.values()
-    return sorted({*itertools.chain(*(part.classes for part in parts))})
+    train = find_name(["train"], splits)
+    parts = [splits[train]] if train else splits.values()
+    names = sorted({*itertools.chain(*(part.classes for part in parts))})
+    return list(dict.fromkeys(map(_normalize, names)))
   try:
     text = epath.Path(file).expanduser().read_text("utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"Cannot read the classes from {file}: {error}.") from error
-  names = [line.strip() for line in text.splitlines() if line.strip()]
-  twice = [name for name, n in collections.Counter(names).items() if n > 1]
-  if twice:
+  lines = _normalize(text).splitlines()
+  names = [line.strip() for line in lines if line.strip()]
+  if twice := _repeated(names):
     raise UserError(
       f"{file} names classes more than once: {format_list(twice)}. Leave one"
       " line for each."
@@ -337,12 +337,22 @@ def _class_names(
   return names
 
 
-def _check_known(split: FolderSplit, names: Sequence[str], place: str) -> None:
+def _check_known(
+  folder: str, found: Sequence[str], names: Sequence[str], place: str
+) -> None:
   """Raises UserError if a split has class folders that are no classes."""
-  if unknown := sorted({*split.classes} - {*names}):
+  if unknown := sorted({*found} - {*names}):
     near = nearest(unknown[0], names, most=3)
     hint = f" (nearest to the first: {', '.join(near)})" if near else ""
     raise UserError(
-      f"Class folders of {split.folder} are not in {place}:"
-      f" {format_list(unknown)}{hint}. Add them there, or remove the folders."
+      f"Class folders of {folder} are not in {place}:"
+      f" {format_list(unknown)}{hint}. Add them there, or move the folders out."
     )
+
+
+def _normalize(text: str) -> str:
+  return unicodedata.normalize("NFC", text)
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+  return [name for name, n in collections.Counter(names).items() if n > 1]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listings of folders: images by their suffix, and the files left out."""
+
+import collections
+import concurrent.futures
+import functools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from mixer.data.sources.file_io import is_remote
+from mixer.errors import UserError, format_list, notify
+
+SUFFIXES = frozenset(
+  ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif".split()
+)
+KNOWN = f"The suffixes of images are {' '.join(sorted(SUFFIXES))}."
+
+# Names that systems leave among the user's.
+_IGNORED = frozenset(
+  {"@eaDir", "__MACOSX", "lost+found", "Thumbs.db", "desktop.ini"}
+)
+_THREADS = 32
+
+
+class Entries(NamedTuple):
+  """Contents of a folder: names of its folders, images and others, sorted.
+
+  A folder with the suffix of an image is among the others, with a slash.
+  """
+
+  folders: list[str]
+  images: list[str]
+  others: list[str]
+
+
+def is_image(name: str) -> bool:
+  """Returns whether a visible file has the suffix of an image."""
+  return os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+  """Returns whether a file or folder is hidden or the system's."""
+  return name.startswith(".") or name in _IGNORED
+
+
+def scan(folder: str, *, allow_dangling: bool = False) -> Entries:
+  """Lists a folder, without files that systems hide or leave in it.
+
+  Args:
+    folder: path, also in a bucket.
+    allow_dangling: list links that lead nowhere as files.
+
+  Raises:
+    UserError: the folder cannot be listed, or has dangling links.
+  """
+  folders, images, others, dangling = [], [], [], []
+  try:
+    is_local = not is_remote(folder)
+    for entry in (
+      os.scandir(folder) if is_local else epath.Path(folder).iterdir()
+    ):
+      name = entry.name
+      if is_hidden(name):
+        continue
+      if is_local and entry.is_symlink() and not os.path.exists(entry.path):
+        dangling.append(name)
+      # A bucket takes long to tell folders from files.
+      if is_image(name):
+        is_folder = is_local and entry.is_dir()
+        (others if is_folder else images).append(name + "/" * is_folder)
+      else:
+        (folders if entry.is_dir() else others).append(name)
+  except OSError as error:
+    raise UserError(
+      f"Cannot list {folder}: {error.strerror or error}. Check its permissions."
+    ) from error
+  if dangling and not allow_dangling:
+    raise UserError(
+      f"Links in {folder} lead nowhere: {format_list(sorted(dangling))}. Mend"
+      " or remove them."
+    )
+  return Entries(sorted(folders), sorted(images), sorted(others))
+
+
+def scan_all(folders: Sequence[str]) -> list[Entries]:
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(scan, folders))
+
+
+def count_suffixes(names: Sequence[str]) -> str:
+  """Returns "30 .heic, 2 without a suffix, 1 folder" for file names."""
+  kinds = [
+    "folder"
+    if name.endswith("/")
+    else os.path.splitext(name)[1].lower() or "without a suffix"
+    for name in names
+  ]
+  counts = collections.Counter(kinds).most_common()
+  return format_list([f"{n:,} {kind}" for kind, n in counts])
+
+
+@functools.cache  # once, although evaluators open the same folders
+def report_left_out(place: str, names: tuple[str, ...], total: int) -> None:
+  """Prints how many of all files in a place are no images, by their suffix."""
+  if names:
+    notify(
+      f"{len(names):,} of {total:,} files in {place} are left out:"
+      f" {count_suffixes(names)}. {KNOWN}"
+    )
