@@ -30,6 +30,7 @@ from mixer.cli import EX_TEMPFAIL, exit_code
 from mixer.cluster import Cluster
 from mixer.config_check import diff_configs
 from mixer.errors import RetryableError, UserError, format_list, notify
+from mixer.jax_setup import device_count
 
 _PACKAGES = "jax", "jaxlib", "flax", "optax", "numpy"
 # jax aborts the process when its own timeout ends: ours has to end first.
@@ -42,16 +43,18 @@ _EXIT_SECONDS = 3.0  # for the other hosts to exit before host 0
 
 @contextlib.contextmanager
 def initialize(cluster: Cluster) -> Iterator["Hosts"]:
-  """Connects the hosts, before jax creates its backends; ends with them.
+  """Connects the hosts and starts jax's backends; ends with them.
 
   If the block raises an error on one host, all others print it and exit with
   its code. If a host is lost, the others exit with EX_TEMPFAIL, or jax aborts
   them (134) after `cluster.heartbeat` seconds.
 
   Raises:
-    UserError: not all hosts connected, or they run different code.
+    UserError: not all hosts connected, or they run different code, or jax has
+      no backend.
   """
   if cluster.hosts == 1:
+    device_count()
     yield Hosts(cluster)
     return
   _connect(cluster)
@@ -62,6 +65,7 @@ def initialize(cluster: Cluster) -> Iterator["Hosts"]:
       "runs other software than host 0: install the same code and packages on "
       "all hosts",
     )
+    device_count()
     yield hosts
   except BaseException as error:
     if error is hosts.shared_error:

@@ -7,8 +7,10 @@ Imports jax late: worker processes do without it.
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 
+from mixer.errors import UserError, did_you_mean
 from mixer.storage import cache_folder
 
 # Matrix products by the GPU's library. XLA has kernels of its own and picks
@@ -19,6 +21,16 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 CACHED_PROGRAM_BYTES = 8 * 2**30  # the least recently used are deleted
+
+# Names of JAX_PLATFORMS: jax's extra for each, and modules that it brings.
+_CUDA = "cuda13", ("jax_cuda13_plugin", "jax_cuda12_plugin")
+PLATFORMS = {
+  "cpu": ("cpu", ("jaxlib",)),
+  "cuda": _CUDA,
+  "gpu": _CUDA,
+  "rocm": ("rocm7-local", ("jax_rocm7_plugin",)),
+  "tpu": ("tpu", ("libtpu",)),
+}
 
 
 def configure_xla(*, deterministic: bool = False):
@@ -66,6 +78,50 @@ def enable_compilation_cache():
     folder = str(cache_folder("programs"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_compilation_cache_max_size", CACHED_PROGRAM_BYTES)
+
+
+def device_count() -> int:
+  """Starts jax's backend and returns the number of devices of all hosts.
+
+  Raises:
+    UserError: JAX_PLATFORMS names no backend, or it does not start.
+  """
+  import jax
+
+  platforms = jax.config.jax_platforms or ""
+  if platforms != (lower := platforms.lower().replace(" ", "")):
+    jax.config.update("jax_platforms", lower)
+  try:
+    return jax.device_count()
+  # AssertionError: without a GPU jax skips cuda, and has no backend then.
+  except (AssertionError, RuntimeError) as error:
+    raise UserError(_explain_start(lower, str(error))) from error
+
+
+def _explain_start(platforms: str, error: str) -> str:
+  """Returns the message for a backend that does not start.
+
+  Args:
+    platforms: those of JAX_PLATFORMS; "" if it is not set.
+    error: jax's text.
+  """
+  failed, _, reason = error.partition("backend '")[2].partition("': ")
+  name = platforms.partition(",")[0] or failed
+  if name not in PLATFORMS:
+    return f"JAX has no platform {name}{did_you_mean(name, PLATFORMS)}"
+  extra, modules = PLATFORMS[name]
+  if not any(map(importlib.util.find_spec, modules)):
+    return (
+      f'JAX has no {name} here: pip install "jax[{extra}]", or unset '
+      "JAX_PLATFORMS."
+    )
+  reason = reason.partition(" (")[0].partition("\n")[0]
+  why = "" if not reason or "NOT_FOUND" in reason else f" ({reason})"
+  other = "unset JAX_PLATFORMS" if platforms else "set JAX_PLATFORMS=cpu"
+  return (
+    f"JAX finds no free device of {name} here{why}: look whether another "
+    f"process uses it and whether its driver works, or {other}."
+  )
 
 
 # From malloc.h.

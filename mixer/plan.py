@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mixer.config_check import resolve, validate
 from mixer.data_plan import Complaints, DataPlan, plan_data
 from mixer.errors import did_you_mean
+from mixer.jax_setup import device_count
 from mixer.model_plan import ModelPlan, plan_model
 from mixer.models import flops
 from mixer.schema import resolve_steps
@@ -61,7 +62,7 @@ def make_plan(
   Raises:
     UserError: keys that the schema does not have; no other check runs then.
   """
-  config, devices = resolve(config), devices or jax.device_count()
+  config, devices = resolve(config), devices or device_count()
   complaints = Complaints(problems=list(validate(config)))
   if complaints.problems:
     return Plan(config, devices, complaints)

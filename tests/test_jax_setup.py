@@ -15,6 +15,7 @@ from mixer.jax_setup import (
   ASYNC_DISPATCH,
   DETERMINISTIC,
   LIBRARY_PRODUCTS,
+  _explain_start,
   configure_xla,
   set_flags,
 )
@@ -114,6 +115,55 @@ def test_a_step_on_a_cpu_finds_its_memory_where_it_left_it():
   )
   # Of 4 KiB; those of the temporaries would be 30,000.
   assert int(found.stdout) < 300
+
+
+TINY = "tests/goldens/mixer_tiny.npz"
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    ["train.py", DIGITS, "--dry_run"],
+    ["train.py", DIGITS, "--workdir={}"],
+    ["eval.py", DIGITS, "--workdir={}", f"--config.init={TINY}"],
+    ["-m", "mixer", "sweep", DIGITS, "--workdir={}", "--dry_run"],
+    ["-m", "mixer", "data", "show", DIGITS, "--out={}/sheet.png"],
+    ["-m", "mixer", "predict", f"--init={TINY}", "docs/digits.png"],
+    ["-m", "mixer", "export", f"--init={TINY}", "--out={}/x.stablehlo"],
+    ["-m", "mixer", "paper", "table", "1"],
+  ],
+  ids=" ".join,
+)
+def test_a_platform_that_is_not_here_is_one_sentence(tmp_path, words):
+  command = [sys.executable, *(word.format(tmp_path) for word in words)]
+  done = run(command, os.environ | {"JAX_PLATFORMS": "rocm"})
+
+  assert (done.returncode, done.stdout) == (2, "")
+  assert 'error: JAX has no rocm here: pip install "jax[rocm' in done.stderr
+  assert done.stderr.count("\n") == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_platform_in_capitals_is_the_same_platform():
+  program = "from mixer.jax_setup import device_count; print(device_count())"
+  environment = os.environ | {"JAX_PLATFORMS": "CPU", "XLA_FLAGS": ""}
+  done = run([sys.executable, "-c", program], environment)
+  assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize(
+  ("platforms", "error", "answer"),
+  [
+    ("cdua,cpu", "", "JAX has no platform cdua; did you mean cuda?"),
+    ("cpu", "", "no free device of cpu here: look"),
+    ("cpu,tpu", "Unable to initialize backend 'cpu': NOT_FOUND: x", "here: l"),
+    ("", "Unable to initialize backend 'cpu': all in use (x)", "(all in use):"),
+    ("", "Unable to initialize backend 'cpu': x", "or set JAX_PLATFORMS=cpu."),
+  ],
+)
+def test_a_device_that_does_not_start_has_its_reason(platforms, error, answer):
+  assert answer in _explain_start(platforms, error)
 
 
 def test_the_second_start_finds_the_programs_of_the_first(

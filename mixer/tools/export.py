@@ -27,6 +27,7 @@ from jax import export as jax_export
 
 from mixer import cli, weights
 from mixer.errors import UserError
+from mixer.jax_setup import device_count
 from mixer.models.kernels import plain_model
 from mixer.storage import atomic_write, check_writable
 from mixer.tools.inference import check_shape, made_for
@@ -78,6 +79,7 @@ def run(init: str, out: str, **options: str | int | None) -> str:
   out = os.path.expanduser(out)
   if suffix == PROGRAM:
     _check_choices(options)
+    device_count()
     return write_program(weights.read(init), Path(out), **options)
   if options:
     raise UserError(

@@ -27,7 +27,11 @@ from matplotlib.figure import Figure
 from mixer import cli
 from mixer.datasets import class_names
 from mixer.errors import UserError, notify, printable
-from mixer.jax_setup import configure_xla, enable_compilation_cache
+from mixer.jax_setup import (
+  configure_xla,
+  device_count,
+  enable_compilation_cache,
+)
 from mixer.storage import atomic_write, check_writable
 from mixer.tools.find_images import find_images
 from mixer.tools.inference import (
@@ -84,6 +88,7 @@ def run(
   _check_files(out, grid)
   configure_xla()
   enable_compilation_cache()
+  device_count()
   paths, others = find_images(images)
   classifier = open_classifier(init, ops=ops, classes=classes)
   notify(describe(classifier))

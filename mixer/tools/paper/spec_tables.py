@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mixer import models
 from mixer.data import preprocess
+from mixer.jax_setup import device_count
 from mixer.models.flops import abstract_params, count_params
 from mixer.tools.paper.numbers import SETTINGS, TABLE_1, TABLE_4
 from mixer.tools.paper.protocols import load_recipe
@@ -25,6 +26,7 @@ _SIZES = {
 
 def table1() -> Page:
   """Returns table 1; sizes that differ from the paper's are marked."""
+  device_count()
   ours = {name: measure(name) for name in TABLE_1}
   rows = [
     [label]
