@@ -2,17 +2,21 @@
 """Decoded files have the pixels that tf.io.decode_image gives."""
 
 import io
+import re
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 from photographs import PHOTOGRAPHS, encoded
 from PIL import Image
 
-from mixer.data.decode import decode
+from mixer.data.decode import FORMATS, decode
 
 PHOTO = PHOTOGRAPHS["astronaut"][:77, :101]
 PICTURE = Image.fromarray(PHOTO)
@@ -256,18 +260,239 @@ def test_what_is_no_image_is_named(data):
   assert_not_decoded(data, f"Cannot decode {len(data)} bytes that begin with")
 
 
+def gif(height, width, frame_height, frame_width):
+  return (
+    b"GIF89a"
+    + struct.pack("<HHBBB", width, height, 0, 0, 0)
+    + struct.pack("<cHHHHB", b",", 0, 0, frame_width, frame_height, 0)
+    + b"\2\2\x4c\1\0;"
+  )
+
+
+def bmp(height, width):
+  """Returns a BMP of one run of equal pixels."""
+  sizes = struct.pack("<IHHI", 1082, 0, 0, 1078)
+  header = struct.pack(
+    "<IiiHHIIiiII", 40, width, height, 1, 8, 1, 4, 0, 0, 0, 0
+  )
+  return b"BM" + sizes + header + bytes(1024) + b"\xff\1\0\1"
+
+
+def with_tags(tiff, tags):
+  """Returns a TIFF (little-endian) with other numbers for some tags."""
+  [at] = struct.unpack("<I", tiff[4:8])
+  entries = bytearray(tiff)
+  for n in range(*struct.unpack("<H", tiff[at : at + 2])):
+    entry = at + 2 + 12 * n
+    [tag] = struct.unpack("<H", tiff[entry : entry + 2])
+    if tag in tags:
+      value = struct.pack("<HII", 4, 1, tags[tag])
+      entries[entry + 2 : entry + 12] = value
+  return bytes(entries)
+
+
+def tiff_of(values, **options):
+  file = io.BytesIO()
+  tifffile.imwrite(file, values, **options)
+  return file.getvalue()
+
+
+DEFLATED = tiff_of(PHOTO[:64, :64, 0], compression="zlib")
+TILED = tiff_of(PHOTO[:64, :64, 0], compression="zlib", tile=(64, 64))
+
+
+def of_scans(scans, is_sound):
+  """Returns a progressive JPEG of 1000 x 1000 pixels that repeats a scan."""
+  data = encoded(Image.new("L", (1000, 1000), 128), "JPEG", progressive=True)
+  marker = b"\xff\xda"
+  head, first, second, *others = data[:-2].split(marker)
+  # A repeated scan of all bits is sound, and one that refines bits is not.
+  first, second = (x[:7] + b"\0" + x[8:] for x in (first, second))
+  other = (second if is_sound else others[-1]).split(b"\xff\xc4")[0]
+  body = [head, first, second] + [other] * (scans - 2)
+  return marker.join(body) + b"\xff\xd9"
+
+
+WEBP = encoded(PHOTO, "WEBP", lossless=True)
+TOO_LARGE = {
+  "JPEG": with_size(JPEG, 60000, 50000),
+  "flawed JPEG": with_size(JPEG[:SCAN] + b"\x12" + JPEG[SCAN:], 60000, 50000),
+  "PNG": png(60000, 50000, 8, 2, PHOTO),
+  "GIF": gif(60000, 50000, 60000, 50000),
+  "frame of a GIF": gif(9, 9, 60000, 50000),
+  "BMP": bmp(60000, 50000),
+  "BMP from the top": bmp(-60000, 50000),
+  "TIFF": with_tags(DEFLATED, {256: 50000, 257: 60000, 278: 60000}),
+  "tile of a TIFF": with_tags(TILED, {322: 50000, 323: 60000}),
+  "WebP": WEBP[:21] + struct.pack("<I", 16382 * (1 + 2**14)) + WEBP[25:],
+  "PPM": b"P6 50000 60000 255\n",
+}
+
+
+def in_little_memory(files, megabytes):
+  """Returns what `decode` says of files, given so much memory above start."""
+  script = """
+import resource, sys
+from mixer.data.decode import FORMATS, decode
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + int(sys.argv[1]) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for file in sys.argv[2:]:
+  try:
+    print(*decode(open(file, "rb").read()).shape)
+  except ValueError as error:
+    print(error)
+"""
+  command = [sys.executable, "-c", script, str(megabytes), *files]
+  run = subprocess.run(command, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  return run.stdout.splitlines()
+
+
+def test_images_are_measured_before_memory_is_taken(tmp_path):
+  for i, data in enumerate(TOO_LARGE.values()):
+    (tmp_path / f"{i}").write_bytes(data)
+  files = [tmp_path / f"{i}" for i in range(len(TOO_LARGE))]
+
+  # Pixels would take 3 GB. Pillow reserves 2 for a WebP, and does not use them.
+  for kind, line in zip(TOO_LARGE, in_little_memory(files, 2500), strict=True):
+    assert re.search("(60000 x 50000|16383 x 16383).*max_pixels", line), kind
+
+
+def test_an_image_for_which_there_is_no_memory_is_named(tmp_path):
+  file = tmp_path / "large.jpg"
+  file.write_bytes(with_size(JPEG, 9000, 9000))
+
+  assert "no memory" in in_little_memory([file], 100)[0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
+def test_the_limit_of_pixels_can_be_moved(kind):
+  data = encoded(PHOTO, kind)
+
+  assert decode(data, max_pixels=77 * 101).shape == PHOTO.shape
+  with pytest.raises(ValueError, match="77 x 101 pixels has more than 7776"):
+    decode(data, max_pixels=77 * 101 - 1)
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_the_scans_of_a_jpeg_are_counted(is_sound):
+  assert decode(of_scans(20, is_sound)).shape == (1000, 1000, 3)
+  with pytest.raises(ValueError, match="in 20.* scans"):
+    decode(of_scans(2000, is_sound), max_pixels=10**8)
+
+
+def test_scans_of_separate_colours_are_counted():
+  grey = encoded(Image.new("L", (1000, 1000), 99), "JPEG")
+  frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+  three = b"\xff\xc0\0\x11" + grey[frame + 4 : frame + 9] + b"\3"
+  three += b"\1\x11\0\2\x11\0\3\x11\0"
+  head = grey[:frame] + three + grey[frame + 13 : scan]
+  scans = [
+    grey[scan:-2].replace(
+      b"\xff\xda\0\x08\1\1", b"\xff\xda\0\x08\1" + bytes([i])
+    )
+    for i in (1, 2, 3)
+  ]
+
+  assert decode(head + b"".join(scans) + b"\xff\xd9").shape == (1000, 1000, 3)
+  with pytest.raises(ValueError, match="in 6000 scans"):
+    decode(head + b"".join(scans * 2000) + b"\xff\xd9")
+
+
+WIDE = np.arange(77 * 101 * 3, dtype=np.uint16).reshape(77, 101, 3) * 2
+ORIENTED = {"tiffinfo": {274: 6}}
+GREY = PHOTO[..., 0]
+
+
 @pytest.mark.parametrize(
-  "data",
-  [with_size(JPEG, 65500, 65500), png(30000, 30000, 8, 2, PHOTO)],
-  ids=["JPEG", "PNG"],
+  ("data", "expected"),
+  [
+    (encoded(PHOTO, "TIFF"), PHOTO),
+    (encoded(PHOTO, "TIFF", compression="tiff_lzw"), PHOTO),
+    (encoded(PHOTO, "TIFF", **ORIENTED), PHOTO),
+    (encoded(PHOTO, "TIFF", compression="tiff_lzw", **ORIENTED), PHOTO),
+    (encoded(RGBA, "TIFF"), PHOTO),
+    (encoded(GREY, "TIFF", **ORIENTED), GREY),
+    (encoded(PICTURE.convert("1"), "TIFF"), PICTURE.convert("1")),
+    (encoded(PICTURE.quantize(9), "TIFF"), PICTURE.quantize(9)),
+    (tiff_of(WIDE), WIDE >> 8),
+    (tiff_of(WIDE, byteorder=">", compression="zlib"), WIDE >> 8),
+    (tiff_of(WIDE[..., 0]), WIDE[..., 0] >> 8),
+    (tiff_of(WIDE[..., 0], byteorder=">"), WIDE[..., 0] >> 8),
+    (tiff_of(PHOTO, bigtiff=True), PHOTO),
+    (tiff_of(np.stack([PHOTO, PHOTO[::-1]])), PHOTO),
+    (encoded(PHOTO, "PPM"), PHOTO),
+    (b"P5 2 1 65535\n\x12\x34\xff\x00", np.array([[0x12, 0xFF]])),
+    (encoded(PHOTO, "JPEG2000"), PHOTO),
+    (encoded(RGBA, "JPEG2000"), PHOTO),
+    (encoded(Image.fromarray(WIDE[..., 0]), "JPEG2000"), WIDE[..., 0] >> 8),
+  ],
 )
-def test_sizes_that_would_fill_the_memory_are_refused(data):
-  assert_not_decoded(data, "00 x .*00 pixels are more than 178956970")
+def test_formats_that_tensorflow_does_not_read(data, expected):
+  if isinstance(expected, Image.Image):
+    expected = np.array(expected.convert("RGB"))
+  if expected.ndim == 2:
+    expected = np.stack([expected] * 3, axis=-1)
+
+  decoded = decode(data)
+
+  assert decoded.dtype == np.uint8
+  np.testing.assert_array_equal(decoded, expected)
 
 
-def test_a_tiff_is_read():
-  # TensorFlow does not read them.
-  for options in {}, {"compression": "tiff_lzw"}:
-    data = encoded(PHOTO, "TIFF", **options)
+def test_the_inks_of_a_tiff_are_multiplied():
+  ink = np.array(PICTURE.convert("CMYK"))
+  ink[..., 3] = 99
 
-    np.testing.assert_array_equal(decode(data), PHOTO)
+  decoded = decode(encoded(Image.fromarray(ink, "CMYK"), "TIFF")).astype(int)
+
+  bare = 255 - ink.astype(int)
+  expected = bare[..., :3] * bare[..., 3:] / 255
+  np.testing.assert_allclose(decoded, expected, atol=1)
+
+
+def test_an_avif_is_read():
+  decoded = decode(encoded(RGBA, "AVIF", quality=100)).astype(int)
+
+  assert np.abs(decoded - PHOTO).mean() < 3
+
+
+@pytest.mark.parametrize(
+  ("data", "kind"),
+  [
+    (tiff_of(GREY / np.float32(255)), "1 band of 32-bit floats"),
+    (tiff_of(GREY / 255, bigtiff=True), "1 band of 64-bit floats"),
+    (tiff_of(PHOTO / np.float16(255)), "3 bands of 16-bit floats"),
+    (tiff_of(GREY.astype(np.uint32)), "1 band of 32-bit whole numbers"),
+    (tiff_of(GREY.astype(np.int16)), "1 band of 16-bit signed numbers"),
+    (
+      tiff_of(np.dstack([PHOTO, PHOTO[..., :2]]), planarconfig="contig"),
+      "5 bands of 8-bit whole numbers",
+    ),
+    (b"Pf 2 1\n-1.0\n" + bytes(8), "PPM of floats"),
+  ],
+)
+def test_pixels_that_are_no_colours_are_described(data, kind):
+  with pytest.raises(ValueError, match=f"is a .*{kind}: convert it .*8 bits"):
+    decode(data)
+
+
+def test_a_damaged_tiff_is_not_called_sound():
+  for data in DEFLATED[:200], DEFLATED[:-50], DEFLATED[:8]:
+    with pytest.raises(ValueError, match="are not a whole"):
+      decode(data)
+
+
+@pytest.mark.skipif("HEIF" in FORMATS, reason="it is read here")
+def test_the_package_that_reads_heic_is_named():
+  with pytest.raises(ValueError, match="pip install pillow-heif"):
+    decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+
+
+def test_messages_show_no_insides_of_the_decoders():
+  for data in JPEG[:200], b"GIF89a\x1b[31m", b"II*\0\xff\xff\xff\xff", b"BM":
+    with pytest.raises(ValueError) as error:
+      decode(data)
+    assert re.fullmatch(r"[ -~]{1,250}", str(error.value))
+    assert "0x" not in str(error.value)

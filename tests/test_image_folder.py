@@ -327,16 +327,16 @@ def test_links_that_lead_nowhere_are_refused(tree):
 
 
 def test_files_that_are_left_out_are_counted_by_suffix(tree, capsys):
-  for name in "1.HEIC", "2.heic", "3.svg", "4", ".hidden", "Thumbs.db":
+  for name in "1.CR2", "2.cr2", "3.svg", "4", ".hidden", "Thumbs.db":
     (tree / "train" / "cat" / name).touch()
-  (tree / "train" / "5.heic").touch()
+  (tree / "train" / "5.cr2").touch()
   (tree / "train" / "cat" / "album.jpg").mkdir()
 
   assert len(open_folder(tree)) == len(open_folder(tree, "train[:100%]")) == 60
 
   message = capsys.readouterr().err
   assert message.count(f"6 of 66 files in {tree}/train are left out") == 1
-  assert "3 .heic, 1 .svg, 1 without a suffix, 1 folder" in message
+  assert "3 .cr2, 1 .svg, 1 without a suffix, 1 folder" in message
 
 
 @pytest.mark.parametrize("split", ["train", "test", "train[:90%]", "train[:5]"])

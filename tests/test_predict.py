@@ -285,7 +285,7 @@ def test_files_folders_and_patterns_are_found_once_and_in_order(tmp_path):
 def test_files_that_are_left_out_count_as_not_read(
   trained, digits, tmp_path, capsys
 ):
-  for name in "1.HEIC", "2.svg", "3", "Thumbs.db", "album.jpg/4.svg":
+  for name in "1.CR2", "2.svg", "3", "Thumbs.db", "album.jpg/4.svg":
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
   (tmp_path / "link.jpg").symlink_to(tmp_path)
@@ -297,7 +297,7 @@ def test_files_that_are_left_out_count_as_not_read(
   assert run(f"--init={trained}", tmp_path, tmp_path / "empty.jpg") == 0
 
   err = capsys.readouterr().err
-  assert "2 .svg, 1 .heic, 1 without a suffix, 1 folder." in err
+  assert "2 .svg, 1 .cr2, 1 without a suffix, 1 folder." in err
   assert err.endswith("6 of 11 files could not be read.\n")
 
 

@@ -3,36 +3,68 @@
 
 import io
 import re
+import warnings
 
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.TiffImagePlugin
 import simplejpeg
 
-# A small file may claim to hold any number of pixels. TensorFlow refuses more
-# than 2**29 bytes, and so do we for JPEG and PNG; OpenCV, 2**30 pixels.
-LARGEST_IMAGE = 2**29 // 3
-TOO_LARGE = f"{{}} x {{}} pixels are more than {LARGEST_IMAGE}"
+from mixer.errors import UserError
+
+# A few bytes may claim to hold any number of pixels. ImageNet's largest images
+# have some 60 million; these take 300 MB.
+MAX_PIXELS = 100_000_000
+
+# libjpeg goes over all pixels for each scan of a progressive JPEG. They have
+# about 10, and may have as many as fit into the file.
+MAX_SCANS = 16  # of MAX_PIXELS, and more of fewer
+
+SUFFIXES = tuple(
+  ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .avif .heic .heif"
+  " .jp2 .ppm .pgm .pbm .pnm".split()
+)
+FORMATS = ["WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM"]
+try:
+  import pillow_heif
+except ImportError:
+  pass
+else:
+  pillow_heif.register_heif_opener()
+  FORMATS.append("HEIF")
 
 JPEG = b"\xff\xd8\xff"
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+PROGRESSIVE, SCAN = 0xC2, 0xDA  # markers, after 0xff
 PNG = b"\x89PNG\r\n\x1a\n"
+HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+TIFF = b"II*\0", b"MM\0*", b"II+\0"
+ORIENTATION, BITS, BANDS, NUMBERS = 274, 258, 277, 339  # tags of a TIFF
+TILE_SIDES = 323, 322
+KINDS = {1: "whole numbers", 2: "signed numbers", 3: "floats"}
+WIDE_PPM = ("I", "PPM")  # 16 bits
 
 # No such bytes stand in the compressed pixels, only in the header.
 ADOBE_MARKER = re.compile(rb"\xff\xee..Adobe", re.DOTALL)
 
-# The exception describes the fault of an image.
+# `decode` measures images itself, and an exception describes their faults.
+PIL.Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def decode(data: bytes) -> np.ndarray:
-  """Decodes a JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF image.
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Decodes a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, JPEG 2000 or PPM image.
+
+  HEIC is decoded where the package pillow-heif is installed. Of several frames
+  or pages the first is read.
 
   JPEG and PNG give the pixels that tf.io.decode_image gives, JPEG with its
   fast and less accurate inverse DCT, which the paper's training code used.
   As there, grey becomes three equal channels, transparency is dropped without
-  blending (except in TIFF), 16 bits are cut to the upper 8, the inks of CMYK
-  are multiplied, and the orientation that a camera noted is not applied.
+  blending, 16 bits are cut to the upper 8, the inks of CMYK are multiplied, and
+  the orientation that a camera noted is not applied.
 
   A JPEG that breaks a rule but is whole is tolerated; only such a one, that
   libjpeg warns about, gets the accurate inverse DCT, which moves a value by 1
@@ -41,53 +73,98 @@ def decode(data: bytes) -> np.ndarray:
   Args:
     data: the whole file. Decoding it keeps no lock: use as many threads as
       there are cores.
+    max_pixels: the most that an image may have, height times width. The header
+      is compared with it before memory is taken.
 
   Returns:
     uint8 RGB [h, w, 3].
 
   Raises:
-    ValueError: the bytes are not a whole image, or one of too many pixels.
+    ValueError: the bytes are not a whole image, or one that is too large, or
+      of another kind of pixels.
   """
-  read = _read_jpeg if data.startswith(JPEG) else _read_other
-  image, fault = read(data)
-  if image is None:
+  read = _read_other
+  if data.startswith(JPEG):
+    read = _read_jpeg
+  elif data.startswith(PNG):
+    read = _read_png
+  try:
+    return read(data, max_pixels)
+  except UserError:
+    raise
+  except Exception as error:  # Pillow raises nearly any of a damaged file
+    if isinstance(error, MemoryError):
+      raise UserError("There is no memory left to decode it.") from error
+    # Other types tell of the decoder's insides.
+    is_plain = type(error) in (OSError, ValueError) and str(error)
+    fault = f" ({error})" if is_plain else ""
     raise ValueError(
       f"Cannot decode {len(data)} bytes that begin with {data[:8]!r}: they are"
-      " not a whole JPEG, PNG, WebP, BMP, GIF or TIFF image"
-      f"{fault and f' ({fault})'}."
+      f" not a whole JPEG, PNG or other image of a known format{fault}."
+    ) from error
+
+
+def _check_size(
+  height: int, width: int, max_pixels: int, scans: int = 1
+) -> None:
+  """Raises UserError if decoding would take too much memory or time."""
+  if height * width > max_pixels:
+    raise UserError(
+      f"An image of {height} x {width} pixels has more than {max_pixels}: make"
+      " it smaller, or raise config.data.max_pixels."
     )
-  return image
+  if height * width * scans > max_pixels * MAX_SCANS:
+    raise UserError(
+      f"A JPEG of {height} x {width} pixels in {scans} scans takes too long:"
+      " save it again."
+    )
 
 
-def _read_jpeg(data: bytes) -> tuple[np.ndarray | None, str]:
-  """Returns the pixels, or None and the fault."""
+def _read_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
   try:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    if height * width > LARGEST_IMAGE:
-      return None, TOO_LARGE.format(height, width)
+    scans = _count_scans(data, colours)
+    _check_size(height, width, max_pixels, scans)
     if colours in ("CMYK", "YCCK"):
       ink = simplejpeg.decode_jpeg(data, "CMYK", fastdct=True)
-      return _from_ink(ink, data), ""
-    return simplejpeg.decode_jpeg(data, "RGB", fastdct=True), ""
+      return _from_ink(ink, data)
+    return simplejpeg.decode_jpeg(data, "RGB", fastdct=True)
+  except UserError:
+    raise
   except (ValueError, KeyError) as error:  # KeyError: a rare subsampling
-    return _read_flawed_jpeg(data, str(error))
+    return _read_flawed_jpeg(data, max_pixels, str(error))
 
 
-def _read_flawed_jpeg(
-  data: bytes, warning: str
-) -> tuple[np.ndarray | None, str]:
+def _count_scans(data: bytes, colours: str) -> int:
+  """Returns 1 if libjpeg reads only one scan; else at least their number.
+
+  Markers are followed up to the first scan: a search through all bytes would
+  take a tenth of the time of decoding.
+  """
+  at = 2
+  while (marker := data[at + 1]) not in (PROGRESSIVE, SCAN) and data[
+    at
+  ] == 0xFF:
+    at += 2 + (data[at + 2] << 8) + data[at + 3]
+  holds_all = data[at + 4] > 2 or colours == "Gray"
+  return 1 if marker == SCAN and holds_all else data.count(START_OF_SCAN)
+
+
+def _read_flawed_jpeg(data: bytes, max_pixels: int, warning: str) -> np.ndarray:
   """Reads what simplejpeg will not, which is all that libjpeg warns about.
 
   Without its strictness, simplejpeg would also pass images that end half-way
   or are broken beyond some pixel, with the rest grey.
   """
   if data.rfind(END_OF_IMAGE) < data.rfind(START_OF_SCAN):
-    return None, warning  # which Pillow does not always notice
+    raise ValueError(warning)  # which Pillow does not always notice
   try:
-    with PIL.Image.open(io.BytesIO(data)) as image:
-      return np.array(image.convert("RGB")), ""
-  except (OSError, PIL.Image.DecompressionBombError):
-    return None, warning
+    with PIL.Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+      scans = data.count(START_OF_SCAN)
+      _check_size(image.height, image.width, max_pixels, scans)
+      return np.array(image.convert("RGB"))
+  except OSError as error:
+    raise ValueError(warning) from error
 
 
 def _from_ink(ink: np.ndarray, data: bytes) -> np.ndarray:
@@ -98,14 +175,60 @@ def _from_ink(ink: np.ndarray, data: bytes) -> np.ndarray:
   return (ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8)
 
 
-def _read_other(data: bytes) -> tuple[np.ndarray | None, str]:
-  """Returns the pixels, or None and the fault."""
-  if data.startswith(PNG):
-    width, height = (int.from_bytes(data[i : i + 4]) for i in (16, 20))
-    if height * width > LARGEST_IMAGE:
-      return None, TOO_LARGE.format(height, width)
+def _read_png(data: bytes, max_pixels: int) -> np.ndarray:
+  width, height = (int.from_bytes(data[i : i + 4]) for i in (16, 20))
+  _check_size(height, width, max_pixels)
+  return _read_with_opencv(data)
+
+
+def _read_with_opencv(data: bytes) -> np.ndarray:
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  if image is None:
+    raise ValueError
+  return image
+
+
+def _read_other(data: bytes, max_pixels: int) -> np.ndarray:
+  """Reads the formats that Pillow measures."""
+  if HEIC.match(data) and "HEIF" not in FORMATS:
+    raise UserError("A HEIC image: pip install pillow-heif, which decodes it.")
   try:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags), ""
-  except cv2.error as error:
-    return None, error.err
+    image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+  except PIL.UnidentifiedImageError as error:
+    if not data.startswith(TIFF):
+      raise
+    raise _unknown_pixels(data) from error
+  with image:
+    _check_size(image.height, image.width, max_pixels)
+    if image.format in ("WEBP", "BMP"):
+      return _read_with_opencv(data)  # in less time
+    bits = 16
+    if image.format == "TIFF":
+      [bits, *_] = image.tag_v2.get(BITS, [1])
+      tile = [image.tag_v2.get(side, 1) for side in TILE_SIDES]
+      _check_size(*tile, max_pixels)
+      image.getexif()[ORIENTATION] = 1  # otherwise Pillow applies it
+    if image.mode.startswith("I;16") or (image.mode, image.format) == WIDE_PPM:
+      grey = np.array(image.convert("I")) >> (bits - 8)
+      return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+      raise _unknown_pixels(data)
+    return np.array(image.convert("RGB"))
+
+
+def _unknown_pixels(data: bytes) -> UserError:
+  """Returns an error about a sound image whose pixels are not 8 or 16 bits."""
+  kind = "a PPM of floats"
+  if data.startswith(TIFF):
+    file = io.BytesIO(data)
+    header = file.read(16 if data[2] == 43 else 8)  # 43: BigTIFF
+    tags = PIL.TiffImagePlugin.ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)
+    bands, bits = tags.get(BANDS, 1), tags[BITS][0]
+    numbers = KINDS.get(tags.get(NUMBERS, [1])[0], "values")
+    kind = f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits}-bit {numbers}"
+  return UserError(
+    f"The image is {kind}: convert it to a PNG of 8 bits, grey or RGB."
+  )

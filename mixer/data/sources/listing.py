@@ -10,12 +10,10 @@ from typing import NamedTuple
 
 from etils import epath
 
+from mixer.data.decode import SUFFIXES
 from mixer.data.sources.file_io import is_remote
 from mixer.errors import UserError, format_list, notify
 
-SUFFIXES = frozenset(
-  ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif".split()
-)
 KNOWN = f"The suffixes of images are {' '.join(sorted(SUFFIXES))}."
 
 # Names that systems leave among the user's.
@@ -91,7 +89,7 @@ def scan_all(folders: Sequence[str]) -> list[Entries]:
 
 
 def count_suffixes(names: Sequence[str]) -> str:
-  """Returns "30 .heic, 2 without a suffix, 1 folder" for file names."""
+  """Returns "30 .cr2, 2 without a suffix, 1 folder" for file names."""
   kinds = [
     "folder"
     if name.endswith("/")
