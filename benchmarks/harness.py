@@ -32,7 +32,7 @@ import jax
 
 from benchmarks.device import file_name, git_commit
 from mixer.errors import UserError
-from mixer.storage import atomic_write, check_writable
+from mixer.storage import atomic_write, check_output
 
 ROWS = "rows"
 
@@ -220,7 +220,7 @@ class Results:
     self._header = device | {"command": shlex.join(command)}
     self.lists = {name: [] for name in lists}
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(self.path, "results")
+    check_output(self.path, "--results", rb"\{")
     if self.path.exists():
       content = json.loads(self.path.read_text())
       self.lists = {name: content[name] for name in lists}

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -236,28 +236,62 @@ def atomic_write(path: epath.Path | Path) -> Iterator[Path]:
       temporary.unlink(missing_ok=True)
 
 
-def check_writable(file: str | os.PathLike, flag: str):
-  """Checks, before long work begins, that a file can be written.
+def check_output(
+  file: str | os.PathLike,
+  flag: str,
+  ours: bytes,
+  *,
+  suffixes: Sequence[str] = (),
+  inputs: Iterable[str | os.PathLike] = (),
+) -> Path:
+  """Checks, before long work begins, that a file can be written or replaced.
 
   Args:
     file: path as the user gave it; "~" is the home folder.
-    flag: name of the command-line flag that gave it.
+    flag: name of the command-line flag or argument that gave it.
+    ours: regular expression for the beginning of such a file: with any other
+      content it is not replaced.
+    suffixes: that the file may have, in small letters; none for any.
+    inputs: paths of the files that are read.
+
+  Returns:
+    The path.
 
   Raises:
-    UserError: the file cannot be written.
+    UserError: the file cannot be written, or what is there must not be lost.
   """
   if is_in_bucket(file):
-    raise UserError(f"--{flag}={file} must be a local file: copy it yourself.")
-  path = Path(file).expanduser().absolute()
-  if not path.parent.is_dir():
-    raise UserError(f"There is no folder for --{flag}={file}: make it first.")
+    raise UserError(f"{flag}={file} must be a local file: copy it yourself.")
+  path = Path(file).expanduser()
   if path.is_dir():
-    raise UserError(f"--{flag}={file} is a folder: name a file in it.")
-  if not os.access(path.parent, os.W_OK):
+    raise UserError(f"{flag}={file} is a folder: name a file in it.")
+  if suffixes and path.suffix.lower() not in suffixes:
+    raise UserError(f"{flag}={file} must end in {' or '.join(suffixes)}.")
+  if not path.absolute().parent.is_dir():
+    raise UserError(f"There is no folder for {flag}={file}: make it first.")
+  if not os.access(path.absolute().parent, os.W_OK):
     raise UserError(
-      f"Cannot write to the folder of --{flag}={file}: choose another, or "
+      f"Cannot write to the folder of {flag}={file}: choose another, or "
       "change its permissions."
     )
+  if not path.exists():
+    return path
+  for each in map(os.path.expanduser, inputs):
+    if os.path.exists(each) and path.samefile(each):
+      raise UserError(f"{flag}={file} is an input, {each}: name another file.")
+  if not path.is_file() or not _begins_with(path, ours):
+    raise UserError(
+      f"{flag}={file} is there already, and this command has not written it: "
+      "name another file, or move it away."
+    )
+  return path
+
+
+def _begins_with(path: Path, pattern: bytes) -> bool:
+  """Returns whether a file is empty or its first MiB matches a pattern."""
+  with path.open("rb") as file:
+    head = file.read(2**20)
+  return not head or re.match(pattern, head, re.DOTALL) is not None
 
 
 def cache_folder(subject: str) -> Path:

@@ -360,13 +360,13 @@ def test_the_grid_shows_pixels_guesses_labels_and_file_names(tmp_path):
   ]
   names = ["tench, Tinca tinca", r"an $\frac$", "unseen, not seen"]
 
-  predict.draw(images, names, str(tmp_path / "picture.png"))
+  predict.draw(images, names, tmp_path / "picture.png")
 
   drawn = np.array(Image.open(tmp_path / "picture.png").convert("RGB"))
   thirds = np.array_split(drawn, 3, axis=1)
   for part, (image, _) in zip(thirds, images, strict=True):
     assert np.mean(np.all(part == image.pixels[0, 0], axis=-1)) > 0.4
-  predict.draw(images, names, str(tmp_path / "picture.svg"))
+  predict.draw(images, names, tmp_path / "picture.svg")
   # Letters are drawn, and each text stands in a comment next to its outlines.
   written = (tmp_path / "picture.svg").read_text()
   for text in (
@@ -433,8 +433,11 @@ def test_the_accuracy_of_labelled_folders_is_printed(
     (["--ops=resize_small(32)"], "end it with a crop or a resize to one size"),
     (["--classes=none.txt"], "Cannot read --classes=none.txt: No such file"),
     ([f"--classes={__file__}"], "are not those of a head with 7 outputs: give"),
-    (["--grid=sheet.txt"], "--grid=sheet.txt must end in a kind of picture"),
+    (["--grid=sheet.txt"], "--grid=sheet.txt must end in .png or .jpg or"),
     (["--grid=none/sheet.png"], "There is no folder for --grid=none/sheet.png"),
+    (["--out={folder}/chelsea.png"], "chelsea.png must end in .csv."),
+    (["--grid={folder}/chelsea.png"], "chelsea.png is an input, {folder}/ch"),
+    (["--grid={folder}/empty/../chelsea.png"], "is an input, {folder}/chelsea"),
     (["--out=none/table.csv"], "There is no folder for --out=none/table.csv"),
     (["--out={folder}"], "--out={folder} is a folder: name a file in it."),
     (["gs://bucket/cat.png"], "gs://bucket/cat.png is not on this machine"),

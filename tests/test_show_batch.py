@@ -86,7 +86,7 @@ def test_the_sheet_is_a_picture_of_that_many_images(config, tmp_path):
 def test_missing_data_and_an_unknown_picture_format_are_explained(
   config, tmp_path
 ):
-  with pytest.raises(UserError, match="Cannot write --out=.*sheet.xyz"):
+  with pytest.raises(UserError, match="sheet.xyz must end in .png or"):
     show_batch.draw(config, str(tmp_path / "sheet.xyz"), images=1)
 
   config.data.data_dir = str(tmp_path)

@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m mixer lists the tools and runs them."""
 
+import io
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
+from matplotlib.figure import Figure
+from PIL import Image
 
 from mixer.__main__ import TOOLS
+from mixer.tools import data, export, predict, weights
+from mixer.tools.paper import __main__ as paper
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,3 +73,98 @@ def test_an_unknown_tool_gets_the_nearest_one():
 
   assert done.returncode == 2
   assert "did you mean sweep?" in done.stderr
+
+
+TINY = str(ROOT / "tests/goldens/mixer_tiny.npz")
+
+
+def content_of(suffix):
+  """Returns a user's own file of the same format as an output."""
+  file = io.BytesIO()
+  if suffix in (".png", ".jpg"):
+    Image.new("RGB", (40, 40)).save(file, Image.EXTENSION[suffix])
+  elif suffix == ".npz":
+    np.savez(file, features=np.zeros(3))
+  elif suffix == ".safetensors":
+    file.write(safetensors.numpy.save({"a": np.zeros(3)}))
+  else:
+    file.write(b"<html># Table 1: my image,rank,class notes</html>")
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  ("tool", "words", "name"),
+  [
+    (predict.main, [f"--init={TINY}", "photo.png", "--out={}"], "a.csv"),
+    (predict.main, [f"--init={TINY}", "photo.png", "--grid={}"], "a.png"),
+    (predict.main, [f"--init={TINY}", "photo.png", "--grid={}"], "a.JPG"),
+    (predict.main, [f"--init={TINY}", "photo.png", "--grid={}"], "a.pdf"),
+    (export.main, [f"--init={TINY}", "--out={}"], "a.npz"),
+    (export.main, [f"--init={TINY}", "--out={}"], "a.stablehlo"),
+    (weights.main, ["convert", TINY, "{}"], "a.npz"),
+    (weights.main, ["convert", TINY, "{}"], "a.safetensors"),
+    (paper.main, ["table", "4", "--out={}"], "a.txt"),
+    (paper.main, ["table", "4", "--out={}"], "a.md"),
+    (paper.main, ["table", "4", "--out={}"], "a.html"),
+    (paper.main, ["figure", "3", "--out={}"], "a.svg"),
+    (data.main, ["hash", "folder:d", "--split=train", "--out={}"], "a.tsv"),
+  ],
+)
+def test_a_tool_replaces_its_own_output_and_nothing_else(
+  tmp_path, monkeypatch, capsys, tool, words, name
+):
+  monkeypatch.chdir(tmp_path)
+  Image.new("RGB", (40, 40)).save("photo.png")
+  os.makedirs("d/train/x")
+  shutil.copy("photo.png", "d/train/x/1.png")
+  words = [word.format(name) for word in words]
+  mine = content_of(Path(name.lower()).suffix)
+  Path(name).write_bytes(mine)
+
+  assert tool(words) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert f"{name} is there already" in line
+  assert Path(name).read_bytes() == mine
+
+  Path(name).unlink()
+  assert tool(words) == 0
+  written = Path(name).stat().st_ino
+  assert tool(words) == 0
+  assert Path(name).stat().st_ino != written
+
+
+@pytest.mark.parametrize(
+  ("tool", "words"),
+  [
+    (weights.main, ["convert", "a.npz", "./a.npz", "--grow=2"]),
+    (weights.main, ["convert", "a.npz", "link.npz"]),
+    (weights.main, ["convert", "run", "run/weights.npz"]),
+    (export.main, ["--init=link.npz", "--out=a.npz"]),
+    (export.main, ["--init=run", "--out=run/weights.npz"]),
+    (predict.main, ["--init=a.npz", "grid.png", "--grid=./grid.png"]),
+  ],
+)
+def test_an_output_is_not_an_input(tmp_path, monkeypatch, capsys, tool, words):
+  monkeypatch.chdir(tmp_path)
+  shutil.copy(TINY, "a.npz")
+  os.symlink("a.npz", "link.npz")
+  os.mkdir("run")
+  shutil.copy(TINY, "run/weights.npz")
+  Figure().savefig("grid.png")
+  before = [file.read_bytes() for file in sorted(tmp_path.rglob("*.*"))]
+
+  assert tool(words) == 2
+  assert "is an input" in capsys.readouterr().err
+  after = [file.read_bytes() for file in sorted(tmp_path.rglob("*.*"))]
+  assert after == before
+
+
+def test_a_picture_next_to_a_figure_is_not_replaced(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  Image.new("RGB", (4, 4)).save("a.png")
+
+  assert paper.main(["figure", "3", "--out=a.svg"]) == 2
+  assert "a.png is there already" in capsys.readouterr().err
+  assert os.listdir() == ["a.png"]

@@ -307,7 +307,7 @@ def test_convert_describes_the_model_of_any_family(tmp_path, capsys):
   ):
     assert words in printed
   assert weights.read(vit).image_size == (48, 48)
-  assert main(["convert", str(bit), str(bit), "--grow=2"]) == 2
+  assert main(["convert", str(bit), str(vit), "--grow=2"]) == 2
   assert "any size as it is" in capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ from mixer.data.sources import (
 )
 from mixer.datasets import dedup
 from mixer.errors import UserError
-from mixer.storage import check_writable
+from mixer.storage import check_output
 
 TENSORFLOW = "2.21.0"  # as in requirements-dev.txt
 _MISSING_FILE = ("AssertionError", "FileNotFoundError", "NotFoundError")
@@ -87,9 +87,9 @@ def _prepare(name: str, data_dir: str | None, **options) -> str:
 
 
 def _hash(name: str, data_dir: str | None, split: str, out: str) -> str:
-  check_writable(out, "out")
+  file = check_output(out, "--out", dedup.HEADER.encode())
   source = open_source(name, split, data_dir)
-  images, plain, unreadable = dedup.write(source, out)
+  images, plain, unreadable = dedup.write(source, file)
   return (
     f"{images:,} images of {name} {split} are in {out}; {plain:,} too plain for"
     f" a hash and {unreadable:,} that cannot be decoded."

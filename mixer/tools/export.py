@@ -29,7 +29,7 @@ from mixer import cli, weights
 from mixer.errors import UserError
 from mixer.jax_setup import device_count
 from mixer.models.kernels import plain_model
-from mixer.storage import atomic_write, check_writable
+from mixer.storage import atomic_write, check_output
 from mixer.tools.inference import check_shape, made_for
 from mixer.training.step import normalise
 from mixer.weights import convert
@@ -75,17 +75,18 @@ def run(init: str, out: str, **options: str | int | None) -> str:
       f"--out={out} does not say what to write: end it in {PROGRAM} for a"
       f" program, in {' or '.join(LAYOUTS)} for weights."
     )
-  check_writable(out, "out")
-  out = os.path.expanduser(out)
   if suffix == PROGRAM:
+    out = check_output(out, "--out", rb".{,999}StableHLO_v", inputs=[init])
     _check_choices(options)
     device_count()
-    return write_program(weights.read(init), Path(out), **options)
+    return write_program(weights.read(init), out, **options)
   if options:
     raise UserError(
       f"--{next(iter(options))} is for programs, and weights are the same for"
       f" all: leave it out, or end --out in {PROGRAM}."
     )
+  weights.check_target(out, "--out", init)
+  out = os.path.expanduser(out)
   checkpoint = weights.read(init)
   if suffix == ".safetensors":
     _check_timm_layout(checkpoint.params)

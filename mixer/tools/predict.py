@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mixer import cli
 from mixer.datasets import class_names
@@ -32,7 +31,7 @@ from mixer.jax_setup import (
   device_count,
   enable_compilation_cache,
 )
-from mixer.storage import atomic_write, check_writable
+from mixer.storage import atomic_write, check_output
 from mixer.tools.find_images import find_images
 from mixer.tools.inference import (
   Classifier,
@@ -85,11 +84,20 @@ def run(
   for flag, number in ("topk", topk), ("batch", batch):
     if number < 1:
       raise UserError(f"--{flag}={number} must be 1 or more.")
-  _check_files(out, grid)
   configure_xla()
   enable_compilation_cache()
   device_count()
   paths, others = find_images(images)
+  if out:
+    out = check_output(
+      out,
+      "--out",
+      ",".join(COLUMNS).encode(),
+      suffixes=[".csv"],
+      inputs=[*paths, *others],
+    )
+  if grid:
+    grid = plots.check_picture(grid, "--grid", inputs=[*paths, *others])
   classifier = open_classifier(init, ops=ops, classes=classes)
   notify(describe(classifier))
 
@@ -166,11 +174,11 @@ def _label(names: Sequence[str], i: int) -> str:
 
 @contextlib.contextmanager
 def _rows(
-  out: str, names: Sequence[str]
+  out: Path, names: Sequence[str]
 ) -> Iterator[Callable[[Prediction], None]]:
   """Yields a function that writes a prediction; the file appears at the end."""
   with (
-    atomic_write(Path(out).expanduser()) as partial,
+    atomic_write(out) as partial,
     partial.open("w", newline="", encoding="utf-8") as file,
   ):
     writer = csv.writer(file)
@@ -184,18 +192,6 @@ def _rows(
         writer.writerow((path, rank, i, name, f"{probability:.6g}"))
 
     yield write
-
-
-def _check_files(out: str | None, grid: str | None) -> None:
-  """Raises UserError early if predictions could not be written."""
-  for flag, file in ("out", out), ("grid", grid):
-    if file:
-      check_writable(file, flag)
-  kinds = Figure().canvas.get_supported_filetypes()
-  if grid and Path(grid).suffix[1:].lower() not in kinds:
-    raise UserError(
-      f"--grid={grid} must end in a kind of picture: .png, .jpg, .pdf or .svg."
-    )
 
 
 class Sample:
@@ -232,7 +228,7 @@ class Sample:
 def draw(
   images: Sequence[tuple[Prediction, int | None]],
   names: Sequence[str],
-  file: str,
+  file: Path,
 ) -> None:
   """Draws images as the model sees them, with guesses, labels and file names.
 
@@ -268,7 +264,7 @@ def draw(
     if len(name) > 30:
       name = f"...{name[-27:]}"
     axis.set_xlabel(name, fontsize=6, color=plots.GREY, parse_math=False)
-  figure.savefig(Path(file).expanduser(), dpi=150)
+  plots.save_picture(figure, file)
 
 
 def _short(name: str) -> str:

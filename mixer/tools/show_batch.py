@@ -9,8 +9,8 @@ from ml_collections import ConfigDict, config_flags
 from mixer import cli
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
-from mixer.errors import UserError
 from mixer.plan import Plan, make_plan
+from mixer.training import plots
 from mixer.training.mixup import sample_mixup
 from mixer.training.step import apply_mixup, step_keys
 
@@ -55,6 +55,7 @@ def draw(
   Raises:
     UserError: the data are not there, or the picture cannot be written.
   """
+  file = plots.check_picture(out, "--out")
   plan = make_plan(config, load_init=False)
   if plan.data.source is None or plan.data.image_size is None:
     plan.complaints.raise_all()
@@ -71,10 +72,7 @@ def draw(
   for axis, image, label in zip(axes, pixels, labels, strict=False):
     axis.imshow(image, interpolation="nearest")
     axis.set_title(describe(label, plan.data.source.class_names), fontsize=7)
-  try:
-    figure.savefig(out, dpi=150)
-  except (OSError, ValueError) as error:
-    raise UserError(f"Cannot write --out={out}: {error}") from error
+  plots.save_picture(figure, file)
   return len(pixels)
 
 

@@ -179,6 +179,7 @@ def _convert(
   factor: int | None,
   tokens: tuple[int, int] | None,
 ) -> str:
+  io.check_target(target, "TO", source)
   checkpoint = read(source)
   params = checkpoint.params
   lines = [f"{source}: {_describe_params(params)}."]

@@ -4,13 +4,14 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
 
 from mixer.errors import UserError
-from mixer.storage import atomic_write, storage_path
+from mixer.storage import atomic_write, check_output, storage_path
 from mixer.training.metrics import Number, read_rows
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PALETTE = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 GREY = "0.45"  # of notes and of single batches
+PICTURES = ".png", ".jpg", ".jpeg", ".pdf", ".svg"
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -31,6 +33,27 @@ def new_figure(width: float, height: float) -> "Figure":
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), layout="constrained")
+
+
+def check_picture(
+  file: str | os.PathLike,
+  flag: str,
+  *,
+  suffixes: Sequence[str] = PICTURES,
+  inputs: Sequence[str] = (),
+) -> Path:
+  """Checks a file for `save_picture`; see `storage.check_output`."""
+  ours = rb".*[Mm]atplotlib"
+  return check_output(file, flag, ours, suffixes=suffixes, inputs=inputs)
+
+
+def save_picture(figure: "Figure", path: Path) -> None:
+  """Writes a figure, in the format of the path's suffix."""
+  # In a JPEG nothing else would tell that it may be replaced.
+  is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+  options = {"pil_kwargs": {"comment": "Matplotlib"}} if is_jpeg else {}
+  with atomic_write(path) as partial:
+    figure.savefig(partial, dpi=150, **options)
 
 
 def make_axes(
@@ -161,8 +184,7 @@ def draw_learning_curve(workdir: str | os.PathLike) -> epath.Path:
   folder = storage_path(workdir)
   figure.suptitle(folder.name, fontsize=11)
   path = folder / "learning_curve.png"
-  with atomic_write(path) as aside:
-    figure.savefig(aside, dpi=150)
+  save_picture(figure, path)
   return path
 
 

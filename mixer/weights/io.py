@@ -22,13 +22,21 @@ from safetensors.numpy import save as save_bytes
 
 from mixer.errors import UserError
 from mixer.models.infer import infer
-from mixer.storage import atomic_write, is_in_bucket, local_copy, storage_path
+from mixer.storage import (
+  atomic_write,
+  check_output,
+  is_in_bucket,
+  local_copy,
+  storage_path,
+)
 from mixer.weights import convert
 from mixer.weights.convert import Arrays
 
 SUFFIXES = (".npz", ".safetensors")  # read and written
 PICKLES = (".pth", ".pt", ".bin")  # read if PyTorch is installed
 _GELU = "gelu"
+# Beginnings of files that `save` writes.
+_OURS = rb'PK\x03\x04.{26}\w+/[\w/]+\.npy|.{8}\{"__metadata__":\{[^}]*"gelu":'
 
 
 def read_file(path: Path) -> tuple[dict, str | None]:
@@ -155,6 +163,17 @@ def _reason(error: Exception) -> str:
   """Returns the line of PyTorch's long message with the refused type."""
   lines = str(error).splitlines()
   return next((x.strip() for x in lines if "GLOBAL" in x), lines[0])
+
+
+def check_target(path: str, flag: str, source: str) -> None:
+  """Checks a file for `save`, before the weights are read from `source`.
+
+  Raises:
+    UserError: it cannot be written, or is no file of weights, or the source.
+  """
+  inputs = [source, os.path.join(source, "weights.npz")]
+  if path in inputs or not is_in_bucket(path):
+    check_output(path, flag, _OURS, suffixes=SUFFIXES, inputs=inputs)
 
 
 def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:

@@ -14,14 +14,13 @@ unless there is a --json.
 
 import contextlib
 import json
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from mixer import cli
 from mixer.errors import UserError
-from mixer.storage import atomic_write, check_writable
+from mixer.storage import atomic_write, check_output
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
@@ -45,7 +44,7 @@ def main() -> int:
     )
   topology.parse(TOPOLOGY.value)
   if JSON.value:
-    check_writable(JSON.value, "json")
+    file = check_output(JSON.value, "--json", rb'{\s*"model":')
   compiler.set_environment()
   # These import jax, which reads the environment.
   from mixer.tools.preflight.preflight import preflight
@@ -59,7 +58,7 @@ def main() -> int:
   )
   print(describe(report, CONFIG.value), flush=True)
   if JSON.value:
-    with atomic_write(Path(JSON.value).expanduser()) as aside:
+    with atomic_write(file) as aside:
       aside.write_text(json.dumps(report, indent=2) + "\n")
   return cli.EX_OK if report["fits"] else cli.EX_USAGE
 

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mixer.errors import UserError
-from mixer.storage import atomic_write, check_writable
+from mixer.storage import atomic_write
 from mixer.training import plots
 
 Point = tuple[float, float, str, str]  # x, y, label, colour
@@ -26,14 +25,11 @@ def check_out(out: str | os.PathLike) -> list[Path]:
   Raises:
     UserError: `out` does not end in .svg, or nothing can be written there.
   """
-  vector = Path(out).expanduser()
-  if vector.suffix.lower() != ".svg":
-    raise UserError(
-      f"--out={out} must end in .svg; the picture in pixels, .png, is written "
-      "next to it."
-    )
-  check_writable(out, "out")
-  return [vector, vector.with_suffix(".png")]
+  vector = plots.check_picture(out, "--out", suffixes=[".svg"])
+  pixels = vector.with_suffix(".png")
+  if not vector.exists():
+    plots.check_picture(pixels, "--out")
+  return [vector, pixels]
 
 
 def save(

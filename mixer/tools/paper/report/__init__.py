@@ -28,7 +28,7 @@ from mixer import weights
 from mixer.config import EVALUATORS, default, evaluator
 from mixer.config_check import to_dict
 from mixer.errors import UserError
-from mixer.storage import atomic_write, check_writable, storage_errors
+from mixer.storage import atomic_write, check_output, storage_errors
 from mixer.tools.paper import html
 from mixer.tools.paper.figures import filters, token_units
 from mixer.tools.paper.report import charts
@@ -42,6 +42,8 @@ from mixer.tools.paper.report.run import (
 )
 from mixer.training.progress import format_seconds
 
+# Beginning of such a page.
+_OURS = rb'<!doctype html>.{,400}"light dark">\n<title>[^<]*: report</title>'
 _MAX_SKIPPED = 10  # updates in the list
 _MAX_MATRIX = 25  # classes of a confusion matrix
 _MAX_MISTAKES = 16  # images
@@ -82,15 +84,10 @@ def write(
     UserError: the folder is not a run's, a file in it is damaged, or the page
       cannot be written.
   """
-  file = Path(out).expanduser() if out else None
-  if file:
-    if file.suffix.lower() not in (".html", ".htm"):
-      raise UserError(
-        f"--out={out} must end in .html: the report is an HTML page."
-      )
-    check_writable(out, "out")
+  if out:
+    check_output(out, "--out", _OURS, suffixes=[".html", ".htm"])
   run = read(workdir)
-  file = file or run.folder / "report.html"
+  file = Path(out).expanduser() if out else run.folder / "report.html"
   page = render(run)
   with storage_errors(file), atomic_write(file) as partial:
     partial.write_text(page, encoding="utf-8")
