@@ -62,10 +62,11 @@ Published and not published:
   the BiT paper's rule and the paper's own data sets: as Pets and Flowers below
   20,000 images, as CIFAR below 500,000, else as ImageNet. The minival is the
   last tenth, fiftieth or hundredth of train, in pseudorandom order. The test
-  split is the first that exists of test, validation, valid and val. Without
-  any, the sweep's final runs also hold out the minival and report its accuracy,
-  which is optimistic, because it has selected the learning rate. A comma ends
-  every argument, so a folder whose name has one needs a link of another name.
+  split is the first that exists of test, validation, valid, val, dev and eval,
+  in upper or lower case. Without any, the sweep's final runs also hold out the
+  minival and report its accuracy, which is optimistic, because it has selected
+  the learning rate. A comma ends every argument, so a folder whose name has one
+  needs a link of another name.
 """
 
 import os
@@ -119,7 +120,6 @@ BY_SIZE = (
   (500_000, 10_000, 500, 98),
   (float("inf"), 20_000, 500, 99),
 )
-TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
 def folder_data_set(name):
@@ -129,21 +129,22 @@ def folder_data_set(name):
     splits = image_folder.find_splits(root.rstrip("/") or "/")
   except UserError as error:
     raise UserError(str(error)) from None  # or its subclass
-  if "train" not in splits:
+  train = image_folder.find_name(["train"], splits)
+  if train is None:
     raise UserError(
       f"{root} has no split train, but {', '.join(splits)}: rename the folder "
       "of the images to train on."
     )
-  train = splits["train"]
+  split = splits[train]
   steps, warmup, percent = next(
-    settings for end, *settings in BY_SIZE if train.num_examples < end
+    settings for end, *settings in BY_SIZE if split.num_examples < end
   )
-  test = next((split for split in TEST_SPLITS if split in splits), None)
+  test = image_folder.find_name(image_folder.HELD_OUT, splits)
   return (
-    (len(train.classes), steps, warmup, test, None),
-    ("train", None),
-    (f"train[:{percent}%]", None),
-    (f"train[{percent}%:]", None),
+    (len(split.classes), steps, warmup, test, None),
+    (train, None),
+    (f"{train}[:{percent}%]", None),
+    (f"{train}[{percent}%:]", None),
   )
 
 

@@ -46,6 +46,15 @@ def get_config(arg=None):
     steps=20,
     choices={"stage": ("pretrain", "finetune", "scratch")},
   )
+  if arg.stage == "pretrain" and (arg.res, arg.growth, arg.steps) != (
+    2 * TRAINED_AT,
+    "",
+    20,
+  ):
+    raise UserError(
+      "res, growth and steps are of the stages finetune and scratch, and change"
+      " nothing in pretrain: leave them out."
+    )
   whole = arg.res % TRAINED_AT == 0 and arg.res > TRAINED_AT
   growth = arg.growth or ("tiles" if whole else "interpolate")
   if growth not in ("tiles", "interpolate"):

@@ -183,14 +183,15 @@ def _explain_parse_error(error: Exception) -> str:
     return message.strip().splitlines()[-1].removeprefix(_USER_ERROR)
   if unknown := _unknown_arguments():
     return "\n".join(unknown)
-  if part := re.match(r"flag --(config\.\S+)=.* as a ConfigDict", message):
-    return f"--{part[1]} is a group of keys: set one, as --{part[1]}.KEY=VALUE."
+  if part := re.match(r"flag --config\.(\S+?)=.* as a ConfigDict", message):
+    return _explain_group(part[1])
   if "must have a value other than None" in message:
     return "Name a recipe, such as --config=configs/digits.py."
   for complaint, kind in _KINDS.items():
     flag, is_match, _ = message.partition(f": {complaint}")
     if is_match and flag.startswith("flag --"):
-      unset = "; 0 unsets it" if message.endswith("'None'") else ""
+      unset = "; 0 unsets it"
+      unset *= message.endswith("'None'") and ".model." not in flag
       return f"{flag.removeprefix('flag ')}: write {kind}{unset}."
   if isinstance(error, (UserError, flags.Error)):
     return message
@@ -204,6 +205,19 @@ def _explain_parse_error(error: Exception) -> str:
     return f"The recipe does not import: {message}."
   place = (*_user_frames(error), "--config")[0]
   return f"{place}: {type(error).__name__}: {message}"
+
+
+def _explain_group(part: str) -> str:
+  """Returns the key to set where a value is given to a part of the config."""
+  from mixer.config import SCHEMA
+
+  key = next((x for x in ("name", "kind") if x in SCHEMA.get(part, {})), "KEY")
+  values = [re.match(rf"--?config\.{part}=(.+)", each) for each in sys.argv]
+  value = next((shlex.quote(each[1]) for each in values if each), "VALUE")
+  return (
+    f"--config.{part} is a group of keys: set one, as --config.{part}.{key}="
+    f"{value if key != 'KEY' else 'VALUE'}."
+  )
 
 
 def _unknown_arguments() -> list[str]:

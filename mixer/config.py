@@ -53,10 +53,10 @@ SCHEMA = {
   # Examples per update, over all hosts and devices.
   "batch": Key(4096, _POSITIVE),
   # Largest micro-batch per device. A device's share of the batch is cut into
-  # the fewest equal micro-batches that obey. None: no limit.
-  "max_per_device": Key(None, _POSITIVE, int),
-  # Number of micro-batches, when set by hand.
-  "accumulation": Key(None, _POSITIVE, int),
+  # the fewest equal micro-batches that obey. None or 0: no limit.
+  "max_per_device": Key(None, _NOT_NEGATIVE, int),
+  # Number of micro-batches, when set by hand; None or 0: the fewest.
+  "accumulation": Key(None, _NOT_NEGATIVE, int),
   # ZeRO-2: each device keeps and updates its share of parameters, EMA and
   # optimizer state and gathers whole parameters only during an update: less
   # memory for the same communication, the same result within rounding.

@@ -35,18 +35,23 @@ class Complaints:
   problems: list[str] = dataclasses.field(default_factory=list)
 
   @contextlib.contextmanager
-  def collect(self, prefix: str = "") -> Iterator[None]:
-    """Collects errors raised inside; problems get the prefix."""
+  def collect(self, prefix: str = "", *, once: bool = False) -> Iterator[None]:
+    """Collects errors raised inside; problems get the prefix.
+
+    Args:
+      prefix: the part of the config that they are about.
+      once: drop a problem that another part has as well, from the same cause.
+    """
     try:
       yield
     except DatasetNotFoundError as error:
       if str(error) not in self.missing:
         self.missing.append(str(error))
-    except EpochLengthError as error:  # the same for every duration
-      if str(error) not in self.problems:
-        self.problems.append(str(error))
+    except EpochLengthError:
+      pass  # follows from a complaint about the training split
     except ValueError as error:
-      self.problems.append(f"{prefix}{error}")
+      if not (once and any(x.endswith(str(error)) for x in self.problems)):
+        self.problems.append(f"{prefix}{error}")
 
   def raise_all(self):
     """Raises UserError with all complaints, missing data sets first."""
@@ -98,6 +103,16 @@ class DataPlan:
   workers: Workers = Workers()
   bad_images: BadImages | None = None
 
+  @property
+  def unused_folders(self) -> list[str]:
+    """Split folders that neither training nor an evaluator reads."""
+    sources = [self.source]
+    for each in self.evals.values():
+      sources += each.source, each.pool
+    sources = [x for x in sources if isinstance(x, image_folder.FolderSource)]
+    known = {folder for source in sources for folder in source.split_folders}
+    return sorted(known.difference(*(source.folders for source in sources)))
+
 
 def plan_data(
   config: ConfigDict,
@@ -117,7 +132,7 @@ def plan_data(
   if for_training:
     with complaints.collect():
       per_device, accumulation = _split_batch(config, devices)
-    with complaints.collect("config.data: "):
+    with complaints.collect("config.data: ", once=True):
       source = _open_split(config, "data", data)
       data.examples = len(source)
   else:  # evaluators take as many images at once, about
@@ -137,7 +152,7 @@ def plan_data(
         every = resolve_steps(
           options, "every", batch=config.batch, examples=data.examples
         )
-    with complaints.collect(f"{where}: "):
+    with complaints.collect(f"{where}: ", once=True):
       splits = _open_eval(config, name, source)
     evals[name] = EvalPlan(options, batch, every, *splits)
   best = config.checkpoint.best
@@ -172,7 +187,7 @@ def _split_batch(config: ConfigDict, devices: int) -> tuple[int, int]:
     )
   share = config.batch // devices
   parts = config.accumulation
-  if parts is None:
+  if not parts:
     limit = config.max_per_device or share
     parts = next(
       n for n in range(1, share + 1) if share % n == 0 and share <= n * limit
@@ -193,22 +208,25 @@ def _check_image_size(
   parts = {f"evals.{name}": part for name, part in config.evals.items()}
   if for_training or config.data.ops:
     parts = {"data": config.data} | parts
-  first = image_size = None
+  sizes = {}
   for where, part in parts.items():
     with complaints.collect(f"config.{where}.ops: "):
       if not part.ops:
         raise UserError(
           "is not set, such as 'resize_small(256) | central_crop(224)'."
         )
-      size = preprocess.output_size(part.ops)
-      if first is None:
-        first, image_size = where, size
-      elif size != image_size:
-        raise UserError(
-          f"makes images of {size[0]} x {size[1]} px, config.{first}.ops of "
-          f"{image_size[0]} x {image_size[1]}: end both alike."
-        )
-  return image_size
+      height, width = preprocess.output_size(part.ops)
+      sizes.setdefault((height, width), []).append(f"config.{where}.ops")
+  if len(sizes) > 1:
+    listed = "; ".join(
+      f"{height} x {width} px by {', '.join(keys)}"
+      for (height, width), keys in sizes.items()
+    )
+    complaints.problems.append(
+      f"Images are of several sizes: {listed}. End all ops alike."
+    )
+    return None
+  return next(iter(sizes), None)
 
 
 def _open_eval(
@@ -255,8 +273,9 @@ def _open_split(
     raise UserError("name, the data set, is not set.")
   if not split:
     raise UserError("split is not set, such as 'validation'.")
+  is_folder = name.startswith(image_folder.PREFIX)
   classes = ""
-  if where == "data" or name.startswith(image_folder.PREFIX):
+  if where == "data" or is_folder:
     classes = config.data.classes
   source = open_source(
     name,
@@ -282,6 +301,12 @@ def _open_split(
     raise UserError(
       f"The label {options.label!r} of {name} is {labels} an image, which is "
       f"{advice}"
+    )
+  if source.num_classes == 1 and not multilabel:
+    layout = image_folder.EXPECTED if is_folder else "Take another label."
+    raise UserError(
+      f"{name} has one class, {source.class_names[0]}, so there is nothing to"
+      f" learn. {layout}"
     )
   if not own_classes and source.num_classes != width:
     raise UserError(

@@ -143,7 +143,7 @@ def _check_classes(plan: Plan, folder: epath.Path | None):
   for name, evaluation in plan.data.evals.items():
     if evaluation.source is None or evaluation.type.own_classes:
       continue
-    with plan.complaints.collect(f"config.evals.{name}: "):
+    with plan.complaints.collect(f"config.evals.{name}: ", once=True):
       if trained:
         check_classes(evaluation.source, trained, str(folder / CLASSES))
 

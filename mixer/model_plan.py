@@ -53,9 +53,7 @@ def plan_model(
     with complaints.collect(f"config.init = {config.init}: "):
       checkpoint = _read_init(config, complaints, for_training)
   with complaints.collect("config.model: "):
-    module = create(
-      config.model.name, **_model_fields(config.model, complaints)
-    )
+    module = create(config.model.name, **_model_fields(config.model))
   if module is not None and data.image_size is not None:
     with complaints.collect("config.data.ops and config.model: "):
       params = flops.abstract_params(module, data.image_size)
@@ -69,17 +67,22 @@ def plan_model(
   return ModelPlan(module, params, cost, initial, note)
 
 
-def _model_fields(options: ConfigDict, complaints: Complaints) -> dict:
-  """Returns the arguments of `create`; complains of other families' keys."""
+def _model_fields(options: ConfigDict) -> dict:
+  """Returns the arguments of `create`.
+
+  Raises:
+    UserError: keys of other families are set.
+  """
   name, off = options.name, default().model
   known = {"num_classes", *fields_of(family_of(name))}
-  for key, value in options.items():
-    if key not in known and key != "name" and value != off[key]:
-      owners = [family for family in FAMILIES if key in fields_of(family)]
-      complaints.problems.append(
-        f"config.model.{key} is of {', '.join(owners)}; {name} has no such "
-        "field: leave it out."
-      )
+  if foreign := [
+    f"{key} is of {', '.join(x for x in FAMILIES if key in fields_of(x))}"
+    for key, value in options.items()
+    if key not in known and key != "name" and value != off[key]
+  ]:
+    raise UserError(
+      f"{'; '.join(foreign)}; {name} has no such field: leave it out."
+    )
   return {k: v for k, v in options.items() if k in known and v is not None}
 
 

@@ -10,13 +10,21 @@ import dataclasses
 import jax
 from ml_collections import ConfigDict
 
+from mixer.config import default
 from mixer.config_check import resolve, validate
 from mixer.data_plan import Complaints, DataPlan, plan_data
-from mixer.errors import did_you_mean
+from mixer.errors import did_you_mean, format_list
 from mixer.jax_setup import device_count
 from mixer.model_plan import ModelPlan, plan_model
 from mixer.models import flops
 from mixer.schema import resolve_steps
+
+# Part of the config, keys in it, and the key and value with which they count.
+_COUNT_WITH = (
+  ("schedule", ("end",), "kind", "linear"),
+  ("optimizer", ("momentum",), "name", "momentum"),
+  ("optimizer", ("b1", "b2", "eps"), "name", "adam"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +168,8 @@ def plan_summary(plan: Plan) -> str:
       f"data          {config.data.name}, {config.data.split}: "
       f"{f'{images:,}' if images else 'unknown'} examples; {config.data.ops}"
     )
+  if unused := data.unused_folders:
+    lines.append(f"not used      {format_list(unused)}")
   if schedule.total_steps:
     seen = schedule.total_steps * config.batch
     epochs = f", {seen / images:.4g} epochs" if images else ""
@@ -182,6 +192,14 @@ def plan_summary(plan: Plan) -> str:
       f"evaluation    {name}: {each.options.name or config.data.name}, "
       f"{each.options.split}; {each.options.ops}; {_cadence(each.every)}"
     )
+  for part, keys, decides, value in _COUNT_WITH:
+    options, defaults = config[part], default()[part]
+    changed = [x for x in keys if options[x] != defaults[x]]
+    if changed and options[decides] != value:
+      lines.append(
+        f"WARNING       config.{part}.{', '.join(changed)}: no effect without"
+        f" config.{part}.{decides} = {value}"
+      )
   lines.append(
     f"checkpoints   {_cadence(schedule.checkpoint_every)}, newest "
     f"{config.checkpoint.keep} kept"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers to slips on the command line, and to questions about a recipe."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,8 +52,16 @@ def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
 
 def test_a_key_without_a_recipe_and_a_group_of_keys_are_explained():
   assert "name that first, such as --config=" in start("--config.batch=8")[2]
-  group = start(DIGITS, "--config.model=ViT-B/16")[2]
-  assert "--config.model is a group of keys" in group
+  for group, value, key in (
+    ("model", "ViT-B/16", "name"),
+    ("data", "folder:my photos", "name"),
+    ("schedule", "cosine", "kind"),
+    ("log", "5", "KEY"),
+  ):
+    said = start(DIGITS, f"--config.{group}={value}")[2]
+    value = "VALUE" if key == "KEY" else shlex.quote(value)
+    assert f"--config.{group} is a group of keys" in said
+    assert f"--config.{group}.{key}={value}." in said
 
 
 def test_a_shortened_run_is_answered_with_the_flag_to_add(digits_dir, tmp_path):

@@ -12,9 +12,10 @@ from sweeps import (
   REPORT,
 )
 
+from mixer.data.sources import image_folder
 from mixer.errors import UserError
 from mixer.models import flops
-from mixer.plan import make_plan
+from mixer.plan import make_plan, plan_summary
 from mixer.tools.sweep.plan import plan_sweep
 
 
@@ -56,11 +57,30 @@ def test_images_of_ones_own_are_counted_and_take_the_settings_of_their_number(
   assert config.sweep.full_split == "train"
 
 
-@pytest.mark.parametrize("name", ["test", "validation", "valid", "val"])
-def test_the_test_split_may_have_any_of_the_usual_names(images, name):
-  (images / "val").rename(images / name)
+@pytest.mark.parametrize(
+  "names, taken",
+  [
+    *((name, name) for name in image_folder.HELD_OUT),
+    *((name, name) for name in ("Test", "VALID", "Dev")),
+    ("valid test", "test"),
+    ("Val Validation", "Validation"),
+  ],
+)
+def test_the_test_split_may_have_any_of_the_usual_names(images, names, taken):
+  for name in names.split():
+    shutil.copytree(images / "train", images / name, dirs_exist_ok=True)
+  if "val" not in names.split():
+    shutil.rmtree(images / "val")
+  (images / "train").rename(images / "Train")
+  config = finetune(f"dataset=folder:{images},res=32")
 
-  assert finetune(f"dataset=folder:{images}").evals.test.split == name
+  plan = make_plan(config, load_init=False)
+
+  assert not plan.complaints.problems
+  assert (config.data.split, config.evals.test.split) == ("Train[:90%]", taken)
+  unused = [str(images / x) for x in names.split() if x != taken]
+  lines = [x for x in plan_summary(plan).split("\n") if "not used" in x]
+  assert lines == [f"not used      {x}" for x in unused]
 
 
 def test_without_a_test_split_the_held_out_part_is_what_is_reported(images):

@@ -320,6 +320,11 @@ def test_classes_are_for_folders_alone(digits_dir):
     open_source("digits", "train", digits_dir, classes="x.txt")
 
 
+def test_labels_by_a_feature_are_for_tfds_alone(tree):
+  with pytest.raises(UserError, match="label=breed .* folders are the labels"):
+    open_source(f"folder:{tree}", "train", label_key="breed")
+
+
 def test_links_that_lead_nowhere_are_refused(tree):
   (tree / "train" / "cat" / "lost.png").symlink_to("/nowhere")
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs on folders of images: classes travel, broken images are counted."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -191,6 +193,17 @@ def test_an_epoch_is_as_long_as_what_there_is(config):
   assert not plan.complaints.problems
   assert plan.config.data.examples == 36
   assert plan.schedule.total_steps == 9
+
+
+def test_a_single_class_is_refused_with_the_layout(config, images):
+  for split in "train", "validation":
+    for name in "dark", "light":
+      shutil.rmtree(images / split / name)
+
+  [problem] = make_plan(config).complaints.problems
+
+  assert "has one class, grey" in problem
+  assert "DIR/SPLIT/CLASS/IMAGE" in problem
 
 
 def test_ops_that_do_not_fit_the_images_are_refused_beforehand(config):

@@ -2,6 +2,7 @@
 """A run that starts from weights: growth, GELU and head, decided beforehand."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -235,3 +236,34 @@ def test_what_evaluates_nothing_is_told_so(half_digits, tmp_path):
 
   assert "There is no checkpoint in" in str(error.value)
   assert "random ones" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "changes, said",
+  [
+    ({"schedule.end": 0.1}, "schedule.end: no effect without .*kind = linear"),
+    ({"schedule.end": 0.1, "schedule.kind": "linear"}, ""),
+    ({"optimizer.momentum": 0.5}, "momentum: no effect without .* = momentum"),
+    (
+      {"optimizer.name": "momentum", "optimizer.b1": 0.8, "optimizer.eps": 0.1},
+      "optimizer.b1, eps: no effect without config.optimizer.name = adam",
+    ),
+    ({"optimizer.b1": 0.8}, ""),
+  ],
+)
+def test_keys_without_effect_are_named(digits_dir, changes, said):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.update_from_flattened_dict(changes)
+
+  lines = plan_summary(make_plan(config)).splitlines()
+
+  found = [line for line in lines if "no effect" in line]
+  assert len(found) == bool(said)
+  assert not said or re.search(said, found[0])
+
+
+@pytest.mark.parametrize("arg", ["res=8", "growth=tiles", "steps=50"])
+def test_arguments_of_fine_tuning_are_refused_in_pre_training(arg):
+  with pytest.raises(UserError, match="change nothing in pretrain"):
+    recipes.load("transfer", f"pretrain,{arg}")

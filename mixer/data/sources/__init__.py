@@ -138,6 +138,11 @@ def open_source(
   from mixer.data.sources import image_folder, tfds  # which import this file
 
   if name.startswith(image_folder.PREFIX):
+    if (image_key, label_key) != ("image", "label"):
+      raise UserError(
+        f"image={image_key} and label={label_key} are features of TFDS data"
+        f" sets; in {name} the folders are the labels: leave both out."
+      )
     return image_folder.open_split(name, split, classes=classes)
   if classes:
     raise UserError(

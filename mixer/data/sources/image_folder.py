@@ -326,7 +326,10 @@ def _class_names(
   try:
     text = epath.Path(file).expanduser().read_text("utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"Cannot read the classes from {file}: {error}.") from error
+    reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+    raise UserError(
+      f"Cannot read the classes from {file}: {reason}."
+    ) from error
   lines = _normalize(text).splitlines()
   names = [line.strip() for line in lines if line.strip()]
   if twice := _repeated(names):

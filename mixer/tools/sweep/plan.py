@@ -302,14 +302,15 @@ def _check_result(
 
 
 def _collect(sweep: SweepPlan):
-  """Adds the complaints about both kinds of runs, each once."""
+  """Adds the complaints about both kinds of runs, each part's once."""
   grid, final = sweep.grid_plan.complaints, sweep.final_plan.complaints
   sweep.complaints.problems += grid.problems
+  parts = {problem.partition(": ")[0] for problem in grid.problems}
   sweep.complaints.problems += [
     "In the final runs: "
     + problem.replace("config.data.examples", "config.sweep.full_examples")
     for problem in final.problems
-    if problem not in grid.problems
+    if problem.partition(": ")[0] not in parts
   ]
   sweep.complaints.missing += dict.fromkeys(grid.missing + final.missing)
 
