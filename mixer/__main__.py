@@ -4,7 +4,7 @@
 import runpy
 import sys
 
-from mixer.cli import run_cli
+from mixer.cli import output_errors, run_cli
 from mixer.errors import did_you_mean
 
 # Name, purpose and an example of every command in mixer/tools.
@@ -65,7 +65,8 @@ def main() -> int:
     print(f"{problem}\n{usage()}", file=sys.stderr)
     return 2
   del sys.argv[1]
-  runpy.run_module(f"mixer.tools.{name}", run_name="__main__", alter_sys=True)
+  with output_errors():  # also of --help
+    runpy.run_module(f"mixer.tools.{name}", run_name="__main__", alter_sys=True)
   return 0
 
 

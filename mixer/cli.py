@@ -9,6 +9,7 @@ import ast
 import contextlib
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from mixer.errors import RecipeHelp, RetryableError, UserError, nearest, notify
+from mixer.storage import DISK_ERRORS
 
 EX_OK, EX_USAGE, EX_TEMPFAIL = 0, 2, 75
 PROCESS_START = time.monotonic()  # before the imports that take seconds
@@ -29,7 +31,8 @@ def run(main: Callable[[], int]):
   """Parses the flags, runs `main` and exits with its exit code."""
   # In place, because config_flags reads sys.argv itself.
   sys.argv[1:] = map(_rename_key, sys.argv[1:])
-  app.run(lambda _: _call(main), flags_parser=_parse)
+  with output_errors():
+    app.run(lambda _: _call(main), flags_parser=_parse)
 
 
 def run_cli(work: Callable[..., str | None], **arguments) -> int:
@@ -39,11 +42,9 @@ def run_cli(work: Callable[..., str | None], **arguments) -> int:
     The process's exit code; 130 after Ctrl-C or SIGTERM.
   """
   try:
-    with sigterm_to_keyboard_interrupt():
+    with output_errors(), sigterm_to_keyboard_interrupt():
       if (text := work(**arguments)) is not None:
-        print(text, flush=True)
-  except BrokenPipeError:  # the reader, such as head, has exited
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(text)
   except (UserError, OSError) as error:
     notify(f"error: {_format_error(error)}")
     return exit_code(error)
@@ -61,6 +62,40 @@ def sigterm_to_keyboard_interrupt() -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def output_errors() -> Iterator[None]:
+  """Exits if the output cannot be written.
+
+  With 141, as Unix tools do, if the reader has exited, such as head; with 2 and
+  a message if a disk is full.
+  """
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except OSError as error:
+    is_closed = isinstance(error, BrokenPipeError) and _is_reader_gone()
+    is_full = error.errno in DISK_ERRORS and error.filename is None
+    if not is_closed and not is_full:
+      raise
+    # Python flushes its buffers once more at the end.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    if is_closed:
+      os.dup2(null, sys.stderr.fileno())
+      sys.exit(128 + signal.SIGPIPE)
+    _exit(f"Cannot write the output: {error.strerror}.")
+
+
+def _is_reader_gone() -> bool:
+  """Returns whether nobody reads standard output or error any more."""
+  pipes = select.poll()
+  for stream in sys.stdout, sys.stderr:
+    pipes.register(stream, 0)
+  return any(event & select.POLLERR for _, event in pipes.poll(0))
 
 
 def _format_error(error: Exception) -> str:

@@ -258,7 +258,7 @@ def check_output(
     The path.
 
   Raises:
-    UserError: the file cannot be written, or what is there must not be lost.
+    UserError: the file cannot be written, or holds something else.
   """
   if is_in_bucket(file):
     raise UserError(f"{flag}={file} must be a local file: copy it yourself.")

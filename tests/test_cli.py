@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers to slips on the command line, and to questions about a recipe."""
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +126,63 @@ def test_help_lists_a_recipes_arguments_with_their_values(flags, words):
 
   assert (code, err) == (0, "")
   assert all(each in out for each in words)
+
+
+TINY = "tests/goldens/mixer_tiny.npz"
+PRINTING = [
+  ["train.py", "--help"],
+  ["train.py", DIGITS, "--help"],
+  ["-m", "mixer"],
+  ["-m", "mixer", "paper", "--help"],
+  ["-m", "mixer", "paper", "table", "2"],
+  ["-m", "mixer", "paper", "figure", "2", "--help"],
+  ["-m", "mixer", "sweep", "--help"],
+  ["-m", "mixer", "predict", f"--init={TINY}", "docs/digits.png"],
+]
+
+
+def start_without_reader(words, **streams):
+  reader, writer = os.pipe()
+  os.close(reader)
+  try:
+    return subprocess.run(
+      [sys.executable, *words], cwd=ROOT, stdout=writer, text=True, **streams
+    )
+  finally:
+    os.close(writer)
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_a_closed_pipe_ends_a_command_quietly(words):
+  done = start_without_reader(words, stderr=subprocess.PIPE)
+
+  # argparse and absl do not tell for their help.
+  assert done.returncode in (0, 128 + signal.SIGPIPE)
+  assert "rror" not in done.stderr
+
+
+def test_a_closed_pipe_for_messages_is_no_traceback():
+  words = ["train.py", DIGITS, "--config.none=1"]
+
+  done = start_without_reader(words, stderr=subprocess.STDOUT)
+
+  assert done.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+  "words", [PRINTING[1], PRINTING[4], PRINTING[7]], ids=" ".join
+)
+def test_an_output_on_a_full_disk_is_a_sentence(words):
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, *words],
+      cwd=ROOT,
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  assert done.returncode == 2
+  errors = [x for x in done.stderr.splitlines() if "rror" in x]
+  assert errors == ["error: Cannot write the output: No space left on device."]
