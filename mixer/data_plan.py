@@ -19,7 +19,7 @@ from mixer.data.sources import (
   open_source,
 )
 from mixer.data.workers import Workers
-from mixer.errors import UserError, did_you_mean, format_list
+from mixer.errors import RetryableError, UserError, did_you_mean, format_list
 from mixer.schema import EpochLengthError, resolve_steps
 
 
@@ -44,6 +44,8 @@ class Complaints:
     """
     try:
       yield
+    except RetryableError:
+      raise
     except DatasetNotFoundError as error:
       if str(error) not in self.missing:
         self.missing.append(str(error))

@@ -41,12 +41,12 @@ def storage_path(path: str | os.PathLike) -> epath.Path:
   """
   url = re.match(r"(\w+):(/+)([^/]*)", os.fspath(path))
   if url is None:
-    return epath.Path(Path(path).expanduser().absolute())
+    return epath.Path(Path(os.path.expanduser(path)).absolute())
   scheme, slashes, bucket = url.groups()
   if scheme != "gs" or slashes != "//" or not bucket:
     raise UserError(
-      f"{path}: a run's folder is local or in a bucket of Google Cloud "
-      "Storage, gs://BUCKET/DIR. Nothing else is supported."
+      f"{path}: a folder is local, such as /data, or in a bucket of Google "
+      "Cloud Storage, gs://BUCKET/DIR. Nothing else is supported."
     )
   # Experimental, and it would ask for the bucket's type at every call.
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")

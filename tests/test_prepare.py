@@ -49,10 +49,21 @@ def test_a_damaged_description_is_reported(tmp_path, capsys, damage):
   code = main(["prepare", "digits", f"--data_dir={tmp_path}"])
 
   assert code == 2
-  assert (
-    f"{info} or features.json next to it cannot be read"
-    in capsys.readouterr().err
-  )
+  message = capsys.readouterr().err
+  assert str(info.parent) in message and "opy" in message
+
+
+@pytest.mark.parametrize("leave", [Path.touch, Path.mkdir])
+def test_an_incomplete_version_is_to_be_moved_away(tmp_path, capsys, leave):
+  version = tmp_path / "digits/all/1.0.0"
+  version.parent.mkdir(parents=True)
+  leave(version)
+
+  code = main(["prepare", "digits", f"--data_dir={tmp_path}"])
+
+  assert code == 2
+  message = capsys.readouterr().err
+  assert f"{version} is not complete" in message and "move it away" in message
 
 
 def test_without_a_terminal_no_progress_bars_are_drawn(tmp_path):

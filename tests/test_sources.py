@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets on disk: preparing, opening, and messages about missing ones."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,68 @@ def test_damaged_record_files_are_said_with_the_way_out(tmp_path):
 def test_what_is_no_name_of_a_data_set_is_refused(tmp_path, name):
   with pytest.raises(UserError, match="is not the name.*folder:DIR"):
     open_source(name, "train", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  "leftover",
+  [
+    "all/incomplete.A1B2C3_1.0.0",
+    "all/1.0.0.incompleteA1B2C3",
+    "all/1.0.0.bak",
+    "all/2.0.0 (copy)",
+  ],
+)
+def test_what_lies_beside_a_whole_version_is_passed_over(
+  digits_dir, tmp_path, leftover
+):
+  whole = tmp_path / "digits/all/1.0.0"
+  shutil.copytree(tfds.find_prepared("digits/all", str(digits_dir)), whole)
+  leftover = tmp_path / "digits" / leftover
+  leftover.mkdir()
+  (leftover / "dataset_info.json").write_text("{}")
+  (whole.with_name("2.0.0")).mkdir()
+  (tmp_path / "digits" / ".DS_Store").touch()
+
+  assert tfds.find_prepared("digits", str(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"default_config_name":'])
+def test_without_a_default_in_the_metadata_configs_are_listed(
+  digits_dir, tmp_path, content
+):
+  version = tfds.find_prepared("digits/all", str(digits_dir))
+  metadata = tmp_path / "digits/.config/metadata.json"
+  metadata.parent.mkdir(parents=True)
+  metadata.write_text(content)
+
+  shutil.copytree(version, tmp_path / "digits/5to9/1.0.0")
+  assert len(open_source("digits", "test", str(tmp_path))) == 360
+  shutil.copytree(version, tmp_path / "digits/all/1.0.0")
+  with pytest.raises(UserError, match="one of: digits/5to9, digits/all"):
+    open_source("digits", "test", str(tmp_path))
+
+
+@pytest.mark.parametrize("names", ["a\nb\n", "a\n" * 12])
+def test_names_of_more_or_fewer_classes_are_said(digits_dir, tmp_path, names):
+  shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
+  for file in tmp_path.glob("digits/all/*/label.labels.txt"):
+    file.write_text(names)
+
+  words = f"label.labels.txt of digits names {len(names) // 2} .*json.* 10:"
+  with pytest.raises(UserError, match=words):
+    open_source("digits", "train", str(tmp_path))
+
+
+@pytest.mark.parametrize("scheme", ["file://", "s3://", "http://"])
+@pytest.mark.parametrize("kind", ["data set", "folder"])
+def test_other_storage_is_refused_with_what_is_supported(
+  tmp_path, scheme, kind
+):
+  url = f"{scheme}{tmp_path}"
+  name = "digits" if kind == "data set" else f"folder:{url}"
+
+  with pytest.raises(UserError, match=f"{url}: a folder is local.*gs://"):
+    open_source(name, "train", url)
 
 
 def test_what_tfds_has_not_finished_is_not_opened(tfrecord_dir):

@@ -485,10 +485,45 @@ def test_another_format_says_what_is_needed(copied):
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
-@pytest.mark.parametrize("content", ["", '{"splits": [{"na', "[]", '{"a": 1}'])
-def test_damaged_metadata_are_said(copied, name, content):
+@pytest.mark.parametrize(
+  "content, words",
+  [
+    ("", "{file} is damaged.*[Cc]opy"),
+    ('{"splits": [{"na', "{file} is damaged.*[Cc]opy"),
+    ("[]", "{file} is not metadata"),
+    ("{}", "{folder} is incomplete, or another version of.*[Cc]opy"),
+    ('{"ofTomorrow": 1}', "{folder} were written by another version.*upgrade"),
+  ],
+)
+def test_damaged_metadata_are_told_from_those_of_another_version(
+  copied, name, content, words
+):
   folder, file = copied
-  (file.parent / name).write_text(content)
+  metadata = file.parent / name
+  metadata.write_text(content)
 
-  with pytest.raises(UserError, match=f"{file.parent}/"):
+  words = words.format(file=metadata, folder=file.parent)
+  with pytest.raises(UserError, match=words) as error:
+    open_train(folder)
+  assert "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "kind, words",
+  [
+    ("my_project.features.Thing", "needs my_project.features.Thing: install"),
+    ("json.decoder.Thing", "needs json.decoder.Thing: install"),
+    ("tensorflow_datasets.core.features.Hologram", "by another version"),
+  ],
+)
+def test_a_feature_of_an_unknown_class_says_where_it_comes_from(
+  copied, kind, words
+):
+  folder, file = copied
+  features = file.parent / "features.json"
+  content = json.loads(features.read_text())
+  content["featuresDict"]["features"]["extra"] = {"pythonClassName": kind}
+  features.write_text(json.dumps(content))
+
+  with pytest.raises(UserError, match=words):
     open_train(folder)

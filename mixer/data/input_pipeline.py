@@ -244,8 +244,8 @@ def _decode(
     if allow_bad:
       return None
     raise UserError(
-      f"{_describe(source, i)}: {error} Mend or remove the image, or leave out"
-      " such images with --config.data.on_bad_image=replace."
+      f"{_describe(source, i)}: {error} Mend the image or move it away, or"
+      " leave out such images with --config.data.on_bad_image=replace."
     ) from error
 
 

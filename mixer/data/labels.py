@@ -71,13 +71,17 @@ def find_label(features, name: str, key: str) -> Label:
     feature = features[key]
     several = isinstance(feature, tfds.features.Sequence)
     classes = feature.feature if several else feature
-    if getattr(classes, "num_classes", None) is None:
+    if not getattr(classes, "num_classes", None):
       raise UserError(
         f"The feature {key!r} of {name} is not one class per image, nor a"
-        " sequence of classes."
+        f" sequence of classes. There are: {', '.join(sorted(features))}."
       )
-    # Without names, TFDS shows the number.
-    names = tuple(classes.int2str(i) for i in range(classes.num_classes))
+    names = tuple(classes.names)  # or numbers, without names
+    if len(names) != classes.num_classes:
+      raise UserError(
+        f"{key}.labels.txt of {name} names {len(names)} classes, features.json"
+        f" next to it {classes.num_classes}: copy both again."
+      )
     rule = functools.partial(_classes if several else _class, key)
     return Label(names, (key,), rule, several)
   fitting = [rule for rule in RULES if _fits(features, RULES[rule])]

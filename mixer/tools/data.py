@@ -24,7 +24,7 @@ from mixer.data.sources import (
 )
 from mixer.datasets import dedup
 from mixer.errors import UserError
-from mixer.storage import check_output
+from mixer.storage import check_output, is_in_bucket, storage_errors
 
 TENSORFLOW = "2.21.0"  # as in requirements-dev.txt
 _MISSING_FILE = ("AssertionError", "FileNotFoundError", "NotFoundError")
@@ -115,15 +115,16 @@ def prepare(
       f"{name} needs no preparation: images are read as they are."
     )
   _check_options(name, options)
-  folder = tfds.find_prepared(name, data_dir)
+  with storage_errors(tfds.resolve_data_dir(data_dir)):
+    folder = tfds.find_prepared(name, data_dir)
   if folder is None:
     _generate(name, data_dir, options)
     return tfds.find_prepared(name, data_dir)
   if "exclude" in options:
     raise UserError(
       f"{name} is already in {folder}, and --exclude does not change it"
-      " (excluded.txt there lists the images that were left out): delete the"
-      " folder to prepare it again."
+      " (excluded.txt there lists the images that were left out): move the"
+      " folder away to prepare it again."
     )
   print(f"{name} is already prepared.")
   return folder
@@ -157,6 +158,11 @@ def _generate(
   import tensorflow_datasets
 
   root = tfds.resolve_data_dir(data_dir)
+  if is_in_bucket(root):
+    raise UserError(
+      f"{root}: data sets are prepared in a local folder. Mount the bucket"
+      " as one, for instance with gcsfuse."
+    )
   manual = tfds.manual_instructions(name)
   if manual and not any((root / "downloads" / "manual").glob("*")):
     raise DatasetNotFoundError(
@@ -178,6 +184,11 @@ def _generate(
     )
   except (ValueError, AssertionError) as error:
     raise UserError(f"Cannot prepare {name}: {error}") from error
+  if builder.data_path.exists():  # TFDS would take it for prepared
+    raise UserError(
+      f"{builder.data_path} is not complete, perhaps left over from an"
+      " interruption: move it away, then run this again."
+    )
   if not sys.stderr.isatty():
     tensorflow_datasets.disable_progress_bar()
   try:

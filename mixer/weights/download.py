@@ -76,8 +76,8 @@ def _find_cached(published: Published, folder: Path) -> Path | None:
     if path.exists():
       if difference := _difference(path, mirror):
         raise UserError(
-          f"{path} is not the file that was published: {difference}. Delete it "
-          "and give the same command again, or copy all of "
+          f"{path} is not the file that was published: {difference}. Move it "
+          "away and give the same command again, or copy all of "
           f"{mirror.url} there."
         )
       return path

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mixer.errors import UserError
+from mixer.storage import storage_errors, storage_path
 
 # The way out where a data set's files are damaged.
 COPY_AGAIN = (
-  "Copy the file again, or delete the folder and prepare the data set again."
+  "Copy the file again, or move the folder away and prepare the data set again."
 )
 
 
@@ -133,22 +134,35 @@ def open_source(
 
   Raises:
     DatasetNotFoundError: there is no such data set on disk.
+    RetryableError: its bucket cannot be reached.
     UserError: the name, the split or a key does not exist.
   """
   from mixer.data.sources import image_folder, tfds  # which import this file
 
-  if name.startswith(image_folder.PREFIX):
-    if (image_key, label_key) != ("image", "label"):
-      raise UserError(
-        f"image={image_key} and label={label_key} are features of TFDS data"
-        f" sets; in {name} the folders are the labels: leave both out."
-      )
-    return image_folder.open_split(name, split, classes=classes)
-  if classes:
+  is_folder = name.startswith(image_folder.PREFIX)
+  if is_folder and (image_key, label_key) != ("image", "label"):
+    raise UserError(
+      f"image={image_key} and label={label_key} are features of TFDS data"
+      f" sets; in {name} the folders are the labels: leave both out."
+    )
+  if classes and not is_folder:
     raise UserError(
       f"classes={classes} is for images in folders; {name} of TFDS brings its"
       " own."
     )
-  return tfds.open_split(
-    name, split, data_dir, image_key=image_key, label_key=label_key
-  )
+  if is_folder:
+    root = storage_path(name.removeprefix(image_folder.PREFIX))
+  else:
+    root = tfds.resolve_data_dir(data_dir)
+  try:
+    with storage_errors(root):
+      if is_folder:
+        return image_folder.open_split(name, split, classes=classes)
+      return tfds.open_split(
+        name, split, data_dir, image_key=image_key, label_key=label_key
+      )
+  except OSError as error:
+    raise UserError(
+      f"Cannot read {error.filename or root}: {error.strerror or error}. Check"
+      " its permissions."
+    ) from error

@@ -12,6 +12,7 @@ from etils import epath
 
 from mixer.data.sources import DatasetNotFoundError
 from mixer.errors import UserError
+from mixer.storage import storage_errors
 
 # Of a thousand shards not all can stay open: many systems give a process 1,024
 # descriptors.
@@ -41,13 +42,14 @@ class RemoteFile:
   """File in a bucket, read by one thread at a time."""
 
   def __init__(self, path: str):
+    self._path = path
     self._lock = threading.Lock()
     self._stack = contextlib.ExitStack()
-    with _os_errors():
+    with _os_errors(path):
       self._file = self._stack.enter_context(epath.Path(path).open("rb"))
 
   def read(self, offset: int, size: int) -> bytes:
-    with self._lock, _os_errors():
+    with self._lock, _os_errors(self._path):
       self._file.seek(offset)
       return self._file.read(size)
 
@@ -63,7 +65,8 @@ def read_file(path: str) -> bytes:
   """Returns the contents of a file; raises UserError if it cannot be read."""
   try:
     if is_remote(path):
-      return epath.Path(path).read_bytes()
+      with _os_errors(path):
+        return epath.Path(path).read_bytes()
     with open(path, "rb") as file:
       return file.read()
   except OSError as error:
@@ -90,7 +93,7 @@ def stat_files(files: Sequence[str]) -> list[tuple[int, int]]:
   if missing:
     raise DatasetNotFoundError(
       f"{len(missing)} of {len(files)} record files are missing, the first is"
-      f" {missing[0]}. Copy the missing ones again, or delete the folder and"
+      f" {missing[0]}. Copy the missing ones again, or move the folder away and"
       " prepare the data set again."
     )
   return stats
@@ -107,11 +110,12 @@ def _stat(file: str) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _os_errors() -> Iterator[None]:
-  """Makes OSErrors of what libraries for buckets raise, whichever it is."""
+def _os_errors(path: str) -> Iterator[None]:
+  """Turns unknown errors of libraries for buckets into OSErrors."""
   try:
-    yield
-  except OSError:
+    with storage_errors(path):
+      yield
+  except (OSError, UserError):
     raise
   except Exception as error:
     raise OSError(str(error)) from error

@@ -229,7 +229,7 @@ def find_splits(root: str) -> dict[str, FolderSplit]:
     DatasetNotFoundError: there is no such folder.
     UserError: it is not laid out as DIR/SPLIT/CLASS/IMAGE or DIR/CLASS/IMAGE.
   """
-  if not epath.Path(root).is_dir():
+  if not epath.Path(root).exists():
     raise DatasetNotFoundError(_no_such_folder(root))
   top = scan(root)
   if top.images:

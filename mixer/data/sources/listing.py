@@ -78,7 +78,7 @@ def scan(folder: str, *, allow_dangling: bool = False) -> Entries:
   if dangling and not allow_dangling:
     raise UserError(
       f"Links in {folder} lead nowhere: {format_list(sorted(dangling))}. Mend"
-      " or remove them."
+      " them or move them away."
     )
   return Entries(sorted(folders), sorted(images), sorted(others))
 

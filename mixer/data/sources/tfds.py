@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared TFDS data sets: finds their folders, and opens a split."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -21,8 +22,14 @@ from mixer.data.sources import (
 from mixer.data.sources.file_io import is_remote
 from mixer.data.sources.records import ArrayRecords, Records, TFRecords
 from mixer.errors import UserError, nearest
+from mixer.storage import storage_path
 
-INFO = "dataset_info.json"
+INFO, FEATURES = "dataset_info.json", "features.json"
+# Of versions; other folders are copies, or left over from a preparation that
+# was interrupted, in forms that differ between the versions of TFDS.
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+# Raised by TFDS, among others, for metadata that it does not understand.
+_NOT_METADATA = AssertionError, LookupError, TypeError, ValueError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +123,7 @@ def resolve_data_dir(data_dir: str | None = None) -> epath.Path:
   """Returns the folder of data sets that `data_dir` stands for."""
   # TFDS reads the variable once, when it is imported; this reads it now.
   default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return epath.Path(data_dir or default).expanduser()
+  return storage_path(data_dir or default)
 
 
 def find_prepared(name: str, data_dir: str | None = None) -> epath.Path | None:
@@ -151,13 +158,17 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
     file_format: one of `formats(folder)`; None means the first.
 
   Raises:
-    UserError: the metadata are damaged.
+    UserError: the metadata are damaged, or another version of TFDS wrote them.
   """
   import tensorflow_datasets as tfds
   from google.protobuf.json_format import ParseError
 
+  has_features = (folder / FEATURES).exists()
+  _read_json(folder / INFO)
+  if has_features:
+    _read_json(folder / FEATURES)
   try:
-    if (folder / "features.json").exists():
+    if has_features:
       builder = tfds.builder_from_directory(folder)
     else:
       # TFDS before 4.0 did not write down the features.
@@ -173,41 +184,48 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
         file_format, override=True, override_if_initialized=True
       )
     return builder
-  except (ValueError, KeyError, TypeError, AssertionError, ParseError) as error:
-    reason = str(error).partition("\n")[0][:200]
-    raise UserError(
-      f"{folder / INFO} or features.json next to it cannot be read by"
-      f" tensorflow-datasets {tfds.__version__} ({reason}). If a newer version"
-      f" wrote them, upgrade it. If they are damaged: {COPY_AGAIN}"
-    ) from error
+  except (*_NOT_METADATA, ParseError) as error:
+    # The class of a feature; TFDS imports it by this name.
+    kind = re.search(r"FeatureConnector type: ([\w.]+)\.", str(error))
+    if kind and not kind[1].startswith("tensorflow_datasets."):
+      fault = f"{folder / FEATURES} needs {kind[1]}: install or import it."
+    elif kind or isinstance(error, ParseError):
+      fault = (
+        f"The metadata in {folder} were written by another version of"
+        f" tensorflow-datasets (here {tfds.__version__}): upgrade it."
+      )
+    else:
+      fault = (
+        f"{INFO} or {FEATURES} in {folder} is incomplete, or another version of"
+        f" tensorflow-datasets (here {tfds.__version__}) wrote it: copy both"
+        " again, or upgrade it."
+      )
+    raise UserError(fault) from error
 
 
 def _versions(folder: epath.Path) -> list[epath.Path]:
   """Returns the version folders in `folder`, the oldest first."""
-  if not folder.exists():
+  try:
+    children = [*folder.iterdir()]
+  except (FileNotFoundError, NotADirectoryError):
     return []
   versions = [
     child
-    for child in folder.iterdir()
-    # TFDS's prefix of unfinished folders.
-    if (child / INFO).exists() and not child.name.startswith("incomplete.")
+    for child in children
+    if _VERSION.fullmatch(child.name) and (child / INFO).exists()
   ]
-  return sorted(versions, key=_version_order)
-
-
-def _version_order(folder: epath.Path) -> tuple[tuple[int, ...], str]:
-  numbers = [int(part) for part in folder.name.split(".") if part.isdigit()]
-  return tuple(numbers), folder.name
+  return sorted(versions, key=lambda child: [*map(int, child.name.split("."))])
 
 
 def _default_config(folder: epath.Path, dataset: str) -> epath.Path:
   """Returns the folder of the config that a bare name means."""
   if not folder.exists():
     return folder
-  metadata = folder / ".config" / "metadata.json"
-  if metadata.exists():
-    if config := _read_json(metadata).get("default_config_name"):
-      return folder / config
+  # It may be missing or damaged.
+  with contextlib.suppress(FileNotFoundError, IsADirectoryError, UserError):
+    content = _read_json(folder / ".config" / "metadata.json")
+    if config := content.get("default_config_name"):
+      return folder / str(config)
   configs = [child for child in folder.iterdir() if _versions(child)]
   if len(configs) > 1:
     names = ", ".join(sorted(f"{dataset}/{child.name}" for child in configs))
@@ -219,9 +237,11 @@ def _read_json(path: epath.Path) -> dict:
   try:
     content = json.loads(path.read_text())
   except ValueError as error:
-    raise UserError(f"{path} is damaged ({error}). {COPY_AGAIN}") from error
+    raise UserError(
+      f"{path} is damaged: it is no JSON. {COPY_AGAIN}"
+    ) from error
   if not isinstance(content, dict):
-    raise UserError(f"{path} is not metadata of TFDS.")
+    raise UserError(f"{path} is not metadata of TFDS. {COPY_AGAIN}")
   return content
 
 
