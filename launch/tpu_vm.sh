@@ -43,9 +43,21 @@ call() {
 queued() { call gcloud compute tpus queued-resources "$1" "$slice" "${where[@]}" "${@:2}"; }
 on() { call gcloud compute tpus tpu-vm ssh "$slice" "${where[@]}" "--worker=$1" "--command=$2"; }
 
+# Makes a firewall rule for the port of host 0, unless it is there.
+rule() {
+  local message
+  message=$(call gcloud compute firewall-rules create "$1" "${where[@]:1}" \
+    --direction=INGRESS --rules=tcp:8482 --target-tags=mixer "${@:2}" 2>&1) ||
+    [[ $message == *"already exists"* ]] || return 1
+  [[ -z $dry_run ]] || echo "$message"
+}
+
 create() {
+  rule mixer-hosts --action=ALLOW --source-tags=mixer --priority=900 &&
+    rule mixer-others --action=DENY --priority=1000 ||
+    echo "Port 8482 stays as open as the network: gcloud could not make a firewall rule for it. The machines are requested." >&2
   queued create "--node-id=$slice" "--accelerator-type=$type" \
-    "--runtime-version=$runtime" ${tier:+"$tier"}
+    "--runtime-version=$runtime" --tags=mixer ${tier:+"$tier"}
 }
 
 delete() { queued delete --force --quiet; }

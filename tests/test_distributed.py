@@ -143,6 +143,27 @@ def test_a_port_that_another_program_uses_is_named(run):
   assert f"Host 0 cannot listen on port {run.port}" in error
 
 
+@pytest.mark.skipif(
+  not os.path.exists("/proc/net/tcp"), reason="reads Linux's sockets"
+)
+def test_host_0_listens_on_the_given_address_only(run):
+  run.start(
+    f"""
+    text = open("/proc/net/tcp").read() + open("/proc/net/tcp6").read()
+    for row in map(str.split, text.splitlines()):
+      if row[1].endswith(":{run.port:04X}") and row[3] == "0A":  # listens
+        print(row[1].partition(":")[0], flush=True)
+    """
+  )
+
+  codes, outputs, _ = run.end()
+
+  assert codes == [EX_OK, EX_OK]
+  [address] = outputs[0].split()
+  # 127.0.0.1, the same in IPv6, or ::1; with all addresses it would be zeros.
+  assert address.endswith(("0100007F", "00000000000000000000000001000000"))
+
+
 def test_another_version_of_the_code_on_a_host_ends_all(run, tmp_path):
   copy = tmp_path / "copy"
   shutil.copytree(ROOT / "mixer", copy / "mixer")

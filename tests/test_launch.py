@@ -266,7 +266,8 @@ def calls(cloud) -> list[list[str]]:
 
 
 def verbs(cloud) -> list[str]:
-  return [call[4] for call in calls(cloud)]
+  """Returns the verbs of the calls about TPUs."""
+  return [call[4] for call in calls(cloud) if call[2] == "tpus"]
 
 
 @pytest.mark.parametrize("action", TPU)
@@ -300,15 +301,48 @@ def test_a_queued_resource_is_requested_with_the_runtime_of_its_kind(
 ):
   tpu_vm(checkout, cloud, "create", flags=[f"--type={kind}", "--spot"])
 
-  [call] = calls(cloud)
+  *_, call = calls(cloud)
   assert call == [
     *("gcloud", "compute", "tpus", "queued-resources", "create", "b16"),
     "--zone=us-central2-b",
     "--node-id=b16",
     f"--accelerator-type={kind}",
     f"--runtime-version={runtime}",
+    "--tags=mixer",
     "--spot",
   ]
+
+
+FIREWALL = """#!/bin/sh
+echo "$@" >>"${0%/*}/called"
+case "$*" in
+  *firewall-rules*) echo "$ANSWER" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+  ("answer", "rules", "warns"),
+  [
+    ("The resource 'x' already exists", ["mixer-hosts", "mixer-others"], False),
+    ("Required 'compute.firewalls.create' permission", ["mixer-hosts"], True),
+  ],
+)
+def test_only_machines_with_the_tag_reach_the_port_if_rules_can_be_made(
+  checkout, cloud, monkeypatch, answer, rules, warns
+):
+  write_program(cloud / "gcloud", FIREWALL)
+  monkeypatch.setenv("ANSWER", answer)
+
+  done = tpu_vm(checkout, cloud, "create")
+
+  *firewall, create = (cloud / "called").read_text().splitlines()
+  assert done.returncode == 0
+  assert [line.split()[3] for line in firewall] == rules
+  assert all("--rules=tcp:8482 --target-tags=mixer" in x for x in firewall)
+  assert "--action=ALLOW --source-tags=mixer" in firewall[0]
+  assert "queued-resources create" in create and "--tags=mixer" in create
+  assert ("stays as open as the network" in done.stderr) == warns
 
 
 def test_a_run_waits_for_its_machines(checkout, cloud):
@@ -474,7 +508,12 @@ def gke(*machines, flags=FLAGS, dry_run=("--dry_run",)):
 
 
 def job_set(*machines, flags=FLAGS) -> dict:
-  return yaml.safe_load(gke(*machines, flags=flags).stdout)
+  return yaml_of(*machines, flags=flags)["JobSet"]
+
+
+def yaml_of(*machines, flags=FLAGS) -> dict[str, dict]:
+  documents = yaml.safe_load_all(gke(*machines, flags=flags).stdout)
+  return {each["kind"]: each for each in documents}
 
 
 def pod_of(job_set: dict) -> dict:
@@ -580,17 +619,34 @@ def test_hosts_with_gpus_are_described_by_the_environment(monkeypatch):
   assert cluster.coordinator.startswith("b16-hosts-0-0.b16:")
 
 
-def test_kubectl_applies_the_output_of_a_dry_run(cloud):
+def test_only_pods_of_the_job_reach_its_ports():
+  policy = yaml_of(*TPU_SLICE)["NetworkPolicy"]["spec"]
+
+  # JobSet gives its pods this label.
+  own = {"matchLabels": {"jobset.sigs.k8s.io/jobset-name": "b16"}}
+  assert policy == {
+    "policyTypes": ["Ingress"],
+    "podSelector": own,
+    "ingress": [{"from": [{"podSelector": own}]}],
+  }
+
+
+@pytest.mark.parametrize("may_set_policy", [True, False])
+def test_kubectl_applies_the_output_of_a_dry_run(cloud, may_set_policy):
   write_program(
-    cloud / "kubectl", f"#!/bin/sh\necho $@ >{cloud}/called; cat >{cloud}/yaml"
+    cloud / "kubectl",
+    f"#!/bin/sh\necho $@ >>{cloud}/called; cat >{cloud}/now\n"
+    f"cat {cloud}/now >>{cloud}/yaml; echo --- >>{cloud}/yaml\n"
+    f"{str(may_set_policy).lower()} || grep -q JobSet {cloud}/now\n",
   )
 
   done = gke(*TPU_SLICE, dry_run=())
 
   assert done.returncode == 0
+  assert ("could not make its NetworkPolicy" in done.stderr) != may_set_policy
   assert "Its log: kubectl logs --follow --selector=" in done.stderr
-  assert (cloud / "called").read_text() == "apply --filename=-\n"
-  assert (cloud / "yaml").read_text() == gke(*TPU_SLICE).stdout
+  assert (cloud / "called").read_text() == 2 * "apply --filename=-\n"
+  assert (cloud / "yaml").read_text() == gke(*TPU_SLICE).stdout + "---\n"
 
 
 @pytest.mark.parametrize(
