@@ -158,9 +158,13 @@ SCHEMA = {
     # For folder:DIR, a file with the class folders in the order of their
     # labels, one a line; "": the folders of the split train, sorted.
     "classes": Key(""),
-    # An image that cannot be decoded: "error", or "replace" by the next of the
-    # order that can be (evaluators leave it out); reported at the end.
+    # An image that cannot be decoded, or that the ops fail on: "error", or
+    # "replace" by the next of the order (evaluators leave it out); reported at
+    # the end.
     "on_bad_image": Key("error", one_of("error", "replace")),
+    # Pixels, height times width, of the largest image that is decoded; a larger
+    # one counts as one that cannot be. ImageNet's largest have some 60 million.
+    "max_pixels": Key(100_000_000, _POSITIVE),
     "workers": Key(0, _NOT_NEGATIVE),  # that decode and augment; 0: one a core
     # "process" pays where many cores stay idle.
     "worker_kind": Key("thread", one_of("thread", "process")),

@@ -22,6 +22,7 @@ RESUME_SAFE_KEYS = (
   "accumulation",
   "checkpoint",
   "data.data_dir",
+  "data.max_pixels",
   "data.on_bad_image",
   "data.prefetch",
   "data.worker_kind",

@@ -19,7 +19,13 @@ from mixer.data.sources import (
   open_source,
 )
 from mixer.data.workers import Workers
-from mixer.errors import RetryableError, UserError, did_you_mean, format_list
+from mixer.errors import (
+  RetryableError,
+  UserError,
+  did_you_mean,
+  format_list,
+  printable,
+)
 from mixer.schema import EpochLengthError, resolve_steps
 
 
@@ -287,6 +293,7 @@ def _open_split(
     label_key=options.label,
     classes=None if own_classes else classes or None,
   )
+  source = dataclasses.replace(source, max_pixels=config.data.max_pixels)
   examples, width = len(source), config.model.num_classes
   if options.examples and options.examples != examples:
     raise UserError(
@@ -320,24 +327,32 @@ def _open_split(
 
 
 def _try_examples(source: Source, ops: str | None):
-  """Applies the ops to the first and last example, to fail early."""
+  """Raises UserError if the ops fail on all of ten examples.
+
+  If they fail on some, `data.on_bad_image` decides; so it does where an image
+  cannot be decoded.
+  """
   try:
     transform = preprocess.parse(ops or "")
   except UserError:
     return  # reported with the image size
-  for i in {0, len(source) - 1}:
+  fault = ""
+  for i in sorted({*np.linspace(0, len(source) - 1, 10, dtype=int).tolist()}):
     [(data, _)] = source.read([i])
     try:
-      image = decode(data)
+      image = decode(data, source.max_pixels)
     except ValueError:
-      continue  # data.on_bad_image decides
+      continue
     try:
       transform(image, np.random.default_rng(0))
+      return
     except ValueError as error:
-      raise UserError(
+      fault = fault or (
         f"The ops fail on example {i} of {source.name}, split {source.split}"
-        f" ({source.locate(i)}): {error}"
-      ) from error
+        f" ({printable(source.locate(i))}): {error}"
+      )
+  if fault:
+    raise UserError(fault)
 
 
 def check_classes(source: Source, trained: Sequence[str], where: str) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import threading
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 from mixer.data import preprocess
 from mixer.data.input_pipeline import BadImages, eval_batches, train_batches
 from mixer.data.shuffle import IndexShuffler
-from mixer.data.sources import Source, open_source
+from mixer.data.sources import Source, Subset, open_source
 from mixer.data.workers import Workers
 from mixer.errors import UserError
 from mixer.training.sharding import prefetch_to_device
@@ -166,10 +167,11 @@ def test_evaluation_counts_every_example_once(train, batch, hosts):
 
 @dataclasses.dataclass(frozen=True)
 class Damaged(Source):
-  """A source of which some images are not images."""
+  """A source of which some images are not images, or others."""
 
   source: Source
   bad: tuple[int, ...]
+  image: bytes = b"broken"
 
   def __len__(self):
     return len(self.source)
@@ -177,7 +179,7 @@ class Damaged(Source):
   def read(self, ids):
     examples = zip(ids, self.source.read(ids), strict=True)
     return [
-      (b"broken" if i in self.bad else image, label)
+      (self.image if i in self.bad else image, label)
       for i, (image, label) in examples
     ]
 
@@ -188,6 +190,52 @@ class Damaged(Source):
 @pytest.fixture
 def damaged(few):
   return Damaged(few.name, few.split, few.class_names, few, bad=(2, 7))
+
+
+FLAT = cv2.imencode(".png", np.zeros((1, 9, 3), np.uint8))[1].tobytes()
+CUT = preprocess.parse("random_crop(8)")
+
+
+def test_an_image_that_the_ops_fail_on_is_treated_as_a_broken_one(damaged):
+  flat = dataclasses.replace(damaged, image=FLAT)
+  with pytest.raises(
+    UserError, match=r"Example 7 .*\(record 7\).*8 x 8.*1 x 9"
+  ):
+    next(train_batches(flat, CUT, batch=10, seed=0))
+  bad_images = BadImages()
+  options = {"batch": 20, "bad_images": bad_images}
+
+  [batch] = take(train_batches(flat, CUT, seed=0, **options), 1)
+  [whole] = eval_batches(flat, CUT, **options)
+
+  [same] = take(train_batches(damaged, PLAIN, seed=0, **options), 1)
+  np.testing.assert_array_equal(batch["image"], same["image"])
+  assert whole["mask"].nonzero()[0].tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+  assert "example 7 (record 7)" in bad_images.report()
+
+
+def test_an_image_of_too_many_pixels_is_treated_as_a_broken_one(damaged):
+  large = dataclasses.replace(damaged, image=FLAT, max_pixels=8)
+
+  for source in large, Subset.of(large, np.arange(10)):
+    with pytest.raises(UserError, match="Example .* more than 8.*replace"):
+      next(train_batches(source, PLAIN, batch=10, seed=0))
+
+
+def test_names_of_files_are_shown_without_their_control_characters(damaged):
+  class Odd(Damaged):
+    def locate(self, i):
+      return f"\x1b[2J{i}\n"
+
+  odd = Odd(
+    **{x.name: getattr(damaged, x.name) for x in dataclasses.fields(Odd)}
+  )
+  bad_images = BadImages()
+  bad_images.add(odd, 3)
+
+  assert bad_images.report().splitlines()[1] == r"  example 3 (\x1b[2J3\n)"
+  with pytest.raises(UserError, match=r"\(\\x1b\[2J7\\n\)"):
+    next(train_batches(odd, PLAIN, batch=10, seed=0))
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])

@@ -362,3 +362,12 @@ def test_a_crop_larger_than_the_image_names_both_sizes():
       UserError, match="8 x 9 pixels out of an image of 7 x 9"
     ):
       preprocess.parse(f"{name}((8, 9))")(numbered(7, 9), rng())
+
+
+def test_an_image_too_long_for_opencv_is_an_error_of_that_image():
+  image = np.zeros((1, 60_000, 3), np.uint8)
+  warp = preprocess.parse("randaug(8, 15)")
+
+  with pytest.raises(ValueError, match="RandAug.* image of 1 x 60000 pixels"):
+    for seed in range(99):
+      warp(image, np.random.default_rng(seed))

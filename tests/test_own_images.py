@@ -215,6 +215,30 @@ def test_ops_that_do_not_fit_the_images_are_refused_beforehand(config):
   assert ".png" in problem and "8 x 8" in problem
 
 
+def test_a_few_images_that_the_ops_fail_on_are_no_fault_of_the_config(
+  config, images
+):
+  config.data.ops = config.evals.val.ops = "random_crop(8)"
+  files = sorted((images / "train").glob("*/*.png"))
+  for file in files[:-12]:
+    cv2.imwrite(str(file), np.zeros((1, 9, 3), np.uint8))
+  assert not make_plan(config).complaints.problems
+
+  for file in files:
+    cv2.imwrite(str(file), np.zeros((1, 9, 3), np.uint8))
+  [problem] = make_plan(config).complaints.problems
+  assert "The ops fail on example" in problem and "1 x 9" in problem
+
+
+def test_the_config_moves_the_limit_of_pixels(config):
+  config.data.max_pixels = 63
+
+  plan = make_plan(config)
+
+  for source in plan.data.source, plan.data.evals["val"].source:
+    assert source.max_pixels == 63
+
+
 def test_a_prepared_data_set_is_not_said_to_be_de_duplicated(tmp_path, capsys):
   write_tfds(tmp_path, "imagenet21k", {"full": 3})
   arguments = [f"--data_dir={tmp_path}", f"--exclude={tmp_path / 'list'}"]

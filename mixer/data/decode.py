@@ -11,7 +11,7 @@ import PIL.Image
 import PIL.TiffImagePlugin
 import simplejpeg
 
-from mixer.errors import UserError
+from mixer.errors import UserError, printable
 
 # A few bytes may claim to hold any number of pixels. ImageNet's largest images
 # have some 60 million; these take 300 MB.
@@ -97,7 +97,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
       raise UserError("There is no memory left to decode it.") from error
     # Other types tell of the decoder's insides.
     is_plain = type(error) in (OSError, ValueError) and str(error)
-    fault = f" ({error})" if is_plain else ""
+    fault = f" ({printable(error)})" if is_plain else ""
     raise ValueError(
       f"Cannot decode {len(data)} bytes that begin with {data[:8]!r}: they are"
       f" not a whole JPEG, PNG or other image of a known format{fault}."

@@ -5,7 +5,7 @@ An example on its way to the devices:
   1. A step and a host give positions in one endless global order (`_batches`).
   2. A position gives an example's number (`shuffle.IndexShuffler`).
   3. The source reads its bytes and its label (`sources.Source.read`).
-  4. `decode` turns the bytes into pixels.
+  4. `decode` measures the image and turns the bytes into pixels.
   5. The recipe's ops crop and augment them (`preprocess`), with the random
      generator of the position (`shuffle.augmentation_rng`).
   6. Images are stacked to batches (`_join_chunks`).
@@ -32,7 +32,7 @@ from mixer.data.pp_parser import Op
 from mixer.data.shuffle import IndexShuffler, augmentation_rng
 from mixer.data.sources import Source
 from mixer.data.workers import DEFAULT_WORKERS, Workers
-from mixer.errors import UserError
+from mixer.errors import UserError, printable
 
 Arrays = dict[str, np.ndarray]
 
@@ -76,8 +76,9 @@ def train_batches(
     host: which slice of each global batch, of `hosts` equal ones.
     hosts: number of slices.
     workers: read, decode and augment ahead of the caller.
-    bad_images: counts the images that cannot be decoded, each replaced by the
-      next decodable one of the order; None makes them errors.
+    bad_images: counts the images that cannot be decoded or that the ops fail
+      on, each replaced by the next sound one of the order; None makes them
+      errors.
 
   Yields:
     image uint8 [n, h, w, 3], label int32 [n], position int64 [n] (the place in
@@ -85,7 +86,7 @@ def train_batches(
     so does dropping the iterator.
 
   Raises:
-    UserError: an example cannot be decoded.
+    UserError: an example is such an image.
   """
   shuffler = IndexShuffler(len(source), seed)
   load = functools.partial(
@@ -107,9 +108,8 @@ def eval_batches(
 ) -> Iterator[Arrays]:
   """Yields every example once, in order, over all hosts together.
 
-  The arguments are those of `train_batches`, but images that cannot be decoded
-  are left out. All hosts yield the same number of batches; the last ones are
-  padded.
+  The arguments are those of `train_batches`, but bad images are left out. All
+  hosts yield the same number of batches; the last ones are padded.
 
   Yields:
     image uint8 [n, h, w, 3], label int32 [n] (or [n, classes] of 0 and 1, where
@@ -184,28 +184,30 @@ def _load_train(
   for position, i, (data, label) in zip(
     positions, ids, source.read(ids), strict=True
   ):
-    image = _decode(source, i, data, allow_bad=replace_bad)
+    key = shuffler.seed, int(position)
+    image = _load_image(source, i, data, ops, key, allow_bad=replace_bad)
     if image is None:
       bad.append(i)
-      i, image, label = _next_decodable(source, shuffler, position)
-    rng = augmentation_rng(shuffler.seed, int(position))
-    images.append(_augment(source, i, ops, image, rng))
+      image, label = _load_next(source, ops, shuffler, int(position))
+    images.append(image)
     labels.append(label)
   return _stack(images, labels, positions, bad)
 
 
-def _next_decodable(
-  source: Source, shuffler: IndexShuffler, position: int
-) -> tuple[int, np.ndarray, int | np.ndarray]:
-  """Returns id, image and label of the next decodable example of the order."""
+def _load_next(
+  source: Source, ops: Op, shuffler: IndexShuffler, position: int
+) -> tuple[np.ndarray, int | np.ndarray]:
+  """Returns image and label of the next sound example of the order."""
+  key = shuffler.seed, position
   for i in shuffler(position + np.arange(1, MAX_CONSECUTIVE_BAD)):
     [(data, label)] = source.read([i])
-    image = _decode(source, i, data, allow_bad=True)
+    image = _load_image(source, i, data, ops, key, allow_bad=True)
     if image is not None:
-      return i, image, label
+      return image, label
   raise UserError(
     f"{MAX_CONSECUTIVE_BAD} images in a row of {source.name}, split"
-    f" {source.split}, cannot be decoded: prepare the data set again."
+    f" {source.split}, cannot be decoded, or the ops fail on them: see the"
+    " reason with --config.data.on_bad_image=error."
   )
 
 
@@ -225,43 +227,43 @@ def _load_eval(
   for n, (i, (data, labels[n])) in enumerate(
     zip(ids, source.read(ids), strict=True)
   ):
-    image = _decode(source, i, data, allow_bad=skip_bad)
+    image = _load_image(source, i, data, ops, (0, int(i)), allow_bad=skip_bad)
     if image is None:
       bad.append(i)
     else:
-      images[n] = _augment(source, i, ops, image, augmentation_rng(0, int(i)))
+      images[n] = image
       mask[n] = True
   return _stack(images, labels, positions, bad) | {"mask": mask}
 
 
-def _decode(
-  source: Source, i: int, data: bytes, *, allow_bad: bool
+def _load_image(
+  source: Source,
+  i: int,
+  data: bytes,
+  ops: Op,
+  key: tuple[int, int],
+  *,
+  allow_bad: bool,
 ) -> np.ndarray | None:
-  """Decodes an image; returns None for a broken one if `allow_bad`."""
+  """Decodes and augments an image; returns None for a bad one if `allow_bad`.
+
+  Args:
+    source, i, data: its data set, number there, and file.
+    ops: of the recipe.
+    key: seed and position of the random generator.
+    allow_bad: raise no UserError that names the image.
+  """
   try:
-    return decode(data)
+    return ops(decode(data, source.max_pixels), augmentation_rng(*key))
   except ValueError as error:
     if allow_bad:
       return None
+    file = printable(source.locate(i))
     raise UserError(
-      f"{_describe(source, i)}: {error} Mend the image or move it away, or"
-      " leave out such images with --config.data.on_bad_image=replace."
+      f"Example {i} of {source.name}, split {source.split} ({file}): {error}"
+      " Mend the image or move it away, or leave out such images with"
+      " --config.data.on_bad_image=replace."
     ) from error
-
-
-def _augment(
-  source: Source, i: int, ops: Op, image: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-  try:
-    return ops(image, rng)
-  except ValueError as error:
-    raise UserError(f"{_describe(source, i)}: {error}") from error
-
-
-def _describe(source: Source, i: int) -> str:
-  return (
-    f"Example {i} of {source.name}, split {source.split} ({source.locate(i)})"
-  )
 
 
 def _stack(
@@ -304,7 +306,7 @@ def _join_chunks(
 
 
 class BadImages:
-  """Counts the images that could not be decoded, by split and example."""
+  """Counts the images that could not be used, by split and example."""
 
   def __init__(self):
     self._splits = collections.defaultdict(collections.Counter)
@@ -312,7 +314,7 @@ class BadImages:
   def add(self, source: Source, i: int) -> None:
     """Counts example `i` of a source."""
     split = f"{source.name}, split {source.split}"
-    self._splits[split][f"example {i} ({source.locate(i)})"] += 1
+    self._splits[split][f"example {i} ({printable(source.locate(i))})"] += 1
 
   @property
   def total(self) -> int:
@@ -325,8 +327,9 @@ class BadImages:
     for split, counts in self._splits.items():
       lines.append(
         f"{len(counts):,} image{'s' * (len(counts) > 1)} of {split}, could not"
-        f" be decoded, and came up {counts.total():,} times. Training takes the"
-        " next of the order in their place, evaluation leaves them out:"
+        " be decoded, or the ops failed on them; they came up"
+        f" {counts.total():,} times. Training takes the next of the order in"
+        " their place, evaluation leaves them out:"
       )
       lines += [f"  {example}" for example in list(counts)[:MAX_LISTED]]
       if len(counts) > MAX_LISTED:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import cloudpickle
+import cv2
 import numpy as np
 
 from mixer.errors import UserError, did_you_mean
@@ -51,9 +52,19 @@ class Compose:
   ops: tuple[Op, ...]
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Maps uint8 [h, w, 3] to uint8 [h', w', 3]."""
-    for transform in self.ops:
-      image = transform(image, rng)
+    """Maps uint8 [h, w, 3] to uint8 [h', w', 3].
+
+    Raises:
+      ValueError: an op fails on this image.
+    """
+    h, w = image.shape[:2]
+    try:
+      for transform in self.ops:
+        image = transform(image, rng)
+    except (cv2.error, MemoryError) as error:
+      raise ValueError(
+        f"{transform} cannot be applied to an image of {h} x {w} pixels."
+      ) from error
     return image
 
 

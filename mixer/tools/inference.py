@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from mixer import weights
 from mixer.data import preprocess
-from mixer.data.decode import decode
+from mixer.data.decode import MAX_PIXELS, decode
 from mixer.data.shuffle import augmentation_rng
 from mixer.data.workers import DEFAULT_WORKERS
 from mixer.datasets import class_names
@@ -46,6 +46,7 @@ class Classifier:
       trained with a sigmoid, such as the published Mixers.
     class_names: one per output.
     notes: origins of the class names and of the ops.
+    max_pixels: the most that an image may have, that of the run.
   """
 
   name: str
@@ -56,6 +57,7 @@ class Classifier:
   loss: str
   class_names: tuple[str, ...] = dataclasses.field(repr=False)
   notes: tuple[str, str]
+  max_pixels: int = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,7 @@ def open_classifier(
     loss=checkpoint.config.get("loss", "softmax"),
     class_names=names,
     notes=(of_names, of_ops),
+    max_pixels=checkpoint.config.get("data", {}).get("max_pixels", MAX_PIXELS),
   )
 
 
@@ -298,7 +301,7 @@ def _prepared(
   def prepare(i: int) -> Prediction:
     try:
       with open(paths[i], "rb") as file:
-        image = decode(file.read())
+        image = decode(file.read(), classifier.max_pixels)
       image = ops(image, augmentation_rng(0, i))
     except OSError as error:
       return Prediction(paths[i], error.strerror or str(error))

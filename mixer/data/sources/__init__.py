@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mixer.data.decode import MAX_PIXELS
 from mixer.errors import UserError
 from mixer.storage import storage_errors, storage_path
 
@@ -43,11 +44,15 @@ class Source(abc.ABC):
     name: as requested, such as `imagenet2012`.
     split: as requested, such as `train[:99%]`.
     class_names: one for each label, in order.
+    max_pixels: the most that an image may have, see `decode`.
   """
 
   name: str
   split: str
   class_names: tuple[str, ...] = dataclasses.field(repr=False)
+  max_pixels: int = dataclasses.field(
+    default=MAX_PIXELS, repr=False, kw_only=True
+  )
 
   @property
   def num_classes(self) -> int:
@@ -93,7 +98,14 @@ class Subset(Source):
 
   @classmethod
   def of(cls, source: Source, ids: np.ndarray) -> "Subset":
-    return cls(source.name, source.split, source.class_names, source, ids)
+    return cls(
+      source.name,
+      source.split,
+      source.class_names,
+      source,
+      ids,
+      max_pixels=source.max_pixels,
+    )
 
   def __len__(self) -> int:
     return len(self.ids)
