@@ -519,6 +519,50 @@ def test_a_class_whose_last_image_is_cut_short_is_refused(tmp_path):
     prepare("imagenet21k", str(tmp_path))
 
 
+def entry(name, **fields):
+  info = tarfile.TarInfo(name)
+  for key, value in fields.items():
+    setattr(info, key, value)
+  return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(**headers):
+  info = tarfile.TarInfo("n00004475_0.JPEG")
+  info.pax_headers = headers
+  return info.tobuf(tarfile.PAX_FORMAT)
+
+
+LONG, LINK = tarfile.GNUTYPE_LONGNAME, "a link, a device"
+
+
+@pytest.mark.parametrize(
+  "inner, words",
+  [
+    (entry("a.JPEG", size=-512), "damaged"),
+    (entry("a.JPEG", size=-1024), "damaged"),
+    (pax(size="-512"), "damaged"),
+    (entry("a.JPEG", size=1 << 62), "damaged"),
+    (entry("x" * 300), "damaged"),
+    (entry("@", type=LONG, size=-512), "damaged"),
+    (entry("@", type=LONG, size=1 << 40), "damaged"),
+    (entry("@", type=LONG, size=1) * 5000, "damaged"),
+    (entry("a.JPEG", type=tarfile.GNUTYPE_SPARSE, size=512), "damaged|sparse"),
+    (entry("\x1b[2Ja.JPEG", type=tarfile.SYMTYPE), rf"x1b\[2Ja.JPEG.*{LINK}"),
+    (entry("a.JPEG", type=tarfile.LNKTYPE), LINK),
+    (entry("a.JPEG", type=tarfile.CHRTYPE), LINK),
+    (entry("a.JPEG", type=b"?"), LINK),
+  ],
+)
+def test_headers_that_no_images_have_are_refused_at_once(
+  tmp_path, inner, words
+):
+  path = tmp_path / "fall11_whole.tar"
+  path.write_bytes(inner + bytes(1024))
+
+  with pytest.raises(UserError, match=words):
+    archive.inner_tars(path)
+
+
 def test_no_end_mark_no_long_name_and_no_folder_hides_an_image(tmp_path):
   long = "n00004475/" + "very/" * 30 + "n00004475_1.JPEG"
   inner = tar_of({"n00004475_0.JPEG": b"0" * 600, long: b"1"})

@@ -4,6 +4,7 @@
 import concurrent.futures
 import concurrent.futures.process
 import hashlib
+import io
 import multiprocessing
 import os
 import signal
@@ -16,11 +17,12 @@ from typing import TypeVar
 import numpy as np
 
 from mixer.data.workers import block_signals, die_with_parent
-from mixer.errors import UserError, format_list
+from mixer.errors import UserError, format_list, printable
 
 PROGRESS_SECONDS = 10
 GZIP = b"\x1f\x8b"
 BLOCK = 512
+MAX_NAME, MAX_HEADER = 255, 1 << 20  # bytes
 
 # Synset -> file, first byte and end of its tar in that file.
 Tars = dict[str, tuple[Path, int, int]]
@@ -61,7 +63,8 @@ def inner_tars(archive: Path) -> Tars:
     else:
       others.append(name)
   if others:
-    print(f"Left out, because they are no tars: {format_list(others)}.")
+    names = format_list([*map(printable, others)])
+    print(f"Left out, because they are no tars: {names}.")
   if not tars:
     raise UserError(
       f"{archive} holds no tar archives; the official one holds one for each"
@@ -121,13 +124,12 @@ def _members(
   """Yields (file name, offset, size) of the files of a tar inside a file.
 
   Raises:
-    UserError: the tar ends too early, or is damaged.
+    UserError: the tar ends too early, is damaged, or holds links or devices.
   """
   damaged = (
     f"{path} is no tar, damaged or cut short at byte {{}}: download it again."
   )
-  # Unbuffered, so that only the headers are read.
-  with path.open("rb", buffering=0) as file:
+  with _HeaderFile(path) as file:
     file.seek(begin)
     at = begin
     try:
@@ -135,22 +137,38 @@ def _members(
         # Without an end mark, tarfile would run on into the next archive.
         while (member := tar.next()) and member.offset < end:
           at = member.offset
-          if member.offset_data + member.size > end:
-            raise UserError(damaged.format(at))
-          if member.isfile():
-            yield (
-              os.path.basename(member.name),
-              member.offset_data,
-              member.size,
+          name = os.path.basename(member.name)
+          if member.isfile() and not member.issparse():
+            left = end - member.offset_data
+            if not 0 <= member.size <= left or len(name) > MAX_NAME:
+              raise tarfile.ReadError("size or name")
+            yield name, member.offset_data, member.size
+          elif not member.isdir():
+            raise UserError(
+              f"{path} holds {printable(name)} at byte {at}, a link, a device"
+              " or a sparse file: pack plain files (tar --hard-dereference)."
             )
           tar.members.clear()  # tarfile would keep them in memory
         at = member.offset if member else tar.offset
-    except tarfile.TarError as error:
+    except UserError:
+      raise
+    # tarfile raises some of these for damaged headers.
+    except (tarfile.TarError, LookupError, RecursionError, ValueError) as error:
       raise UserError(damaged.format(at)) from error
     # tarfile takes a damaged header for the end; the end is a block of zeros.
     file.seek(at)
     if at < end and any(file.read(BLOCK)):
       raise UserError(damaged.format(at))
+
+
+class _HeaderFile(io.FileIO):
+  """File of which only headers are read, without a buffer."""
+
+  def read(self, size: int = -1) -> bytes:
+    # tarfile reads as much as a header says, be it negative or all of the file.
+    if not 0 <= size <= MAX_HEADER:
+      raise tarfile.ReadError("size of a header")
+    return super().read(size)
 
 
 class Progress:

@@ -39,7 +39,7 @@ from mixer.data.workers import usable_cores
 from mixer.datasets import dedup
 from mixer.datasets.class_names import synsets
 from mixer.datasets.imagenet21k import archive, shards
-from mixer.errors import UserError, format_list
+from mixer.errors import UserError, format_list, printable
 from mixer.storage import atomic_write
 
 MAX_SHARDS = 2048
@@ -207,7 +207,7 @@ class Builder(dataset_builder.FileReaderBuilder):
     for kind in "unreadable", "excluded":
       lines = [line for shard in contents for line in getattr(shard, kind)]
       (target / f"{kind}.txt").write_text(
-        "".join(f"{name}\t{why}\n" for name, why in sorted(lines))
+        "".join(f"{printable(name)}\t{why}\n" for name, why in sorted(lines))
       )
     split = tfds.core.SplitInfo(
       name="full",
