@@ -86,10 +86,12 @@ def evaluate(
         plan.complaints.problems.append(
           "The config has no evaluators: add to config.evals."
         )
-      origin_dir = folder
+      origin_dir, trained = folder, plan.model.initial_classes
       if is_new_run:
         origin_dir = storage_path(config.init) if config.init else None
-      _check_classes(plan, origin_dir)
+      else:
+        trained = trained_classes(folder)
+      _check_classes(plan, trained or [], f"{origin_dir}'s {CLASSES}")
       plan.complaints.raise_all()
       params, origin = _find_params(plan, folder, step, best)
     check_same_plan(hosts, plan)
@@ -137,15 +139,14 @@ def _write(folder: epath.Path, config: ConfigDict, origin: str, results: dict):
     print(f"Not written to {folder}: {error.strerror or error}.", flush=True)
 
 
-def _check_classes(plan: Plan, folder: epath.Path | None):
+def _check_classes(plan: Plan, trained: list[str], origin: str):
   """Compares the classes of image folders with those of the run."""
-  trained = folder and trained_classes(folder)
   for name, evaluation in plan.data.evals.items():
     if evaluation.source is None or evaluation.type.own_classes:
       continue
     with plan.complaints.collect(f"config.evals.{name}: ", once=True):
       if trained:
-        check_classes(evaluation.source, trained, str(folder / CLASSES))
+        check_classes(evaluation.source, trained, origin)
 
 
 def _find_params(

@@ -13,7 +13,6 @@ from mixer.data.sources import Source
 from mixer.data_plan import Complaints, DataPlan
 from mixer.errors import UserError
 from mixer.models import FAMILIES, create, family_of, fields_of, flops
-from mixer.storage import storage_path
 from mixer.training.optimizer import lr_multiplier_tree
 from mixer.weights import LoadedWeights
 
@@ -25,6 +24,7 @@ class ModelPlan:
   abstract_params: shapes and dtypes of the parameters.
   multiply_accumulates: of one image's forward pass.
   initial_params: from config.init; None for random ones.
+  initial_classes: of the run that config.init comes from; None if not known.
   initial_note: sentences about their growth and head.
   """
 
@@ -32,6 +32,7 @@ class ModelPlan:
   abstract_params: dict | None = None
   multiply_accumulates: int | None = None
   initial_params: dict | None = None
+  initial_classes: list[str] | None = None
   initial_note: str = ""
 
 
@@ -47,7 +48,7 @@ def plan_model(
 
   Args: as of `mixer.plan.make_plan`.
   """
-  checkpoint = module = params = cost = initial = None
+  checkpoint = module = params = cost = initial = classes = None
   note = ""
   if load_init:
     with complaints.collect(f"config.init = {config.init}: "):
@@ -62,9 +63,13 @@ def plan_model(
     with complaints.collect("config."):
       lr_multiplier_tree(params, config.optimizer.multipliers)
   if params is not None and checkpoint is not None:
+    if checkpoint.config and checkpoint.class_names:
+      classes = list(checkpoint.class_names)
     with complaints.collect(f"config.init = {config.init}: "):
+      if config.init_head == "auto" and data.source and classes:
+        _check_head(classes, data.source)
       initial, note = _fit_init(config, checkpoint, data, module, params)
-  return ModelPlan(module, params, cost, initial, note)
+  return ModelPlan(module, params, cost, initial, classes, note)
 
 
 def _model_fields(options: ConfigDict) -> dict:
@@ -134,8 +139,6 @@ def _fit_init(
   Raises:
     ValueError: the weights are of another model, or the head of other classes.
   """
-  if config.init_head == "auto" and data.source is not None:
-    _check_head(config, data.source)
   params, growth = checkpoint.params, ""
   if config.init_growth != "none":
     params, growth = _grow(config, checkpoint, model, data.image_size)
@@ -148,15 +151,13 @@ def _fit_init(
   return params, f"{growth}{head}"
 
 
-def _check_head(config: ConfigDict, source: Source) -> None:
+def _check_head(trained: list[str], source: Source) -> None:
   """Raises UserError if a run's head would stand for other classes."""
-  folder = storage_path(config.init)
   names = list(source.class_names)
-  trained = weights.trained_classes(folder) or names
   if len(trained) == source.num_classes and trained != names:
     raise UserError(
       "The head was trained on other classes, or in another order"
-      f" ({folder / weights.CLASSES}): give images in folders that file with"
+      f" ({weights.CLASSES} of its run): give images in folders that file with"
       " config.data.classes, or say with config.init_head whether to 'keep' the"
       " head or to begin with 'zeros'."
     )

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, sigterm_to_keyboard_interrupt
 from mixer.cluster import ONE_HOST, Cluster
+from mixer.config_check import to_dict
 from mixer.data.shuffle import IndexShuffler
 from mixer.distributed import Hosts, initialize
 from mixer.evaluators.runner import EvalRunner
@@ -327,6 +328,8 @@ def finish(plan: Plan, folder: epath.Path, params: dict):
     folder / weights.RUN_FILE,
     params,
     gelu=getattr(plan.model.module, "gelu", "tanh"),  # BiT has none
+    config=to_dict(plan.config),
+    class_names=plan.data.source.class_names,
   )
   curve = draw_learning_curve(folder)
   print(

@@ -275,7 +275,7 @@ def test_damage_in_the_cache_is_seen(tmp_path):
   damaged[len(damaged) // 2] ^= 1
   (tmp_path / "damaged.npz").write_bytes(damaged)
 
-  with pytest.raises(UserError, match="damaged: delete it and fetch it again"):
+  with pytest.raises(UserError, match="is damaged.*download it again"):
     weights.load(tmp_path / "damaged.npz")
 
 

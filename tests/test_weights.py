@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,12 +11,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import create, flops
+from mixer.tools import export, predict
 from mixer.tools.inference import made_for
 from mixer.tools.weights import main
+from mixer.weights import convert, io
 
 TINY = dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48)
 FILE = "tests/goldens/mixer_tiny.npz"
@@ -88,8 +94,6 @@ def test_what_the_exact_gelu_leaves_in_an_npz_disturbs_no_other_reader(
 def test_timms_files_have_the_exact_gelu_unless_they_are_googles(
   tmp_path, place, gelu
 ):
-  from safetensors.numpy import load_file, save_file
-
   path = tmp_path / place
   path.parent.mkdir(parents=True, exist_ok=True)
   weights.save(tmp_path / "with.safetensors", weights.load(FILE))
@@ -131,7 +135,7 @@ def test_a_runs_folder_says_how_it_was_trained(tmp_path):
   (tmp_path / "classes.txt").write_text("ant\nbee\nsea horse\n")
   config = {
     "data": {"ops": "resize((40, 80)) | central_crop((32, 72))"},
-    "model": {"name": "Mixer-S/16", "gelu": "exact"},
+    "model": {"name": "Mixer", "num_classes": 7, "gelu": "exact", **TINY},
   }
   (tmp_path / "config.json").write_text(json.dumps(config))
 
@@ -145,16 +149,34 @@ def test_a_runs_folder_says_how_it_was_trained(tmp_path):
     weights.read(tmp_path)
 
 
-def test_files_that_are_no_weights_are_refused(tmp_path):
-  whole = open(FILE, "rb").read()
-  (tmp_path / "text.npz").write_text("not a zip")
-  (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-  np.savez(tmp_path / "code.npz", x=np.array([print], dtype=object))
-  np.savez(tmp_path / "words.npz", x=np.array(["a"]))
+def write_complex(path):
+  np.savez(path, x=np.zeros(3, np.complex64))
 
-  for name in ("text.npz", "cut.npz", "code.npz", "words.npz"):
-    with pytest.raises(UserError, match="is not an .npz file of arrays of"):
-      weights.load(tmp_path / name)
+
+@pytest.mark.parametrize(
+  "write, words",
+  [
+    (lambda path: path.write_bytes(b""), "no .npz, .safetensors or PyTorch"),
+    (lambda path: path.write_text("<!DOCTYPE html>"), "no .npz, .safetensors"),
+    (lambda path: path.write_bytes(open(FILE, "rb").read()[:9000]), "damaged"),
+    (lambda path: path.write_bytes(b"\xff" * 7 + b"\0{"), "is damaged"),
+    (lambda path: np.savez(path), "no arrays in it"),
+    (lambda path: np.savez(path, x=np.array([print], "O")), "more than arrays"),
+    (lambda path: np.savez(path, x=["a"]), "x holds str"),
+    (write_complex, "x holds complex64 instead of float16, bfloat16"),
+    (lambda path: np.savez(path, **{"a": [1.0], "a/b": [1.0]}), "is damaged"),
+  ],
+)
+def test_files_that_hold_no_numbers_are_refused(tmp_path, write, words):
+  path = tmp_path / "weights.npz"
+  write(path)
+
+  with pytest.raises(UserError, match=words) as raised:
+    weights.load(path)
+  assert str(path) in str(raised.value)
+
+
+def test_places_without_weights_are_refused(tmp_path):
   np.savez(tmp_path / "nan.npz", **{"head/bias": [np.nan]})
   with pytest.raises(UserError, match="not finite, in head/bias"):
     weights.load(tmp_path / "nan.npz")
@@ -162,14 +184,17 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     weights.load(tmp_path / "nothing.npz")
   with pytest.raises(UserError, match="which a run writes at its end"):
     weights.load(tmp_path)
-  (tmp_path / "model.ckpt").touch()
-  with pytest.raises(UserError, match="must end in .npz, .safetensors, .pth"):
-    weights.load(tmp_path / "model.ckpt")
+  for file, words in (
+    ("model.safetensors.index.json", "in several files"),
+    ("_CHECKPOINT_METADATA", "is a checkpoint.*name the run's folder"),
+    ("sweep.json", "holds a sweep: name one of the"),
+  ):
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match=words):
+      weights.load(tmp_path)
 
 
 def test_safetensors_that_are_damaged_or_of_another_model_are_refused(tmp_path):
-  from safetensors.numpy import save_file
-
   weights.save(tmp_path / "whole.safetensors", weights.load(FILE))
   whole = (tmp_path / "whole.safetensors").read_bytes()
   (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -198,7 +223,7 @@ def test_what_timm_has_no_names_for_is_not_written_in_its_layout(tmp_path):
 
 
 def test_without_pytorch_its_files_say_what_to_install(tmp_path):
-  (tmp_path / "model.pth").write_bytes(b"whatever")
+  (tmp_path / "model.pth").write_bytes(b"\x80\x02.")
   # As where it is not installed, wherever this runs.
   code = (
     "import sys; sys.modules['torch'] = None\n"
@@ -215,20 +240,216 @@ def test_without_pytorch_its_files_say_what_to_install(tmp_path):
   assert "pip install torch, or take the .safetensors file" in done.stderr
 
 
-def timms_tensors(torch, tmp_path):
-  from safetensors.numpy import load_file
+def timms_arrays():
+  arrays = flatten_dict(weights.load(FILE), sep="/")
+  return {
+    name: np.ascontiguousarray(array)
+    for name, array in convert.to_timm(arrays).items()
+  }
 
-  weights.save(tmp_path / "timms.safetensors", weights.load(FILE))
-  arrays = load_file(tmp_path / "timms.safetensors")
-  return {name: torch.tensor(array) for name, array in arrays.items()}
+
+def timms_tensors(torch):
+  return {name: torch.tensor(array) for name, array in timms_arrays().items()}
 
 
-@pytest.mark.parametrize("wrapped", [None, "state_dict", "model"])
-def test_files_of_pytorchs_are_read_wrapped_or_not(tmp_path, wrapped):
+@pytest.mark.parametrize(
+  "rename",
+  [
+    "module.{}",
+    "_orig_mod.{}",
+    "model.{}",
+    "backbone.{}",
+    "module._orig_mod.model.backbone.{}",
+    "model._orig_mod.module.{}",
+    "0.{}",
+  ],
+)
+@pytest.mark.parametrize("head", ["wrapped", "outside"])
+def test_names_that_wrappers_have_changed_are_read(
+  tmp_path, rename, head, capsys
+):
+  arrays = {
+    rename.format(name)
+    if head == "wrapped" or not name.startswith("head.")
+    else name: array
+    for name, array in timms_arrays().items()
+  }
+  save_file(arrays, tmp_path / "wrapped.safetensors")
+
+  assert_equal(
+    weights.load(tmp_path / "wrapped.safetensors"), weights.load(FILE)
+  )
+  assert "names lose the parts of wrappers" in capsys.readouterr().err
+
+
+def test_blocks_that_are_compiled_one_by_one_are_read(tmp_path):
+  arrays = {
+    name.replace("blocks.1.", "blocks.1._orig_mod."): array
+    for name, array in timms_arrays().items()
+  }
+  save_file(arrays, tmp_path / "compiled.safetensors")
+
+  assert_equal(
+    weights.load(tmp_path / "compiled.safetensors"), weights.load(FILE)
+  )
+  arrays["blocks.1.norm1.bias"] = arrays["norm.bias"]
+  save_file(arrays, tmp_path / "twice.safetensors")
+  with pytest.raises(
+    UserError, match="Two arrays have the name blocks.1.norm1"
+  ):
+    weights.load(tmp_path / "twice.safetensors")
+
+
+# Changes of a file in timm's layout, and words of the complaint.
+FAULTS = {
+  "missing": (
+    lambda arrays: arrays.pop("blocks.1.norm2.bias"),
+    r"MixerBlock_1/LayerNorm_1/bias: missing in the weights, \(24,\) in",
+  ),
+  "no stem": (lambda arrays: arrays.pop("stem.proj.weight"), "stem"),
+  "half a head": (lambda arrays: arrays.pop("head.bias"), "head/bias: missing"),
+  "extra": (
+    lambda arrays: arrays.update({"blocks.7.norm1.bias": np.zeros(3, "f")}),
+    "MixerBlock_7|Block_2/",
+  ),
+  "other": (
+    lambda arrays: arrays.update({"norm.bias": np.zeros(3, "f")}),
+    r"pre_head_layer_norm/bias: \(3,\) in the weights, \(24,\) in the model",
+  ),
+  "unknown": (
+    lambda arrays: arrays.update({"fc.bias": np.zeros(3, "f")}),
+    "these do not: fc.bias",
+  ),
+  "int8": (
+    lambda arrays: arrays.update(
+      {name: np.int8(array) for name, array in arrays.items()}
+    ),
+    "holds I8 instead of F16.*quantised",
+  ),
+  "float8": (
+    lambda arrays: arrays.update(
+      {"norm.bias": np.zeros(24, ml_dtypes.float8_e4m3fn)}
+    ),
+    "norm.bias holds F8_E4M3",
+  ),
+  "infinite": (
+    lambda arrays: arrays.update({"norm.bias": np.full(24, np.inf, "f")}),
+    "not finite, in pre_head_layer_norm/bias",
+  ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_command_refuses_weights_that_are_no_whole_model(
+  tmp_path, fault, capsys
+):
+  change, words = FAULTS[fault]
+  arrays = timms_arrays()
+  change(arrays)
+  path, image = tmp_path / "bad.safetensors", tmp_path / "image.png"
+  save_file(arrays, path)
+  Image.new("RGB", (32, 32)).save(image)
+
+  for command in (
+    lambda: predict.main([f"--init={path}", str(image)]),
+    lambda: export.main([f"--init={path}", f"--out={tmp_path}/x.stablehlo"]),
+    lambda: export.main([f"--init={path}", f"--out={tmp_path}/x.npz"]),
+    lambda: main(["convert", str(path), f"{tmp_path}/x.npz"]),
+  ):
+    assert command() == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert str(path) in error and re.search(words, error)
+  assert {file.name for file in tmp_path.iterdir()} == {path.name, image.name}
+
+
+def test_what_is_no_model_is_not_converted(tmp_path, capsys):
+  np.savez(tmp_path / "other.npz", **{"conv/kernel": np.zeros(3, "f")})
+
+  for target in ("x.npz", "x.safetensors"):
+    code = main(["convert", f"{tmp_path}/other.npz", f"{tmp_path}/{target}"])
+    assert code == 2
+    assert "not the parameters of a Mixer" in capsys.readouterr().err
+    assert not (tmp_path / target).exists()
+
+
+def test_files_are_measured_before_they_are_opened(tmp_path, monkeypatch):
+  """The member's data are damaged, which only opening it would show."""
+  path = tmp_path / "bomb.npz"
+  np.savez_compressed(path, x=np.zeros(10**6, "f"))
+  data = bytearray(path.read_bytes())
+  data[100:2000] = bytes(1900)
+  path.write_bytes(data)
+  with pytest.raises(UserError, match="is damaged"):
+    weights.load(path)
+
+  monkeypatch.setattr(io, "_MAX_BYTES", 3 * 2**20)
+
+  with pytest.raises(UserError, match="holds 0.0 GiB, and no model here"):
+    weights.load(path)
+
+
+def test_the_largest_models_are_within_the_measure():
+  for name in ("BiT-R152x4", "Mixer-H/14"):
+    model = create(name, num_classes=21_843)
+    numbers = flops.count_params(flops.abstract_params(model, (448, 448)))
+    assert 4 * numbers < 0.8 * io._MAX_BYTES
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_file_of_a_run_knows_what_its_folder_knows(tmp_path, suffix):
+  params = weights.load(FILE)
+  config = {
+    "data": {"ops": "resize((32, 32))"},
+    "model": {"name": "Mixer", "num_classes": 7, **TINY},
+    "loss": "sigmoid",
+  }
+  record = dict(gelu="exact", config=config, class_names=tuple("abcdefg"))
+  weights.save(tmp_path / f"weights{suffix}", params, **record)
+  shutil.copy(tmp_path / f"weights{suffix}", tmp_path / "renamed.bin")
+  main(["convert", f"{tmp_path}/renamed.bin", f"{tmp_path}/again.npz"])
+  shutil.copy(tmp_path / "again.npz", tmp_path / "last.safetensors")
+
+  for name in ("", "renamed.bin", "again.npz", "last.safetensors"):
+    found = weights.read(tmp_path / name)
+    assert found.record == record and found.image_size == (32, 32)
+    assert_equal(found.params, params)
+
+
+def test_names_of_classes_that_fill_a_comment_are_left_out(tmp_path):
+  names = [f"class {i}" for i in range(10_000)]
+
+  weights.save(tmp_path / "a.npz", weights.load(FILE), class_names=names)
+  weights.save(
+    tmp_path / "b.safetensors", weights.load(FILE), class_names=names
+  )
+
+  assert weights.read(tmp_path / "a.npz").class_names is None
+  assert weights.read(tmp_path / "b.safetensors").class_names == tuple(names)
+
+
+def test_the_comment_of_older_files_is_read(tmp_path):
+  for comment, gelu in ((b"gelu=exact", "exact"), (b"made by me", "tanh")):
+    shutil.copy(FILE, tmp_path / "old.npz")
+    with zipfile.ZipFile(tmp_path / "old.npz", "a") as file:
+      file.comment = comment
+    assert weights.read(tmp_path / "old.npz").gelu == gelu
+
+
+@pytest.mark.parametrize(
+  "keys",
+  [(), ("state_dict",), ("model",), ("model_state_dict",)]
+  + [("model", "state_dict")],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".pt", ".bin", ".ckpt"])
+def test_files_of_pytorchs_are_read_wrapped_or_not(tmp_path, keys, suffix):
   torch = pytest.importorskip("torch")
-  state = timms_tensors(torch, tmp_path)
-  path = tmp_path / "jx_mixer_b16_224-76587d61.pth"
-  torch.save({wrapped: state, "epoch": 3} if wrapped else state, path)
+  state = timms_tensors(torch)
+  path = tmp_path / f"jx_mixer_b16_224-76587d61{suffix}"
+  content = state
+  for key in reversed(keys):
+    content = {key: content, "epoch": 3}
+  torch.save(content, path)
 
   read = weights.read(path)
 
@@ -249,12 +470,12 @@ def test_files_of_pytorchs_that_would_run_code_are_refused(tmp_path, capsys):
   torch = pytest.importorskip("torch")
   torch.save({"state_dict": RunsCode()}, tmp_path / "bad.pth")
   torch.save([1, 2], tmp_path / "list.pth")
-  torch.save(timms_tensors(torch, tmp_path), tmp_path / "whole.pth")
+  torch.save(timms_tensors(torch), tmp_path / "whole.pth")
   whole = (tmp_path / "whole.pth").read_bytes()
   (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
   (tmp_path / "text.pth").write_text("not a pickle")
 
-  with pytest.raises(UserError, match="can run any code.*print"):
+  with pytest.raises(UserError, match="run any code.*print"):
     weights.load(tmp_path / "bad.pth")
   with pytest.raises(UserError, match="no dict of tensors"):
     weights.load(tmp_path / "list.pth")
@@ -333,7 +554,7 @@ def test_weights_of_others_for_pixels_from_0_to_1_take_ours(tmp_path):
   params = weights.load(FILE)
   theirs = tmp_path / "mixer_b16_224.miil_in21k" / "model.safetensors"
   theirs.parent.mkdir()
-  weights.save(theirs, params, gelu="exact")
+  save_file(timms_arrays(), theirs)
   image = np.random.default_rng(0).uniform(size=(2, 32, 32, 3))
 
   ours = weights.read(theirs)
@@ -342,6 +563,36 @@ def test_weights_of_others_for_pixels_from_0_to_1_take_ours(tmp_path):
   logits, _ = model.apply({"params": ours.params}, np.float32(2 * image - 1))
   assert ours.gelu == "exact"
   np.testing.assert_allclose(logits, wanted, atol=1e-6)
+  # Converted once, whatever the place.
+  again = theirs.with_name("again.safetensors")
+  assert main(["convert", str(theirs), str(again)]) == 0
+  assert_equal(weights.load(again), ours.params)
+
+
+def test_a_folder_of_timms_hub_tells_range_of_pixels_gelu_and_classes(tmp_path):
+  model = create("Mixer", num_classes=7, gelu="exact", **TINY)
+  mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+  about = {
+    "architecture": "mixer_b16_224",
+    "label_names": list("abcdefg"),
+    "pretrained_cfg": {"tag": "mine", "mean": mean, "std": std},
+  }
+  save_file(timms_arrays(), tmp_path / "model.safetensors")
+  (tmp_path / "config.json").write_text(json.dumps(about))
+  image = np.random.default_rng(0).uniform(size=(2, 32, 32, 3))
+
+  ours = weights.read(tmp_path)
+
+  expected, _ = model.apply(
+    {"params": weights.load(FILE)}, np.float32((image - mean) / std)
+  )
+  logits, _ = model.apply({"params": ours.params}, np.float32(2 * image - 1))
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+  assert ours.gelu == "exact" and ours.class_names == tuple("abcdefg")
+  assert_equal(weights.load(tmp_path / "model.safetensors"), ours.params)
+  about["pretrained_cfg"] = {"tag": "goog_in21k", "mean": 0.5, "std": 0.5}
+  (tmp_path / "config.json").write_text(json.dumps(about))
+  assert weights.read(tmp_path).gelu == "tanh"
 
 
 def test_a_grown_file_in_the_place_of_published_weights_tells_its_own_size(
@@ -357,13 +608,6 @@ def test_a_grown_file_in_the_place_of_published_weights_tells_its_own_size(
   weights.save(path, weights.grow(params, factor=2))
 
   assert weights.read(path).image_size == (448, 448)
-
-
-def test_a_sweep_is_told_from_a_run(tmp_path):
-  (tmp_path / "sweep.json").write_text("{}")
-
-  with pytest.raises(UserError, match="holds a sweep: name one of the"):
-    weights.load(tmp_path)
 
 
 def test_images_are_made_for_the_weights_or_as_in_the_paper():

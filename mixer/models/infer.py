@@ -202,5 +202,5 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
 def _width(shapes: Shapes, layer: str) -> int | None:
   """Returns the width of a dense layer; None if it is missing."""
-  bias = shapes.get(f"{layer}/bias")
-  return None if bias is None else bias[0]
+  shape = shapes.get(f"{layer}/bias") or shapes.get(f"{layer}/kernel")
+  return shape[-1] if shape else None

@@ -90,7 +90,8 @@ def run(init: str, out: str, **options: str | int | None) -> str:
   checkpoint = weights.read(init)
   if suffix == ".safetensors":
     _check_timm_layout(checkpoint.params)
-  weights.save(out, checkpoint.params, gelu=checkpoint.gelu)
+  checkpoint.create_model()  # complains of an unknown one
+  weights.save(out, checkpoint.params, **checkpoint.record)
   about = weights.gelu_note(out, checkpoint.params, checkpoint.gelu)
   return f"Wrote {out}. {about}".rstrip()
 

@@ -32,7 +32,8 @@ _WARNINGS = (
   "imagenet1k/Mixer-B_16 and -L_16, trained on ImageNet-1k only.",
   "timm's miil_in21k and miil_in21k_ft_in1k are other people's weights: exact "
   "GELU, 11,221 classes for miil_in21k, and pixels in [0, 1]. The stem is "
-  "converted to [-1, 1] here if the file's path has miil in it.",
+  "converted to [-1, 1] here if the hub's config.json next to the file, or "
+  "else its path, has miil in it.",
   "timm computes the exact GELU also for Google's weights, which were trained "
   "with the tanh form; this project computes them as trained.",
 )
@@ -181,16 +182,18 @@ def _convert(
 ) -> str:
   io.check_target(target, "TO", source)
   checkpoint = read(source)
-  params = checkpoint.params
+  params, record = checkpoint.params, checkpoint.record
+  checkpoint.create_model()  # complains of an unknown one
   lines = [f"{source}: {_describe_params(params)}."]
   if factor is not None or tokens is not None:
     grid = grid_shape(params, checkpoint.image_size)
     params = grow(params, factor=factor, tokens=tokens, grid=grid)
+    del record["config"]  # of a run on smaller images
     how = f"by {factor}" if factor else "by interpolation"
     if tokens and "MixerBlock_0" in params:
       how += ", beyond the paper"
     lines.append(f"Grown {how}: {_describe_params(params)}.")
-  io.save(target, params, gelu=checkpoint.gelu)
+  io.save(target, params, **record)
   layout = "Google's" if target.endswith(".npz") else "timm's"
   lines.append(f"Written to {target} in {layout} layout.")
   lines.append(io.gelu_note(target, params, checkpoint.gelu))
@@ -200,7 +203,7 @@ def _convert(
 def _describe_params(params: dict) -> str:
   model = infer(params)
   if model is None:
-    return "no Mixer, ViT or BiT"
+    return "a MixerVariation"
   head = f"{model.num_classes:,} classes" if model.num_classes else "no head"
   return f"{describe(model)}, {describe_tokens(params)}, {head}"
 

@@ -99,10 +99,14 @@ def _rename(
         new = match.expand(replacement)
         array = array if change is None else change(array)
         break
-    if new in renamed:
-      raise UserError(f"Two arrays have the name {new}, one of them as {name}.")
-    renamed[new] = array
+    _add(renamed, new, name, array)
   return renamed
+
+
+def _add(renamed: Arrays, new: str, name: str, array: np.ndarray) -> None:
+  if new in renamed:
+    raise UserError(f"Two arrays have the name {new}, one of them as {name}.")
+  renamed[new] = array
 
 
 # Published module -> timm's; block numbers are the same.
@@ -143,6 +147,31 @@ def to_timm(arrays: Arrays) -> Arrays:
     renamed[f"{prefix}{_TIMM_MODULES[module]}.{suffix}"] = array
   _require_mixer(unknown, "MixerBlock_0/LayerNorm_0/scale")
   return renamed
+
+
+def strip_wrappers(arrays: Arrays) -> tuple[Arrays, str]:
+  """Removes the parts that PyTorch's wrappers add to timm's names.
+
+  These are `module` and names with a leading underscore (`_orig_mod` of
+  torch.compile), anywhere, and all in front of the stem: `model.`, `backbone.`.
+
+  Returns:
+    The arrays, and an example of a name with its new one; "" if none changed.
+
+  Raises:
+    UserError: two arrays would get one name.
+  """
+  wrappers = r"(?<![^.])(?:_\w+|module)\."
+  names = {name: re.sub(wrappers, "", name) for name in arrays}
+  stems = [name for name in names.values() if name.endswith("stem.proj.weight")]
+  prefix = stems[0].removesuffix("stem.proj.weight") if len(stems) == 1 else ""
+  stripped, example = {}, ""
+  for name, array in arrays.items():
+    new = names[name].removeprefix(prefix)
+    _add(stripped, new, name, array)
+    if new != name:
+      example = example or f"{name} is {new}"
+  return stripped, example
 
 
 def from_timm(arrays: Arrays) -> Arrays:

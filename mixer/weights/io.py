@@ -8,10 +8,11 @@ logits had standard deviations of 0.35 and 0.43. Files record the form unless
 their layout implies it.
 """
 
+import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes  # safetensors needs it too, for bfloat16 in NumPy
@@ -20,7 +21,7 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as save_bytes
 
-from mixer.errors import UserError
+from mixer.errors import UserError, format_list, notify
 from mixer.models.infer import infer
 from mixer.storage import (
   atomic_write,
@@ -32,131 +33,171 @@ from mixer.storage import (
 from mixer.weights import convert
 from mixer.weights.convert import Arrays
 
-SUFFIXES = (".npz", ".safetensors")  # read and written
-PICKLES = (".pth", ".pt", ".bin")  # read if PyTorch is installed
-_GELU = "gelu"
+SUFFIXES = (".npz", ".safetensors")  # written
+_RECORD = "mixer"  # key of the record in .safetensors
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_SAFE_FLOATS = ("F16", "BF16", "F32", "F64")  # the same in .safetensors
+# Larger than BiT-R152x4 for ImageNet-21k (4.2 GiB) and Mixer-H/14 (1.7 GiB).
+_MAX_BYTES = 6 * 2**30
+_MAX_COMMENT = 2**16 - 1  # bytes, of a zip file
+_STATES = ("state_dict", "model", "model_state_dict")  # keys in PyTorch's files
 # Beginnings of files that `save` writes.
-_OURS = rb'PK\x03\x04.{26}\w+/[\w/]+\.npy|.{8}\{"__metadata__":\{[^}]*"gelu":'
+_OURS = (
+  rb"PK\x03\x04.{26}\w+/[\w/]+\.npy|"
+  rb'.{8}\{"__metadata__":\{("format":"pt",)?"(gelu|mixer)":'
+)
 
 
-def read_file(path: Path) -> tuple[dict, str | None]:
-  """Reads parameters in any of the layouts.
+def read_file(path: Path) -> tuple[dict, dict]:
+  """Reads parameters in any of the layouts, told apart by the content.
 
   Returns:
-    Nested dict of float32 arrays under the published names, and the form of
-    GELU that the file records, "tanh" or "exact", or None.
+    Nested dict of float32 arrays under the published names, and the file's
+    record: arguments of `save`, and "gelu" also where Google's layout implies
+    it.
 
   Raises:
-    UserError: the file has another format, is damaged, or holds more than
-      finite numbers.
+    UserError: the file has another format, is damaged, larger than any model,
+      or holds more than finite numbers.
   """
-  readers: dict[str, Callable[..., tuple[Arrays, str | None]]] = {
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-    **dict.fromkeys(PICKLES, _read_pickle),
-  }
-  if path.suffix not in readers:
-    raise UserError(
-      f"The layout of {path} is not known: its name must end in "
-      f"{', '.join(readers)}; name a run by its folder."
-    )
   with local_copy(path) as file:
-    arrays, gelu = readers[path.suffix](path, file)
-  try:
-    if path.suffix == ".npz":
-      arrays = convert.to_published(arrays)
-    else:
-      arrays = convert.from_timm(arrays)
-  except UserError as error:
-    raise UserError(f"{path} holds other arrays. {error}") from error
-  arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
-  for name, array in arrays.items():
-    if not np.isfinite(array).all():
+    try:
+      arrays, record = _read_arrays(file)
+      if not arrays:
+        raise UserError("There are no arrays in it.")
+      if any("/" in name for name in arrays):
+        record = {"gelu": "tanh"} | record
+        arrays = convert.to_published(arrays)
+      else:
+        arrays, example = convert.strip_wrappers(arrays)
+        if example:
+          notify(f"{path}: names lose the parts of wrappers: {example}.")
+        arrays = convert.from_timm(arrays)
+      arrays = {
+        k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()
+      }
+      for name, array in arrays.items():
+        if not np.isfinite(array).all():
+          raise UserError(
+            f"It has values that are not finite, in {name}: take weights of an "
+            "earlier step."
+          )
+      params = unflatten_dict(arrays, sep="/")
+    except UserError as error:
+      raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # of any reader, for any kind of damage
+      if reason := getattr(error, "strerror", None):
+        raise UserError(f"Cannot read {path}: {reason}.") from error
       raise UserError(
-        f"{path} has values that are not finite, in {name}: take weights of "
-        "an earlier step."
-      )
-  return unflatten_dict(arrays, sep="/"), gelu
+        f"{path} is damaged, or holds more than arrays of numbers: move it "
+        "away, and copy or download it again."
+      ) from error
+  return params, record
 
 
-def _read_npz(path: Path, local: Path) -> tuple[Arrays, str | None]:
-  try:
-    with np.load(local, allow_pickle=False) as file:
-      arrays = {name: _to_float32(file[name]) for name in file.files}
-    with zipfile.ZipFile(local) as file:
-      comment = file.comment.decode(errors="replace")
-  except (
-    AttributeError,
-    EOFError,
-    OSError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-  ) as error:
+def _read_arrays(file: Path) -> tuple[Arrays, dict]:
+  _check_size(file.stat().st_size)
+  with file.open("rb") as opened:
+    start = opened.read(9)
+  if start[8:] == b"{":  # behind the length of this JSON object
+    return _read_safetensors(file)
+  if start.startswith(b"PK"):
+    with zipfile.ZipFile(file) as members:
+      _check_size(sum(each.file_size for each in members.infolist()))
+      if not any(name.endswith("data.pkl") for name in members.namelist()):
+        return _read_npz(file), _parse_comment(members.comment)
+    return _read_pickle(file), {}
+  if start.startswith(b"\x80"):  # PyTorch's former format
+    return _read_pickle(file), {}
+  raise UserError(
+    "It is no .npz, .safetensors or PyTorch file, or it is damaged: copy or "
+    "download it again, or name a run by its folder."
+  )
+
+
+def _check_size(size: int) -> None:
+  if size > _MAX_BYTES:
     raise UserError(
-      f"{path} is not an .npz file of arrays of numbers, or it is damaged: "
-      "delete it and fetch it again."
-    ) from error
-  gelu = comment.removeprefix(f"{_GELU}=")
-  return arrays, None if gelu == comment else gelu
+      f"It holds {size / 2**30:,.1f} GiB, and no model here more than "
+      f"{_MAX_BYTES / 2**30:g}: take a file of the parameters only."
+    )
 
 
-def _read_safetensors(path: Path, local: Path) -> tuple[Arrays, str | None]:
-  try:
-    with safetensors.safe_open(local, framework="np") as file:
-      gelu = (file.metadata() or {}).get(_GELU)
-      return {name: file.get_tensor(name) for name in file.keys()}, gelu
-  except (OSError, TypeError, safetensors.SafetensorError) as error:
+def _read_npz(file: Path) -> Arrays:
+  with np.load(file, allow_pickle=False) as arrays:
+    return {name: _to_float(name, arrays[name]) for name in arrays.files}
+
+
+def _to_float(name: str, array: np.ndarray) -> np.ndarray:
+  if array.dtype == "V2":  # NumPy saves bfloat16 as raw bytes
+    array = array.view(ml_dtypes.bfloat16)
+  _check_type(name, array.dtype.name, _FLOATS)
+  return array.astype(np.float32, copy=False)
+
+
+def _check_type(name: str, dtype: str, floats: Sequence[str]) -> None:
+  if dtype not in floats:
     raise UserError(
-      f"{path} is not a .safetensors file of numbers, or it is damaged "
-      f"({error}): delete it and fetch it again."
-    ) from error
+      f"{name} holds {dtype} instead of {', '.join(floats)}: quantised weights "
+      "are not read; take those that they were made from."
+    )
 
 
-def _read_pickle(path: Path, local: Path) -> tuple[Arrays, str | None]:
+def _parse_comment(comment: bytes) -> dict:
+  text = comment.decode(errors="replace")
+  if text.startswith("gelu="):  # of older files
+    return {"gelu": text.removeprefix("gelu=")}
+  return json.loads(text) if text.startswith('{"gelu"') else {}
+
+
+def _read_safetensors(file: Path) -> tuple[Arrays, dict]:
+  with safetensors.safe_open(file, framework="np") as opened:
+    names = opened.keys()
+    for name in names:
+      _check_type(name, opened.get_slice(name).get_dtype(), _SAFE_FLOATS)
+    arrays = {name: opened.get_tensor(name) for name in names}
+    metadata = opened.metadata() or {}
+  if "gelu" in metadata:  # of older files
+    return arrays, {"gelu": metadata["gelu"]}
+  return arrays, json.loads(metadata.get(_RECORD, "{}"))
+
+
+def _read_pickle(file: Path) -> Arrays:
   try:
     import torch
   except ImportError as error:
     raise UserError(
-      f"{path} is a PyTorch file, which only PyTorch reads: pip install torch, "
-      "or take the .safetensors file of the same weights."
+      "Only PyTorch reads this file: pip install torch, or take the "
+      ".safetensors file of the same weights."
     ) from error
   try:
-    content = torch.load(local, map_location="cpu", weights_only=True)
+    content = torch.load(file, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
     raise UserError(
-      f"{path} holds more than numbers, or it is damaged. Opening such a file "
-      "could run any code, so it was not opened: take the .safetensors file of "
-      "the same weights, or ask its author to save only the state_dict(). "
+      "It holds more than numbers, or it is damaged. Opening such a file could "
+      "run any code, so it was not opened: take the .safetensors file of the "
+      "same weights, or ask its author to save only the state_dict(). "
       f"({_reason(error)})"
     ) from error
-  except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
-    raise UserError(
-      f"{path} is not a PyTorch file, or it is damaged: "
-      "delete it and fetch it again."
-    ) from error
-  for key in ("state_dict", "model"):
-    if isinstance(content, dict) and isinstance(content.get(key), dict):
-      content = content[key]
+  while isinstance(content, dict) and (
+    key := next((k for k in _STATES if isinstance(content.get(k), dict)), None)
+  ):
+    if others := [str(other) for other in content if other != key]:
+      notify(f"{file.name}: reads {key!r}, and not {format_list(others)}.")
+    content = content[key]
   if not isinstance(content, dict) or not all(
     isinstance(value, torch.Tensor) for value in content.values()
   ):
     raise UserError(
-      f"{path} holds no dict of tensors, not even under 'state_dict' or "
-      "'model': save only the model's state_dict()."
+      "It holds no dict of tensors, not even under "
+      f"{', '.join(map(repr, _STATES))}: save only the model's state_dict()."
     )
-  arrays = {
-    # DataParallel adds this prefix.
-    name.removeprefix("module."): tensor.float().numpy()
-    for name, tensor in content.items()
-  }
-  return arrays, None
-
-
-def _to_float32(array: np.ndarray) -> np.ndarray:
-  if array.dtype == "V2":  # NumPy saves bfloat16 as raw bytes
-    array = array.view(ml_dtypes.bfloat16)
-  return array.astype(np.float32, copy=False)
+  _check_size(4 * sum(tensor.numel() for tensor in content.values()))
+  arrays = {}
+  for name, tensor in content.items():
+    _check_type(name, str(tensor.dtype).removeprefix("torch."), _FLOATS)
+    arrays[str(name)] = tensor.detach().float().numpy()
+  return arrays
 
 
 def _reason(error: Exception) -> str:
@@ -176,14 +217,26 @@ def check_target(path: str, flag: str, source: str) -> None:
     check_output(path, flag, _OURS, suffixes=SUFFIXES, inputs=inputs)
 
 
-def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
-  """Writes parameters atomically.
+def save(
+  path: str | os.PathLike,
+  params: dict,
+  *,
+  gelu: str = "tanh",
+  config: dict | None = None,
+  class_names: Sequence[str] | None = None,
+) -> None:
+  """Writes parameters atomically, with a record of their origin.
+
+  The record is the comment of an .npz file, which other readers ignore, or the
+  metadata of .safetensors. A comment that would be too long leaves out the
+  names of classes.
 
   Args:
     path: the file, ending in .npz (Google's layout) or .safetensors (timm's).
     params: nested dict of arrays.
-    gelu: the form that they were trained with. The comment of an .npz file
-      records "exact", the metadata of .safetensors either.
+    gelu: the form that they were trained with.
+    config: the run's config.json, if they are a run's.
+    class_names: in the order of the head's outputs, if known.
 
   Raises:
     UserError: the path has another ending or cannot be written, or timm has no
@@ -198,22 +251,27 @@ def save(path: str | os.PathLike, params: dict, *, gelu: str = "tanh") -> None:
   if not is_in_bucket(path) and not path.parent.is_dir():
     raise UserError(f"There is no folder {path.parent}: make it first.")
   arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
+  record = {"gelu": gelu, "config": config or None, "class_names": class_names}
   with atomic_write(path) as temporary:
-    _write(temporary, arrays, gelu)
+    _write(temporary, arrays, record)
 
 
-def _write(path: Path, arrays: Arrays, gelu: str) -> None:
+def _write(path: Path, arrays: Arrays, record: dict) -> None:
   if path.suffix == ".npz":
     np.savez(path, **arrays)
-    if gelu != "tanh":  # readers of .npz ignore the comment
-      with zipfile.ZipFile(path, "a") as file:
-        file.comment = f"{_GELU}={gelu}".encode()
+    comment = json.dumps(record).encode()
+    if len(comment) > _MAX_COMMENT:
+      comment = json.dumps(record | {"class_names": None}).encode()
+    with zipfile.ZipFile(path, "a") as file:
+      file.comment = comment
     return
   arrays = convert.to_timm(arrays)
   # safetensors writes the memory as it is, ignoring strides.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
   # save_file would make the file unreadable for others.
-  path.write_bytes(save_bytes(arrays, {"format": "pt", _GELU: gelu}))
+  path.write_bytes(
+    save_bytes(arrays, {"format": "pt", _RECORD: json.dumps(record)})
+  )
 
 
 def gelu_note(path: str | os.PathLike, params: dict, gelu: str) -> str:

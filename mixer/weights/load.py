@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads weights from a file, a run or the cache, with their properties."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,19 +13,26 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 
-from mixer.errors import UserError
+from mixer.errors import UserError, notify
+from mixer.models import flops
+from mixer.models.base import TokenModel
 from mixer.models.infer import (
   create_from_config,
+  infer,
   infer_image_size,
   infer_model,
 )
 from mixer.storage import storage_errors, storage_path
 from mixer.weights import download, io, zoo
+from mixer.weights.merge_params import merge_params
 from mixer.weights.zoo import Published
 
+_DAMAGED = "{} is damaged: bring it back from where it is whole."
 RUN_FILE = "weights.npz"  # in a run's folder, written at the end of the run
 CLASSES = "classes.txt"  # in the same folder, in the order of the labels
 _RUN_FILES = (RUN_FILE, "weights.safetensors")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of timm's
+_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin", ".tar")
 # timm's names, on its hub and in its releases, for weights from Google.
 _TIMMS_OF_GOOGLE = r"mixer_[sbl]\d+_224\.goog|jx_mixer_[bl]\d+_224"
 # timm's weights by other authors, for pixels in [0, 1].
@@ -42,8 +50,7 @@ class LoadedWeights:
     image_size: height and width in pixels. If the source does not say, those
       of the square image with as many tokens; None for a BiT, or no square.
     name: argument of `read`.
-    config: the run's config.json; {} for weights that are not in a run's
-      folder.
+    config: the run's config.json; {} for weights that are not a run's.
   """
 
   params: dict = dataclasses.field(repr=False)
@@ -53,6 +60,12 @@ class LoadedWeights:
   name: str
   config: dict = dataclasses.field(default_factory=dict, repr=False)
 
+  @property
+  def record(self) -> dict[str, object]:
+    """Arguments of `save`, besides the path and the parameters."""
+    names = ("gelu", "config", "class_names")
+    return {name: getattr(self, name) for name in names}
+
   def create_model(self, **fields) -> nn.Module:
     """Creates the model: the run's, else inferred from the parameters.
 
@@ -60,7 +73,7 @@ class LoadedWeights:
       **fields: override any field of the model.
 
     Raises:
-      UserError: not in a run's folder, and not a Mixer, a ViT or a BiT.
+      UserError: not a run's, and not a Mixer, a ViT or a BiT.
     """
     return infer_model(
       self.params, config=self.config.get("model"), gelu=self.gelu, **fields
@@ -73,7 +86,8 @@ def load(init: str | os.PathLike) -> dict:
   Args:
     init: a file (.npz, .safetensors, .pth), the name of published weights such
       as "imagenet21k/Mixer-B_16", which are downloaded if needed, or the folder
-      of a finished run. File and folder may be in a bucket (gs://).
+      of a finished run or of timm's hub. File and folder may be in a bucket
+      (gs://).
 
   Returns:
     Nested dict of float32 NumPy arrays, as `model.apply({"params": ...})`
@@ -81,7 +95,7 @@ def load(init: str | os.PathLike) -> dict:
 
   Raises:
     UserError: there are no such weights, they cannot be downloaded, or the file
-      is damaged.
+      is damaged or incomplete.
   """
   return read(init).params
 
@@ -92,10 +106,10 @@ def read(init: str | os.PathLike) -> LoadedWeights:
   path = storage_path(name) if "://" in name else Path(name).expanduser()
   with storage_errors(name):
     if path.is_dir():
-      return _read_run(path, name)
+      path = _find_file(path)
     if path.exists():
       return _read_file(path, name, _published_at(path))
-  if path.is_absolute() or path.suffix in (*io.SUFFIXES, *io.PICKLES):
+  if path.is_absolute() or path.suffix in _SUFFIXES:
     raise UserError(
       f"There are no weights at {name}: give a file, the folder of a finished "
       "run, or a published name (python -m mixer weights list)."
@@ -110,33 +124,122 @@ def _published_at(path: Path) -> Published | None:
   return zoo.REGISTRY.get(name)
 
 
+def _find_file(folder: epath.Path) -> epath.Path:
+  """Returns the file of weights in a folder."""
+  for file in (*_RUN_FILES, *_HUB_FILES):
+    if (folder / file).exists():
+      return folder / file
+  if (folder / "sweep.json").is_file():
+    raise UserError(
+      f"{folder} holds a sweep: name one of the final runs, which are folders "
+      "in it."
+    )
+  if (folder / "_CHECKPOINT_METADATA").exists():
+    raise UserError(
+      f"{folder} is a checkpoint, for its own run to go on from: name the run's"
+      f" folder, which holds {RUN_FILE} at the end of the run."
+    )
+  if any(folder.glob("*.index.json")):
+    raise UserError(
+      f"{folder} holds weights in several files: save them as one (PyTorch's "
+      "save_pretrained with a large max_shard_size)."
+    )
+  raise UserError(
+    f"{folder} holds no {RUN_FILE}, which a run writes at its end: let it "
+    "finish (the same command continues it), or name a file."
+  )
+
+
 def _read_file(
   path: Path, name: str, published: Published | None
 ) -> LoadedWeights:
-  params, gelu = io.read_file(path)
-  if re.search(_TIMMS_OF_MIIL, str(path.absolute())):
-    _convert_pixel_range(params)
+  params, record = io.read_file(path)
+  config, class_names = record.get("config"), record.get("class_names")
+  file, gelu, model, image_size = path, record.get("gelu"), None, None
+  if path.name in _RUN_FILES:
+    class_names = trained_classes(path.parent) or class_names
+    if (path.parent / "config.json").is_file():
+      file = path.parent / "config.json"
+      config = _read_json(file)
+  if config is not None:
+    model, image_size = _parse_config(config, file)
+    gelu = config["model"].get("gelu") or gelu
+  _check_complete(params, model, path)
   if gelu is None:
-    is_googles = (
-      path.suffix == ".npz"
-      or published is not None
-      or re.search(_TIMMS_OF_GOOGLE, str(path.absolute()))
-    )
-    gelu = "tanh" if is_googles else "exact"
-  class_names = None
-  if published is not None and _has_head(params, published):
+    gelu, class_names = _read_timms_properties(path, params, published)
+  if class_names is None and published and _has_head(params, published):
     class_names = _read_class_names(published.classes)
-  image_size = infer_image_size(params)
+  if image_size is None:
+    image_size = infer_image_size(params, model)
   if published is not None and published.model.startswith("BiT"):
     image_size = published.image_size
-  return LoadedWeights(params, gelu, class_names, image_size, name)
+  names = class_names and tuple(class_names)
+  return LoadedWeights(params, gelu, names, image_size, name, config or {})
 
 
-def _convert_pixel_range(params: dict):
-  """Converts a stem for pixels in [0, 1] to an equivalent for [-1, 1]."""
-  stem = params["stem"]
-  stem["bias"] = stem["bias"] + stem["kernel"].sum((0, 1, 2)) / 2
-  stem["kernel"] = stem["kernel"] / 2
+def _check_complete(params: dict, model: nn.Module | None, path: Path) -> None:
+  """Raises UserError if parameters are missing, left over or misshapen."""
+  model = model or infer(params)
+  if model is None:  # the recipe must name it
+    return
+  image_size = (64, 64)  # a BiT takes any
+  if isinstance(model, TokenModel):
+    with contextlib.suppress(LookupError):  # said below
+      image_size = model.patch, model.patch * model.trained_tokens(params)
+  try:
+    expected = flops.abstract_params(model, image_size)
+  except ValueError:  # impossible sizes; whoever applies the model says which
+    return
+  try:
+    merge_params(params, expected, head="keep")
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def _read_timms_properties(
+  path: Path, params: dict, published: Published | None
+) -> tuple[str, list[str] | None]:
+  """Returns the form of GELU and the classes of a file that records neither.
+
+  Converts the stem if config.json next to it, or its path, tells of pixels in
+  another range.
+  """
+  if infer(params) is None:
+    raise UserError(
+      f"{path}: a part of a Mixer's stem or first block is missing; take the "
+      "whole file."
+    )
+  about, file = {}, path.parent / "config.json"
+  if path.name in _HUB_FILES and file.is_file():
+    about = _read_json(file)
+  defaults = about.get("pretrained_cfg", about)
+  origin = str(path.absolute())
+  if "architecture" in about:
+    origin = f"{about['architecture']}.{defaults.get('tag')}"
+  is_googles = published is not None or re.search(_TIMMS_OF_GOOGLE, origin)
+  gelu = "tanh" if is_googles else "exact"
+  is_miils = re.search(_TIMMS_OF_MIIL, origin)
+  mean = np.float32(defaults.get("mean", 0 if is_miils else 0.5))
+  std = np.float32(defaults.get("std", 1 if is_miils else 0.5))
+  _convert_pixels(params["stem"], mean, std)
+  if published is None:
+    notify(
+      f"{path} does not say how it was trained: by its "
+      f"{'config.json' if about else 'path'} with the {gelu} GELU, and pixels "
+      f"in [0, 1] less {mean}, divided by {std}."
+    )
+  return gelu, about.get("label_names")
+
+
+def _convert_pixels(stem: dict, mean: np.ndarray, std: np.ndarray) -> None:
+  """Converts a stem for (pixels in [0, 1] - mean) / std to one for [-1, 1].
+
+  Mean and deviation are numbers, or float32 [3]; 0.5 and 0.5 change nothing.
+  """
+  kernel = stem["kernel"]  # h w c o
+  shift = np.broadcast_to((0.5 - mean) / std, kernel.shape[2])
+  stem["bias"] = stem["bias"] + np.einsum("hwco,c->o", kernel, shift)
+  stem["kernel"] = kernel / (2 * std)[..., None]
 
 
 def _has_head(params: dict, published: Published) -> bool:
@@ -150,31 +253,6 @@ def _read_class_names(classes: str) -> tuple[str, ...]:
   return getattr(class_names, classes)()
 
 
-def _read_run(folder: epath.Path, name: str) -> LoadedWeights:
-  path = next((folder / f for f in _RUN_FILES if (folder / f).exists()), None)
-  if path is None and (folder / "sweep.json").is_file():
-    raise UserError(
-      f"{folder} holds a sweep: name one of the final runs, which are folders "
-      "in it."
-    )
-  if path is None:
-    raise UserError(
-      f"{folder} holds no {RUN_FILE}, which a run writes at its end: let it "
-      "finish (the same command continues it), or name a file."
-    )
-  params, gelu = io.read_file(path)
-  file, config, model, image_size = folder / "config.json", {}, None, None
-  if file.is_file():
-    config, model, image_size = _read_config(file)
-    gelu = config["model"].get("gelu") or gelu
-  if image_size is None:
-    image_size = infer_image_size(params, model)
-  names = trained_classes(folder)
-  return LoadedWeights(
-    params, gelu or "tanh", names and tuple(names), image_size, name, config
-  )
-
-
 def trained_classes(folder: epath.Path) -> list[str] | None:
   """Returns the classes of the run in a folder, in the order of the labels."""
   file = folder / CLASSES
@@ -183,20 +261,24 @@ def trained_classes(folder: epath.Path) -> list[str] | None:
   return unicodedata.normalize("NFC", file.read_text()).splitlines()
 
 
-def _read_config(
-  file: epath.Path,
-) -> tuple[dict, nn.Module, tuple[int, int] | None]:
-  """Returns a run's config, its model and the size of its images."""
+def _read_json(file: epath.Path) -> dict:
+  try:
+    return dict(json.loads(file.read_text()))
+  except (TypeError, ValueError) as error:
+    raise UserError(_DAMAGED.format(file)) from error
+
+
+def _parse_config(
+  config: dict, file: epath.Path
+) -> tuple[nn.Module, tuple[int, int] | None]:
+  """Returns the model of a run's config and the size of its images."""
   from mixer.data import preprocess  # other weights do not need its imports
 
   try:
-    config = json.loads(file.read_text())
     spec, model = config["data"]["ops"], create_from_config(config["model"])
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{file} is damaged: name the file of weights next to it."
-    ) from error
+    raise UserError(_DAMAGED.format(file)) from error
   try:
-    return config, model, preprocess.output_size(spec)
+    return model, preprocess.output_size(spec)
   except UserError:  # ops that the recipe defines itself
-    return config, model, None
+    return model, None

@@ -19,6 +19,7 @@ from mixer.models.infer import (
 from mixer.models.vit import VisionTransformer
 
 _SHOWN = 8
+_INCOMPLETE = "Parameters are missing, left over or of another shape."
 
 
 def merge_params(
@@ -109,7 +110,7 @@ def explain_mismatch(params: dict, abstract_params: dict, head: str) -> str:
   if loaded is None or type(loaded) is not type(model):
     families = _family(params), _family(abstract_params)
     if families[0] == families[1]:
-      return "Parameters are missing or left over."
+      return _INCOMPLETE
     return _choose_model(*families)
   family = family_name(model)
   differences = {
@@ -130,7 +131,7 @@ def explain_mismatch(params: dict, abstract_params: dict, head: str) -> str:
     f"{_remedy(field, old, new)}."
     for field, (old, new) in differences.items()
   ]
-  return " ".join(sentences) or "Parameters are missing or left over."
+  return " ".join(sentences) or _INCOMPLETE
 
 
 def _choose_model(loaded: str, model: str) -> str:
