@@ -9,7 +9,7 @@ import recipes
 
 from mixer import weights
 from mixer.config_check import resolve, to_dict
-from mixer.models import create
+from mixer.models.infer import create_from_config
 
 STEPS = 200
 
@@ -72,12 +72,7 @@ def write(folder, *, config, rows, done=True, skipped=()):
 
 
 def _params(config):
-  sizes = ("patch", "hidden", "blocks", "tokens_mlp", "channels_mlp")
-  model = create(
-    "Mixer",
-    num_classes=config["model"]["num_classes"],
-    **{key: config["model"][key] for key in sizes},
-  )
+  model = create_from_config(config["model"])
   images = np.zeros((1, 8, 8, 3), np.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
   random = np.random.RandomState(0)

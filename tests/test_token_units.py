@@ -358,7 +358,7 @@ def test_figure_7_takes_the_stems_of_all_models(baselines, tmp_path):
   draw(7, f"--init={TINY}", *(f"--init={x}" for x in baselines), f"--out={out}")
 
   assert out.exists()
-  np.savez(tmp_path / "none.npz", other=np.zeros(3, np.float32))
+  np.savez(tmp_path / "none.npz", **{"other/bias": np.zeros(3, "f")})
   with pytest.raises(UserError, match="no stem .*embedding/kernel .ViT."):
     draw(7, f"--init={tmp_path / 'none.npz'}")
 

@@ -164,7 +164,7 @@ def _read_file(
   if config is not None:
     model, image_size = _parse_config(config, file)
     gelu = config["model"].get("gelu") or gelu
-  _check_complete(params, model, path)
+  _check_complete(params, model, image_size, path)
   if gelu is None:
     gelu, class_names = _read_timms_properties(path, params, published)
   if class_names is None and published and _has_head(params, published):
@@ -177,17 +177,21 @@ def _read_file(
   return LoadedWeights(params, gelu, names, image_size, name, config or {})
 
 
-def _check_complete(params: dict, model: nn.Module | None, path: Path) -> None:
+def _check_complete(
+  params: dict,
+  model: nn.Module | None,
+  image_size: tuple[int, int] | None,
+  path: Path,
+) -> None:
   """Raises UserError if parameters are missing, left over or misshapen."""
   model = model or infer(params)
   if model is None:  # the recipe must name it
     return
-  image_size = (64, 64)  # a BiT takes any
-  if isinstance(model, TokenModel):
-    with contextlib.suppress(LookupError):  # said below
+  if image_size is None and isinstance(model, TokenModel):
+    with contextlib.suppress(LookupError, TypeError):  # said below
       image_size = model.patch, model.patch * model.trained_tokens(params)
   try:
-    expected = flops.abstract_params(model, image_size)
+    expected = flops.abstract_params(model, image_size or (64, 64))
   except ValueError:  # impossible sizes; whoever applies the model says which
     return
   try:
