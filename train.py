@@ -27,6 +27,9 @@ ACCEPT_CHANGES = flags.DEFINE_bool(
 SKIP_MISSING = flags.DEFINE_bool(
   "skip_missing", False, "Leave out evaluators whose data are missing."
 )
+FROM_STEP = flags.DEFINE_integer(
+  "from_step", None, "Go back to this checkpoint; later ones are set aside."
+)
 define_flags()
 flags.mark_flag_as_required("config")
 
@@ -40,12 +43,14 @@ def main() -> int:
       WORKDIR.value,
       accept_changes=ACCEPT_CHANGES.value,
       skip_missing=SKIP_MISSING.value,
+      from_step=FROM_STEP.value,
     )
   return train.train(
     CONFIG.value,
     WORKDIR.value,
     accept_changes=ACCEPT_CHANGES.value,
     skip_missing=SKIP_MISSING.value,
+    from_step=FROM_STEP.value,
     cluster=cluster_from_flags(),
     started=cli.PROCESS_START,
   )

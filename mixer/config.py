@@ -194,6 +194,9 @@ SCHEMA = {
   },
   # Name -> `evaluator(...)`. Its results are called eval/NAME/accuracy etc.
   "evals": {},
+  # On one host, an evaluation that fails: "stop", after saving, or "skip", with
+  # the reason and the result eval/NAME/failed.
+  "on_eval_error": Key("stop", one_of("stop", "skip")),
   "skip_evals": Key(""),  # names in `evals` to leave out, such as "v2,real"
   "checkpoint": {
     **define_duration("every"),  # none set: only at the end

@@ -34,6 +34,7 @@ RESUME_SAFE_KEYS = (
   "model.kernels",
   "model.remat",
   "model.scan",
+  "on_eval_error",
   "shard_state",
   "skip_evals",
   "sweep",
@@ -161,3 +162,35 @@ def diff_configs(
       yield from diff_configs(before, after, f"{name}.", ignored)
     elif before != after:
       yield f"{name}: {before!r} -> {after!r}"
+
+
+def explain_order(old: dict, new: dict, start: int, total_steps: int) -> str:
+  """Tells which examples a change of batch, data size or seed repeats or skips.
+
+  Args:
+    old, new: from `to_dict`, resolved.
+    start: step from which on the new config holds.
+    total_steps: the last step.
+
+  Returns:
+    A sentence; "" if the order of examples stays.
+  """
+  batches = old["batch"], new["batch"]
+  sizes = [x["data"]["examples"] or new["data"]["examples"] for x in (old, new)]
+  if sizes[0] != sizes[1] or old["seed"] != new["seed"]:
+    fate = (
+      "examples come in another order: some of this epoch are seen again, and "
+      "others passed over"
+    )
+  elif batches[0] != batches[1]:
+    low, high = sorted(start * batch for batch in batches)
+    verb = "passed over" if batches[1] > batches[0] else "seen again"
+    fate = f"examples {low:,} to {high - 1:,} of the global order are {verb}"
+  else:
+    return ""
+  epochs = start * batches[0] / sizes[0]
+  epochs += (total_steps - start) * batches[1] / sizes[1]
+  return (
+    f"From step {start:,} on, {fate}; by step {total_steps:,} the run has seen "
+    f"{epochs:.4g} epochs."
+  )

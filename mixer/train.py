@@ -5,7 +5,6 @@ import contextlib
 import time
 
 import jax
-from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -19,7 +18,6 @@ from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan, plan_summary
 from mixer.storage import (
-  atomic_write,
   check_folder,
   is_in_bucket,
   storage_errors,
@@ -45,6 +43,7 @@ from mixer.training.setup import (
   create_update,
   initial_state,
   is_new,
+  log_start,
   open_batches,
   open_checkpoints,
   plan_run,
@@ -59,6 +58,7 @@ def train(
   *,
   accept_changes: bool = False,
   skip_missing: bool = False,
+  from_step: int | None = None,
   cluster: Cluster = ONE_HOST,
   started: float | None = None,
 ) -> int:
@@ -72,6 +72,7 @@ def train(
     workdir: the run's folder, shared by all hosts.
     accept_changes: resume although the folder's config is another.
     skip_missing: leave out evaluators whose data are missing, and print which.
+    from_step: go back to the checkpoint of this step; later ones are set aside.
     cluster: the hosts.
     started: time.monotonic() of the command's start; default: now.
 
@@ -113,6 +114,7 @@ def train(
       hosts,
       accept_changes=accept_changes,
       skip_missing=skip_missing,
+      from_step=from_step,
     )
     check_same_plan(hosts, plan)
     total_steps = plan.schedule.total_steps
@@ -123,10 +125,9 @@ def train(
     sharding = create_sharding(plan)
     checkpoints = open_checkpoints(plan, folder)
     template = abstract_state(plan, optimizer)
-    start, state = restore(plan, folder, checkpoints, template, hosts) or (
-      0,
-      initial_state(plan, optimizer),
-    )
+    start, state = restore(
+      plan, folder, checkpoints, template, hosts, from_step
+    ) or (0, initial_state(plan, optimizer))
     state = sharding.put(state, devices)
 
     # Make the step; open batches, evaluators and the log.
@@ -144,7 +145,7 @@ def train(
       enabled=hosts.is_first,
     )
     if hosts.is_first:
-      log_start(plan, folder, start)
+      log_start(plan, folder, start, from_step)
     with (
       contextlib.closing(open_batches(plan, hosts, start)) as batches,
       contextlib.closing(checkpoints),
@@ -160,42 +161,52 @@ def train(
         enabled=hosts.is_first,
       ) as log,
     ):
-      saved_step = start
+      saved_step, is_save_due = start, False
+      on_error = log.message if plan.config.on_eval_error == "skip" else None
 
-      def save():
-        """Starts writing this step's checkpoint, unless it has one."""
+      def save() -> bool:
+        """Starts writing this step's checkpoint, unless it has one.
+
+        Returns False within a streak of skipped updates: saves after it.
+        """
         nonlocal saved_step
         if step == saved_step:
-          return
+          return True
+        if pending.streak() and step < total_steps:
+          return False
         saved_step = step
-        pending.drain()
         # A sharded state is gathered by all hosts.
         if hosts.is_first or plan.config.shard_state:
           with log.timer.pause():
             log.flush()  # rows are on disk before the checkpoint is
             checkpoints.save(step, sharding.fetch(state, template, devices))
+        return True
 
       # At the top of the loop, `step` updates have been applied.
       for step in range(start, total_steps + 1):
         is_last, is_stopping = step == total_steps, should_stop()
 
         # Save before evaluating: a failing evaluation costs no training.
-        if is_last or is_stopping or is_save_due(plan, step):
-          save()
+        is_save_due |= is_last or is_stopping or has_cadence(plan, step)
+        if is_save_due:
+          is_save_due = not save()
+          is_stopping &= not is_save_due
         due = evaluators.due(step) if step > 0 and not is_stopping else []
         if due and not (step == start and is_evaluated(folder, step, hosts)):
           jax.block_until_ready(state)  # to keep the updates out of the pause
           try:
             with log.timer.pause():
+              if hosts.count > 1:  # one that fails ends the others at once
+                save()
+                checkpoints.wait()
+                hosts.gather(None)
               params = sharding.gather(state.eval_params, devices)
-              results = evaluators.run(due, params)
+              results = evaluators.run(due, params, on_error)
           except PreemptedError:
             is_stopping = True
             save()
           except Exception:
-            # A sharded state would need hosts that are still evaluating.
-            if hosts.count == 1 or not plan.config.shard_state:
-              save()
+            save()
             raise
           else:
             log.write(step, results)
@@ -229,10 +240,17 @@ def train(
       print(report)
     if is_stopping:
       if hosts.is_first:
-        print(f"Stopped and saved at step {step:,}. The same command goes on.")
+        print(
+          f"Stopped and saved at step {saved_step:,}. The same command goes on."
+        )
       return EX_TEMPFAIL
     params = jax.block_until_ready(sharding.gather(state.eval_params, devices))
     if hosts.is_first:
+      if streak := pending.streak():
+        print(
+          f"The last {streak} updates had no effect (skipped.jsonl): the "
+          f"weights are those of step {total_steps - streak:,}."
+        )
       best = plan.config.checkpoint.best
       if best and checkpoints.best_step is None:
         print(f"No checkpoint is the best: no evaluation gave a number {best}.")
@@ -246,6 +264,7 @@ def dry_run(
   *,
   accept_changes: bool = False,
   skip_missing: bool = False,
+  from_step: int | None = None,
 ) -> int:
   """Prints the resolved config and a summary, and checks all that a run does.
 
@@ -263,7 +282,11 @@ def dry_run(
     plan.complaints.raise_all()
     if folder is not None:
       check_run(
-        plan, folder, is_new_run=is_new_run, accept_changes=accept_changes
+        plan,
+        folder,
+        is_new_run=is_new_run,
+        accept_changes=accept_changes,
+        from_step=from_step,
       )
       place = folder
       while not is_in_bucket(place) and not place.exists():
@@ -273,25 +296,7 @@ def dry_run(
   return EX_OK
 
 
-def log_start(plan: Plan, folder: epath.Path, start: int):
-  """Writes the files that describe the run, and prints its summary."""
-  if start < plan.schedule.total_steps:
-    # The weights of a shorter run, which this one continues.
-    (folder / weights.RUN_FILE).unlink(missing_ok=True)
-  run_dir.write_start(folder, plan.config, from_step=start)
-  names = "".join(f"{name}\n" for name in plan.data.source.class_names)
-  with atomic_write(folder / weights.CLASSES) as aside:
-    aside.write_text(names)
-  overview = parameter_overview.get_parameter_overview(
-    plan.model.abstract_params, include_stats=False
-  )
-  (folder / "parameters.txt").write_text(f"{overview}\n")
-  print(plan_summary(plan), flush=True)
-  if start:
-    print(f"Goes on from the checkpoint of step {start:,}.", flush=True)
-
-
-def is_save_due(plan: Plan, step: int) -> bool:
+def has_cadence(plan: Plan, step: int) -> bool:
   """Returns whether a checkpoint is due by its cadence."""
   cadences = plan.schedule.checkpoint_every, plan.schedule.milestone_every
   return any(n and step % n == 0 for n in cadences)

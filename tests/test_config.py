@@ -6,7 +6,13 @@ import recipes
 from ml_collections import ConfigDict
 
 from mixer.config import SCHEMA, default, evaluator
-from mixer.config_check import diff_configs, resolve, to_dict, validate
+from mixer.config_check import (
+  diff_configs,
+  explain_order,
+  resolve,
+  to_dict,
+  validate,
+)
 from mixer.errors import UserError
 from mixer.models import CHOICES, create
 from mixer.plan import make_plan
@@ -327,3 +333,24 @@ def test_evaluators_can_be_left_out_by_name(digits_dir):
   config.skip_evals = "tset"
   [problem] = make_plan(config).complaints.problems
   assert "'tset' is not an evaluator; did you mean test?" in problem
+
+
+@pytest.mark.parametrize(
+  "batch, examples, seed, words",
+  [
+    (64, 1000, 0, "examples 320 to 639 of the global order are passed over"),
+    (16, 1000, 0, "examples 160 to 319 of the global order are seen again"),
+    (64, 1000, 0, "by step 20 the run has seen 0.96 epochs"),
+    (32, 500, 0, "some of this epoch are seen again"),
+    (32, 500, 0, "by step 20 the run has seen 0.96 epochs"),
+    (32, 1000, 1, "another order"),
+    (32, 1000, 0, "^$"),
+  ],
+)
+def test_a_change_of_the_order_of_examples_is_explained(
+  batch, examples, seed, words
+):
+  old = {"batch": 32, "seed": 0, "data": {"examples": 1000}}
+  new = {"batch": batch, "seed": seed, "data": {"examples": examples}}
+
+  assert re.search(words, explain_order(old, new, 10, 20))

@@ -110,6 +110,19 @@ def test_a_failing_evaluation_costs_no_training(
   assert runs.results(mended) == runs.results(sound)
 
 
+def test_a_failing_evaluation_may_be_skipped(config, images, tmp_path, capsys):
+  config.evals.val.every_steps = 2
+  config.on_eval_error = "skip"
+  (images / "validation" / "grey" / "0.png").write_bytes(b"")
+
+  assert train.train(config, str(tmp_path / "run")) == EX_OK
+
+  assert "val has failed and is skipped: Example" in capsys.readouterr().err
+  rows = runs.read_rows(tmp_path / "run")
+  failed = [row["step"] for row in rows if row.get("eval/val/failed")]
+  assert failed == [*range(2, config.total_steps, 2), config.total_steps]
+
+
 def test_an_evaluator_without_one_sound_image_is_an_error(
   config, images, tmp_path
 ):

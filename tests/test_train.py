@@ -35,16 +35,14 @@ from runs import (
   wait_until,
 )
 
-from benchmarks.train_with_nan import inject_nan
 from mixer import evaluate, train, weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.config import EVALUATORS
 from mixer.config_check import to_dict
 from mixer.data.input_pipeline import eval_batches
-from mixer.data.shuffle import IndexShuffler
 from mixer.errors import UserError
 from mixer.evaluators import runner
-from mixer.training import run_dir, setup
+from mixer.training import run_dir
 from mixer.training.lock import locked
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -352,49 +350,6 @@ def test_per_class_results_and_confusion_are_written_on_request(
   assert list(matrix.sum(axis=1)) == [int(row[1]) for row in rows]
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_written_down(
-  digits_dir, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(setup, "train_step", setup.train_step)
-  inject_nan([7, 8, 20])
-  config = small(digits_dir, total_steps=30)
-
-  assert train.train(config, str(tmp_path)) == EX_OK
-
-  lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
-  skipped = [json.loads(line) for line in lines]
-  assert [row["step"] for row in skipped] == [7, 8, 20]
-  assert skipped[0]["positions"] == [6 * 32, 7 * 32 - 1]
-  order = IndexShuffler(1_437, config.seed)
-  expected = order(np.arange(6 * 32, 7 * 32))
-  np.testing.assert_array_equal(skipped[0]["examples"], expected)
-  assert np.isnan(skipped[0]["loss"])
-  rows = {row["step"]: row for row in read_rows(tmp_path)}
-  assert [rows[n]["train/skipped"] for n in (6, 7, 8, 9, 30)] == [0, 1, 2, 2, 3]
-  assert rows[9]["train/loss"] > 0
-  assert rows[30]["eval/test/loss"] > 0
-  leaves = jax.tree.leaves(weights.load(tmp_path))
-  assert all(np.isfinite(leaf).all() for leaf in leaves)
-
-
-def test_too_many_such_updates_in_a_row_end_the_run(
-  digits_dir, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(setup, "train_step", setup.train_step)
-  inject_nan([*range(13, 16), *range(23, 28)])
-  config = small(digits_dir, max_skipped=4)
-
-  with pytest.raises(UserError) as error:
-    train.train(config, str(tmp_path))
-
-  assert str(error.value).startswith(
-    "The last 4 updates up to step 26 (7 in all) had no effect, because they "
-    "came to gradient_norm nan, loss nan"
-  )
-  assert "The checkpoint of step 20 is sound." in str(error.value)
-  assert "Try a lower optimizer.learning_rate" in str(error.value)
-
-
 def test_a_disk_that_takes_nothing_is_said_at_the_start(
   digits_dir, environment, tmp_path
 ):
@@ -407,16 +362,6 @@ def test_a_disk_that_takes_nothing_is_said_at_the_start(
   assert done.returncode == EX_USAGE, done.stderr
   assert f"Cannot write to {tmp_path / 'config.json'}: File too" in done.stderr
   assert "Traceback" not in done.stderr
-
-
-def test_a_run_that_diverges_saves_nothing(digits_dir, tmp_path):
-  config = small(digits_dir, optimizer__learning_rate=1e30, max_skipped=5)
-  config.optimizer.clip_norm = 0.0
-
-  with pytest.raises(UserError, match="The last 5 updates up to step 7"):
-    train.train(config, str(tmp_path))
-
-  assert not list((tmp_path / "checkpoints").glob("*"))
 
 
 def test_damaged_records_of_a_run_are_named(undisturbed, digits_dir):

@@ -67,26 +67,47 @@ class EvalRunner:
       or (evaluation.every and step % evaluation.every == 0)
     ]
 
-  def run(self, names: Sequence[str], params: dict) -> dict[str, float]:
+  def run(
+    self,
+    names: Sequence[str],
+    params: dict,
+    on_error: Callable[[str], None] | None = None,
+  ) -> dict[str, float]:
     """Runs evaluators on replicated parameters.
+
+    Args:
+      names: of evaluators.
+      params: replicated.
+      on_error: takes a sentence about an evaluator that fails, which is then
+        skipped; None raises its error.
 
     Returns:
       "eval/NAME/RESULT" -> number; "eval/NAME/left_out" counts images that
-      could not be decoded.
+      could not be decoded; "eval/NAME/failed" is 1 for a skipped evaluator.
 
     Raises:
       PreemptedError: a stop was requested between two batches.
     """
     results = {}
     for name in names:
-      bad_images = self._plan.data.bad_images
-      before = bad_images.total if bad_images else 0
       kind = self._plan.data.evals[name].options.type
-      for key, value in self._evaluators[name].run(params).items():
-        results[result_name(kind, name, key)] = value
-      left_out = bad_images.total - before if bad_images else 0
-      if left_out := sum(self._hosts.gather(left_out)):
-        results[result_name(kind, name, "left_out")] = left_out
+      try:
+        values = self._run(name, params)
+      except Exception as error:
+        if on_error is None or isinstance(error, PreemptedError):
+          raise
+        on_error(f"The evaluation {name} has failed and is skipped: {error}")
+        values = {"failed": 1}
+      results |= {result_name(kind, name, x): y for x, y in values.items()}
+    return results
+
+  def _run(self, name: str, params: dict) -> dict[str, float]:
+    bad_images = self._plan.data.bad_images
+    before = bad_images.total if bad_images else 0
+    results = dict(self._evaluators[name].run(params))
+    left_out = bad_images.total - before if bad_images else 0
+    if left_out := sum(self._hosts.gather(left_out)):
+      results["left_out"] = left_out
     return results
 
   def _make_batches(self, name: str) -> Callable[..., Iterator[Batch]]:

@@ -47,9 +47,9 @@ _METRICS = "metrics.json"
 class Checkpoints:
   """The checkpoints in a folder: the newest few, the best and milestones.
 
-  Only `save` and `record_metric` change the folder, so that an evaluation may
-  read while the training writes. With several hosts the first one writes, and
-  each reads for itself.
+  Only `save`, `record_metric` and `set_aside` change the folder, so that an
+  evaluation may read while the training writes. With several hosts the first
+  one writes, and each reads for itself.
   """
 
   def __init__(
@@ -167,6 +167,17 @@ class Checkpoints:
       arrays = jax.tree.map(np.asarray, _name_leaves(tree))
       self._pending = self._writer.submit(self._save, step, arrays)
 
+  def set_aside(self, step: int, folder: epath.Path) -> None:
+    """Moves checkpoints after a step, with their metrics, to a new folder."""
+    metrics = self._read_metrics()
+    folder.mkdir()
+    for place, is_later in (folder, True), (self._folder, False):
+      part = {s: x for s, x in metrics.items() if (s > step) == is_later}
+      with atomic_write(place / _METRICS) as temporary:
+        temporary.write_text(json.dumps(part))
+    for later in [s for s in reversed(self.steps) if s > step]:
+      (self._folder / str(later)).rename(folder / str(later))
+
   def wait(self) -> None:
     """Waits until the save in progress is committed.
 
@@ -221,7 +232,7 @@ class Checkpoints:
       present = ", ".join(map(str, self.steps)) or "none"
       reasons.append(
         f"No sound checkpoint of step {step} in {self._folder}; there are: "
-        f"{present}. Name one of these, or leave out --step for the newest."
+        f"{present}. Name one of these, or leave the flag out for the newest."
       )
     elif reasons:
       reasons.append(f"None is left. Move {self._folder} away to start again.")

@@ -3,7 +3,8 @@
 
 Steps are dispatched ahead of the devices. An update that is not finite has no
 effect (`step.apply_gradients`); it is written to WORKDIR/skipped.jsonl, and too
-many in a row end the run.
+many in a row, a streak, end the run. Nothing is saved within a streak, because
+parameters that have diverged give no finite loss for any batch.
 """
 
 import collections
@@ -17,6 +18,7 @@ from mixer.data.shuffle import IndexShuffler
 from mixer.errors import UserError
 from mixer.storage import atomic_write
 from mixer.training.checkpoint import Checkpoints
+from mixer.training.metrics import read_rows
 
 # Enough to keep the devices busy, few enough to stop soon and to measure rates.
 DISPATCH_AHEAD = 2
@@ -66,10 +68,10 @@ class PendingUpdates:
     self._max_skipped = max_skipped
     self._enabled = enabled
     self._pending = collections.deque()
-    self._rows = []
-    if enabled and self._path.exists():
-      rows = map(json.loads, self._path.read_text().splitlines())
-      self._rows = [row for row in rows if row["step"] <= from_step]
+    self._in_a_row = 0
+    rows = read_rows(folder, self._path.name)
+    self._rows = [row for row in rows if row["step"] <= from_step]
+    if rows:
       self._write()
 
   def push(self, step: int, metrics: dict[str, jax.Array]):
@@ -82,27 +84,32 @@ class PendingUpdates:
     if len(self._pending) > DISPATCH_AHEAD:
       self._check(*self._pending.popleft())
 
-  def drain(self):
-    """Waits for all updates; raises DivergedError like `push`."""
+  def streak(self) -> int:
+    """Waits for all updates; returns how many of the latest were skipped.
+
+    Raises:
+      DivergedError: like `push`.
+    """
     while self._pending:
       self._check(*self._pending.popleft())
+    return self._in_a_row
 
   def _check(self, step: int, metrics: dict[str, jax.Array]):
-    in_a_row = int(metrics["skipped_in_a_row"])
+    self._in_a_row = in_a_row = int(metrics["skipped_in_a_row"])
     if not in_a_row:
       return
     values = {name: value.item() for name, value in metrics.items()}
     del values["skipped_in_a_row"]
     total = values.pop("skipped")
-    if self._enabled:
-      self._record(step, values)
+    self._record(step, values)
     if in_a_row >= self._max_skipped:
       listed = ", ".join(
         f"{name} {x}" for name, x in values.items() if not np.isfinite(x)
       )
       raise DivergedError(
         f"The last {in_a_row} updates up to step {step:,} ({total:,} in all) "
-        f"had no effect, because they came to {listed}. {self._advice()}"
+        f"had no effect, because they came to {listed}: {self._path} lists "
+        f"their batches. {self._advice(step)}"
       )
 
   def _record(self, step: int, values: dict[str, float]):
@@ -119,14 +126,23 @@ class PendingUpdates:
     self._write()
 
   def _write(self):
-    with atomic_write(self._path) as aside:
-      aside.write_text("".join(f"{json.dumps(row)}\n" for row in self._rows))
+    if self._enabled:
+      with atomic_write(self._path) as aside:
+        aside.write_text("".join(f"{json.dumps(row)}\n" for row in self._rows))
 
-  def _advice(self) -> str:
+  def _advice(self, step: int) -> str:
+    # Not by the count, which begins at 0 when a run goes on.
+    skipped = {row["step"] for row in self._rows}
+    while step in skipped:
+      step -= 1
     self._checkpoints.wait()
-    steps = self._checkpoints.steps
-    newest = f"The checkpoint of step {steps[-1]:,} is sound. " if steps else ""
+    back = "Start again in another --workdir"
+    if before := [s for s in self._checkpoints.steps if s <= step]:
+      back = (
+        f"Go back to the checkpoint of step {before[-1]}, the newest from "
+        f"before them (--from_step={before[-1]} --accept_changes)"
+      )
     return (
-      f"{newest}Their batches are listed in the run's {self._path.name}. Try a "
-      "lower optimizer.learning_rate, a longer warm-up or optimizer.clip_norm."
+      f"{back}, with a lower optimizer.learning_rate, a longer warm-up or "
+      "optimizer.clip_norm=1."
     )

@@ -23,7 +23,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mixer.config import EVALUATORS, RENAMED, default, evaluator
-from mixer.config_check import diff_configs, resolve, to_dict, validate
+from mixer.config_check import (
+  diff_configs,
+  explain_order,
+  resolve,
+  to_dict,
+  validate,
+)
 from mixer.errors import UserError
 from mixer.storage import atomic_write, check_folder, is_in_bucket
 
@@ -83,22 +89,56 @@ def warn_other_split(path: epath.Path, config: ConfigDict) -> str:
   )
 
 
-def check_config(path: epath.Path, config: ConfigDict, *, accept_changes: bool):
+def check_config(
+  path: epath.Path,
+  config: ConfigDict,
+  *,
+  accept_changes: bool,
+  start: int = 0,
+  total_steps: int = 0,
+):
   """Compares a config with the one that the folder's run was started with.
+
+  Prints the changes that are accepted.
+
+  Args:
+    path: the run's folder.
+    config: resolved.
+    accept_changes: go on although the result changes.
+    start: step that the run goes on from.
+    total_steps: its last step.
 
   Raises:
     UserError: a key that changes the result has another value.
   """
   file = path / "config.json"
-  if not file.exists() or accept_changes:
+  if not file.exists():
     return
-  changes = list(diff_configs(read_config(file), to_dict(config)))
-  if changes:
-    listed = "\n  ".join(changes)
+  old, new = read_config(file), to_dict(config)
+  changes = list(diff_configs(old, new))
+  listed = "\n  ".join(changes)
+  if changes and not accept_changes:
     raise UserError(
       f"{path} holds a run with another config: choose another --workdir, go "
       f"back to its values, or go on with these (--accept_changes).\n  {listed}"
     )
+  if changes and jax.process_index() == 0:
+    print(f"Goes on with another config than before:\n  {listed}")
+    if start and (text := explain_order(old, new, start, total_steps)):
+      print(text)
+
+
+def has_gone_back(path: epath.Path, config: ConfigDict, step: int) -> bool:
+  """Returns whether the newest start went back to this step in the same way.
+
+  A command that a launcher repeats goes on, and does not go back each time.
+  """
+  starts = _read_starts(path)
+  return bool(
+    starts
+    and starts[-1].get("went_back_to") == step
+    and not [*diff_configs(read_config(path / "config.json"), to_dict(config))]
+  )
 
 
 def with_defaults(config: dict, defaults: dict) -> dict:
@@ -114,16 +154,25 @@ def with_defaults(config: dict, defaults: dict) -> dict:
 # Writing.
 
 
-def write_start(path: epath.Path, config: ConfigDict, *, from_step: int):
+def write_start(
+  path: epath.Path,
+  config: ConfigDict,
+  *,
+  from_step: int,
+  went_back_to: int | None,
+):
   """Writes config.json and adds this start to provenance.json."""
   _write_json(path / "config.json", to_dict(config))
-  file = path / "provenance.json"
+  steps = {"from_step": from_step, "went_back_to": went_back_to}
+  starts = [*_read_starts(path), provenance() | steps]
+  _write_json(path / "provenance.json", {"starts": starts})
+
+
+def _read_starts(path: epath.Path) -> list[dict]:
   try:
-    starts = list(json.loads(file.read_text())["starts"])
+    return list(json.loads((path / "provenance.json").read_text())["starts"])
   except (OSError, ValueError, KeyError, TypeError):
-    starts = []  # the first start, or a file that somebody has edited
-  starts.append(provenance() | {"from_step": from_step})
-  _write_json(file, {"starts": starts})
+    return []  # the first start, or a file that somebody has edited
 
 
 def write_evaluation(

@@ -2,6 +2,7 @@
 """Plans a run; creates its optimizer, update, state and batches."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -18,8 +20,9 @@ from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data_plan import check_classes
 from mixer.distributed import Hosts
-from mixer.errors import UserError
-from mixer.plan import Plan, make_plan
+from mixer.errors import UserError, format_list
+from mixer.plan import Plan, make_plan, plan_summary
+from mixer.storage import atomic_write
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import wait_for_path
@@ -48,6 +51,7 @@ def plan_run(
   *,
   accept_changes: bool,
   skip_missing: bool,
+  from_step: int | None,
 ) -> Plan:
   """Plans the run and compares it with the run that the folder holds.
 
@@ -62,8 +66,17 @@ def plan_run(
       run_dir.inherit_gelu(folder, config)
     plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
     plan.complaints.raise_all()
+    if hosts.count > 1 and plan.config.on_eval_error == "skip":
+      raise UserError(
+        "config.on_eval_error = 'skip' needs a run on one host: set it to "
+        "'stop'. A failed evaluation costs no training."
+      )
     check_run(
-      plan, folder, is_new_run=is_new_run, accept_changes=accept_changes
+      plan,
+      folder,
+      is_new_run=is_new_run,
+      accept_changes=accept_changes,
+      from_step=from_step,
     )
   return plan
 
@@ -74,13 +87,18 @@ def is_new(folder: epath.Path) -> bool:
 
 
 def check_run(
-  plan: Plan, folder: epath.Path, *, is_new_run: bool, accept_changes: bool
+  plan: Plan,
+  folder: epath.Path,
+  *,
+  is_new_run: bool,
+  accept_changes: bool,
+  from_step: int | None,
 ):
   """Compares a plan with the run that the folder holds.
 
   Raises:
     UserError: that run has another config or other classes, or it has left
-      results but no checkpoint to go on from.
+      results but no checkpoint to go on from, or none of `from_step`.
   """
   if is_new_run and (folder / weights.RUN_FILE).exists():
     raise UserError(
@@ -88,7 +106,20 @@ def check_run(
       f"on from: choose another --workdir, or move {weights.RUN_FILE} away to "
       "start again."
     )
-  run_dir.check_config(folder, plan.config, accept_changes=accept_changes)
+  steps = Checkpoints(folder / CHECKPOINTS).steps
+  if from_step is not None and from_step not in steps:
+    if not run_dir.has_gone_back(folder, plan.config, from_step):
+      raise UserError(
+        f"--from_step={from_step}: {folder} has no checkpoint of this step. It "
+        f"has those of steps {format_list([*map(str, steps)]) or '(none)'}."
+      )
+  run_dir.check_config(
+    folder,
+    plan.config,
+    accept_changes=accept_changes,
+    start=from_step or (steps or [0])[-1],
+    total_steps=plan.schedule.total_steps,
+  )
   if classes := weights.trained_classes(folder):
     check_classes(
       plan.data.source, classes, os.fspath(folder / weights.CLASSES)
@@ -165,10 +196,12 @@ def restore(
   checkpoints: Checkpoints,
   template: TrainState,
   hosts: Hosts,
+  from_step: int | None,
 ) -> tuple[int, TrainState] | None:
   """Returns step and state of the newest sound checkpoint; None without any.
 
-  The first host chooses the checkpoint, and all restore that one.
+  The first host chooses the checkpoint, and all restore that one. Going back to
+  `from_step` sets later checkpoints aside.
 
   Raises:
     UserError: the checkpoint is beyond the end of the run, or does not fit.
@@ -176,7 +209,11 @@ def restore(
   restored = None
   with hosts.raise_on_all():
     if hosts.is_first:
-      restored = checkpoints.restore(template)
+      if from_step is not None and run_dir.has_gone_back(
+        folder, plan.config, from_step
+      ):
+        from_step = None
+      restored = checkpoints.restore(template, from_step)
   step = hosts.gather(restored and restored[0])[0]
   if step is None:
     return None
@@ -190,7 +227,51 @@ def restore(
     if not hosts.is_first:
       wait_for_path(folder / CHECKPOINTS / str(step))
       restored = checkpoints.restore(template, step)
-    return restored
+    elif from_step is not None:
+      set_aside(folder, checkpoints, step)
+  # The count of skipped updates in a row begins again.
+  zero = np.zeros((), np.int32)
+  return step, restored[1].replace(skipped_in_a_row=zero)
+
+
+def set_aside(folder: epath.Path, checkpoints: Checkpoints, step: int):
+  """Makes what came after a step a run of its own, in a folder of the run."""
+  later = [str(each) for each in checkpoints.steps if each > step]
+  if not later:
+    return
+  names = (f"set_aside_{i}" for i in itertools.count(1))
+  target = next(x for name in names if not (x := folder / name).exists())
+  target.mkdir()
+  for file in folder.iterdir():
+    if file.is_file() and file.suffix in (".json", ".jsonl", ".npz", ".txt"):
+      file.copy(target / file.name)
+  checkpoints.set_aside(step, target / CHECKPOINTS)
+  print(
+    f"Sets aside, in {target}, the checkpoints of steps {format_list(later)} "
+    "and copies of the log and the weights."
+  )
+
+
+def log_start(
+  plan: Plan, folder: epath.Path, start: int, from_step: int | None
+):
+  """Writes the files that describe the run, and prints its summary."""
+  if start < plan.schedule.total_steps:
+    # The weights of a shorter run, which this one continues.
+    (folder / weights.RUN_FILE).unlink(missing_ok=True)
+  run_dir.write_start(
+    folder, plan.config, from_step=start, went_back_to=from_step
+  )
+  names = "".join(f"{name}\n" for name in plan.data.source.class_names)
+  with atomic_write(folder / weights.CLASSES) as aside:
+    aside.write_text(names)
+  overview = parameter_overview.get_parameter_overview(
+    plan.model.abstract_params, include_stats=False
+  )
+  (folder / "parameters.txt").write_text(f"{overview}\n")
+  print(plan_summary(plan), flush=True)
+  if start:
+    print(f"Goes on from the checkpoint of step {start:,}.", flush=True)
 
 
 def initial_state(

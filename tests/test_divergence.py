@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Skipped updates: runs that diverge, and their way back to a checkpoint."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from runs import assert_same_weights, read_rows, results, small
+from test_train import event_steps
+
+from benchmarks.train_with_nan import inject_nan
+from mixer import train, weights
+from mixer.cli import EX_OK, EX_TEMPFAIL
+from mixer.data.shuffle import IndexShuffler
+from mixer.errors import UserError
+from mixer.training import setup
+from mixer.training.metrics import MetricWriter
+from mixer.training.nonfinite import PendingUpdates
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+@pytest.fixture(autouse=True)
+def restored_step(monkeypatch):
+  """Undoes `inject_nan`."""
+  monkeypatch.setattr(setup, "train_step", setup.train_step)
+
+
+def short(digits_dir, **changes):
+  """A run of 24 steps that saves every 5 and ends by 4 skipped updates."""
+  return small(
+    digits_dir,
+    **{
+      "total_steps": 24,
+      "max_skipped": 4,
+      "checkpoint__every_steps": 5,
+      "checkpoint__best": "",
+      "evals__test__every_steps": 0,
+      "schedule__kind": "constant",
+      "schedule__warmup_steps": 2,
+    }
+    | changes,
+  )
+
+
+def saved_steps(workdir):
+  paths = (workdir / "checkpoints").iterdir()
+  return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_written_down(
+  digits_dir, tmp_path
+):
+  inject_nan([7, 8, 20])
+  config = short(digits_dir)
+
+  assert train.train(config, str(tmp_path)) == EX_OK
+
+  lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+  skipped = [json.loads(line) for line in lines]
+  assert [row["step"] for row in skipped] == [7, 8, 20]
+  assert skipped[0]["positions"] == [6 * 32, 7 * 32 - 1]
+  order = IndexShuffler(1_437, config.seed)
+  expected = order(np.arange(6 * 32, 7 * 32))
+  np.testing.assert_array_equal(skipped[0]["examples"], expected)
+  assert np.isnan(skipped[0]["loss"])
+  rows = {row["step"]: row for row in read_rows(tmp_path)}
+  assert [rows[n]["train/skipped"] for n in (6, 7, 8, 9, 24)] == [0, 1, 2, 2, 3]
+  assert rows[9]["train/loss"] > 0
+  assert rows[24]["eval/test/loss"] > 0
+  leaves = jax.tree.leaves(weights.load(tmp_path))
+  assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+  "kept, before, changes",
+  [
+    (10, {}, dict(optimizer__learning_rate=1e-4)),
+    (5, {}, dict(schedule__warmup_steps=15, schedule__kind="cosine")),
+    (5, {}, dict(optimizer__clip_norm=0.0, optimizer__weight_decay=0.0)),
+    (
+      10,
+      dict(
+        optimizer__name="momentum",
+        optimizer__clip_norm=0.0,
+        optimizer__weight_decay=0.0,
+      ),
+      dict(optimizer__clip_norm=0.1, optimizer__weight_decay=0.01),
+    ),
+  ],
+)
+def test_a_run_that_diverged_goes_back_and_ends_as_if_it_had_not(
+  kept, before, changes, digits_dir, tmp_path
+):
+  """The other run was stopped at the checkpoint; the schedule was constant."""
+  diverged, stopped = tmp_path / "diverged", tmp_path / "stopped"
+  config = short(digits_dir, total_steps=kept, **before)
+  assert train.train(config, str(stopped)) == EX_OK
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(setup, "train_step", setup.train_step)
+    inject_nan([*range(14, 25)])
+    with pytest.raises(UserError) as error:
+      train.train(short(digits_dir, **before), str(diverged))
+  assert "up to step 17 (4 in all)" in str(error.value)
+  assert "--from_step=10 --accept_changes" in str(error.value)
+  assert saved_steps(diverged) == [5, 10]
+
+  for workdir, step in (diverged, kept), (stopped, None):
+    config = short(digits_dir, **before | changes)
+    options = dict(accept_changes=True, from_step=step)
+    assert train.train(config, str(workdir), **options) == EX_OK
+
+  assert_same_weights(diverged, stopped)
+  ours, theirs = results(read_rows(diverged)), results(read_rows(stopped))
+  assert [row["step"] for row in ours] == list(range(1, 25))
+  assert ours[kept:] == theirs[kept:]
+  assert event_steps(diverged) == list(range(1, 25))
+  assert (diverged / "set_aside_1").exists() == (kept == 5)
+
+
+def test_what_is_set_aside_is_a_run_that_can_be_gone_on_with(
+  digits_dir, tmp_path, capsys
+):
+  config = short(digits_dir)
+  assert train.train(config, str(tmp_path / "run")) == EX_OK
+  shutil.copytree(tmp_path / "run", tmp_path / "copy")
+  config.optimizer.learning_rate = 1e-4
+  config.checkpoint.keep = 1
+  back = dict(from_step=15, accept_changes=True)
+
+  assert train.train(config, str(tmp_path / "run"), **back) == EX_OK
+  aside = tmp_path / "run" / "set_aside_1"
+  assert f"{aside}, the checkpoints of steps 20, 24" in capsys.readouterr().out
+  assert saved_steps(aside) == [20, 24]
+  for name in "metrics.jsonl", "weights.npz", "config.json":
+    assert (aside / name).read_bytes() == (
+      tmp_path / "copy" / name
+    ).read_bytes()
+  assert train.train(short(digits_dir), str(aside)) == EX_OK
+
+  # A launcher repeats the command: it goes on, and does not go back again,
+  # though that checkpoint has expired.
+  assert saved_steps(tmp_path / "run") == [24]
+  assert train.train(config, str(tmp_path / "run"), **back) == EX_OK
+  assert saved_steps(tmp_path / "run") == [24]
+  assert not (tmp_path / "run" / "set_aside_2").exists()
+
+
+def test_a_step_without_a_checkpoint_is_answered_with_those_that_exist(
+  digits_dir, tmp_path
+):
+  config = short(digits_dir, total_steps=10)
+  assert train.train(config, str(tmp_path / "run")) == EX_OK
+
+  for start in train.dry_run, train.train:
+    with pytest.raises(UserError, match="from_step=7: .* of steps 5, 10"):
+      start(config, str(tmp_path / "run"), from_step=7)
+    with pytest.raises(UserError, match="from_step=7: .*none"):
+      start(config, str(tmp_path / "new"), from_step=7)
+  assert saved_steps(tmp_path / "run") == [5, 10]
+
+
+def test_a_checkpoint_from_within_a_streak_is_not_advised(
+  digits_dir, tmp_path, monkeypatch
+):
+  """Older versions wrote such; the count of skipped updates begins anew."""
+  inject_nan([*range(9, 25)])
+  with monkeypatch.context() as patch:
+    patch.setattr(PendingUpdates, "streak", lambda self: 0)
+    with pytest.raises(UserError, match="up to step 12"):
+      train.train(short(digits_dir), str(tmp_path))
+  assert saved_steps(tmp_path) == [5, 10]
+
+  with pytest.raises(UserError, match="up to step 14.*--from_step=5 "):
+    train.train(short(digits_dir), str(tmp_path))
+
+
+def test_a_stop_within_a_streak_saves_after_it(
+  digits_dir, tmp_path, monkeypatch, capsys
+):
+  inject_nan([9, 10, 11])
+  assert train.train(short(digits_dir), str(tmp_path / "whole")) == EX_OK
+  assert saved_steps(tmp_path / "whole") == [15, 20, 24]
+  write = MetricWriter.write
+
+  def write_and_stop(self, step, scalars):
+    write(self, step, scalars)
+    if step == 10:
+      signal.raise_signal(signal.SIGHUP)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(MetricWriter, "write", write_and_stop)
+    assert train.train(short(digits_dir), str(tmp_path / "run")) == EX_TEMPFAIL
+  assert "saved at step 12." in capsys.readouterr().out
+  assert saved_steps(tmp_path / "run") == [5, 12]
+
+  assert train.train(short(digits_dir), str(tmp_path / "run")) == EX_OK
+  assert_same_weights(tmp_path / "run", tmp_path / "whole")
+  ours, theirs = map(read_rows, (tmp_path / "run", tmp_path / "whole"))
+  assert results(ours) == results(theirs)
+
+
+def test_a_run_that_ends_within_a_streak_says_so(digits_dir, tmp_path, capsys):
+  inject_nan([22, 23, 24])
+
+  assert train.train(short(digits_dir), str(tmp_path)) == EX_OK
+
+  out = capsys.readouterr().out
+  assert "last 3 updates had no effect" in out and "of step 21." in out
+
+
+def test_a_run_that_diverges_at_once_saves_nothing(digits_dir, tmp_path):
+  config = small(digits_dir, optimizer__learning_rate=1e30, max_skipped=5)
+  config.optimizer.clip_norm = 0.0
+
+  with pytest.raises(UserError, match="updates up to step 7 .*another --work"):
+    train.train(config, str(tmp_path))
+
+  assert not list((tmp_path / "checkpoints").glob("*"))
