@@ -114,6 +114,8 @@ class DataPlan:
   @property
   def unused_folders(self) -> list[str]:
     """Split folders that neither training nor an evaluator reads."""
+    if self.source is None:
+      return []
     sources = [self.source]
     for each in self.evals.values():
       sources += each.source, each.pool
@@ -147,6 +149,8 @@ def plan_data(
     share = -(-config.batch // devices)
     per_device = min(share, config.max_per_device or share)
   image_size = _check_image_size(config, complaints, for_training)
+  # There is a complaint about it already.
+  unreadable = data.name if for_training and source is None else None
   evals = {}
   for name, options in config.evals.items():
     where, every, splits = f"config.evals.{name}", None, (None, None)
@@ -160,8 +164,9 @@ def plan_data(
         every = resolve_steps(
           options, "every", batch=config.batch, examples=data.examples
         )
-    with complaints.collect(f"{where}: ", once=True):
-      splits = _open_eval(config, name, source)
+    if (options.name or data.name) != unreadable:
+      with complaints.collect(f"{where}: ", once=True):
+        splits = _open_eval(config, name, source)
     evals[name] = EvalPlan(options, batch, every, *splits)
   best = config.checkpoint.best
   results = known_results(evals, config.model.num_classes)

@@ -154,8 +154,8 @@ def open_source(
   is_folder = name.startswith(image_folder.PREFIX)
   if is_folder and (image_key, label_key) != ("image", "label"):
     raise UserError(
-      f"image={image_key} and label={label_key} are features of TFDS data"
-      f" sets; in {name} the folders are the labels: leave both out."
+      f"label={label_key} and image={image_key} are features of TFDS data"
+      f" sets; in {name} the folders are the labels: leave such keys out."
     )
   if classes and not is_folder:
     raise UserError(

@@ -65,6 +65,7 @@ def scan(folder: str, *, allow_dangling: bool = False) -> Entries:
         continue
       if is_local and entry.is_symlink() and not os.path.exists(entry.path):
         dangling.append(name)
+        continue
       # A bucket takes long to tell folders from files.
       if is_image(name):
         is_folder = is_local and entry.is_dir()
@@ -75,7 +76,10 @@ def scan(folder: str, *, allow_dangling: bool = False) -> Entries:
     raise UserError(
       f"Cannot list {folder}: {error.strerror or error}. Check its permissions."
     ) from error
-  if dangling and not allow_dangling:
+  if allow_dangling:
+    images += filter(is_image, dangling)
+    others += (name for name in dangling if not is_image(name))
+  elif dangling:
     raise UserError(
       f"Links in {folder} lead nowhere: {format_list(sorted(dangling))}. Mend"
       " them or move them away."
