@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages and refusals of `python -m mixer data prepare`."""
 
+import http.server
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import requests
+import tensorflow_datasets
 
+from mixer.data.sources import tfds
 from mixer.tools.data import TENSORFLOW, main, prepare
 
 
@@ -83,11 +88,13 @@ def test_without_a_terminal_no_progress_bars_are_drawn(tmp_path):
 
 WITHOUT_TENSORFLOW = """
 import sys
+import threading
 from importlib.machinery import PathFinder
 find_spec = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: (
   None if name == "tensorflow" else find_spec(name, *rest)
 )
+from mixer.data.sources import tfds
 from mixer.tools.data import main
 sys.exit(main(["prepare", sys.argv[1], f"--data_dir={sys.argv[2]}"]))
 """
@@ -113,6 +120,44 @@ def test_only_the_builders_of_tfds_need_tensorflow(
   assert done.returncode == code, done.stderr
   assert re.search(message, done.stderr)
   assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  "error, code, words",
+  [
+    (requests.ConnectionError("<object at 0x7f>"), 75, "does not answer"),
+    (ImportError("Failed importing scipy.\nMore."), 2, "importing scipy"),
+    (None, 2, "http://127.0.0.1.*code: 501"),
+  ],
+)
+def test_a_failed_download_is_one_sentence(
+  tmp_path, capsys, monkeypatch, error, code, words
+):
+  base = tensorflow_datasets.core.GeneratorBasedBuilder
+
+  class Fetched(base, skip_registration=True):
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+
+    def _info(self):
+      return tensorflow_datasets.core.DatasetInfo(builder=self)
+
+    def _split_generators(self, dl_manager):
+      if error:
+        raise error
+      handler = http.server.BaseHTTPRequestHandler  # refuses all
+      monkeypatch.setattr(handler, "log_message", lambda *arguments: None)
+      with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        dl_manager.download(f"http://127.0.0.1:{server.server_port}/gone")
+
+    def _generate_examples(self):
+      pass
+
+  monkeypatch.setattr(tfds, "builder_class", lambda name: Fetched)
+
+  assert main(["prepare", "fetched", f"--data_dir={tmp_path}"]) == code
+  [message] = capsys.readouterr().err.splitlines()
+  assert re.search(words, message) and "0x7f" not in message
 
 
 def test_prepare_names_the_version_of_tensorflow_that_the_tests_use():

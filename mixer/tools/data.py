@@ -23,11 +23,14 @@ from mixer.data.sources import (
   tfds,
 )
 from mixer.datasets import dedup
-from mixer.errors import UserError
+from mixer.errors import RetryableError, UserError
 from mixer.storage import check_output, is_in_bucket, storage_errors
 
 TENSORFLOW = "2.21.0"  # as in requirements-dev.txt
-_MISSING_FILE = ("AssertionError", "FileNotFoundError", "NotFoundError")
+# Raised by TFDS for refused or changed downloads and missing packages, and by
+# it or TensorFlow if one of the user's own files is missing.
+_CANNOT_PREPARE = {"DownloadError", "NonMatchingChecksumError", "ImportError"}
+_MISSING_FILE = {"AssertionError", "FileNotFoundError", "NotFoundError"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -194,9 +197,17 @@ def _generate(
   try:
     builder.download_and_prepare(file_format="array_record")
   except Exception as error:
-    # TFDS or TensorFlow raise these if one of the user's own files is missing;
-    # compared by name, because TensorFlow is not imported.
-    if not manual or type(error).__name__ not in _MISSING_FILE:
+    # Compared by name, because TensorFlow is not imported.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "RequestException" in kinds:
+      raise RetryableError(
+        f"{dataset} cannot be downloaded, because a host does not answer. Check"
+        " the network, and give the same command again."
+      ) from error
+    if kinds & _CANNOT_PREPARE:
+      reason = _first_line(error).rstrip(".:")
+      raise UserError(f"Cannot prepare {name}: {reason}.") from error
+    if not manual or not kinds & _MISSING_FILE:
       raise
     raise DatasetNotFoundError(
       f"{dataset} needs files that are not in"
