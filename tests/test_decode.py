@@ -371,7 +371,7 @@ def test_the_limit_of_pixels_can_be_moved(kind):
   data = encoded(PHOTO, kind)
 
   assert decode(data, max_pixels=77 * 101).shape == PHOTO.shape
-  with pytest.raises(ValueError, match="77 x 101 pixels has more than 7776"):
+  with pytest.raises(ValueError, match="77 x 101 pixels has more than 7,776"):
     decode(data, max_pixels=77 * 101 - 1)
 
 

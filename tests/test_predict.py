@@ -306,6 +306,20 @@ def test_files_folders_and_patterns_are_found_once_and_in_order(tmp_path):
   ]
 
 
+def test_the_limit_of_pixels_is_that_of_the_run(
+  trained, digits, tmp_path, capsys
+):
+  shutil.copytree(trained, tmp_path / "run")
+  config = json.loads((trained / "config.json").read_text())
+  config["data"]["max_pixels"] = 63
+  (tmp_path / "run/config.json").write_text(json.dumps(config))
+
+  image = min(digits[0].glob("*.png"))
+  assert run(f"--init={tmp_path / 'run'}", image) != 0
+
+  assert "8 x 8 pixels has more than 63" in capsys.readouterr().err
+
+
 def test_files_that_are_left_out_count_as_not_read(
   trained, digits, tmp_path, capsys
 ):

@@ -110,8 +110,8 @@ def _check_size(
   """Raises UserError if decoding would take too much memory or time."""
   if height * width > max_pixels:
     raise UserError(
-      f"An image of {height} x {width} pixels has more than {max_pixels}: make"
-      " it smaller, or raise config.data.max_pixels."
+      f"An image of {height} x {width} pixels has more than {max_pixels:,}:"
+      " make it smaller, or raise config.data.max_pixels."
     )
   if height * width * scans > max_pixels * MAX_SCANS:
     raise UserError(
