@@ -205,6 +205,8 @@ def _exit(message: object, code: int = EX_USAGE):
 
 def _explain_parse_error(error: Exception) -> str:
   """Returns a message, with the line of the recipe that raised the error."""
+  from mixer.config import SCHEMA  # small programs do without ml_collections
+
   message = str(error)
   for argument in sys.argv:
     if re.fullmatch(r"--?config=.*\.json", argument):
@@ -218,8 +220,14 @@ def _explain_parse_error(error: Exception) -> str:
     return message.strip().splitlines()[-1].removeprefix(_USER_ERROR)
   if unknown := _unknown_arguments():
     return "\n".join(unknown)
-  if part := re.match(r"flag --config\.(\S+?)=.* as a ConfigDict", message):
-    return _explain_group(part[1])
+  if group := re.match(
+    r"flag --config\.(\S+?)=(.*): .* as a ConfigDict", message
+  ):
+    part, value = group.groups()
+    key = next((x for x in ("name", "kind") if x in SCHEMA.get(part, {})), None)
+    setting = f"{key}={shlex.quote(value)}" if key else "KEY=VALUE"
+    flag = f"--config.{part}"
+    return f"{flag} is a group of keys: set one, as {flag}.{setting}."
   if "must have a value other than None" in message:
     return "Name a recipe, such as --config=configs/digits.py."
   for complaint, kind in _KINDS.items():
@@ -240,19 +248,6 @@ def _explain_parse_error(error: Exception) -> str:
     return f"The recipe does not import: {message}."
   place = (*_user_frames(error), "--config")[0]
   return f"{place}: {type(error).__name__}: {message}"
-
-
-def _explain_group(part: str) -> str:
-  """Returns the key to set where a value is given to a part of the config."""
-  from mixer.config import SCHEMA
-
-  key = next((x for x in ("name", "kind") if x in SCHEMA.get(part, {})), "KEY")
-  values = [re.match(rf"--?config\.{part}=(.+)", each) for each in sys.argv]
-  value = next((shlex.quote(each[1]) for each in values if each), "VALUE")
-  return (
-    f"--config.{part} is a group of keys: set one, as --config.{part}.{key}="
-    f"{value if key != 'KEY' else 'VALUE'}."
-  )
 
 
 def _unknown_arguments() -> list[str]:

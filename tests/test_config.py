@@ -305,6 +305,17 @@ def test_one_mistake_is_one_complaint(digits_dir, changes, said):
   assert re.search(said, complaint), complaint
 
 
+def test_evaluators_complain_once_of_the_same_data_set(digits_dir):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.model.num_classes = 11
+  config.evals.half = evaluator(split="test[:50%]", ops="central_crop(8)")
+
+  [complaint] = make_plan(config, for_training=False).complaints.problems
+
+  assert "set config.model.num_classes = 10" in complaint
+
+
 def test_an_evaluators_type_is_checked(digits_dir):
   config = recipes.load("digits")
   config.data.data_dir = digits_dir

@@ -368,6 +368,7 @@ def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
       {"sweep.learning_rates": (0.1, 0.1)},
       "rates that are the same to six digits (lr_0.1)",
     ),
+    ({"data.ops": "resize(10)"}, "Images are of several sizes"),
     ({"sweep.seeds": 0}, "config.sweep.seeds = 0 must be 1 or more"),
     (
       {"sweep.full_examples": 1_436},
