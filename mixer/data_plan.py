@@ -149,8 +149,8 @@ def plan_data(
     share = -(-config.batch // devices)
     per_device = min(share, config.max_per_device or share)
   image_size = _check_image_size(config, complaints, for_training)
-  # There is a complaint about it already.
-  unreadable = data.name if for_training and source is None else None
+  # There is a complaint about the data set already.
+  is_unreadable = for_training and source is None
   evals = {}
   for name, options in config.evals.items():
     where, every, splits = f"config.evals.{name}", None, (None, None)
@@ -164,7 +164,7 @@ def plan_data(
         every = resolve_steps(
           options, "every", batch=config.batch, examples=data.examples
         )
-    if (options.name or data.name) != unreadable:
+    if not is_unreadable or (options.name or data.name) != data.name:
       with complaints.collect(f"{where}: ", once=True):
         splits = _open_eval(config, name, source)
     evals[name] = EvalPlan(options, batch, every, *splits)
