@@ -159,6 +159,8 @@ def test_a_wrong_feature_shows_the_features_there_are(digits_dir):
     open_source("digits", "test", digits_dir, label_key="real_label")
   with pytest.raises(UserError, match="'image' of digits is not one class"):
     open_source("digits", "test", digits_dir, label_key="image")
+  with pytest.raises(UserError, match="'label' of digits is no encoded image"):
+    open_source("digits", "test", digits_dir, image_key="label")
 
 
 def test_what_is_prepared_as_tfrecord_is_read_as_it_is(tfrecord_dir, capsys):

@@ -28,8 +28,8 @@ INFO, FEATURES = "dataset_info.json", "features.json"
 # Of versions; other folders are copies, or left over from a preparation that
 # was interrupted, in forms that differ between the versions of TFDS.
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-# Raised by TFDS, among others, for metadata that it does not understand.
-_NOT_METADATA = AssertionError, LookupError, TypeError, ValueError
+# Raised by TFDS for metadata.
+_NOT_UNDERSTOOD = AssertionError, LookupError, TypeError, ValueError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +103,13 @@ def open_split(
       f"{name} has no feature {image_key!r}. There are:"
       f" {', '.join(sorted(features))}."
     )
+  image = features[image_key]
+  is_encoded = getattr(image.get_serialized_info(), "np_dtype", 0) == np.object_
+  if not is_encoded or image.np_dtype == np.float32:  # whose bits TFDS stores
+    raise UserError(
+      f"The feature {image_key!r} of {name} is no encoded image of whole"
+      f" numbers. There are: {', '.join(sorted(features))}."
+    )
   label = find_label(features, name, label_key)
   instructions = _split_info(builder, name, split).file_instructions
   if file_format == "array_record":
@@ -140,22 +147,13 @@ def find_prepared(name: str, data_dir: str | None = None) -> epath.Path | None:
   return versions[-1] if versions else None
 
 
-def formats(folder: epath.Path) -> set[str]:
-  """Returns the record formats in a version folder, such as `tfrecord`."""
-  info = _read_json(folder / INFO)
-  return {
-    info.get("fileFormat", "tfrecord"),
-    *info.get("alternativeFileFormats", ()),
-  }
-
-
 def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
   """Returns a TFDS builder for the files in a version folder.
 
   Args:
     folder: of one version.
     name: of the data set, for a folder without it in its files.
-    file_format: one of `formats(folder)`; None means the first.
+    file_format: of the records, if there are several; None means the first.
 
   Raises:
     UserError: the metadata are damaged, or another version of TFDS wrote them.
@@ -184,7 +182,7 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
         file_format, override=True, override_if_initialized=True
       )
     return builder
-  except (*_NOT_METADATA, ParseError) as error:
+  except (*_NOT_UNDERSTOOD, ParseError) as error:
     # The class of a feature; TFDS imports it by this name.
     kind = re.search(r"FeatureConnector type: ([\w.]+)\.", str(error))
     if kind and not kind[1].startswith("tensorflow_datasets."):
@@ -249,7 +247,11 @@ def _readable_format(
   folder: epath.Path, name: str, data_dir: str | None
 ) -> str:
   """Picks the record format to read."""
-  stored = formats(folder)
+  info = _read_json(folder / INFO)
+  stored = {
+    info.get("fileFormat", "tfrecord"),
+    *info.get("alternativeFileFormats", ()),
+  }
   # ArrayRecord first, where it can be read.
   for file_format in sorted(stored, reverse=is_remote(folder)):
     if file_format in ("array_record", "tfrecord"):
