@@ -69,8 +69,10 @@ def output_errors() -> Iterator[None]:
   """Exits if the output cannot be written.
 
   With 141, as Unix tools do, if the reader has exited, such as head; with 2 and
-  a message if a disk is full.
+  a message if a disk is full. Characters that a terminal lacks become "?".
   """
+  with contextlib.suppress(AttributeError):  # a notebook's
+    sys.stdout.reconfigure(errors="replace")
   try:
     try:
       yield
@@ -238,11 +240,13 @@ def _explain_parse_error(error: Exception) -> str:
       return f"{flag.removeprefix('flag ')}: write {kind}{unset}."
   if isinstance(error, (UserError, flags.Error)):
     return message
-  if isinstance(error, OSError):
+  is_other_file = "'get_config'" in message or "null bytes" in message
+  if isinstance(error, OSError) or is_other_file:
     recipes = [arg for arg in sys.argv if re.match("--?config(=|$)", arg)]
     folder = Path(__file__).parent.parent / "configs"
     return (
-      f"There is no recipe to read at {recipes[0]}. Recipes are in {folder}."
+      f"There is no recipe to read at {recipes[0]}, a Python file with "
+      f"get_config(). Recipes are in {folder}."
     )
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."

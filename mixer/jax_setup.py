@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import os
 
-from mixer.errors import UserError, did_you_mean
+from mixer.errors import UserError, did_you_mean, notify
 from mixer.storage import cache_folder
 
 # Matrix products by the GPU's library. XLA has kernels of its own and picks
@@ -75,8 +75,16 @@ def enable_compilation_cache():
   import jax
 
   if jax.config.jax_compilation_cache_dir is None:
-    folder = str(cache_folder("programs"))
-    jax.config.update("jax_compilation_cache_dir", folder)
+    folder = cache_folder("programs")
+    with contextlib.suppress(OSError):
+      folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+      notify(
+        f"Compiled programs are not kept, because {folder} cannot be written "
+        "to: MIXER_CACHE_DIR can name another place."
+      )
+      return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", CACHED_PROGRAM_BYTES)
 
 

@@ -186,6 +186,10 @@ def check_folder(workdir: str | os.PathLike) -> epath.Path:
           f"{workdir}: there is no bucket {path.parts[2]}. Make it, or mend "
           "the name."
         ) from error
+      if isinstance(error, (FileExistsError, NotADirectoryError)):
+        raise UserError(
+          f"--workdir={workdir} is a file, or lies in one: name a folder."
+        ) from error
       raise UserError(
         f"Cannot write to --workdir={workdir} ({error.strerror}): choose "
         "another folder, or change its permissions."

@@ -3,6 +3,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,15 @@ def test_an_error_is_printed_line_by_line_without_control_characters(capsys):
   assert first.endswith(" is bad:") and second == "  mend it."
 
 
+@pytest.mark.parametrize("file", ["none.py", "docs/digits.png", "mixer/cli.py"])
+def test_a_file_that_is_no_recipe_is_named(file):
+  code, out, err = start(f"--config={file}", "--dry_run")
+
+  assert (code, out) == (2, "")
+  assert f"no recipe to read at --config={file}, a Python file with" in err
+  assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
   "flags, words",
   [
@@ -186,3 +196,18 @@ def test_an_output_on_a_full_disk_is_a_sentence(words):
   assert done.returncode == 2
   errors = [x for x in done.stderr.splitlines() if "rror" in x]
   assert errors == ["error: Cannot write the output: No space left on device."]
+
+
+def test_a_terminal_without_a_character_shows_another(tmp_path):
+  shutil.copy(ROOT / "docs/digits.png", tmp_path / "Müll.png")
+  words = ["-m", "mixer", "predict", f"--init={TINY}", str(tmp_path)]
+  done = subprocess.run(
+    [sys.executable, *words],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    capture_output=True,
+    text=True,
+  )
+
+  assert done.returncode == 0, done.stderr
+  assert "M?ll.png" in done.stdout

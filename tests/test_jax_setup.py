@@ -186,3 +186,20 @@ def test_the_second_start_finds_the_programs_of_the_first(
   assert len(programs[0]) >= 1
   assert programs[0] == programs[1]
   assert len(messages) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(environment, tmp_path):
+  (tmp_path / "file").touch()
+  environment = {
+    key: value
+    for key, value in environment.items()
+    if key != "JAX_COMPILATION_CACHE_DIR"
+  } | {"MIXER_CACHE_DIR": str(tmp_path / "file")}
+  words = ["-m", "mixer", "predict", f"--init={TINY}", "docs/digits.png"]
+
+  done = run([sys.executable, *words], environment)
+
+  first, *others = done.stderr.splitlines()
+  assert done.returncode == 0
+  assert f"because {tmp_path}/file/programs cannot be written" in first
+  assert not [line for line in others if "cache" in line]

@@ -475,6 +475,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
       "Cannot write to --workdir=/proc/run",
     ),
     (
+      ["--config=configs/digits.py", "--workdir=train.py"],
+      "train.py is a file",
+    ),
+    (
       ["--config=configs/finetune.py:dataset=cifar11"],
       "error: There is no fine-tuning recipe for 'cifar11'; did you mean",
     ),
