@@ -33,6 +33,7 @@ SCRIPT = """
 import json
 import numpy as np
 from mixer.training.checkpoint import Checkpoints, epath
+from mixer.training.setup import set_aside
 
 tree = {"x": np.arange(100.0)}
 root = epath.Path("gs://bucket/some/checkpoints")
@@ -55,6 +56,12 @@ resumed.save(5, tree)
 resumed.close()
 names = sorted(path.name for path in root.iterdir())
 print(json.dumps([first, kept, step, sorted({*difference}), names]))
+
+(root.parent / "metrics.jsonl").write_text("rows")
+set_aside(root.parent, resumed, 2)
+print((root.parent / "set_aside_1" / "metrics.jsonl").read_text())
+aside = Checkpoints(root.parent / "set_aside_1" / "checkpoints")
+print(resumed.steps, aside.steps, aside.restore(tree)[0])
 """
 
 
@@ -114,11 +121,14 @@ def test_checkpoints_in_a_bucket_are_kept_passed_over_and_restored(storage):
   )
 
   assert done.returncode == 0, done.stderr
-  first, kept, step, difference, names = json.loads(done.stdout)
+  line, message, *others = done.stdout.splitlines()
+  first, kept, step, difference, names = json.loads(line)
   assert first is None
   assert kept == [[2, 4], 2]
   assert (step, difference) == (2, [2.0])
   assert names == ["2", "4.damaged", "5", "metrics.json"]
+  assert "gs://bucket/some/set_aside_1, the checkpoints of steps 5" in message
+  assert others == ["rows", "[2] [5] 5"]
 
 
 @pytest.fixture(scope="module")

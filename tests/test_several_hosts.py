@@ -22,6 +22,7 @@ from runs import (
   slowed_down,
   wait_until,
 )
+from test_own_images import write_images
 
 from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
@@ -312,6 +313,68 @@ def test_a_host_that_fails_ends_the_others(digits_dir, environment, tmp_path):
 
   assert "Could not save step 10" in first[2]
   assert "Host 0 stopped: Could not save step 10" in second[2]
+
+
+def test_an_evaluation_that_fails_on_one_host_costs_no_training(
+  environment, tmp_path
+):
+  """Host 1 has the second half of each batch of 32."""
+  classes = ("dark", "grey", "light")
+  write_images(tmp_path / "images" / "train", classes, 12)
+  write_images(tmp_path / "images" / "test", classes, 11)
+  changes = {
+    "data.name": f"folder:{tmp_path / 'images'}",
+    "data.examples": 0,
+    "data.ops": "resize(8)",
+    "model.num_classes": 3,
+    "evals.test.ops": "resize(8)",
+    "evals.test.examples": 0,
+    "evals.test.every_steps": 4,
+    "checkpoint.every_steps": 0,
+    "checkpoint.best": "",
+    "total_steps": 8,
+  }
+  undisturbed, met = (
+    command("", tmp_path / name, **changes) for name in ("undisturbed", "met")
+  )
+  finish(undisturbed, environment)
+  image = tmp_path / "images" / "test" / "grey" / "9.png"
+  pixels = image.read_bytes()
+  image.write_bytes(b"")
+
+  [first, _] = finish(met, environment, (EX_USAGE, EX_USAGE))
+  assert "Host 1 stopped: " in first[2]
+  assert (tmp_path / "met" / "checkpoints" / "4").is_dir()
+
+  image.write_bytes(pixels)
+  [first, _] = finish(met, environment)
+  assert "Goes on from the checkpoint of step 4" in first[1]
+  assert_same_weights(tmp_path / "met", tmp_path / "undisturbed")
+  ours, theirs = (read_rows(tmp_path / x) for x in ("met", "undisturbed"))
+  assert results(ours) == results(theirs)
+
+
+def test_two_hosts_that_diverge_go_back_together(
+  digits_dir, environment, tmp_path
+):
+  changes = {"total_steps": 20, "checkpoint.every_steps": 5, "max_skipped": 4}
+  steady = command(digits_dir, tmp_path, **changes)
+  steps = ",".join(map(str, range(9, 21)))
+  bad = [steady[0], "-m", "benchmarks.train_with_nan", steps, *steady[2:]]
+
+  ended = finish(bad, environment, (EX_USAGE, EX_USAGE))
+
+  for _, _, errors in ended:
+    assert "--from_step=5 --accept_changes" in errors
+  assert not (tmp_path / "checkpoints" / "10").exists()
+  lower = "--config.optimizer.learning_rate=0.001"
+  back = ["--from_step=5", "--accept_changes", lower]
+  [first, second] = finish([*steady, *back], environment)
+  assert "optimizer.learning_rate: 0.003 -> 0.001" in first[1]
+  assert second[1] == ""
+  rows = read_rows(tmp_path)
+  assert [row["step"] for row in rows] == list(range(1, 21))
+  assert rows[-1]["train/skipped"] == 0
 
 
 def test_sweeps_take_one_host(digits_dir, environment, tmp_path):
