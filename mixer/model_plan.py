@@ -51,7 +51,7 @@ def plan_model(
   checkpoint = module = params = cost = initial = classes = None
   note = ""
   if load_init:
-    with complaints.collect(f"config.init = {config.init}: "):
+    with complaints.collect("config.init: "):  # the complaint names it
       checkpoint = _read_init(config, complaints, for_training)
   with complaints.collect("config.model: "):
     module = create(config.model.name, **_model_fields(config.model))

@@ -32,6 +32,12 @@ RUN_FILE = "weights.npz"  # in a run's folder, written at the end of the run
 CLASSES = "classes.txt"  # in the same folder, in the order of the labels
 _RUN_FILES = (RUN_FILE, "weights.safetensors")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of timm's
+_OTHER_FOLDERS = {
+  "sweep.json": "holds a sweep: name one of the final runs, folders in it",
+  "_CHECKPOINT_METADATA": f"is a checkpoint: name the run's folder, once it "
+  f"holds {RUN_FILE}",
+  "*.index.json": "holds weights in several files: save them as one",
+}
 _SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin", ".tar")
 # timm's names, on its hub and in its releases, for weights from Google.
 _TIMMS_OF_GOOGLE = r"mixer_[sbl]\d+_224\.goog|jx_mixer_[bl]\d+_224"
@@ -129,21 +135,9 @@ def _find_file(folder: epath.Path) -> epath.Path:
   for file in (*_RUN_FILES, *_HUB_FILES):
     if (folder / file).exists():
       return folder / file
-  if (folder / "sweep.json").is_file():
-    raise UserError(
-      f"{folder} holds a sweep: name one of the final runs, which are folders "
-      "in it."
-    )
-  if (folder / "_CHECKPOINT_METADATA").exists():
-    raise UserError(
-      f"{folder} is a checkpoint, for its own run to go on from: name the run's"
-      f" folder, which holds {RUN_FILE} at the end of the run."
-    )
-  if any(folder.glob("*.index.json")):
-    raise UserError(
-      f"{folder} holds weights in several files: save them as one (PyTorch's "
-      "save_pretrained with a large max_shard_size)."
-    )
+  for pattern, words in _OTHER_FOLDERS.items():
+    if any(folder.glob(pattern)):
+      raise UserError(f"{folder} {words}.")
   raise UserError(
     f"{folder} holds no {RUN_FILE}, which a run writes at its end: let it "
     "finish (the same command continues it), or name a file."
@@ -155,18 +149,19 @@ def _read_file(
 ) -> LoadedWeights:
   params, record = io.read_file(path)
   config, class_names = record.get("config"), record.get("class_names")
-  file, gelu, model, image_size = path, record.get("gelu"), None, None
+  gelu, model, image_size = record.get("gelu"), None, None
+  file = path.parent / "config.json"
   if path.name in _RUN_FILES:
     class_names = trained_classes(path.parent) or class_names
-    if (path.parent / "config.json").is_file():
-      file = path.parent / "config.json"
-      config = _read_json(file)
+    config = _read_json(file, config)
   if config is not None:
     model, image_size = _parse_config(config, file)
     gelu = config["model"].get("gelu") or gelu
   _check_complete(params, model, image_size, path)
   if gelu is None:
-    gelu, class_names = _read_timms_properties(path, params, published)
+    about = _read_json(file, {}) if path.name in _HUB_FILES else {}
+    class_names = class_names or about.get("label_names")
+    gelu = _convert_from_timm(params, path, about, published)
   if class_names is None and published and _has_head(params, published):
     class_names = _read_class_names(published.classes)
   if image_size is None:
@@ -200,22 +195,18 @@ def _check_complete(
     raise UserError(f"{path}: {error}") from error
 
 
-def _read_timms_properties(
-  path: Path, params: dict, published: Published | None
-) -> tuple[str, list[str] | None]:
-  """Returns the form of GELU and the classes of a file that records neither.
+def _convert_from_timm(
+  params: dict, path: Path, about: dict, published: Published | None
+) -> str:
+  """Converts the stem to pixels in [-1, 1], and returns the form of GELU.
 
-  Converts the stem if config.json next to it, or its path, tells of pixels in
-  another range.
+  The file records neither: the hub's config.json (`about`) does, or its path.
   """
   if infer(params) is None:
     raise UserError(
       f"{path}: a part of a Mixer's stem or first block is missing; take the "
       "whole file."
     )
-  about, file = {}, path.parent / "config.json"
-  if path.name in _HUB_FILES and file.is_file():
-    about = _read_json(file)
   defaults = about.get("pretrained_cfg", about)
   origin = str(path.absolute())
   if "architecture" in about:
@@ -232,14 +223,11 @@ def _read_timms_properties(
       f"{'config.json' if about else 'path'} with the {gelu} GELU, and pixels "
       f"in [0, 1] less {mean}, divided by {std}."
     )
-  return gelu, about.get("label_names")
+  return gelu
 
 
 def _convert_pixels(stem: dict, mean: np.ndarray, std: np.ndarray) -> None:
-  """Converts a stem for (pixels in [0, 1] - mean) / std to one for [-1, 1].
-
-  Mean and deviation are numbers, or float32 [3]; 0.5 and 0.5 change nothing.
-  """
+  """Converts a stem for (pixels in [0, 1] - mean) / std to one for [-1, 1]."""
   kernel = stem["kernel"]  # h w c o
   shift = np.broadcast_to((0.5 - mean) / std, kernel.shape[2])
   stem["bias"] = stem["bias"] + np.einsum("hwco,c->o", kernel, shift)
@@ -265,7 +253,9 @@ def trained_classes(folder: epath.Path) -> list[str] | None:
   return unicodedata.normalize("NFC", file.read_text()).splitlines()
 
 
-def _read_json(file: epath.Path) -> dict:
+def _read_json(file: epath.Path, default: dict | None) -> dict | None:
+  if not file.is_file():
+    return default
   try:
     return dict(json.loads(file.read_text()))
   except (TypeError, ValueError) as error:
