@@ -381,7 +381,10 @@ def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
     ),
     ({"sweep.full_split": None}, "config.sweep.full_examples is set, but"),
     ({"evals.test.name": "cifar10"}, "cifar10 is not prepared"),
-    ({"init": "nothing.npz"}, "config.init: There are no weights at nothing.npz"),
+    (
+      {"init": "nothing.npz"},
+      "config.init: There are no weights at nothing.npz",
+    ),
     (
       {
         "sweep.metric": "x",
