@@ -401,6 +401,7 @@ def test_scans_of_separate_colours_are_counted():
 
 
 WIDE = np.arange(77 * 101 * 3, dtype=np.uint16).reshape(77, 101, 3) * 2
+OF_12_BITS = tiff_of(np.array([[0x12, 0x34, 0x56]], np.uint8))
 ORIENTED = {"tiffinfo": {274: 6}}
 GREY = PHOTO[..., 0]
 
@@ -421,6 +422,7 @@ GREY = PHOTO[..., 0]
     (tiff_of(WIDE[..., 0]), WIDE[..., 0] >> 8),
     (tiff_of(WIDE[..., 0], byteorder=">"), WIDE[..., 0] >> 8),
     (tiff_of(PHOTO, bigtiff=True), PHOTO),
+    (with_tags(OF_12_BITS, {256: 2, 258: 12}), np.array([[0x12, 0x45]])),
     (tiff_of(np.stack([PHOTO, PHOTO[::-1]])), PHOTO),
     (encoded(PHOTO, "PPM"), PHOTO),
     (b"P5 2 1 65535\n\x12\x34\xff\x00", np.array([[0x12, 0xFF]])),
