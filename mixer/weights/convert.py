@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixer.errors import UserError, format_list
+from mixer.errors import UserError, format_list, notify
 
 Arrays = dict[str, np.ndarray]
 
@@ -73,6 +73,8 @@ _OLD_BIT = (
 def to_published(arrays: Arrays) -> Arrays:
   """Renames parameters from Google's files of any age to today's names."""
   if any(name.startswith("params/") for name in arrays):  # a training state
+    if others := [name for name in arrays if not name.startswith("params/")]:
+      notify(f"Reads params/, and not {format_list(others, 3)}.")
     arrays = {
       name.removeprefix("params/"): array
       for name, array in arrays.items()
