@@ -464,7 +464,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     (["--config=configs/pretrain_i21k.py:B/17"], "Mixer-B/16"),
     (
       ["--config=configs/digits.py", "--workdir=s3://bucket/run"],
-      "s3://bucket/run: a run's folder is local or in a bucket of Google",
+      "s3://bucket/run: a folder is local, such as /data, or in a bucket",
     ),
     (
       ["--config=configs/digits.py", "--config.data.data_dir={tmp}"],
