@@ -42,9 +42,9 @@ def read_rows(
   """Returns the rows of a JSON Lines file of a run; none if there is no file.
 
   A last line torn by a kill is ignored, and so is all from the first NUL byte
-  on, which a power loss leaves in place of what was not on disk yet. A loss
-  that is not finite reads as `nan` or `inf`: Python's json writes and reads
-  these, stricter readers may not.
+  on: a power loss leaves them in place of unwritten data. A loss that is not
+  finite reads as `nan` or `inf`: Python's json writes and reads these, stricter
+  readers may not.
 
   Raises:
     UserError: a line is not a JSON object with a step.

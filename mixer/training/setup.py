@@ -235,7 +235,7 @@ def restore(
 
 
 def set_aside(folder: epath.Path, checkpoints: Checkpoints, step: int):
-  """Makes what came after a step a run of its own, in a folder of the run."""
+  """Moves later checkpoints, with copies of the log, to a folder of the run."""
   later = [str(each) for each in checkpoints.steps if each > step]
   if not later:
     return
