@@ -14,6 +14,7 @@ from mixer.cluster import ONE_HOST, Cluster
 from mixer.config_check import to_dict
 from mixer.data.shuffle import IndexShuffler
 from mixer.distributed import Hosts, initialize
+from mixer.errors import RetryableError, UserError
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan, plan_summary
@@ -271,27 +272,30 @@ def dry_run(
   Raises:
     UserError: everything that is missing, or wrong with the folder.
   """
-  with storage_errors(workdir):
-    folder = storage_path(workdir) if workdir else None
-    is_new_run = folder is None or is_new(folder)
-    if not is_new_run:
-      run_dir.inherit_gelu(folder, config)
-    plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
-    print(plan.config)
-    print(plan_summary(plan))
-    plan.complaints.raise_all()
-    if folder is not None:
-      check_run(
-        plan,
-        folder,
-        is_new_run=is_new_run,
-        accept_changes=accept_changes,
-        from_step=from_step,
-      )
-      place = folder
-      while not is_in_bucket(place) and not place.exists():
-        place = place.parent  # the run will make the folder
-      check_folder(place)
+  try:
+    with storage_errors(workdir):
+      folder = storage_path(workdir) if workdir else None
+      is_new_run = folder is None or is_new(folder)
+      if not is_new_run:
+        run_dir.inherit_gelu(folder, config)
+      plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
+      print(plan.config)
+      print(plan_summary(plan))
+      plan.complaints.raise_all()
+      if folder is not None:
+        check_run(
+          plan,
+          folder,
+          is_new_run=is_new_run,
+          accept_changes=accept_changes,
+          from_step=from_step,
+        )
+        place = folder
+        while not is_in_bucket(place) and not place.exists():
+          place = place.parent  # the run will make the folder
+        check_folder(place)
+  except RetryableError as error:
+    raise UserError(str(error)) from error  # there is nothing to start again
   print("Nothing is missing: without --dry_run this trains.")
   return EX_OK
 

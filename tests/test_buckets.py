@@ -276,7 +276,8 @@ def test_a_bucket_that_refuses_is_one_message_of_run_and_dry_run(
 ):
   """Refusals end with 2, and an unreachable bucket with 75 after retries.
 
-  It makes no difference whether the run's folder or the data lie there.
+  It makes no difference whether the run's folder or the data lie there. A dry
+  run ends with 2, because there is nothing to start again.
   """
   expected = {
     401: (EX_USAGE, "no valid credentials"),
@@ -301,10 +302,11 @@ def test_a_bucket_that_refuses_is_one_message_of_run_and_dry_run(
           stderr=subprocess.PIPE,
           text=True,
         )
-        processes.append((process, status))
-    for process, status in processes:
+        processes.append((process, status, bool(flags)))
+    for process, status, is_dry_run in processes:
       errors = process.communicate()[1]
       code, words = expected[status]
+      code = EX_USAGE if is_dry_run else code
       assert process.returncode == code, errors
       assert re.search("error: .*gs://bucket/refused", errors)
       assert words in errors

@@ -21,10 +21,11 @@ MAX_PIXELS = 100_000_000
 # about 10, and may have as many as fit into the file.
 MAX_SCANS = 16  # of MAX_PIXELS, and more of fewer
 
-SUFFIXES = tuple(
-  ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .avif .heic .heif"
-  " .jp2 .ppm .pgm .pbm .pnm".split()
-)
+SUFFIXES = (
+  ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .avif .jp2 .ppm .pgm"
+  " .pbm .pnm"
+).split()
+HEIC_SUFFIXES = [".heic", ".heif"]
 FORMATS = ["WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM"]
 try:
   import pillow_heif
@@ -33,6 +34,7 @@ except ImportError:
 else:
   pillow_heif.register_heif_opener()
   FORMATS.append("HEIF")
+  SUFFIXES += HEIC_SUFFIXES
 
 JPEG = b"\xff\xd8\xff"
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"

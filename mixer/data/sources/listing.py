@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from mixer.data.decode import SUFFIXES
+from mixer.data.decode import HEIC_SUFFIXES, SUFFIXES
 from mixer.data.sources.file_io import is_remote
 from mixer.errors import UserError, format_list, notify
 
@@ -101,7 +101,10 @@ def count_suffixes(names: Sequence[str]) -> str:
     for name in names
   ]
   counts = collections.Counter(kinds).most_common()
-  return format_list([f"{n:,} {kind}" for kind, n in counts])
+  needs = dict.fromkeys(HEIC_SUFFIXES, " (needs pip install pillow-heif)")
+  return format_list(
+    [f"{n:,} {kind}{needs.get(kind, '')}" for kind, n in counts]
+  )
 
 
 @functools.cache  # once, although evaluators open the same folders
