@@ -334,7 +334,9 @@ def test_links_that_lead_nowhere_are_refused(tree):
 def test_files_that_are_left_out_are_counted_by_suffix(
   tree, capsys, monkeypatch
 ):
-  monkeypatch.setattr(listing, "SUFFIXES", [".jpg", ".png"])  # without pillow-heif
+  monkeypatch.setattr(
+    listing, "SUFFIXES", [".jpg", ".png"]
+  )  # without pillow-heif
   for name in "1.CR2", "2.cr2", "3.HEIC", "4", ".hidden", "Thumbs.db":
     (tree / "train" / "cat" / name).touch()
   (tree / "train" / "5.cr2").touch()
