@@ -32,7 +32,7 @@ class ModelPlan:
   abstract_params: dict | None = None
   multiply_accumulates: int | None = None
   initial_params: dict | None = None
-  initial_classes: list[str] | None = None
+  initial_classes: tuple[str, ...] | None = None
   initial_note: str = ""
 
 
@@ -63,8 +63,7 @@ def plan_model(
     with complaints.collect("config."):
       lr_multiplier_tree(params, config.optimizer.multipliers)
   if params is not None and checkpoint is not None:
-    if checkpoint.config and checkpoint.class_names:
-      classes = list(checkpoint.class_names)
+    classes = checkpoint.class_names if checkpoint.config else None
     with complaints.collect(f"config.init = {config.init}: "):
       if config.init_head == "auto" and data.source and classes:
         _check_head(classes, data.source)
@@ -151,9 +150,9 @@ def _fit_init(
   return params, f"{growth}{head}"
 
 
-def _check_head(trained: list[str], source: Source) -> None:
+def _check_head(trained: tuple[str, ...], source: Source) -> None:
   """Raises UserError if a run's head would stand for other classes."""
-  names = list(source.class_names)
+  names = tuple(source.class_names)
   if len(trained) == source.num_classes and trained != names:
     raise UserError(
       "The head was trained on other classes, or in another order"

@@ -14,7 +14,6 @@ older than the one that wrote it: for longer, keep the weights and export again.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 
 from mixer import cli, weights
@@ -31,11 +29,11 @@ from mixer.jax_setup import device_count
 from mixer.models.kernels import plain_model
 from mixer.storage import atomic_write, check_output
 from mixer.tools.inference import check_shape, made_for
+from mixer.tools.weights import convert
 from mixer.training.step import normalise
-from mixer.weights import convert
+from mixer.weights.io import SUFFIXES
 
 PROGRAM = ".stablehlo"
-LAYOUTS = (".npz", ".safetensors")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # GPUs are cuda or rocm
 INPUTS = ("uint8", "float32")
 # Largest difference of a logit from the float32 model's, as a part of the
@@ -57,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   add = parser.add_argument
   add("--init", required=True, help="weights: a name, a file, a run's folder")
-  kinds = " *".join((PROGRAM, *LAYOUTS))
+  kinds = " *".join((PROGRAM, *SUFFIXES))
   add("--out", required=True, metavar="FILE", help=f"*{kinds}")
   add("--image_size", type=int, help="in pixels; default: that of the weights")
   add("--platforms", help="of cpu,cuda,rocm,tpu; default: cpu,cuda,tpu")
@@ -70,10 +68,10 @@ def run(init: str, out: str, **options: str | int | None) -> str:
   """Writes the file of --out and returns a message about it."""
   suffix = Path(out).suffix
   options = {key: value for key, value in options.items() if value is not None}
-  if suffix not in (PROGRAM, *LAYOUTS):
+  if suffix not in (PROGRAM, *SUFFIXES):
     raise UserError(
       f"--out={out} does not say what to write: end it in {PROGRAM} for a"
-      f" program, in {' or '.join(LAYOUTS)} for weights."
+      f" program, in {' or '.join(SUFFIXES)} for weights."
     )
   if suffix == PROGRAM:
     out = check_output(out, "--out", rb".{,999}StableHLO_v", inputs=[init])
@@ -85,23 +83,7 @@ def run(init: str, out: str, **options: str | int | None) -> str:
       f"--{next(iter(options))} is for programs, and weights are the same for"
       f" all: leave it out, or end --out in {PROGRAM}."
     )
-  weights.check_target(out, "--out", init)
-  out = os.path.expanduser(out)
-  checkpoint = weights.read(init)
-  if suffix == ".safetensors":
-    _check_timm_layout(checkpoint.params)
-  checkpoint.create_model()  # complains of an unknown one
-  weights.save(out, checkpoint.params, **checkpoint.record)
-  about = weights.gelu_note(out, checkpoint.params, checkpoint.gelu)
-  return f"Wrote {out}. {about}".rstrip()
-
-
-def _check_timm_layout(params: dict) -> None:
-  """Raises UserError if timm's layout does not hold the model."""
-  try:
-    convert.to_timm(flatten_dict(params, sep="/"))
-  except UserError as error:
-    raise UserError(f"{error} End --out in .npz or {PROGRAM}.") from error
+  return convert(init, out, flag="--out")
 
 
 def _check_choices(options: dict[str, str | int]) -> None:

@@ -88,16 +88,12 @@ def run(
   enable_compilation_cache()
   device_count()
   paths, others = find_images(images)
+  inputs = [*paths, *others]
   if out:
-    out = check_output(
-      out,
-      "--out",
-      ",".join(COLUMNS).encode(),
-      suffixes=[".csv"],
-      inputs=[*paths, *others],
-    )
+    header = ",".join(COLUMNS).encode()
+    out = check_output(out, "--out", header, suffixes=[".csv"], inputs=inputs)
   if grid:
-    grid = plots.check_picture(grid, "--grid", inputs=[*paths, *others])
+    grid = plots.check_picture(grid, "--grid", inputs=inputs)
   classifier = open_classifier(init, ops=ops, classes=classes)
   notify(describe(classifier))
 
@@ -131,8 +127,7 @@ def run(
     draw(drawn, classifier.class_names, grid)
     print(f"Drew {len(drawn)} of {len(paths):,} images in {grid}.")
   if unreadable := unreadable + len(others):
-    total = len(paths) + len(others)
-    notify(f"{unreadable:,} of {total:,} files could not be read.")
+    notify(f"{unreadable:,} of {len(inputs):,} files could not be read.")
 
 
 def describe(classifier: Classifier) -> str:

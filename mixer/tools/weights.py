@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     metavar="24x24",
     help="interpolate to this grid of tokens; for a Mixer beyond the paper",
   )
-  convert_parser.set_defaults(run=_convert)
+  convert_parser.set_defaults(run=convert)
   return parser
 
 
@@ -174,28 +174,46 @@ def _describe_mirror(mirror: Mirror) -> str:
   return f"{mirror.url}{size}{sha256}"
 
 
-def _convert(
+def convert(
   source: str,
   target: str,
-  factor: int | None,
-  tokens: tuple[int, int] | None,
+  factor: int | None = None,
+  tokens: tuple[int, int] | None = None,
+  *,
+  flag: str = "TO",
 ) -> str:
-  io.check_target(target, "TO", source)
+  """Writes weights in the layout of the target's suffix, grown if asked.
+
+  Args:
+    source: argument of `read`.
+    target: a file; `flag` gave it.
+    factor, tokens: arguments of `grow`.
+
+  Returns:
+    Sentences about the model, its growth and the file.
+  """
+  path = io.check_target(target, flag, source)
   checkpoint = read(source)
-  params, record = checkpoint.params, checkpoint.record
+  params, config = checkpoint.params, checkpoint.config
   checkpoint.create_model()  # complains of an unknown one
   lines = [f"{source}: {_describe_params(params)}."]
   if factor is not None or tokens is not None:
     grid = grid_shape(params, checkpoint.image_size)
     params = grow(params, factor=factor, tokens=tokens, grid=grid)
-    del record["config"]  # of a run on smaller images
+    config = None  # it is of smaller images
     how = f"by {factor}" if factor else "by interpolation"
     if tokens and "MixerBlock_0" in params:
       how += ", beyond the paper"
     lines.append(f"Grown {how}: {_describe_params(params)}.")
-  io.save(target, params, **record)
+  io.save(
+    path,
+    params,
+    gelu=checkpoint.gelu,
+    config=config,
+    class_names=checkpoint.class_names,
+  )
   layout = "Google's" if target.endswith(".npz") else "timm's"
-  lines.append(f"Written to {target} in {layout} layout.")
+  lines.append(f"Written to {path} in {layout} layout.")
   lines.append(io.gelu_note(target, params, checkpoint.gelu))
   return "\n".join(filter(None, lines))
 

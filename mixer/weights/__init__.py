@@ -2,7 +2,7 @@
 """Parameters on disk, under the names that the authors published."""
 
 from mixer.weights.grow import grid_shape, grow, integer_factor
-from mixer.weights.io import check_target, gelu_note, save
+from mixer.weights.io import save
 from mixer.weights.load import (
   CLASSES,
   RUN_FILE,
@@ -14,9 +14,7 @@ from mixer.weights.load import (
 from mixer.weights.merge_params import merge_params
 
 __all__ = [
-  "check_target",
   "CLASSES",
-  "gelu_note",
   "grid_shape",
   "grow",
   "integer_factor",

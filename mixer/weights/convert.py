@@ -123,6 +123,7 @@ _TIMM_MODULES = {
   "pre_head_layer_norm": "norm",
   "head": "head",
 }
+_TIMM_STEM = "stem.proj.weight"
 _PUBLISHED_MODULES = {timm: ours for ours, timm in _TIMM_MODULES.items()}
 # h w in out -> out in h w, in out -> out in, and vectors as they are.
 _TIMM_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
@@ -151,40 +152,26 @@ def to_timm(arrays: Arrays) -> Arrays:
   return renamed
 
 
-def strip_wrappers(arrays: Arrays) -> tuple[Arrays, str]:
-  """Removes the parts that PyTorch's wrappers add to timm's names.
-
-  These are `module` and names with a leading underscore (`_orig_mod` of
-  torch.compile), anywhere, and all in front of the stem: `model.`, `backbone.`.
-
-  Returns:
-    The arrays, and an example of a name with its new one; "" if none changed.
-
-  Raises:
-    UserError: two arrays would get one name.
-  """
-  wrappers = r"(?<![^.])(?:_\w+|module)\."
-  names = {name: re.sub(wrappers, "", name) for name in arrays}
-  stems = [name for name in names.values() if name.endswith("stem.proj.weight")]
-  prefix = stems[0].removesuffix("stem.proj.weight") if len(stems) == 1 else ""
-  stripped, example = {}, ""
-  for name, array in arrays.items():
-    new = names[name].removeprefix(prefix)
-    _add(stripped, new, name, array)
-    if new != name:
-      example = example or f"{name} is {new}"
-  return stripped, example
-
-
 def from_timm(arrays: Arrays) -> Arrays:
   """Converts parameters of timm's Mixer to the published names and shapes.
 
+  Names lose the parts that PyTorch's wrappers add: `module` and those with a
+  leading underscore (`_orig_mod` of torch.compile), anywhere, and all in front
+  of the stem: `model.`, `backbone.`.
+
   Raises:
-    UserError: they are not a Mixer's.
+    UserError: they are not a Mixer's, or two would get one name.
   """
   renamed, unknown = {}, []
+  names = {x: re.sub(r"(?<![^.])(_\w+|module)\.", "", x) for x in arrays}
+  stems = [x for x in names.values() if x.endswith(_TIMM_STEM)]
+  prefix = stems[0].removesuffix(_TIMM_STEM) if len(stems) == 1 else ""
+  names = {old: new.removeprefix(prefix) for old, new in names.items()}
+  if changed := [f"{old} is {new}" for old, new in names.items() if old != new]:
+    notify(f"Names lose the parts of wrappers: {changed[0]}.")
+  pattern = r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)"
   for name, array in arrays.items():
-    match = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    match = re.fullmatch(pattern, names[name])
     block, module, kind = match.groups() if match else (None, name, "")
     if module not in _PUBLISHED_MODULES or array.ndim not in _TIMM_AXES:
       unknown.append(name)
@@ -193,7 +180,8 @@ def from_timm(arrays: Arrays) -> Arrays:
     if kind == "weight":
       kind = "scale" if array.ndim == 1 else "kernel"
       array = array.transpose(np.argsort(_TIMM_AXES[array.ndim]))
-    renamed[f"{prefix}{_PUBLISHED_MODULES[module]}/{kind}"] = array
+    new = f"{prefix}{_PUBLISHED_MODULES[module]}/{kind}"
+    _add(renamed, new, name, array)
   _require_mixer(unknown, "blocks.0.norm1.weight")
   return renamed
 
@@ -202,5 +190,6 @@ def _require_mixer(unknown: list[str], example: str) -> None:
   if unknown:
     raise UserError(
       f"Only a Mixer's parameters, such as {example}, have both Google's names"
-      f" and timm's; these do not: {format_list(unknown, 3)}."
+      f" and timm's; these do not: {format_list(unknown, 3)}. Other models are"
+      " read and written as .npz."
     )

@@ -11,6 +11,7 @@ their layout implies it.
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,7 @@ from mixer.weights.convert import Arrays
 
 SUFFIXES = (".npz", ".safetensors")  # written
 _RECORD = "mixer"  # key of the record in .safetensors
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
-_SAFE_FLOATS = ("F16", "BF16", "F32", "F64")  # the same in .safetensors
+_FLOATS = r"b?float(16|32|64)|B?F(16|32|64)"  # F16 and such in .safetensors
 # Larger than BiT-R152x4 for ImageNet-21k (4.2 GiB) and Mixer-H/14 (1.7 GiB).
 _MAX_BYTES = 6 * 2**30
 _MAX_COMMENT = 2**16 - 1  # bytes, of a zip file
@@ -69,9 +69,6 @@ def read_file(path: Path) -> tuple[dict, dict]:
         record = {"gelu": "tanh"} | record
         arrays = convert.to_published(arrays)
       else:
-        arrays, example = convert.strip_wrappers(arrays)
-        if example:
-          notify(f"{path}: names lose the parts of wrappers: {example}.")
         arrays = convert.from_timm(arrays)
       arrays = {
         k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()
@@ -89,30 +86,29 @@ def read_file(path: Path) -> tuple[dict, dict]:
       if reason := getattr(error, "strerror", None):
         raise UserError(f"Cannot read {path}: {reason}.") from error
       raise UserError(
-        f"{path} is damaged, or holds more than arrays of numbers: move it "
-        "away, and copy or download it again."
+        f"{path} is damaged, or no .npz, .safetensors or PyTorch file of "
+        "numbers: move it away, and copy or download it again, or name the "
+        "folder of a run."
       ) from error
   return params, record
 
 
 def _read_arrays(file: Path) -> tuple[Arrays, dict]:
+  """Returns the arrays and the record; raises any error for other files."""
   _check_size(file.stat().st_size)
   with file.open("rb") as opened:
     start = opened.read(9)
   if start[8:] == b"{":  # behind the length of this JSON object
     return _read_safetensors(file)
-  if start.startswith(b"PK"):
-    with zipfile.ZipFile(file) as members:
-      _check_size(sum(each.file_size for each in members.infolist()))
-      if not any(name.endswith("data.pkl") for name in members.namelist()):
-        return _read_npz(file), _parse_comment(members.comment)
-    return _read_pickle(file), {}
   if start.startswith(b"\x80"):  # PyTorch's former format
     return _read_pickle(file), {}
-  raise UserError(
-    "It is no .npz, .safetensors or PyTorch file, or it is damaged: copy or "
-    "download it again, or name a run by its folder."
-  )
+  with zipfile.ZipFile(file) as members:
+    _check_size(sum(each.file_size for each in members.infolist()))
+    if any(name.endswith("data.pkl") for name in members.namelist()):
+      return _read_pickle(file), {}
+    record = _parse_comment(members.comment)
+  with np.load(file, allow_pickle=False) as arrays:
+    return {name: _to_float(name, arrays[name]) for name in arrays}, record
 
 
 def _check_size(size: int) -> None:
@@ -123,23 +119,18 @@ def _check_size(size: int) -> None:
     )
 
 
-def _read_npz(file: Path) -> Arrays:
-  with np.load(file, allow_pickle=False) as arrays:
-    return {name: _to_float(name, arrays[name]) for name in arrays.files}
-
-
 def _to_float(name: str, array: np.ndarray) -> np.ndarray:
   if array.dtype == "V2":  # NumPy saves bfloat16 as raw bytes
     array = array.view(ml_dtypes.bfloat16)
-  _check_type(name, array.dtype.name, _FLOATS)
+  _check_type(name, array.dtype.name)
   return array.astype(np.float32, copy=False)
 
 
-def _check_type(name: str, dtype: str, floats: Sequence[str]) -> None:
-  if dtype not in floats:
+def _check_type(name: str, dtype: str) -> None:
+  if not re.fullmatch(_FLOATS, dtype):
     raise UserError(
-      f"{name} holds {dtype} instead of {', '.join(floats)}: quantised weights "
-      "are not read; take those that they were made from."
+      f"{name} holds {dtype} instead of floats of 16, 32 or 64 bits: quantised "
+      "weights are not read; take those that they were made from."
     )
 
 
@@ -154,7 +145,7 @@ def _read_safetensors(file: Path) -> tuple[Arrays, dict]:
   with safetensors.safe_open(file, framework="np") as opened:
     names = opened.keys()
     for name in names:
-      _check_type(name, opened.get_slice(name).get_dtype(), _SAFE_FLOATS)
+      _check_type(name, opened.get_slice(name).get_dtype())
     arrays = {name: opened.get_tensor(name) for name in names}
     metadata = opened.metadata() or {}
   if "gelu" in metadata:  # of older files
@@ -192,10 +183,9 @@ def _read_pickle(file: Path) -> Arrays:
       "It holds no dict of tensors, not even under "
       f"{', '.join(map(repr, _STATES))}: save only the model's state_dict()."
     )
-  _check_size(4 * sum(tensor.numel() for tensor in content.values()))
   arrays = {}
   for name, tensor in content.items():
-    _check_type(name, str(tensor.dtype).removeprefix("torch."), _FLOATS)
+    _check_type(name, str(tensor.dtype).removeprefix("torch."))
     arrays[str(name)] = tensor.detach().float().numpy()
   return arrays
 
@@ -206,15 +196,19 @@ def _reason(error: Exception) -> str:
   return next((x.strip() for x in lines if "GLOBAL" in x), lines[0])
 
 
-def check_target(path: str, flag: str, source: str) -> None:
+def check_target(path: str, flag: str, source: str) -> str | Path:
   """Checks a file for `save`, before the weights are read from `source`.
+
+  Returns:
+    The path, "~" expanded.
 
   Raises:
     UserError: it cannot be written, or is no file of weights, or the source.
   """
   inputs = [source, os.path.join(source, "weights.npz")]
-  if path in inputs or not is_in_bucket(path):
-    check_output(path, flag, _OURS, suffixes=SUFFIXES, inputs=inputs)
+  if is_in_bucket(path) and path not in inputs:
+    return path
+  return check_output(path, flag, _OURS, suffixes=SUFFIXES, inputs=inputs)
 
 
 def save(

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads weights from a file, a run or the cache, with their properties."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -27,16 +26,13 @@ from mixer.weights import download, io, zoo
 from mixer.weights.merge_params import merge_params
 from mixer.weights.zoo import Published
 
-_DAMAGED = "{} is damaged: bring it back from where it is whole."
 RUN_FILE = "weights.npz"  # in a run's folder, written at the end of the run
 CLASSES = "classes.txt"  # in the same folder, in the order of the labels
 _RUN_FILES = (RUN_FILE, "weights.safetensors")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of timm's
 _OTHER_FOLDERS = {
   "sweep.json": "holds a sweep: name one of the final runs, folders in it",
-  "_CHECKPOINT_METADATA": f"is a checkpoint: name the run's folder, once it "
-  f"holds {RUN_FILE}",
-  "*.index.json": "holds weights in several files: save them as one",
+  "_CHECKPOINT_METADATA": "is a checkpoint: name the folder of a finished run",
 }
 _SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin", ".tar")
 # timm's names, on its hub and in its releases, for weights from Google.
@@ -65,12 +61,6 @@ class LoadedWeights:
   image_size: tuple[int, int] | None
   name: str
   config: dict = dataclasses.field(default_factory=dict, repr=False)
-
-  @property
-  def record(self) -> dict[str, object]:
-    """Arguments of `save`, besides the path and the parameters."""
-    names = ("gelu", "config", "class_names")
-    return {name: getattr(self, name) for name in names}
 
   def create_model(self, **fields) -> nn.Module:
     """Creates the model: the run's, else inferred from the parameters.
@@ -135,8 +125,8 @@ def _find_file(folder: epath.Path) -> epath.Path:
   for file in (*_RUN_FILES, *_HUB_FILES):
     if (folder / file).exists():
       return folder / file
-  for pattern, words in _OTHER_FOLDERS.items():
-    if any(folder.glob(pattern)):
+  for file, words in _OTHER_FOLDERS.items():
+    if (folder / file).exists():
       raise UserError(f"{folder} {words}.")
   raise UserError(
     f"{folder} holds no {RUN_FILE}, which a run writes at its end: let it "
@@ -149,21 +139,28 @@ def _read_file(
 ) -> LoadedWeights:
   params, record = io.read_file(path)
   config, class_names = record.get("config"), record.get("class_names")
-  gelu, model, image_size = record.get("gelu"), None, None
-  file = path.parent / "config.json"
+  gelu, about, model, image_size = record.get("gelu"), {}, None, None
   if path.name in _RUN_FILES:
+    config = _read_json(path.parent / "config.json") or config
     class_names = trained_classes(path.parent) or class_names
-    config = _read_json(file, config)
-  if config is not None:
-    model, image_size = _parse_config(config, file)
+  elif path.name in _HUB_FILES and gelu is None:
+    about = _read_json(path.parent / "config.json")
+    class_names = about.get("label_names")
+  if config:
+    model, image_size = _parse_config(config, path)
     gelu = config["model"].get("gelu") or gelu
-  _check_complete(params, model, image_size, path)
+  model = model or infer(params)
+  if model is not None:
+    _check_complete(params, model, image_size, path)
   if gelu is None:
-    about = _read_json(file, {}) if path.name in _HUB_FILES else {}
-    class_names = class_names or about.get("label_names")
-    gelu = _convert_from_timm(params, path, about, published)
-  if class_names is None and published and _has_head(params, published):
-    class_names = _read_class_names(published.classes)
+    if model is None:
+      raise UserError(
+        f"{path}: a part of a Mixer's stem or first block is missing: take the "
+        "whole file."
+      )
+    gelu = _convert_from_timm(params["stem"], path, about, published)
+  if class_names is None and published is not None:
+    class_names = _published_classes(params, published)
   if image_size is None:
     image_size = infer_image_size(params, model)
   if published is not None and published.model.startswith("BiT"):
@@ -174,39 +171,30 @@ def _read_file(
 
 def _check_complete(
   params: dict,
-  model: nn.Module | None,
+  model: nn.Module,
   image_size: tuple[int, int] | None,
   path: Path,
 ) -> None:
   """Raises UserError if parameters are missing, left over or misshapen."""
-  model = model or infer(params)
-  if model is None:  # the recipe must name it
-    return
-  if image_size is None and isinstance(model, TokenModel):
-    with contextlib.suppress(LookupError, TypeError):  # said below
-      image_size = model.patch, model.patch * model.trained_tokens(params)
+  if image_size is None and isinstance(model, TokenModel):  # tokens in a row
+    image_size = model.patch, model.patch * (model.trained_tokens(params) or 1)
   try:
     expected = flops.abstract_params(model, image_size or (64, 64))
-  except ValueError:  # impossible sizes; whoever applies the model says which
-    return
-  try:
     merge_params(params, expected, head="keep")
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
+  except ValueError:
+    return  # a model that takes no row; whoever applies it says what is wrong
 
 
 def _convert_from_timm(
-  params: dict, path: Path, about: dict, published: Published | None
+  stem: dict, path: Path, about: dict, published: Published | None
 ) -> str:
   """Converts the stem to pixels in [-1, 1], and returns the form of GELU.
 
-  The file records neither: the hub's config.json (`about`) does, or its path.
+  It was trained for (pixels in [0, 1] - mean) / std. The file records neither
+  this nor the GELU: the hub's config.json (`about`) does, or its path.
   """
-  if infer(params) is None:
-    raise UserError(
-      f"{path}: a part of a Mixer's stem or first block is missing; take the "
-      "whole file."
-    )
   defaults = about.get("pretrained_cfg", about)
   origin = str(path.absolute())
   if "architecture" in about:
@@ -216,7 +204,10 @@ def _convert_from_timm(
   is_miils = re.search(_TIMMS_OF_MIIL, origin)
   mean = np.float32(defaults.get("mean", 0 if is_miils else 0.5))
   std = np.float32(defaults.get("std", 1 if is_miils else 0.5))
-  _convert_pixels(params["stem"], mean, std)
+  kernel = stem["kernel"]  # h w c o
+  shift = np.broadcast_to((0.5 - mean) / std, kernel.shape[2])
+  stem["bias"] = stem["bias"] + np.einsum("hwco,c->o", kernel, shift)
+  stem["kernel"] = kernel / (2 * std)[..., None]
   if published is None:
     notify(
       f"{path} does not say how it was trained: by its "
@@ -226,23 +217,15 @@ def _convert_from_timm(
   return gelu
 
 
-def _convert_pixels(stem: dict, mean: np.ndarray, std: np.ndarray) -> None:
-  """Converts a stem for (pixels in [0, 1] - mean) / std to one for [-1, 1]."""
-  kernel = stem["kernel"]  # h w c o
-  shift = np.broadcast_to((0.5 - mean) / std, kernel.shape[2])
-  stem["bias"] = stem["bias"] + np.einsum("hwco,c->o", kernel, shift)
-  stem["kernel"] = kernel / (2 * std)[..., None]
-
-
-def _has_head(params: dict, published: Published) -> bool:
-  bias = params.get("head", {}).get("bias", np.zeros(0))
-  return len(bias) == published.num_classes
-
-
-def _read_class_names(classes: str) -> tuple[str, ...]:
+def _published_classes(
+  params: dict, published: Published
+) -> tuple[str, ...] | None:
+  """Returns the names of the classes, if the head has the published width."""
   from mixer.datasets import class_names
 
-  return getattr(class_names, classes)()
+  if len(params.get("head", {}).get("bias", ())) != published.num_classes:
+    return None
+  return getattr(class_names, published.classes)()
 
 
 def trained_classes(folder: epath.Path) -> list[str] | None:
@@ -253,17 +236,18 @@ def trained_classes(folder: epath.Path) -> list[str] | None:
   return unicodedata.normalize("NFC", file.read_text()).splitlines()
 
 
-def _read_json(file: epath.Path, default: dict | None) -> dict | None:
-  if not file.is_file():
-    return default
+def _read_json(file: epath.Path) -> dict:
+  """Returns the object in a file; {} if there is no such file."""
   try:
-    return dict(json.loads(file.read_text()))
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
   except (TypeError, ValueError) as error:
-    raise UserError(_DAMAGED.format(file)) from error
+    raise UserError(
+      f"{file} is damaged: bring it back from where it is whole."
+    ) from error
 
 
 def _parse_config(
-  config: dict, file: epath.Path
+  config: dict, path: Path
 ) -> tuple[nn.Module, tuple[int, int] | None]:
   """Returns the model of a run's config and the size of its images."""
   from mixer.data import preprocess  # other weights do not need its imports
@@ -271,7 +255,10 @@ def _parse_config(
   try:
     spec, model = config["data"]["ops"], create_from_config(config["model"])
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(_DAMAGED.format(file)) from error
+    raise UserError(
+      f"{path}: the config of its run describes no model that is known here: "
+      "bring config.json back from where it is whole, or add the model."
+    ) from error
   try:
     return model, preprocess.output_size(spec)
   except UserError:  # ops that the recipe defines itself
