@@ -112,28 +112,18 @@ def test_the_accuracy_is_that_of_the_runs_evaluator(
   assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_a_copy_of_a_runs_weights_predicts_as_the_run_does(
-  trained, digits, tmp_path
-):
-  shutil.copy(trained / "weights.npz", tmp_path / "copy.npz")
-  files = sorted(map(str, digits[0].glob("*.png")))[:8]
+def test_a_copy_of_a_runs_weights_predicts_as_the_run_does(trained, tmp_path):
+  copy = shutil.copy(trained / "weights.npz", tmp_path / "copy.npz")
 
-  run, inside, copied = map(
+  run, *others = map(
     inference.open_classifier,
-    (str(trained), str(trained / "weights.npz"), str(tmp_path / "copy.npz")),
+    map(str, (trained, trained / "weights.npz", copy)),
   )
 
   assert "central_crop(8)" in run.ops and run.notes[0] == "of the weights"
-  for other in inside, copied:
+  for other in others:
     for field in ("model", "ops", "size", "loss", "class_names", "notes"):
       assert getattr(other, field) == getattr(run, field)
-  for one, other in zip(
-    inference.predict(run, files),
-    inference.predict(copied, files),
-    strict=True,
-  ):
-    assert np.array_equal(one.probabilities, other.probabilities)
-    assert np.array_equal(one.classes, other.classes)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])

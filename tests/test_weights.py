@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save, save_file
 
 from mixer import weights
 from mixer.errors import UserError
@@ -35,24 +35,14 @@ def assert_equal(one, other):
     assert one[name].tobytes() == other[name].tobytes()
 
 
-def test_weights_come_back_as_they_were(tmp_path):
-  params = weights.load(FILE)
-
-  weights.save(tmp_path / "again.npz", params)
+def test_other_readers_of_npz_find_the_arrays_only(tmp_path):
+  weights.save(tmp_path / "again.npz", weights.load(FILE), gelu="exact")
 
   with np.load(FILE) as old, np.load(tmp_path / "again.npz") as new:
     assert set(old.files) == set(new.files)
     assert all(np.array_equal(old[name], new[name]) for name in old.files)
+  assert zipfile.ZipFile(tmp_path / "again.npz").testzip() is None
   assert [file.name for file in tmp_path.iterdir()] == ["again.npz"]
-
-
-def test_weights_pass_through_timms_layout_unchanged(tmp_path):
-  params = weights.load(FILE)
-
-  weights.save(tmp_path / "timms.safetensors", params)
-  again = weights.load(tmp_path / "timms.safetensors")
-
-  assert_equal(again, params)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -67,19 +57,6 @@ def test_a_file_says_with_which_gelu_it_was_trained(tmp_path, suffix, gelu):
   assert_equal(weights.load(path), params)
 
 
-def test_what_the_exact_gelu_leaves_in_an_npz_disturbs_no_other_reader(
-  tmp_path,
-):
-  path = tmp_path / "exact.npz"
-
-  weights.save(path, weights.load(FILE), gelu="exact")
-
-  with np.load(path) as file, np.load(FILE) as old:
-    assert set(file.files) == set(old.files)
-    assert np.array_equal(file["stem/kernel"], old["stem/kernel"])
-  assert zipfile.ZipFile(path).testzip() is None
-
-
 @pytest.mark.parametrize(
   "place, gelu",
   [
@@ -87,7 +64,6 @@ def test_what_the_exact_gelu_leaves_in_an_npz_disturbs_no_other_reader(
     ("models--timm--mixer_l16_224.goog_in21k_ft_in1k/s/m.safetensors", "tanh"),
     ("jx_mixer_b16_224-76587d61.safetensors", "tanh"),
     ("imagenet21k/Mixer-B_16.safetensors", "tanh"),
-    ("mixer_b16_224.miil_in21k/model.safetensors", "exact"),
     ("model.safetensors", "exact"),
   ],
 )
@@ -96,8 +72,7 @@ def test_timms_files_have_the_exact_gelu_unless_they_are_googles(
 ):
   path = tmp_path / place
   path.parent.mkdir(parents=True, exist_ok=True)
-  weights.save(tmp_path / "with.safetensors", weights.load(FILE))
-  save_file(load_file(tmp_path / "with.safetensors"), path)  # no metadata
+  save_file(timms_arrays(), path)
 
   assert weights.read(path).gelu == gelu
 
@@ -144,32 +119,37 @@ def test_a_runs_folder_says_how_it_was_trained(tmp_path):
   assert run.gelu == "exact" and run.image_size == (32, 72)
   assert run.class_names == ("ant", "bee", "sea horse")
   assert run.name == str(tmp_path)
-  (tmp_path / "config.json").write_text("{}")
+  (tmp_path / "config.json").write_text('{"data": {}}')
+  with pytest.raises(UserError, match="bring config.json back"):
+    weights.read(tmp_path)
+  (tmp_path / "config.json").write_text('{"da')
   with pytest.raises(UserError, match="config.json is damaged"):
     weights.read(tmp_path)
 
 
-def write_complex(path):
-  np.savez(path, x=np.zeros(3, np.complex64))
-
-
 @pytest.mark.parametrize(
-  "write, words",
+  "content, words",
   [
-    (lambda path: path.write_bytes(b""), "no .npz, .safetensors or PyTorch"),
-    (lambda path: path.write_text("<!DOCTYPE html>"), "no .npz, .safetensors"),
-    (lambda path: path.write_bytes(open(FILE, "rb").read()[:9000]), "damaged"),
-    (lambda path: path.write_bytes(b"\xff" * 7 + b"\0{"), "is damaged"),
-    (lambda path: np.savez(path), "no arrays in it"),
-    (lambda path: np.savez(path, x=np.array([print], "O")), "more than arrays"),
-    (lambda path: np.savez(path, x=["a"]), "x holds str"),
-    (write_complex, "x holds complex64 instead of float16, bfloat16"),
-    (lambda path: np.savez(path, **{"a": [1.0], "a/b": [1.0]}), "is damaged"),
+    (b"", "is damaged, or no .npz, .safetensors or PyTorch file"),
+    (b"<!DOCTYPE html>", "is damaged"),
+    (open(FILE, "rb").read()[:9000], "is damaged"),
+    (b"\xff" * 7 + b"\0{", "is damaged"),
+    (save({"norm.bias": np.zeros(99)})[:200], "is damaged"),
+    (save({"conv1.weight": np.zeros(3)}), "Only a Mixer's.*conv1.weight"),
+    ({}, "no arrays in it"),
+    ({"x": np.array([print], "O")}, "is damaged"),
+    ({"x": ["a"]}, "x holds str"),
+    ({"x": np.zeros(3, np.complex64)}, "x holds complex64 instead of floats"),
+    ({"a": [1.0], "a/b": [1.0]}, "is damaged"),
+    ({"head/bias": [np.nan]}, "not finite, in head/bias"),
   ],
 )
-def test_files_that_hold_no_numbers_are_refused(tmp_path, write, words):
+def test_files_that_hold_no_model_are_refused(tmp_path, content, words):
   path = tmp_path / "weights.npz"
-  write(path)
+  if isinstance(content, dict):
+    np.savez(path, **content)
+  else:
+    path.write_bytes(content)
 
   with pytest.raises(UserError, match=words) as raised:
     weights.load(path)
@@ -177,35 +157,16 @@ def test_files_that_hold_no_numbers_are_refused(tmp_path, write, words):
 
 
 def test_places_without_weights_are_refused(tmp_path):
-  np.savez(tmp_path / "nan.npz", **{"head/bias": [np.nan]})
-  with pytest.raises(UserError, match="not finite, in head/bias"):
-    weights.load(tmp_path / "nan.npz")
   with pytest.raises(UserError, match="There are no weights"):
     weights.load(tmp_path / "nothing.npz")
-  with pytest.raises(UserError, match="which a run writes at its end"):
-    weights.load(tmp_path)
   for file, words in (
-    ("model.safetensors.index.json", "in several files"),
-    ("_CHECKPOINT_METADATA", "is a checkpoint.*name the run's folder"),
+    ("nothing", "which a run writes at its end"),
+    ("_CHECKPOINT_METADATA", "is a checkpoint: name the folder of a finished"),
     ("sweep.json", "holds a sweep: name one of the"),
   ):
     (tmp_path / file).touch()
     with pytest.raises(UserError, match=words):
       weights.load(tmp_path)
-
-
-def test_safetensors_that_are_damaged_or_of_another_model_are_refused(tmp_path):
-  weights.save(tmp_path / "whole.safetensors", weights.load(FILE))
-  whole = (tmp_path / "whole.safetensors").read_bytes()
-  (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-  (tmp_path / "text.safetensors").write_text("not a header")
-  save_file({"conv1.weight": np.zeros(3)}, tmp_path / "other.safetensors")
-
-  for name in ("cut", "text"):
-    with pytest.raises(UserError, match="damaged"):
-      weights.load(tmp_path / f"{name}.safetensors")
-  with pytest.raises(UserError, match="Only a Mixer's.*conv1.weight"):
-    weights.load(tmp_path / "other.safetensors")
 
 
 def test_what_timm_has_no_names_for_is_not_written_in_its_layout(tmp_path):
@@ -253,107 +214,60 @@ def timms_tensors(torch):
 
 
 @pytest.mark.parametrize(
-  "rename",
+  "pattern, new",
   [
-    "module.{}",
-    "_orig_mod.{}",
-    "model.{}",
-    "backbone.{}",
-    "module._orig_mod.model.backbone.{}",
-    "model._orig_mod.module.{}",
-    "0.{}",
+    ("^", "module."),
+    ("^", "0."),
+    ("^", "module._orig_mod.model.backbone."),
+    ("^", "model._orig_mod.module."),
+    (r"^(?!head)", "backbone."),
+    (r"^(?!head)", "_orig_mod."),
+    (r"^blocks\.1\.", "blocks.1._orig_mod."),
   ],
 )
-@pytest.mark.parametrize("head", ["wrapped", "outside"])
 def test_names_that_wrappers_have_changed_are_read(
-  tmp_path, rename, head, capsys
+  tmp_path, pattern, new, capsys
 ):
-  arrays = {
-    rename.format(name)
-    if head == "wrapped" or not name.startswith("head.")
-    else name: array
-    for name, array in timms_arrays().items()
-  }
-  save_file(arrays, tmp_path / "wrapped.safetensors")
-
-  assert_equal(
-    weights.load(tmp_path / "wrapped.safetensors"), weights.load(FILE)
-  )
-  assert "names lose the parts of wrappers" in capsys.readouterr().err
-
-
-def test_blocks_that_are_compiled_one_by_one_are_read(tmp_path):
-  arrays = {
-    name.replace("blocks.1.", "blocks.1._orig_mod."): array
-    for name, array in timms_arrays().items()
-  }
-  save_file(arrays, tmp_path / "compiled.safetensors")
-
-  assert_equal(
-    weights.load(tmp_path / "compiled.safetensors"), weights.load(FILE)
-  )
-  arrays["blocks.1.norm1.bias"] = arrays["norm.bias"]
-  save_file(arrays, tmp_path / "twice.safetensors")
-  with pytest.raises(
-    UserError, match="Two arrays have the name blocks.1.norm1"
-  ):
-    weights.load(tmp_path / "twice.safetensors")
-
-
-# Changes of a file in timm's layout, and words of the complaint.
-FAULTS = {
-  "missing": (
-    lambda arrays: arrays.pop("blocks.1.norm2.bias"),
-    r"MixerBlock_1/LayerNorm_1/bias: missing in the weights, \(24,\) in",
-  ),
-  "no stem": (lambda arrays: arrays.pop("stem.proj.weight"), "stem"),
-  "half a head": (lambda arrays: arrays.pop("head.bias"), "head/bias: missing"),
-  "extra": (
-    lambda arrays: arrays.update({"blocks.7.norm1.bias": np.zeros(3, "f")}),
-    "MixerBlock_7|Block_2/",
-  ),
-  "other": (
-    lambda arrays: arrays.update({"norm.bias": np.zeros(3, "f")}),
-    r"pre_head_layer_norm/bias: \(3,\) in the weights, \(24,\) in the model",
-  ),
-  "unknown": (
-    lambda arrays: arrays.update({"fc.bias": np.zeros(3, "f")}),
-    "these do not: fc.bias",
-  ),
-  "int8": (
-    lambda arrays: arrays.update(
-      {name: np.int8(array) for name, array in arrays.items()}
-    ),
-    "holds I8 instead of F16.*quantised",
-  ),
-  "float8": (
-    lambda arrays: arrays.update(
-      {"norm.bias": np.zeros(24, ml_dtypes.float8_e4m3fn)}
-    ),
-    "norm.bias holds F8_E4M3",
-  ),
-  "infinite": (
-    lambda arrays: arrays.update({"norm.bias": np.full(24, np.inf, "f")}),
-    "not finite, in pre_head_layer_norm/bias",
-  ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_every_command_refuses_weights_that_are_no_whole_model(
-  tmp_path, fault, capsys
-):
-  change, words = FAULTS[fault]
-  arrays = timms_arrays()
-  change(arrays)
-  path, image = tmp_path / "bad.safetensors", tmp_path / "image.png"
+  path = tmp_path / "wrapped.safetensors"
+  arrays = {re.sub(pattern, new, k): v for k, v in timms_arrays().items()}
   save_file(arrays, path)
+
+  assert_equal(weights.load(path), weights.load(FILE))
+  assert "Names lose the parts of wrappers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"blocks.1.norm2.bias": None}, "MixerBlock_1/LayerNorm_1/bias: missing"),
+    ({"stem.proj.weight": None}, "stem"),
+    ({"head.bias": None}, "head/bias: missing"),
+    ({"blocks.7.norm1.bias": np.zeros(3)}, "MixerBlock_7|Block_2/"),
+    (
+      {"norm.bias": np.zeros(3)},
+      r"\(3,\) in the weights, \(24,\) in the model",
+    ),
+    ({"_x.norm.bias": np.zeros(24)}, "Two arrays have the name pre_head"),
+    ({"fc.bias": np.zeros(3)}, "these do not: fc.bias"),
+    ({"norm.bias": np.zeros(24, np.int8)}, "holds I8 instead.*quantised"),
+    (
+      {"norm.bias": np.zeros(24, ml_dtypes.float8_e4m3fn)},
+      "norm.bias holds F8_E4M3",
+    ),
+    ({"norm.bias": np.full(24, np.inf)}, "not finite, in pre_head_layer_norm"),
+  ],
+)
+def test_every_command_refuses_weights_that_are_no_whole_model(
+  tmp_path, changes, words, capsys
+):
+  arrays = timms_arrays() | changes
+  path, image = tmp_path / "bad.safetensors", tmp_path / "image.png"
+  save_file({k: v for k, v in arrays.items() if v is not None}, path)
   Image.new("RGB", (32, 32)).save(image)
 
   for command in (
     lambda: predict.main([f"--init={path}", str(image)]),
     lambda: export.main([f"--init={path}", f"--out={tmp_path}/x.stablehlo"]),
-    lambda: export.main([f"--init={path}", f"--out={tmp_path}/x.npz"]),
     lambda: main(["convert", str(path), f"{tmp_path}/x.npz"]),
   ):
     assert command() == 2
@@ -373,20 +287,12 @@ def test_what_is_no_model_is_not_converted(tmp_path, capsys):
     assert not (tmp_path / target).exists()
 
 
-def test_files_are_measured_before_they_are_opened(tmp_path, monkeypatch):
-  """The member's data are damaged, which only opening it would show."""
-  path = tmp_path / "bomb.npz"
-  np.savez_compressed(path, x=np.zeros(10**6, "f"))
-  data = bytearray(path.read_bytes())
-  data[100:2000] = bytes(1900)
-  path.write_bytes(data)
-  with pytest.raises(UserError, match="is damaged"):
-    weights.load(path)
-
+def test_files_are_measured_before_they_are_unpacked(tmp_path, monkeypatch):
+  np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(10**6, "f"))
   monkeypatch.setattr(io, "_MAX_BYTES", 3 * 2**20)
 
   with pytest.raises(UserError, match="holds 0.0 GiB, and no model here"):
-    weights.load(path)
+    weights.load(tmp_path / "bomb.npz")
 
 
 def test_the_largest_models_are_within_the_measure():
@@ -412,20 +318,18 @@ def test_a_file_of_a_run_knows_what_its_folder_knows(tmp_path, suffix):
 
   for name in ("", "renamed.bin", "again.npz", "last.safetensors"):
     found = weights.read(tmp_path / name)
-    assert found.record == record and found.image_size == (32, 32)
+    assert {key: getattr(found, key) for key in record} == record
+    assert found.image_size == (32, 32)
     assert_equal(found.params, params)
 
 
 def test_names_of_classes_that_fill_a_comment_are_left_out(tmp_path):
   names = [f"class {i}" for i in range(10_000)]
 
-  weights.save(tmp_path / "a.npz", weights.load(FILE), class_names=names)
-  weights.save(
-    tmp_path / "b.safetensors", weights.load(FILE), class_names=names
-  )
-
-  assert weights.read(tmp_path / "a.npz").class_names is None
-  assert weights.read(tmp_path / "b.safetensors").class_names == tuple(names)
+  for suffix, found in ((".npz", None), (".safetensors", tuple(names))):
+    path = tmp_path / f"weights{suffix}"
+    weights.save(path, weights.load(FILE), class_names=names)
+    assert weights.read(path).class_names == found
 
 
 def test_the_comment_of_older_files_is_read(tmp_path):
@@ -437,16 +341,19 @@ def test_the_comment_of_older_files_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "keys",
-  [(), ("state_dict",), ("model",), ("model_state_dict",)]
-  + [("model", "state_dict")],
+  "suffix, keys",
+  [
+    (".pth", []),
+    (".pth.tar", ["state_dict"]),
+    (".pt", ["model"]),
+    (".bin", ["model_state_dict"]),
+    (".ckpt", ["model", "state_dict"]),
+  ],
 )
-@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".pt", ".bin", ".ckpt"])
-def test_files_of_pytorchs_are_read_wrapped_or_not(tmp_path, keys, suffix):
+def test_files_of_pytorchs_are_read_wrapped_or_not(tmp_path, suffix, keys):
   torch = pytest.importorskip("torch")
-  state = timms_tensors(torch)
   path = tmp_path / f"jx_mixer_b16_224-76587d61{suffix}"
-  content = state
+  content = state = timms_tensors(torch)
   for key in reversed(keys):
     content = {key: content, "epoch": 3}
   torch.save(content, path)
@@ -473,15 +380,13 @@ def test_files_of_pytorchs_that_would_run_code_are_refused(tmp_path, capsys):
   torch.save(timms_tensors(torch), tmp_path / "whole.pth")
   whole = (tmp_path / "whole.pth").read_bytes()
   (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-  (tmp_path / "text.pth").write_text("not a pickle")
 
   with pytest.raises(UserError, match="run any code.*print"):
     weights.load(tmp_path / "bad.pth")
   with pytest.raises(UserError, match="no dict of tensors"):
     weights.load(tmp_path / "list.pth")
-  for name in ("cut.pth", "text.pth"):
-    with pytest.raises(UserError, match="damaged"):
-      weights.load(tmp_path / name)
+  with pytest.raises(UserError, match="damaged"):
+    weights.load(tmp_path / "cut.pth")
   assert capsys.readouterr().out == ""
 
 
@@ -532,15 +437,6 @@ def test_convert_describes_the_model_of_any_family(tmp_path, capsys):
   assert "any size as it is" in capsys.readouterr().err
 
 
-def test_convert_keeps_the_gelu(tmp_path, capsys):
-  weights.save(tmp_path / "exact.npz", weights.load(FILE), gelu="exact")
-
-  main(["convert", f"{tmp_path}/exact.npz", f"{tmp_path}/exact.safetensors"])
-
-  assert "exact form of GELU, which timm computes" in capsys.readouterr().out
-  assert weights.read(tmp_path / "exact.safetensors").gelu == "exact"
-
-
 def test_the_command_line_reports_without_traceback(tmp_path, capsys):
   assert main(["convert", "nothing.npz", str(tmp_path / "x.npz")]) == 2
   assert "error: There are no weights at nothing.npz" in capsys.readouterr().err
@@ -549,50 +445,45 @@ def test_the_command_line_reports_without_traceback(tmp_path, capsys):
   assert "'4' is not written as 24x24" in capsys.readouterr().err
 
 
-def test_weights_of_others_for_pixels_from_0_to_1_take_ours(tmp_path):
-  model = create("Mixer", num_classes=7, gelu="exact", **TINY)
-  params = weights.load(FILE)
-  theirs = tmp_path / "mixer_b16_224.miil_in21k" / "model.safetensors"
+@pytest.mark.parametrize(
+  "folder, about, mean, std, gelu",
+  [
+    ("mixer_b16_224.miil_in21k", {}, 0, 1, "exact"),
+    ("mine", {"tag": "miil_in21k"}, 0, 1, "exact"),
+    ("mine", {"mean": 0.4, "std": [0.2, 0.3, 1]}, 0.4, [0.2, 0.3, 1], "exact"),
+    ("mine", {"tag": "goog_in21k"}, 0.5, 0.5, "tanh"),
+  ],
+)
+def test_weights_for_other_pixels_take_ours(
+  tmp_path, folder, about, mean, std, gelu
+):
+  """The folder's name or the config.json of timm's hub tells mean and std."""
+  theirs = tmp_path / folder / "model.safetensors"
   theirs.parent.mkdir()
   save_file(timms_arrays(), theirs)
+  if about:
+    config = {
+      "architecture": "mixer_b16_224",
+      "label_names": list("abcdefg"),
+      "pretrained_cfg": about,
+    }
+    theirs.with_name("config.json").write_text(json.dumps(config))
   image = np.random.default_rng(0).uniform(size=(2, 32, 32, 3))
 
-  ours = weights.read(theirs)
+  ours = weights.read(theirs.parent)
 
-  wanted, _ = model.apply({"params": params}, np.float32(image))
-  logits, _ = model.apply({"params": ours.params}, np.float32(2 * image - 1))
-  assert ours.gelu == "exact"
-  np.testing.assert_allclose(logits, wanted, atol=1e-6)
-  # Converted once, whatever the place.
-  again = theirs.with_name("again.safetensors")
-  assert main(["convert", str(theirs), str(again)]) == 0
-  assert_equal(weights.load(again), ours.params)
-
-
-def test_a_folder_of_timms_hub_tells_range_of_pixels_gelu_and_classes(tmp_path):
-  model = create("Mixer", num_classes=7, gelu="exact", **TINY)
-  mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
-  about = {
-    "architecture": "mixer_b16_224",
-    "label_names": list("abcdefg"),
-    "pretrained_cfg": {"tag": "mine", "mean": mean, "std": std},
-  }
-  save_file(timms_arrays(), tmp_path / "model.safetensors")
-  (tmp_path / "config.json").write_text(json.dumps(about))
-  image = np.random.default_rng(0).uniform(size=(2, 32, 32, 3))
-
-  ours = weights.read(tmp_path)
-
+  model = create("Mixer", num_classes=7, gelu=gelu, **TINY)
   expected, _ = model.apply(
     {"params": weights.load(FILE)}, np.float32((image - mean) / std)
   )
   logits, _ = model.apply({"params": ours.params}, np.float32(2 * image - 1))
   np.testing.assert_allclose(logits, expected, atol=1e-5)
-  assert ours.gelu == "exact" and ours.class_names == tuple("abcdefg")
-  assert_equal(weights.load(tmp_path / "model.safetensors"), ours.params)
-  about["pretrained_cfg"] = {"tag": "goog_in21k", "mean": 0.5, "std": 0.5}
-  (tmp_path / "config.json").write_text(json.dumps(about))
-  assert weights.read(tmp_path).gelu == "tanh"
+  assert ours.gelu == gelu
+  assert ours.class_names == (tuple("abcdefg") if about else None)
+  # Converted once, whatever the place.
+  again = theirs.with_name("again.safetensors")
+  assert main(["convert", str(theirs), str(again)]) == 0
+  assert_equal(weights.load(again), ours.params)
 
 
 def test_a_grown_file_in_the_place_of_published_weights_tells_its_own_size(

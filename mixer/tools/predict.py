@@ -97,12 +97,13 @@ def run(
   classifier = open_classifier(init, ops=ops, classes=classes)
   notify(describe(classifier))
 
+  names = [printable(name) for name in classifier.class_names]
   folders = class_names.folder_classes(classifier.class_names)
   hits, sample, unreadable = [], Sample(DRAWN), 0
   with contextlib.ExitStack() as stack:
-    writers = [_table(classifier.class_names, paths)]
+    writers = [_table(names, paths)]
     if out:
-      writers.append(stack.enter_context(_rows(out, classifier.class_names)))
+      writers.append(stack.enter_context(_rows(out, names)))
     for prediction in predict(classifier, paths, topk=topk, batch=batch):
       if prediction.fault:
         unreadable += 1
@@ -124,7 +125,7 @@ def run(
     )
   if grid:
     drawn = sample.choose()
-    draw(drawn, classifier.class_names, grid)
+    draw(drawn, names, grid)
     print(f"Drew {len(drawn)} of {len(paths):,} images in {grid}.")
   if unreadable := unreadable + len(others):
     notify(f"{unreadable:,} of {len(inputs):,} files could not be read.")
@@ -163,8 +164,7 @@ def _table(
 
 
 def _label(names: Sequence[str], i: int) -> str:
-  name = printable(names[i])
-  return name if name == str(i) else f"{name} ({i})"
+  return names[i] if names[i] == str(i) else f"{names[i]} ({i})"
 
 
 @contextlib.contextmanager
@@ -183,8 +183,7 @@ def _rows(
       path = printable(prediction.path, 4096)  # no path is longer
       ranked = zip(prediction.classes, prediction.probabilities, strict=True)
       for rank, (i, probability) in enumerate(ranked, start=1):
-        name = printable(names[i])
-        writer.writerow((path, rank, i, name, f"{probability:.6g}"))
+        writer.writerow((path, rank, i, names[i], f"{probability:.6g}"))
 
     yield write
 
