@@ -2,7 +2,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 
@@ -138,8 +137,8 @@ def test_a_runs_folder_says_how_it_was_trained(tmp_path):
     (save({"conv1.weight": np.zeros(3)}), "Only a Mixer's.*conv1.weight"),
     ({}, "no arrays in it"),
     ({"x": np.array([print], "O")}, "is damaged"),
-    ({"x": ["a"]}, "x holds str"),
-    ({"x": np.zeros(3, np.complex64)}, "x holds complex64 instead of floats"),
+    ({"x/y": ["a"]}, "x/y holds str"),
+    ({"x/y": np.zeros(3, "F")}, "x/y holds complex64 instead of floats"),
     ({"a": [1.0], "a/b": [1.0]}, "is damaged"),
     ({"head/bias": [np.nan]}, "not finite, in head/bias"),
   ],
@@ -183,22 +182,12 @@ def test_what_timm_has_no_names_for_is_not_written_in_its_layout(tmp_path):
   assert [file.name for file in tmp_path.iterdir()] == ["weights.npz"]
 
 
-def test_without_pytorch_its_files_say_what_to_install(tmp_path):
+def test_without_pytorch_its_files_say_what_to_install(tmp_path, monkeypatch):
   (tmp_path / "model.pth").write_bytes(b"\x80\x02.")
-  # As where it is not installed, wherever this runs.
-  code = (
-    "import sys; sys.modules['torch'] = None\n"
-    "from mixer import weights; weights.load(sys.argv[1])"
-  )
+  monkeypatch.setitem(sys.modules, "torch", None)  # as where it is missing
 
-  done = subprocess.run(
-    [sys.executable, "-c", code, str(tmp_path / "model.pth")],
-    capture_output=True,
-    text=True,
-  )
-
-  assert "UserError" in done.stderr
-  assert "pip install torch, or take the .safetensors file" in done.stderr
+  with pytest.raises(UserError, match="pip install torch, or take the .safete"):
+    weights.load(tmp_path / "model.pth")
 
 
 def timms_arrays():
@@ -275,16 +264,6 @@ def test_every_command_refuses_weights_that_are_no_whole_model(
     assert error.count("error: ") == 1
     assert str(path) in error and re.search(words, error)
   assert {file.name for file in tmp_path.iterdir()} == {path.name, image.name}
-
-
-def test_what_is_no_model_is_not_converted(tmp_path, capsys):
-  np.savez(tmp_path / "other.npz", **{"conv/kernel": np.zeros(3, "f")})
-
-  for target in ("x.npz", "x.safetensors"):
-    code = main(["convert", f"{tmp_path}/other.npz", f"{tmp_path}/{target}"])
-    assert code == 2
-    assert "not the parameters of a Mixer" in capsys.readouterr().err
-    assert not (tmp_path / target).exists()
 
 
 def test_files_are_measured_before_they_are_unpacked(tmp_path, monkeypatch):
@@ -440,6 +419,10 @@ def test_convert_describes_the_model_of_any_family(tmp_path, capsys):
 def test_the_command_line_reports_without_traceback(tmp_path, capsys):
   assert main(["convert", "nothing.npz", str(tmp_path / "x.npz")]) == 2
   assert "error: There are no weights at nothing.npz" in capsys.readouterr().err
+  np.savez(tmp_path / "other.npz", **{"conv/kernel": np.zeros(3, "f")})
+  assert main(["convert", f"{tmp_path}/other.npz", f"{tmp_path}/x.npz"]) == 2
+  assert "not the parameters of a Mixer" in capsys.readouterr().err
+  assert not (tmp_path / "x.npz").exists()
   with pytest.raises(SystemExit):
     main(["convert", FILE, str(tmp_path / "x.npz"), "--tokens=4"])
   assert "'4' is not written as 24x24" in capsys.readouterr().err

@@ -182,7 +182,7 @@ def convert(
   *,
   flag: str = "TO",
 ) -> str:
-  """Writes weights in the layout of the target's suffix, grown if asked.
+  """Writes weights, grown if asked, in the layout of the target's suffix.
 
   Args:
     source: argument of `read`.
@@ -195,6 +195,7 @@ def convert(
   path = io.check_target(target, flag, source)
   checkpoint = read(source)
   params, config = checkpoint.params, checkpoint.config
+  names = checkpoint.class_names
   checkpoint.create_model()  # complains of an unknown one
   lines = [f"{source}: {_describe_params(params)}."]
   if factor is not None or tokens is not None:
@@ -205,13 +206,7 @@ def convert(
     if tokens and "MixerBlock_0" in params:
       how += ", beyond the paper"
     lines.append(f"Grown {how}: {_describe_params(params)}.")
-  io.save(
-    path,
-    params,
-    gelu=checkpoint.gelu,
-    config=config,
-    class_names=checkpoint.class_names,
-  )
+  io.save(path, params, gelu=checkpoint.gelu, config=config, class_names=names)
   layout = "Google's" if target.endswith(".npz") else "timm's"
   lines.append(f"Written to {path} in {layout} layout.")
   lines.append(io.gelu_note(target, params, checkpoint.gelu))

@@ -70,11 +70,10 @@ def read_file(path: Path) -> tuple[dict, dict]:
         arrays = convert.to_published(arrays)
       else:
         arrays = convert.from_timm(arrays)
-      arrays = {
-        k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()
-      }
       for name, array in arrays.items():
-        if not np.isfinite(array).all():
+        _check_type(name, array.dtype.name)
+        arrays[name] = np.ascontiguousarray(array, np.float32)
+        if not np.isfinite(arrays[name]).all():
           raise UserError(
             f"It has values that are not finite, in {name}: take weights of an "
             "earlier step."
@@ -107,8 +106,13 @@ def _read_arrays(file: Path) -> tuple[Arrays, dict]:
     if any(name.endswith("data.pkl") for name in members.namelist()):
       return _read_pickle(file), {}
     record = _parse_comment(members.comment)
-  with np.load(file, allow_pickle=False) as arrays:
-    return {name: _to_float(name, arrays[name]) for name in arrays}, record
+  with np.load(file, allow_pickle=False) as opened:
+    arrays = {
+      # NumPy saves bfloat16 as raw bytes.
+      name: array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
+      for name, array in opened.items()
+    }
+  return arrays, record
 
 
 def _check_size(size: int) -> None:
@@ -117,13 +121,6 @@ def _check_size(size: int) -> None:
       f"It holds {size / 2**30:,.1f} GiB, and no model here more than "
       f"{_MAX_BYTES / 2**30:g}: take a file of the parameters only."
     )
-
-
-def _to_float(name: str, array: np.ndarray) -> np.ndarray:
-  if array.dtype == "V2":  # NumPy saves bfloat16 as raw bytes
-    array = array.view(ml_dtypes.bfloat16)
-  _check_type(name, array.dtype.name)
-  return array.astype(np.float32, copy=False)
 
 
 def _check_type(name: str, dtype: str) -> None:

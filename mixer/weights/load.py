@@ -152,17 +152,16 @@ def _read_file(
   model = model or infer(params)
   if model is not None:
     _check_complete(params, model, image_size, path)
+  elif gelu is None:
+    raise UserError(
+      f"{path}: a part of a Mixer's stem or first block is missing: take the "
+      "whole file."
+    )
   if gelu is None:
-    if model is None:
-      raise UserError(
-        f"{path}: a part of a Mixer's stem or first block is missing: take the "
-        "whole file."
-      )
     gelu = _convert_from_timm(params["stem"], path, about, published)
   if class_names is None and published is not None:
     class_names = _published_classes(params, published)
-  if image_size is None:
-    image_size = infer_image_size(params, model)
+  image_size = image_size or infer_image_size(params, model)
   if published is not None and published.model.startswith("BiT"):
     image_size = published.image_size
   names = class_names and tuple(class_names)
@@ -184,7 +183,7 @@ def _check_complete(
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   except ValueError:
-    return  # a model that takes no row; whoever applies it says what is wrong
+    return  # it takes no such image; whoever applies the model explains
 
 
 def _convert_from_timm(
