@@ -94,7 +94,7 @@ if [[ $dry_run ]]; then
 else
   [[ -x $(command -v kubectl) ]] || fail "There is no kubectl on this machine: install it."
   kubectl apply --filename=- <<<"${yaml%%$'\n---\n'*}" ||
-    echo "The ports of $job stay open to the cluster: kubectl could not make its NetworkPolicy. The run starts." >&2
+    echo "The cluster's other pods can reach the ports of $job: kubectl could not make its NetworkPolicy. The run starts." >&2
   kubectl apply --filename=- <<<"${yaml#*$'\n---\n'}"
   echo "Its log: kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=$job,batch.kubernetes.io/job-completion-index=0" >&2
 fi

@@ -86,10 +86,10 @@ def output_errors() -> Iterator[None]:
     # Python flushes its buffers once more at the end.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
-    if is_closed:
-      os.dup2(null, sys.stderr.fileno())
-      sys.exit(128 + signal.SIGPIPE)
-    _exit(f"Cannot write the output: {error.strerror}.")
+    if is_full:
+      _exit(f"Cannot write the output: {error.strerror}.")
+    os.dup2(null, sys.stderr.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _is_reader_gone() -> bool:
@@ -112,9 +112,7 @@ def _format_error(error: Exception) -> str:
 
 def exit_code(error: Exception) -> int:
   """Returns 75 for transient errors, 2 for errors of the user."""
-  if isinstance(error, RetryableError):
-    return EX_TEMPFAIL
-  return EX_USAGE
+  return EX_TEMPFAIL if isinstance(error, RetryableError) else EX_USAGE
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -147,8 +145,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _recipe() -> str:
   """Returns the value of --config, "" if it is not given."""
-  matches = (re.match("--?config=(.+)", each) for each in sys.argv[1:])
-  return next((match[1] for match in matches if match), "")
+  words = "\0".join(sys.argv)
+  match = re.search(r"\0--?config[=\0]([^\0]+)", words)
+  return match[1] if match else ""
 
 
 def _recipe_help(recipe: str) -> str:
@@ -209,14 +208,13 @@ def _explain_parse_error(error: Exception) -> str:
   """Returns a message, with the line of the recipe that raised the error."""
   from mixer.config import SCHEMA  # small programs do without ml_collections
 
-  message = str(error)
-  for argument in sys.argv:
-    if re.fullmatch(r"--?config=.*\.json", argument):
-      return (
-        f"{argument} is no recipe, but the record of a run: name the recipe "
-        'that provenance.json next to it has under "command", with the flags '
-        "there."
-      )
+  message, recipe = str(error), _recipe()
+  if recipe.endswith(".json"):
+    return (
+      f"--config={recipe} is no recipe, but the record of a run: name the "
+      'recipe that provenance.json next to it has under "command", with the '
+      "flags there."
+    )
   if "Traceback (most recent call last)" in message:
     # config_flags wraps errors of a recipe in its own, with their traceback.
     return message.strip().splitlines()[-1].removeprefix(_USER_ERROR)
@@ -226,8 +224,8 @@ def _explain_parse_error(error: Exception) -> str:
     r"flag --config\.(\S+?)=(.*): .* as a ConfigDict", message
   ):
     part, value = group.groups()
-    key = next((x for x in ("name", "kind") if x in SCHEMA.get(part, {})), None)
-    setting = f"{key}={shlex.quote(value)}" if key else "KEY=VALUE"
+    keys = {"name", "kind"} & {*SCHEMA.get(part, {})}
+    setting = f"{keys.pop()}={shlex.quote(value)}" if keys else "KEY=VALUE"
     flag = f"--config.{part}"
     return f"{flag} is a group of keys: set one, as {flag}.{setting}."
   if "must have a value other than None" in message:
@@ -235,22 +233,24 @@ def _explain_parse_error(error: Exception) -> str:
   for complaint, kind in _KINDS.items():
     flag, is_match, _ = message.partition(f": {complaint}")
     if is_match and flag.startswith("flag --"):
-      unset = "; 0 unsets it"
-      unset *= message.endswith("'None'") and ".model." not in flag
+      may_be_none = message.endswith("'None'") and ".model." not in flag
+      unset = "; 0 unsets it" if may_be_none else ""
       return f"{flag.removeprefix('flag ')}: write {kind}{unset}."
   if isinstance(error, (UserError, flags.Error)):
     return message
   is_other_file = "'get_config'" in message or "null bytes" in message
   if isinstance(error, OSError) or is_other_file:
-    recipes = [arg for arg in sys.argv if re.match("--?config(=|$)", arg)]
     folder = Path(__file__).parent.parent / "configs"
     return (
-      f"There is no recipe to read at {recipes[0]}, a Python file with "
+      f"There is no recipe to read at --config={recipe}, a Python file with "
       f"get_config(). Recipes are in {folder}."
     )
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."
-  place = (*_user_frames(error), "--config")[0]
+  place = "--config"
+  for frame in traceback.extract_tb(error.__traceback__):
+    if not frame.filename.startswith((*_NOT_RECIPES, "<")):
+      place = f"{frame.filename}, line {frame.lineno}"
   return f"{place}: {type(error).__name__}: {message}"
 
 
@@ -315,22 +315,10 @@ def _nearest_keys(name: str, keys: list[str]) -> list[str]:
     return [ours]
   if elsewhere := [key for key in keys if key.rpartition(".")[2] == last]:
     return nearest(name, elsewhere, cutoff=0.0)
-  siblings = {
-    key.rpartition(".")[2]: key
-    for key in keys
-    if key.rpartition(".")[0] == parent
-  }
-  near = [siblings[each] for each in nearest(last, siblings)]
+  siblings = [key for key in keys if key.rpartition(".")[0] == parent]
+  by_last = {key.rpartition(".")[2]: key for key in siblings}
+  near = [by_last[each] for each in nearest(last, by_last)]
   return near or nearest(name, keys, cutoff=0.7)
-
-
-def _user_frames(error: Exception) -> list[str]:
-  """Lists the lines of the user's code in a traceback, innermost first."""
-  return [
-    f"{frame.filename}, line {frame.lineno}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__))
-    if not frame.filename.startswith((*_NOT_RECIPES, "<"))
-  ]
 
 
 def _rename_key(argument: str) -> str:

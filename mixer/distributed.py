@@ -8,7 +8,6 @@ values gathered from all hosts, and an error of one host raised on all.
 import atexit
 import contextlib
 import errno
-import functools
 import hashlib
 import importlib.metadata
 import ipaddress
@@ -50,8 +49,7 @@ def initialize(cluster: Cluster) -> Iterator["Hosts"]:
   them (134) after `cluster.heartbeat` seconds.
 
   Raises:
-    UserError: not all hosts connected, or they run different code, or jax has
-      no backend.
+    UserError: hosts are missing, their code differs, or jax has no backend.
   """
   if cluster.hosts == 1:
     device_count()
@@ -105,7 +103,8 @@ def _connect(cluster: Cluster) -> None:
   bind_address = _bind_address(cluster) if cluster.host == 0 else None
   # gRPC would send this traffic through the proxy of the environment.
   proxies = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
-  name = cluster.coordinator.rpartition(":")[0].strip("[]")
+  name, _, port = cluster.coordinator.rpartition(":")
+  name = name.strip("[]")
   os.environ["no_grpc_proxy"] = f"{proxies},{name}" if proxies else name
   jax.config.update("jax_check_proxy_envs", False)
   notify(
@@ -126,8 +125,7 @@ def _connect(cluster: Cluster) -> None:
   raise RetryableError(
     f"Not all of {cluster.hosts} hosts connected to {cluster.coordinator} "
     f"within {cluster.wait:g} s; this is {which}. Look at the logs of the "
-    f"others, or start them again; they need to reach port "
-    f"{cluster.coordinator.rpartition(':')[2]} of host 0."
+    f"others, or start them again; they need to reach port {port} of host 0."
   )
 
 
@@ -345,7 +343,6 @@ def hard_exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-@functools.cache
 def _versions() -> dict[str, str]:
   """Returns a hash of the code and the versions of packages."""
   code = hashlib.sha256()

@@ -3,6 +3,7 @@
 
 import difflib
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -59,10 +60,16 @@ def printable(text: object, limit: int = 200) -> str:
   text = str(text)
   if len(text) > limit:
     text = f"{text[: limit // 2]}...{text[-(limit // 2) :]}"
-  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+  return "".join(c if _is_safe(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_safe(c: str) -> bool:
+  # Spaces of any width are in names; joiners in Persian, in Hindi and in emoji.
+  is_space = unicodedata.category(c) == "Zs"
+  return c.isprintable() or is_space or c in "\u200c\u200d"
 
 
 def notify(text: object) -> None:
   """Prints a message to standard error, at once even if that is a file."""
-  lines = [printable(line, 4000) for line in str(text).split("\n")]
-  print("\n".join(lines), file=sys.stderr, flush=True)
+  for line in str(text).split("\n"):
+    print(printable(line, 4000), file=sys.stderr, flush=True)

@@ -23,13 +23,12 @@ ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 CACHED_PROGRAM_BYTES = 8 * 2**30  # the least recently used are deleted
 
 # Names of JAX_PLATFORMS: jax's extra for each, and modules that it brings.
-_CUDA = "cuda13", ("jax_cuda13_plugin", "jax_cuda12_plugin")
 PLATFORMS = {
-  "cpu": ("cpu", ("jaxlib",)),
-  "cuda": _CUDA,
-  "gpu": _CUDA,
-  "rocm": ("rocm7-local", ("jax_rocm7_plugin",)),
-  "tpu": ("tpu", ("libtpu",)),
+  "cpu": ("cpu", "jaxlib"),
+  "cuda": ("cuda13", "jax_cuda13_plugin", "jax_cuda12_plugin"),
+  "gpu": ("cuda13", "jax_cuda13_plugin", "jax_cuda12_plugin"),
+  "rocm": ("rocm7-local", "jax_rocm7_plugin"),
+  "tpu": ("tpu", "libtpu"),
 }
 
 
@@ -96,14 +95,14 @@ def device_count() -> int:
   """
   import jax
 
-  platforms = jax.config.jax_platforms or ""
-  if platforms != (lower := platforms.lower().replace(" ", "")):
-    jax.config.update("jax_platforms", lower)
+  platforms = (jax.config.jax_platforms or "").lower().replace(" ", "")
+  if platforms:
+    jax.config.update("jax_platforms", platforms)
   try:
     return jax.device_count()
   # AssertionError: without a GPU jax skips cuda, and has no backend then.
   except (AssertionError, RuntimeError) as error:
-    raise UserError(_explain_start(lower, str(error))) from error
+    raise UserError(_explain_start(platforms, str(error))) from error
 
 
 def _explain_start(platforms: str, error: str) -> str:
@@ -114,10 +113,11 @@ def _explain_start(platforms: str, error: str) -> str:
     error: jax's text.
   """
   failed, _, reason = error.partition("backend '")[2].partition("': ")
-  name = platforms.partition(",")[0] or failed
+  names = platforms.split(",") if platforms else [failed]
+  name = failed if failed in names else names[0]  # gpu is tried as rocm, too
   if name not in PLATFORMS:
     return f"JAX has no platform {name}{did_you_mean(name, PLATFORMS)}"
-  extra, modules = PLATFORMS[name]
+  extra, *modules = PLATFORMS[name]
   if not any(map(importlib.util.find_spec, modules)):
     return (
       f'JAX has no {name} here: pip install "jax[{extra}]", or unset '
@@ -125,10 +125,9 @@ def _explain_start(platforms: str, error: str) -> str:
     )
   reason = reason.partition(" (")[0].partition("\n")[0]
   why = "" if not reason or "NOT_FOUND" in reason else f" ({reason})"
-  other = "unset JAX_PLATFORMS" if platforms else "set JAX_PLATFORMS=cpu"
   return (
     f"JAX finds no free device of {name} here{why}: look whether another "
-    f"process uses it and whether its driver works, or {other}."
+    "process uses it and whether its driver works, or set JAX_PLATFORMS=cpu."
   )
 
 

@@ -266,14 +266,14 @@ def check_output(
   """
   if is_in_bucket(file):
     raise UserError(f"{flag}={file} must be a local file: copy it yourself.")
-  path = Path(file).expanduser()
-  if path.is_dir():
-    raise UserError(f"{flag}={file} is a folder: name a file in it.")
+  path = Path(os.path.expanduser(file))
+  if path.exists() and not path.is_file():
+    raise UserError(f"{flag}={file} is a folder or a device: name a file.")
   if suffixes and path.suffix.lower() not in suffixes:
     raise UserError(f"{flag}={file} must end in {' or '.join(suffixes)}.")
-  if not path.absolute().parent.is_dir():
+  if not path.parent.is_dir():
     raise UserError(f"There is no folder for {flag}={file}: make it first.")
-  if not os.access(path.absolute().parent, os.W_OK):
+  if not os.access(path.parent, os.W_OK):
     raise UserError(
       f"Cannot write to the folder of {flag}={file}: choose another, or "
       "change its permissions."
@@ -283,19 +283,14 @@ def check_output(
   for each in map(os.path.expanduser, inputs):
     if os.path.exists(each) and path.samefile(each):
       raise UserError(f"{flag}={file} is an input, {each}: name another file.")
-  if not path.is_file() or not _begins_with(path, ours):
+  with path.open("rb") as existing:
+    head = existing.read(2**20)
+  if head and not re.match(ours, head, re.DOTALL):
     raise UserError(
       f"{flag}={file} is there already, and this command has not written it: "
       "name another file, or move it away."
     )
   return path
-
-
-def _begins_with(path: Path, pattern: bytes) -> bool:
-  """Returns whether a file is empty or its first MiB matches a pattern."""
-  with path.open("rb") as file:
-    head = file.read(2**20)
-  return not head or re.match(pattern, head, re.DOTALL) is not None
 
 
 def cache_folder(subject: str) -> Path:

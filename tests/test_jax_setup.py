@@ -127,7 +127,6 @@ DIGITS = "--config=configs/digits.py"
     ["train.py", DIGITS, "--dry_run"],
     ["train.py", DIGITS, "--workdir={}"],
     ["eval.py", DIGITS, "--workdir={}", f"--config.init={TINY}"],
-    ["-m", "mixer", "sweep", DIGITS, "--workdir={}", "--dry_run"],
     ["-m", "mixer", "data", "show", DIGITS, "--out={}/sheet.png"],
     ["-m", "mixer", "predict", f"--init={TINY}", "docs/digits.png"],
     ["-m", "mixer", "export", f"--init={TINY}", "--out={}/x.stablehlo"],
@@ -156,10 +155,17 @@ def test_a_platform_in_capitals_is_the_same_platform():
   ("platforms", "error", "answer"),
   [
     ("cdua,cpu", "", "JAX has no platform cdua; did you mean cuda?"),
-    ("cpu", "", "no free device of cpu here: look"),
-    ("cpu,tpu", "Unable to initialize backend 'cpu': NOT_FOUND: x", "here: l"),
+    (
+      "rocm,cpu",
+      "Unable to initialize backend 'cpu': NOT_FOUND: x",
+      "cpu here:",
+    ),
+    (
+      "gpu",
+      "Unable to initialize backend 'rocm': x",
+      "JAX has no gpu here: pip",
+    ),
     ("", "Unable to initialize backend 'cpu': all in use (x)", "(all in use):"),
-    ("", "Unable to initialize backend 'cpu': x", "or set JAX_PLATFORMS=cpu."),
   ],
 )
 def test_a_device_that_does_not_start_has_its_reason(platforms, error, answer):
@@ -190,11 +196,8 @@ def test_the_second_start_finds_the_programs_of_the_first(
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(environment, tmp_path):
   (tmp_path / "file").touch()
-  environment = {
-    key: value
-    for key, value in environment.items()
-    if key != "JAX_COMPILATION_CACHE_DIR"
-  } | {"MIXER_CACHE_DIR": str(tmp_path / "file")}
+  environment["MIXER_CACHE_DIR"] = str(tmp_path / "file")
+  del environment["JAX_COMPILATION_CACHE_DIR"]
   words = ["-m", "mixer", "predict", f"--init={TINY}", "docs/digits.png"]
 
   done = run([sys.executable, *words], environment)

@@ -466,7 +466,7 @@ def test_the_accuracy_of_labelled_folders_is_printed(
     (["--grid={folder}/chelsea.png"], "chelsea.png is an input, {folder}/ch"),
     (["--grid={folder}/empty/../chelsea.png"], "is an input, {folder}/chelsea"),
     (["--out=none/table.csv"], "There is no folder for --out=none/table.csv"),
-    (["--out={folder}"], "--out={folder} is a folder: name a file in it."),
+    (["--out={folder}"], "--out={folder} is a folder or a device: name"),
     (["gs://bucket/cat.png"], "gs://bucket/cat.png is not on this machine"),
     (["nothing/*.png"], "No file or folder matches 'nothing/*.png'"),
     (["{folder}/chelsae.png"], "In {folder} there is chelsea.png."),

@@ -85,9 +85,9 @@ def write(
       cannot be written.
   """
   if out:
-    check_output(out, "--out", _OURS, suffixes=[".html", ".htm"])
+    out = check_output(out, "--out", _OURS, suffixes=[".html", ".htm"])
   run = read(workdir)
-  file = Path(out).expanduser() if out else run.folder / "report.html"
+  file = out or run.folder / "report.html"
   page = render(run)
   with storage_errors(file), atomic_write(file) as partial:
     partial.write_text(page, encoding="utf-8")
