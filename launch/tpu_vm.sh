@@ -48,7 +48,7 @@ rule() {
   local message
   message=$(call gcloud compute firewall-rules create "$1" "${where[@]:1}" \
     --direction=INGRESS --rules=tcp:8482 --target-tags=mixer "${@:2}" 2>&1) ||
-    [[ $message == *"already exists"* ]] || return 1
+    [[ $message == *"already exists"* ]] || { echo "$message" >&2; return 1; }
   [[ -z $dry_run ]] || echo "$message"
 }
 

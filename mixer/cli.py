@@ -145,8 +145,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _recipe() -> str:
   """Returns the value of --config, "" if it is not given."""
-  words = "\0".join(sys.argv)
-  match = re.search(r"\0--?config[=\0]([^\0]+)", words)
+  match = re.search(r"\0--?config[=\0]([^\0]+)", "\0".join(sys.argv))
   return match[1] if match else ""
 
 
@@ -190,9 +189,8 @@ def _call(main: Callable[[], int]) -> int:
   except UserError as error:
     _exit(error, exit_code(error))
   except KeyboardInterrupt:
-    print("Interrupted. The same command starts again.", file=sys.stderr)
+    notify("Interrupted. The same command starts again.")
     sys.stdout.flush()
-    sys.stderr.flush()
     # At once: threads that compile would crash in a slower shutdown.
     os._exit(EX_TEMPFAIL)
 

@@ -71,5 +71,5 @@ def _is_safe(c: str) -> bool:
 
 def notify(text: object) -> None:
   """Prints a message to standard error, at once even if that is a file."""
-  for line in str(text).split("\n"):
-    print(printable(line, 4000), file=sys.stderr, flush=True)
+  text = "\n".join(printable(line, 4000) for line in str(text).split("\n"))
+  print(text, file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ CRASH = 1
 LOST = (EX_TEMPFAIL, -signal.SIGABRT)  # the second by jax itself
 
 PROGRAM = """
-import os, signal, sys, time
+import os, re, signal, sys, time
 from mixer import cli, distributed
 from mixer.cluster import Cluster
 from mixer.errors import UserError
@@ -150,9 +150,8 @@ def test_host_0_listens_on_the_given_address_only(run):
   run.start(
     f"""
     text = open("/proc/net/tcp").read() + open("/proc/net/tcp6").read()
-    for row in map(str.split, text.splitlines()):
-      if row[1].endswith(":{run.port:04X}") and row[3] == "0A":  # listens
-        print(row[1].partition(":")[0], flush=True)
+    # 0A: listens.
+    print(*re.findall(r"(\\w+):{run.port:04X} \\S+ 0A", text), flush=True)
     """
   )
 
