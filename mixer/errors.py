@@ -3,8 +3,10 @@
 
 import difflib
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
+
+# Wide and narrow spaces, and the joiners of Persian and of emoji.
+_HARMLESS = "\xa0\u200c\u200d\u202f\u3000"
 
 
 class UserError(ValueError):
@@ -60,13 +62,9 @@ def printable(text: object, limit: int = 200) -> str:
   text = str(text)
   if len(text) > limit:
     text = f"{text[: limit // 2]}...{text[-(limit // 2) :]}"
-  return "".join(c if _is_safe(c) else ascii(c)[1:-1] for c in text)
-
-
-def _is_safe(c: str) -> bool:
-  # Spaces of any width are in names; joiners in Persian, in Hindi and in emoji.
-  is_space = unicodedata.category(c) == "Zs"
-  return c.isprintable() or is_space or c in "\u200c\u200d"
+  return "".join(
+    c if c.isprintable() or c in _HARMLESS else ascii(c)[1:-1] for c in text
+  )
 
 
 def notify(text: object) -> None:

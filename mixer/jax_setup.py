@@ -7,8 +7,8 @@ Imports jax late: worker processes do without it.
 import contextlib
 import ctypes
 import functools
-import importlib.util
 import os
+import re
 
 from mixer.errors import UserError, did_you_mean, notify
 from mixer.storage import cache_folder
@@ -22,13 +22,13 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 CACHED_PROGRAM_BYTES = 8 * 2**30  # the least recently used are deleted
 
-# Names of JAX_PLATFORMS: jax's extra for each, and modules that it brings.
-PLATFORMS = {
-  "cpu": ("cpu", "jaxlib"),
-  "cuda": ("cuda13", "jax_cuda13_plugin", "jax_cuda12_plugin"),
-  "gpu": ("cuda13", "jax_cuda13_plugin", "jax_cuda12_plugin"),
-  "rocm": ("rocm7-local", "jax_rocm7_plugin"),
-  "tpu": ("tpu", "libtpu"),
+# Names of JAX_PLATFORMS: jax's extra for each.
+_EXTRAS = {
+  "cpu": "cpu",
+  "cuda": "cuda13",
+  "gpu": "cuda13",
+  "rocm": "rocm7-local",
+  "tpu": "tpu",
 }
 
 
@@ -115,19 +115,14 @@ def _explain_start(platforms: str, error: str) -> str:
   failed, _, reason = error.partition("backend '")[2].partition("': ")
   names = platforms.split(",") if platforms else [failed]
   name = failed if failed in names else names[0]  # gpu is tried as rocm, too
-  if name not in PLATFORMS:
-    return f"JAX has no platform {name}{did_you_mean(name, PLATFORMS)}"
-  extra, *modules = PLATFORMS[name]
-  if not any(map(importlib.util.find_spec, modules)):
-    return (
-      f'JAX has no {name} here: pip install "jax[{extra}]", or unset '
-      "JAX_PLATFORMS."
-    )
-  reason = reason.partition(" (")[0].partition("\n")[0]
-  why = "" if not reason or "NOT_FOUND" in reason else f" ({reason})"
+  if name not in _EXTRAS:
+    return f"JAX has no platform {name}{did_you_mean(name, _EXTRAS)}"
+  reason = re.split(r" \(|\n|.*NOT_FOUND|.*known backends", reason)[0]
+  why = f" ({reason})" if reason else ""
+  other = "unset JAX_PLATFORMS" if platforms else "set JAX_PLATFORMS=cpu"
   return (
-    f"JAX finds no free device of {name} here{why}: look whether another "
-    "process uses it and whether its driver works, or set JAX_PLATFORMS=cpu."
+    f'JAX has no {name} here{why}: pip install "jax[{_EXTRAS[name]}]", look '
+    f"whether another process has its devices, or {other}."
   )
 
 

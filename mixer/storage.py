@@ -186,10 +186,6 @@ def check_folder(workdir: str | os.PathLike) -> epath.Path:
           f"{workdir}: there is no bucket {path.parts[2]}. Make it, or mend "
           "the name."
         ) from error
-      if isinstance(error, (FileExistsError, NotADirectoryError)):
-        raise UserError(
-          f"--workdir={workdir} is a file, or lies in one: name a folder."
-        ) from error
       raise UserError(
         f"Cannot write to --workdir={workdir} ({error.strerror}): choose "
         "another folder, or change its permissions."
@@ -253,10 +249,9 @@ def check_output(
   Args:
     file: path as the user gave it; "~" is the home folder.
     flag: name of the command-line flag or argument that gave it.
-    ours: regular expression for the beginning of such a file: with any other
-      content it is not replaced.
-    suffixes: that the file may have, in small letters; none for any.
-    inputs: paths of the files that are read.
+    ours: pattern of the beginning of such a file; any other is not replaced.
+    suffixes: the allowed ones, in small letters; none for any.
+    inputs: files that are read.
 
   Returns:
     The path.

@@ -107,19 +107,12 @@ def test_an_error_is_printed_line_by_line_without_control_characters(capsys):
   assert first.endswith(" is bad:") and second == "  mend it."
 
 
-@pytest.mark.parametrize(
-  "flag",
-  [
-    ["--config", "none.py"],
-    ["--config=docs/digits.png"],
-    ["--config=mixer/cli.py"],
-  ],
-)
-def test_a_file_that_is_no_recipe_is_named(flag):
-  code, out, err = start(*flag, "--dry_run")
+@pytest.mark.parametrize("file", ["none.py", "docs/digits.png", "mixer/cli.py"])
+def test_a_file_that_is_no_recipe_is_named(file):
+  code, out, err = start("--config", file, "--dry_run")
 
   assert (code, out) == (2, "")
-  assert f"no recipe to read at {'='.join(flag)}, a Python file with" in err
+  assert f"no recipe to read at --config={file}, a Python file with" in err
   assert err.count("\n") == 1
 
 

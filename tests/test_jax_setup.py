@@ -155,17 +155,11 @@ def test_a_platform_in_capitals_is_the_same_platform():
   ("platforms", "error", "answer"),
   [
     ("cdua,cpu", "", "JAX has no platform cdua; did you mean cuda?"),
-    (
-      "rocm,cpu",
-      "Unable to initialize backend 'cpu': NOT_FOUND: x",
-      "cpu here:",
-    ),
-    (
-      "gpu",
-      "Unable to initialize backend 'rocm': x",
-      "JAX has no gpu here: pip",
-    ),
-    ("", "Unable to initialize backend 'cpu': all in use (x)", "(all in use):"),
+    ("cuda", "", 'no cuda here: pip install "jax[cuda13]", look'),
+    ("gpu", "backend 'rocm': 'rocm' is not in known backends", "no gpu here:"),
+    ("cpu,tpu", "backend 'tpu': NOT_FOUND: x", "JAX has no tpu here:"),
+    ("tpu", "backend 'tpu': is in use (x)", "(is in use): pip"),
+    ("", "backend 'tpu': x", "or set JAX_PLATFORMS=cpu."),
   ],
 )
 def test_a_device_that_does_not_start_has_its_reason(platforms, error, answer):
