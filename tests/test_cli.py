@@ -83,10 +83,7 @@ def test_a_shortened_run_is_answered_with_the_flag_to_add(digits_dir, tmp_path):
 @pytest.mark.parametrize(
   "text, shown",
   [
-    (
-      "Grüße\u3000花 ✓\u202f👩\u200d🚀.png",
-      "Grüße\u3000花 ✓\u202f👩\u200d🚀.png",
-    ),
+    ("Grüße\u3000花 ✓\u202f👩\u200d🚀.png",) * 2,
     ("a\x1b[31mb\r\n\tc", r"a\x1b[31mb\r\n\tc"),
     ("caf\udce9", r"caf\udce9"),
     ("gpj.\u202eexe\u2028", r"gpj.\u202eexe\u2028"),
@@ -197,7 +194,7 @@ def test_a_closed_pipe_for_messages_is_no_traceback(closed_pipe):
 
 def test_a_terminal_without_a_character_shows_another(tmp_path):
   shutil.copy(ROOT / "docs/digits.png", tmp_path / "Müll.png")
-  words = [*PREDICT, str(tmp_path)]
+  words = [*PREDICT, tmp_path]
 
   done = start_into(subprocess.PIPE, words, PYTHONIOENCODING="ascii")
 
