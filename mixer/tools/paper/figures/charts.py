@@ -27,7 +27,7 @@ def check_out(out: str | os.PathLike) -> list[Path]:
   """
   vector = plots.check_picture(out, "--out", suffixes=[".svg"])
   pixels = vector.with_suffix(".png")
-  if not vector.exists():
+  if not vector.exists():  # next to our .svg the .png is ours
     plots.check_picture(pixels, "--out")
   return [vector, pixels]
 
