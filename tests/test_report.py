@@ -94,6 +94,7 @@ def test_a_finished_run_has_its_results_its_speed_and_its_origin(done):
   assert page.table("result") == {
     "test accuracy": ["80.00 % at 200", "90.00 % at 100"],
     "test accuracy top5": ["97.50 % at 200", "97.50 % at 50"],
+    "test f1": ["0.5000 at 200", "2.0000 at 50"],
     "test loss": ["0.0050 at 200", "0.0050 at 200"],
   }
   speed = page.table("")

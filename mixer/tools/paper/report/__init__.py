@@ -25,7 +25,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mixer import weights
-from mixer.config import EVALUATORS, default, evaluator
+from mixer.config import EVALUATORS, default, evaluator, is_lower_better
 from mixer.config_check import to_dict
 from mixer.errors import UserError
 from mixer.storage import atomic_write, check_output, storage_errors
@@ -123,25 +123,24 @@ def render(run: Run) -> str:
 
 
 def _state(run: Run) -> str:
-  of_total = f" of {run.total_steps:,}" if run.total_steps else ""
   if run.is_done:
     return f"done, {run.step:,} steps"
-  share = f" ({run.step / run.total_steps:.0%})" if of_total else ""
-  return f"not done: step {run.step:,}{of_total}{share}"
+  state, total = f"not done: step {run.step:,}", run.total_steps
+  return f"{state} of {total:,} ({run.step / total:.0%})" if total else state
 
 
 def _lead(run: Run) -> str:
   """Returns model, data and batch in one line."""
   config, data = run.config, run.config["data"]
-  parts = [config["model"]["name"]]
-  if run.parameters:
-    parts.append(f"{run.parameters:,} parameters")
   examples = f", {data['examples']:,} images" if data["examples"] else ""
-  parts.append(f"{data['name']} ({data['split']}{examples})")
-  parts.append(f"batch {config['batch']:,}")
-  if config["init"]:
-    parts.append(f"from {config['init']}")
-  return " · ".join(parts)
+  parts = [
+    config["model"]["name"],
+    f"{run.parameters:,} parameters" if run.parameters else "",
+    f"{data['name']} ({data['split']}{examples})",
+    f"batch {config['batch']:,}",
+    f"from {config['init']}" if config["init"] else "",
+  ]
+  return " · ".join(filter(None, parts))
 
 
 def _main_tile(
@@ -344,7 +343,7 @@ def _is_share(name: str) -> bool:
 def _best(name: str, steps: list[int], values: list[float]) -> str:
   if name.endswith(("_std", "left_out")) or len(steps) < 2:
     return ""
-  best = (max if _is_share(name) else min)(values)
+  best = (min if is_lower_better(name) else max)(values)
   return f"{_result(name, best)} at {steps[values.index(best)]:,}"
 
 
