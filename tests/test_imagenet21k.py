@@ -519,45 +519,24 @@ def test_a_class_whose_last_image_is_cut_short_is_refused(tmp_path):
     prepare("imagenet21k", str(tmp_path))
 
 
-def entry(name, **fields):
-  info = tarfile.TarInfo(name)
-  for key, value in fields.items():
-    setattr(info, key, value)
-  return info.tobuf(tarfile.GNU_FORMAT)
-
-
-def pax(**headers):
-  info = tarfile.TarInfo("n00004475_0.JPEG")
-  info.pax_headers = headers
-  return info.tobuf(tarfile.PAX_FORMAT)
-
-
-LONG, LINK = tarfile.GNUTYPE_LONGNAME, "a link, a device"
-
-
 @pytest.mark.parametrize(
-  "inner, words",
+  "fields, words",
   [
-    (entry("a.JPEG", size=-512), "damaged"),
-    (entry("a.JPEG", size=-1024), "damaged"),
-    (pax(size="-512"), "damaged"),
-    (entry("a.JPEG", size=1 << 62), "damaged"),
-    (entry("x" * 300), "damaged"),
-    (entry("@", type=LONG, size=-512), "damaged"),
-    (entry("@", type=LONG, size=1 << 40), "damaged"),
-    (entry("@", type=LONG, size=1) * 5000, "damaged"),
-    (entry("a.JPEG", type=tarfile.GNUTYPE_SPARSE, size=512), "damaged|sparse"),
-    (entry("\x1b[2Ja.JPEG", type=tarfile.SYMTYPE), rf"x1b\[2Ja.JPEG.*{LINK}"),
-    (entry("a.JPEG", type=tarfile.LNKTYPE), LINK),
-    (entry("a.JPEG", type=tarfile.CHRTYPE), LINK),
-    (entry("a.JPEG", type=b"?"), LINK),
+    ({"size": -512}, "damaged"),
+    ({"size": 1 << 62}, "damaged"),
+    ({"type": tarfile.LNKTYPE}, "a link or a device"),
+    ({"type": tarfile.SYMTYPE}, "a link or a device"),
+    ({"type": tarfile.CHRTYPE}, "a link or a device"),
   ],
 )
-def test_headers_that_no_images_have_are_refused_at_once(
-  tmp_path, inner, words
+def test_what_is_no_plain_file_in_an_archive_is_refused(
+  tmp_path, fields, words
 ):
+  info = tarfile.TarInfo("n00004475.tar")
+  for key, value in fields.items():
+    setattr(info, key, value)
   path = tmp_path / "fall11_whole.tar"
-  path.write_bytes(inner + bytes(1024))
+  path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
   with pytest.raises(UserError, match=words):
     archive.inner_tars(path)

@@ -88,13 +88,11 @@ def test_without_a_terminal_no_progress_bars_are_drawn(tmp_path):
 
 WITHOUT_TENSORFLOW = """
 import sys
-import threading
 from importlib.machinery import PathFinder
 find_spec = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: (
   None if name == "tensorflow" else find_spec(name, *rest)
 )
-from mixer.data.sources import tfds
 from mixer.tools.data import main
 sys.exit(main(["prepare", sys.argv[1], f"--data_dir={sys.argv[2]}"]))
 """

@@ -236,29 +236,22 @@ def test_what_is_no_name_of_a_data_set_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-  "leftover",
-  [
-    "all/incomplete.A1B2C3_1.0.0",
-    "all/1.0.0.incompleteA1B2C3",
-    "all/1.0.0.bak",
-    "all/2.0.0 (copy)",
-  ],
+  "leftover", ["incomplete.A1B2C3_1.0.0", "1.0.0.incompleteA1B2C3", "2.0.0.bak"]
 )
 def test_what_lies_beside_a_whole_version_is_passed_over(
   digits_dir, tmp_path, leftover
 ):
   whole = tmp_path / "digits/all/1.0.0"
   shutil.copytree(tfds.find_prepared("digits/all", str(digits_dir)), whole)
-  leftover = tmp_path / "digits" / leftover
-  leftover.mkdir()
-  (leftover / "dataset_info.json").write_text("{}")
-  (whole.with_name("2.0.0")).mkdir()
+  whole.with_name(leftover).mkdir()
+  (whole.with_name(leftover) / "dataset_info.json").write_text("{}")
+  whole.with_name("2.0.0").mkdir()
   (tmp_path / "digits" / ".DS_Store").touch()
 
   assert tfds.find_prepared("digits", str(tmp_path)) == whole
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"default_config_name":'])
+@pytest.mark.parametrize("content", ["", "{}"])
 def test_without_a_default_in_the_metadata_configs_are_listed(
   digits_dir, tmp_path, content
 ):
@@ -285,16 +278,11 @@ def test_names_of_more_or_fewer_classes_are_said(digits_dir, tmp_path, names):
     open_source("digits", "train", str(tmp_path))
 
 
-@pytest.mark.parametrize("scheme", ["file://", "s3://", "http://"])
-@pytest.mark.parametrize("kind", ["data set", "folder"])
-def test_other_storage_is_refused_with_what_is_supported(
-  tmp_path, scheme, kind
-):
-  url = f"{scheme}{tmp_path}"
-  name = "digits" if kind == "data set" else f"folder:{url}"
-
+@pytest.mark.parametrize("url", ["file:///data", "s3://bucket/data"])
+@pytest.mark.parametrize("name", ["digits", "folder:{}"])
+def test_other_storage_is_refused_with_what_is_supported(name, url):
   with pytest.raises(UserError, match=f"{url}: a folder is local.*gs://"):
-    open_source(name, "train", url)
+    open_source(name.format(url), "train", url)
 
 
 def test_what_tfds_has_not_finished_is_not_opened(tfrecord_dir):

@@ -8,24 +8,24 @@ import warnings
 import cv2
 import numpy as np
 import PIL.Image
-import PIL.TiffImagePlugin
 import simplejpeg
+from PIL import TiffImagePlugin
+from PIL.ExifTags import Base
 
-from mixer.errors import UserError, printable
+from mixer.errors import UserError
 
 # A few bytes may claim to hold any number of pixels. ImageNet's largest images
 # have some 60 million; these take 300 MB.
 MAX_PIXELS = 100_000_000
 
-# libjpeg goes over all pixels for each scan of a progressive JPEG. They have
-# about 10, and may have as many as fit into the file.
-MAX_SCANS = 16  # of MAX_PIXELS, and more of fewer
+# libjpeg goes over all pixels for each scan of a progressive JPEG, which has
+# about 10. Smaller images may have more.
+MAX_SCANS = 16
 
 SUFFIXES = (
   ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .avif .jp2 .ppm .pgm"
   " .pbm .pnm"
 ).split()
-HEIC_SUFFIXES = [".heic", ".heif"]
 FORMATS = ["WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM"]
 try:
   import pillow_heif
@@ -34,18 +34,15 @@ except ImportError:
 else:
   pillow_heif.register_heif_opener()
   FORMATS.append("HEIF")
-  SUFFIXES += HEIC_SUFFIXES
+  SUFFIXES += [".heic", ".heif"]
 
 JPEG = b"\xff\xd8\xff"
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-PROGRESSIVE, SCAN = 0xC2, 0xDA  # markers, after 0xff
+# Of a JPEG's header: any but a progressive frame or a scan.
+SEGMENT = re.compile(rb"\xff+[^\xff\xc2\xca\xda](..)", re.DOTALL)
 PNG = b"\x89PNG\r\n\x1a\n"
-HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+HEIC = b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf"
 TIFF = b"II*\0", b"MM\0*", b"II+\0"
-ORIENTATION, BITS, BANDS, NUMBERS = 274, 258, 277, 339  # tags of a TIFF
-TILE_SIDES = 323, 322
-KINDS = {1: "whole numbers", 2: "signed numbers", 3: "floats"}
-WIDE_PPM = ("I", "PPM")  # 16 bits
 
 # No such bytes stand in the compressed pixels, only in the header.
 ADOBE_MARKER = re.compile(rb"\xff\xee..Adobe", re.DOTALL)
@@ -94,12 +91,11 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return read(data, max_pixels)
   except UserError:
     raise
+  except MemoryError as error:
+    raise UserError("There is no memory left to decode it.") from error
   except Exception as error:  # Pillow raises nearly any of a damaged file
-    if isinstance(error, MemoryError):
-      raise UserError("There is no memory left to decode it.") from error
     # Other types tell of the decoder's insides.
-    is_plain = type(error) in (OSError, ValueError) and str(error)
-    fault = f" ({printable(error)})" if is_plain else ""
+    fault = f" ({error})" if type(error) in (OSError, ValueError) else ""
     raise ValueError(
       f"Cannot decode {len(data)} bytes that begin with {data[:8]!r}: they are"
       f" not a whole JPEG, PNG or other image of a known format{fault}."
@@ -140,16 +136,15 @@ def _read_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
 def _count_scans(data: bytes, colours: str) -> int:
   """Returns 1 if libjpeg reads only one scan; else at least their number.
 
-  Markers are followed up to the first scan: a search through all bytes would
-  take a tenth of the time of decoding.
+  A search through all bytes would take a tenth of the time of decoding.
   """
   at = 2
-  while (marker := data[at + 1]) not in (PROGRESSIVE, SCAN) and data[
-    at
-  ] == 0xFF:
-    at += 2 + (data[at + 2] << 8) + data[at + 3]
-  holds_all = data[at + 4] > 2 or colours == "Gray"
-  return 1 if marker == SCAN and holds_all else data.count(START_OF_SCAN)
+  while segment := SEGMENT.match(data, at):
+    at = segment.start(1) + int.from_bytes(segment[1])
+  scan = data[at : at + 5]
+  holds_all = colours == "Gray" or scan[4:] > b"\2"
+  is_only = scan.startswith(START_OF_SCAN) and holds_all
+  return 1 if is_only else data.count(START_OF_SCAN)
 
 
 def _read_flawed_jpeg(data: bytes, max_pixels: int, warning: str) -> np.ndarray:
@@ -187,13 +182,13 @@ def _read_with_opencv(data: bytes) -> np.ndarray:
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
   image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   if image is None:
-    raise ValueError
+    raise ValueError("its pixels are damaged")
   return image
 
 
 def _read_other(data: bytes, max_pixels: int) -> np.ndarray:
   """Reads the formats that Pillow measures."""
-  if HEIC.match(data) and "HEIF" not in FORMATS:
+  if data[4:11] in HEIC and "HEIF" not in FORMATS:
     raise UserError("A HEIC image: pip install pillow-heif, which decodes it.")
   try:
     image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
@@ -207,30 +202,27 @@ def _read_other(data: bytes, max_pixels: int) -> np.ndarray:
       return _read_with_opencv(data)  # in less time
     bits = 16
     if image.format == "TIFF":
-      [bits, *_] = image.tag_v2.get(BITS, [1])
-      tile = [image.tag_v2.get(side, 1) for side in TILE_SIDES]
-      _check_size(*tile, max_pixels)
-      image.getexif()[ORIENTATION] = 1  # otherwise Pillow applies it
-    if image.mode.startswith("I;16") or (image.mode, image.format) == WIDE_PPM:
+      [bits, *_] = image.tag_v2.get(Base.BitsPerSample, [1])
+      image.getexif()[Base.Orientation] = 1  # otherwise Pillow applies it
+      if image.mode in ("I", "F"):
+        raise _unknown_pixels(data)
+    if image.mode.startswith("I"):
       grey = np.array(image.convert("I")) >> (bits - 8)
       return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-      raise _unknown_pixels(data)
     return np.array(image.convert("RGB"))
 
 
 def _unknown_pixels(data: bytes) -> UserError:
-  """Returns an error about a sound image whose pixels are not 8 or 16 bits."""
-  kind = "a PPM of floats"
-  if data.startswith(TIFF):
-    file = io.BytesIO(data)
-    header = file.read(16 if data[2] == 43 else 8)  # 43: BigTIFF
-    tags = PIL.TiffImagePlugin.ImageFileDirectory_v2(header)
-    file.seek(tags.next)
-    tags.load(file)
-    bands, bits = tags.get(BANDS, 1), tags[BITS][0]
-    numbers = KINDS.get(tags.get(NUMBERS, [1])[0], "values")
-    kind = f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits}-bit {numbers}"
+  """Returns an error about a sound TIFF whose pixels are not 8 or 16 bits."""
+  file = io.BytesIO(data)
+  header = file.read(16 if data[2] == 43 else 8)  # 43: BigTIFF
+  tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+  file.seek(tags.next)
+  tags.load(file)
+  bands, bits = tags.get(Base.SamplesPerPixel, 1), tags[Base.BitsPerSample][0]
+  is_float = tags.get(Base.SampleFormat, [1])[0] == 3
+  numbers = "floats" if is_float else "integers"
   return UserError(
-    f"The image is {kind}: convert it to a PNG of 8 bits, grey or RGB."
+    f"The image is a TIFF of {bands} x {bits}-bit {numbers} per pixel: convert"
+    " it to a PNG of 8 bits, grey or RGB."
   )

@@ -247,11 +247,7 @@ def _load_image(
 ) -> np.ndarray | None:
   """Decodes and augments an image; returns None for a bad one if `allow_bad`.
 
-  Args:
-    source, i, data: its data set, number there, and file.
-    ops: of the recipe.
-    key: seed and position of the random generator.
-    allow_bad: raise no UserError that names the image.
+  `key` is the seed and the position of its random generator.
   """
   try:
     return ops(decode(data, source.max_pixels), augmentation_rng(*key))

@@ -61,7 +61,7 @@ class Compose:
     try:
       for transform in self.ops:
         image = transform(image, rng)
-    except (cv2.error, MemoryError) as error:
+    except cv2.error as error:
       raise ValueError(
         f"{transform} cannot be applied to an image of {h} x {w} pixels."
       ) from error

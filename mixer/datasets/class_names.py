@@ -3,9 +3,10 @@
 
 import collections
 import importlib.resources
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from mixer.data.sources.listing import compose
 
 # The one class of ImageNet that ImageNet-21k does not have.
 TEDDY = {"n04399382": "teddy, teddy bear"}
@@ -51,7 +52,7 @@ def readable(classes: Sequence[str]) -> tuple[str, ...]:
 
 def folder_classes(names: Sequence[str]) -> dict[str, int]:
   """Maps folder names to classes: names themselves, and their WordNet ids."""
-  classes = {_compose(name): i for i, name in enumerate(names)}
+  classes = {compose(name): i for i, name in enumerate(names)}
   known = synsets() | TEDDY
   ids = {key: classes[name] for key, name in known.items() if name in classes}
   return ids | classes
@@ -59,10 +60,5 @@ def folder_classes(names: Sequence[str]) -> dict[str, int]:
 
 def true_class(path: str, folders: Mapping[str, int]) -> int | None:
   """Returns the class that the nearest folder of a file names, if any does."""
-  parts = _compose(Path(path).absolute().parent.as_posix()).split("/")
+  parts = compose(Path(path).absolute().parent.as_posix()).split("/")
   return next((folders[x] for x in reversed(parts) if x in folders), None)
-
-
-def _compose(text: str) -> str:
-  """Returns the one Unicode form in which names are compared."""
-  return unicodedata.normalize("NFC", text)

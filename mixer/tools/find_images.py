@@ -3,7 +3,7 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mixer.data.sources.file_io import is_remote
 from mixer.data.sources.listing import (
@@ -12,7 +12,6 @@ from mixer.data.sources.listing import (
   is_hidden,
   is_image,
   report_left_out,
-  scan,
 )
 from mixer.errors import UserError, format_list, nearest
 
@@ -29,63 +28,62 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     in the folders and patterns.
 
   Raises:
-    UserError: there is no such file, or there is no image.
+    UserError: there is no such file, or no image in one of the paths.
   """
-  images, others, barren = {}, {}, {}  # as sets with an order
+  images, others = {}, {}  # as sets with an order
   for given in paths:
-    found, rest = {}, {}
-    _find(given, found, rest)
+    found, rest = _find(given)
     if not found:
-      barren[given] = count_suffixes(list(rest))
-      rest = rest or {f"{given}/": None}
-    images |= found
-    others |= rest
-  for given, kinds in barren.items():
-    # A pattern such as *.jpg may also name a folder.
-    if not images or not is_image(given):
-      holds = f", but {kinds}" if kinds else ""
+      holds = f", but {count_suffixes(rest)}" if rest else ""
       raise UserError(f"There is no image in {given}{holds}. {KNOWN}")
+    images |= dict.fromkeys(found)
+    others |= dict.fromkeys(rest)
   report_left_out(
     format_list(paths, shown=3), tuple(others), len(images) + len(others)
   )
   return list(images), list(others)
 
 
-def _find(given: str, images: dict, others: dict) -> None:
+def _find(given: str) -> tuple[list[str], list[str]]:
   if is_remote(given):
     raise UserError(
       f"{given} is not on this machine: copy the images, or mount the bucket."
     )
-  path, seen = os.path.expanduser(given), set()
+  path = os.path.expanduser(given)
   if os.path.isdir(path):
-    _walk(path, images, others, seen)
+    matches = [path]
   elif os.path.lexists(path):
-    images[path] = None
-  elif matches := sorted(glob.glob(path, recursive=True)):
-    for match in matches:
-      if os.path.isdir(match):
-        _walk(match, images, others, seen)
-      elif not is_hidden(os.path.basename(match)):
-        (images if is_image(match) else others)[match] = None
+    return [path], []
   else:
+    matches = sorted(glob.glob(path, recursive=True))
+  if not matches:
     raise UserError(_none_there(given, path))
+  files = [file for match in matches for file in _walk(match)]
+  files = [x for x in files if not is_hidden(os.path.basename(x))]
+  images = [x for x in files if is_image(os.path.basename(x))]
+  return images, [x for x in files if not is_image(os.path.basename(x))]
 
 
-def _walk(folder: str, images: dict, others: dict, seen: set[str]) -> None:
-  """Adds the files at any depth, once if links lead to a folder again."""
-  if (real := os.path.realpath(folder)) in seen:
+def _walk(path: str) -> Iterator[str]:
+  """Yields a file, or those in a folder at any depth, sorted."""
+
+  def stop(error: OSError):
+    raise UserError(
+      f"Cannot list {error.filename}: {error.strerror}. Check its permissions."
+    ) from error
+
+  if not os.path.isdir(path):
+    yield path
     return
-  seen.add(real)
-  entries = scan(folder, allow_dangling=True)
-  images.update((os.path.join(folder, name), None) for name in entries.images)
-  folders = list(entries.folders)
-  for name in entries.others:
-    if name.endswith("/"):
-      folders.append(name.rstrip("/"))
-    else:
-      others[os.path.join(folder, name)] = None
-  for name in sorted(folders):
-    _walk(os.path.join(folder, name), images, others, seen)
+  seen = {os.path.realpath(path)}  # links may lead to a folder again
+  for parent, folders, files in os.walk(path, onerror=stop, followlinks=True):
+    yield from (os.path.join(parent, name) for name in sorted(files))
+    for name in sorted(folders):
+      real = os.path.realpath(os.path.join(parent, name))
+      if is_hidden(name) or real in seen:
+        folders.remove(name)
+      seen.add(real)
+    folders.sort()
 
 
 def _none_there(given: str, path: str) -> str:

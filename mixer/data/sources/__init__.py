@@ -98,14 +98,8 @@ class Subset(Source):
 
   @classmethod
   def of(cls, source: Source, ids: np.ndarray) -> "Subset":
-    return cls(
-      source.name,
-      source.split,
-      source.class_names,
-      source,
-      ids,
-      max_pixels=source.max_pixels,
-    )
+    described = source.name, source.split, source.class_names
+    return cls(*described, source, ids, max_pixels=source.max_pixels)
 
   def __len__(self) -> int:
     return len(self.ids)

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import os
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ from mixer.data.sources.file_io import read_file
 from mixer.data.sources.listing import (
   KNOWN,
   Entries,
+  compose,
   count_suffixes,
   report_left_out,
   scan,
@@ -144,7 +144,7 @@ class FolderSplit:
   @property
   def class_names(self) -> list[str]:
     """Names of the classes in Unicode's composed form (macOS has another)."""
-    return [_normalize(name) for name in self.classes]
+    return [compose(name) for name in self.classes]
 
   @property
   def num_examples(self) -> int:
@@ -297,9 +297,6 @@ def _windows(splits: Mapping[str, FolderSplit], name: str, split: str) -> list:
     raise
   except (AssertionError, NotImplementedError, ValueError) as error:
     sizes = {each: splits[each].num_images for each in splits}
-    if not any(sizes.values()):
-      for each in splits.values():
-        each.check()
     raise UserError(
       f"{split_error(name, split, sizes)} If these are classes, their images"
       " must lie directly in them, for a split train of all."
@@ -322,7 +319,7 @@ def _class_names(
     train = find_name(["train"], splits)
     parts = [splits[train]] if train else splits.values()
     names = sorted({*itertools.chain(*(part.classes for part in parts))})
-    return list(dict.fromkeys(map(_normalize, names)))
+    return list(dict.fromkeys(map(compose, names)))
   try:
     text = epath.Path(file).expanduser().read_text("utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
@@ -330,7 +327,7 @@ def _class_names(
     raise UserError(
       f"Cannot read the classes from {file}: {reason}."
     ) from error
-  lines = _normalize(text).splitlines()
+  lines = compose(text).splitlines()
   names = [line.strip() for line in lines if line.strip()]
   if twice := _repeated(names):
     raise UserError(
@@ -351,10 +348,6 @@ def _check_known(
       f"Class folders of {folder} are not in {place}:"
       f" {format_list(unknown)}{hint}. Add them there, or move the folders out."
     )
-
-
-def _normalize(text: str) -> str:
-  return unicodedata.normalize("NFC", text)
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

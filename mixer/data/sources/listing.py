@@ -5,16 +5,19 @@ import collections
 import concurrent.futures
 import functools
 import os
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from mixer.data.decode import HEIC_SUFFIXES, SUFFIXES
+from mixer.data.decode import SUFFIXES
 from mixer.data.sources.file_io import is_remote
 from mixer.errors import UserError, format_list, notify
 
 KNOWN = f"The suffixes of images are {' '.join(sorted(SUFFIXES))}."
+if ".heic" not in SUFFIXES:
+  KNOWN += " .heic and .heif need pip install pillow-heif."
 
 # Names that systems leave among the user's.
 _IGNORED = frozenset(
@@ -44,15 +47,11 @@ def is_hidden(name: str) -> bool:
   return name.startswith(".") or name in _IGNORED
 
 
-def scan(folder: str, *, allow_dangling: bool = False) -> Entries:
-  """Lists a folder, without files that systems hide or leave in it.
-
-  Args:
-    folder: path, also in a bucket.
-    allow_dangling: list links that lead nowhere as files.
+def scan(folder: str) -> Entries:
+  """Lists a folder, also in a bucket, without what systems hide or leave in it.
 
   Raises:
-    UserError: the folder cannot be listed, or has dangling links.
+    UserError: the folder cannot be listed, or has links that lead nowhere.
   """
   folders, images, others, dangling = [], [], [], []
   try:
@@ -65,21 +64,18 @@ def scan(folder: str, *, allow_dangling: bool = False) -> Entries:
         continue
       if is_local and entry.is_symlink() and not os.path.exists(entry.path):
         dangling.append(name)
-        continue
       # A bucket takes long to tell folders from files.
-      if is_image(name):
-        is_folder = is_local and entry.is_dir()
-        (others if is_folder else images).append(name + "/" * is_folder)
+      elif is_image(name) and not (is_local and entry.is_dir()):
+        images.append(name)
+      elif is_image(name):
+        others.append(f"{name}/")
       else:
         (folders if entry.is_dir() else others).append(name)
   except OSError as error:
     raise UserError(
       f"Cannot list {folder}: {error.strerror or error}. Check its permissions."
     ) from error
-  if allow_dangling:
-    images += filter(is_image, dangling)
-    others += (name for name in dangling if not is_image(name))
-  elif dangling:
+  if dangling:
     raise UserError(
       f"Links in {folder} lead nowhere: {format_list(sorted(dangling))}. Mend"
       " them or move them away."
@@ -101,10 +97,12 @@ def count_suffixes(names: Sequence[str]) -> str:
     for name in names
   ]
   counts = collections.Counter(kinds).most_common()
-  needs = dict.fromkeys(HEIC_SUFFIXES, " (needs pip install pillow-heif)")
-  return format_list(
-    [f"{n:,} {kind}{needs.get(kind, '')}" for kind, n in counts]
-  )
+  return format_list([f"{n:,} {kind}" for kind, n in counts])
+
+
+def compose(text: str) -> str:
+  """Returns the one Unicode form in which names are compared."""
+  return unicodedata.normalize("NFC", text)
 
 
 @functools.cache  # once, although evaluators open the same folders

@@ -28,8 +28,6 @@ INFO, FEATURES = "dataset_info.json", "features.json"
 # Of versions; other folders are copies, or left over from a preparation that
 # was interrupted, in forms that differ between the versions of TFDS.
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-# Raised by TFDS for metadata.
-_NOT_UNDERSTOOD = AssertionError, LookupError, TypeError, ValueError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,21 +180,16 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
         file_format, override=True, override_if_initialized=True
       )
     return builder
-  except (*_NOT_UNDERSTOOD, ParseError) as error:
+  except (AssertionError, LookupError, ParseError, ValueError) as error:
     # The class of a feature; TFDS imports it by this name.
     kind = re.search(r"FeatureConnector type: ([\w.]+)\.", str(error))
     if kind and not kind[1].startswith("tensorflow_datasets."):
       fault = f"{folder / FEATURES} needs {kind[1]}: install or import it."
-    elif kind or isinstance(error, ParseError):
-      fault = (
-        f"The metadata in {folder} were written by another version of"
-        f" tensorflow-datasets (here {tfds.__version__}): upgrade it."
-      )
     else:
       fault = (
-        f"{INFO} or {FEATURES} in {folder} is incomplete, or another version of"
-        f" tensorflow-datasets (here {tfds.__version__}) wrote it: copy both"
-        " again, or upgrade it."
+        f"{INFO} or {FEATURES} in {folder} was written by another version of"
+        f" tensorflow-datasets (here {tfds.__version__}), or is incomplete:"
+        " upgrade it, or copy both again."
       )
     raise UserError(fault) from error
 
@@ -220,10 +213,10 @@ def _default_config(folder: epath.Path, dataset: str) -> epath.Path:
   if not folder.exists():
     return folder
   # It may be missing or damaged.
-  with contextlib.suppress(FileNotFoundError, IsADirectoryError, UserError):
+  with contextlib.suppress(FileNotFoundError, UserError):
     content = _read_json(folder / ".config" / "metadata.json")
     if config := content.get("default_config_name"):
-      return folder / str(config)
+      return folder / config
   configs = [child for child in folder.iterdir() if _versions(child)]
   if len(configs) > 1:
     names = ", ".join(sorted(f"{dataset}/{child.name}" for child in configs))

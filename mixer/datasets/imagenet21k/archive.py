@@ -4,7 +4,6 @@
 import concurrent.futures
 import concurrent.futures.process
 import hashlib
-import io
 import multiprocessing
 import os
 import signal
@@ -17,12 +16,11 @@ from typing import TypeVar
 import numpy as np
 
 from mixer.data.workers import block_signals, die_with_parent
-from mixer.errors import UserError, format_list, printable
+from mixer.errors import UserError, format_list, notify
 
 PROGRESS_SECONDS = 10
 GZIP = b"\x1f\x8b"
 BLOCK = 512
-MAX_NAME, MAX_HEADER = 255, 1 << 20  # bytes
 
 # Synset -> file, first byte and end of its tar in that file.
 Tars = dict[str, tuple[Path, int, int]]
@@ -63,8 +61,7 @@ def inner_tars(archive: Path) -> Tars:
     else:
       others.append(name)
   if others:
-    names = format_list([*map(printable, others)])
-    print(f"Left out, because they are no tars: {names}.")
+    notify(f"Left out, because they are no tars: {format_list(others)}.")
   if not tars:
     raise UserError(
       f"{archive} holds no tar archives; the official one holds one for each"
@@ -129,7 +126,8 @@ def _members(
   damaged = (
     f"{path} is no tar, damaged or cut short at byte {{}}: download it again."
   )
-  with _HeaderFile(path) as file:
+  # Unbuffered, so that only the headers are read.
+  with path.open("rb", buffering=0) as file:
     file.seek(begin)
     at = begin
     try:
@@ -138,37 +136,23 @@ def _members(
         while (member := tar.next()) and member.offset < end:
           at = member.offset
           name = os.path.basename(member.name)
-          if member.isfile() and not member.issparse():
-            left = end - member.offset_data
-            if not 0 <= member.size <= left or len(name) > MAX_NAME:
-              raise tarfile.ReadError("size or name")
+          if not 0 <= member.size <= end - member.offset_data:
+            raise tarfile.ReadError
+          if member.isfile():
             yield name, member.offset_data, member.size
           elif not member.isdir():
             raise UserError(
-              f"{path} holds {printable(name)} at byte {at}, a link, a device"
-              " or a sparse file: pack plain files (tar --hard-dereference)."
+              f"{path} holds {name} at byte {at}, a link or a device: pack"
+              " plain files (tar --hard-dereference)."
             )
           tar.members.clear()  # tarfile would keep them in memory
         at = member.offset if member else tar.offset
-    except UserError:
-      raise
-    # tarfile raises some of these for damaged headers.
-    except (tarfile.TarError, LookupError, RecursionError, ValueError) as error:
+    except tarfile.TarError as error:
       raise UserError(damaged.format(at)) from error
     # tarfile takes a damaged header for the end; the end is a block of zeros.
     file.seek(at)
     if at < end and any(file.read(BLOCK)):
       raise UserError(damaged.format(at))
-
-
-class _HeaderFile(io.FileIO):
-  """File of which only headers are read, without a buffer."""
-
-  def read(self, size: int = -1) -> bytes:
-    # tarfile reads as much as a header says, be it negative or all of the file.
-    if not 0 <= size <= MAX_HEADER:
-      raise tarfile.ReadError("size of a header")
-    return super().read(size)
 
 
 class Progress:

@@ -25,7 +25,6 @@ INCOMPLETE = "incomplete."  # prefix of shards that are being written
 INDEX = "index.npy"
 PLAN = "plan.json"
 LOCK = "lock"
-MAX_IMAGE = 1 << 28  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +162,7 @@ def _read(archive: Path, rows: np.ndarray) -> Iterator[bytes]:
     # Turns off readahead.
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
     for i in np.argsort(rows["offset"]):
-      # The rest of a larger one would not make it an image.
-      size = min(int(rows["size"][i]), MAX_IMAGE)
+      size = int(rows["size"][i])
       images[i] = os.pread(file, size, int(rows["offset"][i]))
       if len(images[i]) != size:
         raise UserError(f"{archive} has become shorter: download it again.")
