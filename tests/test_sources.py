@@ -159,7 +159,7 @@ def test_a_wrong_feature_shows_the_features_there_are(digits_dir):
     open_source("digits", "test", digits_dir, label_key="real_label")
   with pytest.raises(UserError, match="'image' of digits is not one class"):
     open_source("digits", "test", digits_dir, label_key="image")
-  with pytest.raises(UserError, match="'label' of digits is no encoded image"):
+  with pytest.raises(UserError, match="no feature 'label' that is"):
     open_source("digits", "test", digits_dir, image_key="label")
 
 

@@ -488,9 +488,9 @@ def test_another_format_says_what_is_needed(copied):
 @pytest.mark.parametrize(
   "content, words",
   [
-    ("", "{file} is damaged.*[Cc]opy"),
-    ("[]", "{file} is not metadata"),
-    ("{}", "{folder} was .*, or is incomplete: .*[Cc]opy"),
+    ("", "{folder}.* is damaged.*[Cc]opy"),
+    ("[]", "{folder}.* is damaged.*[Cc]opy"),
+    ("{}", "{folder}.* is damaged.*[Cc]opy"),
     ('{"ofTomorrow": 1}', "{folder} was written by another version.*upgrade"),
   ],
 )

@@ -2,6 +2,7 @@
 """Finds loose images: files, folders of any depth, patterns."""
 
 import glob
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -50,27 +51,24 @@ def _find(given: str) -> tuple[list[str], list[str]]:
       f"{given} is not on this machine: copy the images, or mount the bucket."
     )
   path = os.path.expanduser(given)
-  if os.path.isdir(path):
-    matches = [path]
-  elif os.path.lexists(path):
-    return [path], []
-  else:
-    matches = sorted(glob.glob(path, recursive=True))
+  matches = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
   if not matches:
     raise UserError(_none_there(given, path))
-  files = [file for match in matches for file in _walk(match)]
-  files = [x for x in files if not is_hidden(os.path.basename(x))]
-  images = [x for x in files if is_image(os.path.basename(x))]
-  return images, [x for x in files if not is_image(os.path.basename(x))]
+  images, others = [], []
+  for file in itertools.chain.from_iterable(map(_walk, sorted(matches))):
+    name = os.path.basename(file)
+    if file == path or is_image(name):
+      images.append(file)
+    elif not is_hidden(name):
+      others.append(file)
+  return images, others
 
 
 def _walk(path: str) -> Iterator[str]:
   """Yields a file, or those in a folder at any depth, sorted."""
 
   def stop(error: OSError):
-    raise UserError(
-      f"Cannot list {error.filename}: {error.strerror}. Check its permissions."
-    ) from error
+    raise error
 
   if not os.path.isdir(path):
     yield path

@@ -148,26 +148,23 @@ class FolderSplit:
 
   @property
   def num_examples(self) -> int:
-    self.check()
-    return self.num_images
-
-  @property
-  def num_images(self) -> int:
-    """Number of examples, also of a split with faults."""
-    return sum(len(entries.images) for entries in self.entries)
+    return sum(len(entries.images) for entries in self.entries.values())
 
   @property
   def shard_lengths(self) -> list[int]:
     return [self.num_examples]
 
   @functools.cached_property
-  def entries(self) -> Sequence[Entries]:
-    """Contents of each class folder."""
-    return self.listed or scan_all([f"{self.folder}/{x}" for x in self.classes])
+  def entries(self) -> Mapping[str, Entries]:
+    """Contents of each class folder.
 
-  def check(self) -> None:
-    """Raises UserError if there are faults in the names or contents."""
-    entries = dict(zip(self.classes, self.entries, strict=True))
+    Raises:
+      UserError: there are faults in the names or contents.
+    """
+    listed = self.listed or scan_all(
+      [f"{self.folder}/{x}" for x in self.classes]
+    )
+    entries = dict(zip(self.classes, listed, strict=True))
     for name, each in entries.items():
       if each.folders:
         raise UserError(
@@ -193,30 +190,25 @@ class FolderSplit:
         f" {format_list(empty)}. {KNOWN} Convert or add the images, or take"
         " these folders out."
       )
+    return entries
 
   def listing(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns file names, bytes [n], and the number of each one's class, int32.
 
     They are in the order of a hash of class and file name, so that a part of a
     split is a random sample, and the same on every machine.
-
-    Raises:
-      UserError: a class has no images.
     """
-    others = [*self.others, *(x for e in self.entries for x in e.others)]
+    contents = self.entries.values()
+    others = [*self.others, *(x for each in contents for x in each.others)]
     total = self.num_examples + len(others)
     report_left_out(self.folder, tuple(others), total)
-    pairs = [
-      (name, entries.images)
-      for name, entries in zip(self.classes, self.entries, strict=True)
-    ]
-    names = np.array([os.fsencode(x) for _, images in pairs for x in images])
-    counts = [len(images) for _, images in pairs]
-    classes = np.repeat(np.arange(len(pairs), dtype=np.int32), counts)
+    names = np.array([os.fsencode(x) for each in contents for x in each.images])
+    counts = [len(each.images) for each in contents]
+    classes = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     keys = b"".join(
       hashlib.blake2b(os.fsencode(f"{name}/{x}"), digest_size=8).digest()
-      for name, images in pairs
-      for x in images
+      for name, each in self.entries.items()
+      for x in each.images
     )
     order = np.argsort(np.frombuffer(keys, ">u8"), kind="stable")
     return names[order], classes[order]
@@ -296,7 +288,7 @@ def _windows(splits: Mapping[str, FolderSplit], name: str, split: str) -> list:
   except UserError:
     raise
   except (AssertionError, NotImplementedError, ValueError) as error:
-    sizes = {each: splits[each].num_images for each in splits}
+    sizes = {each: splits[each].num_examples for each in splits}
     raise UserError(
       f"{split_error(name, split, sizes)} If these are classes, their images"
       " must lie directly in them, for a split train of all."

@@ -96,16 +96,12 @@ def open_split(
   file_format = _readable_format(folder, name, data_dir)
   builder = read_builder(folder, name, file_format)
   features = builder.info.features
-  if image_key not in features:
+  image = dict(features.items()).get(image_key)
+  info = image and image.get_serialized_info()
+  # TFDS stores the bits of floats as if they were colours.
+  if getattr(info, "np_dtype", 0) != np.object_ or image.np_dtype == np.float32:
     raise UserError(
-      f"{name} has no feature {image_key!r}. There are:"
-      f" {', '.join(sorted(features))}."
-    )
-  image = features[image_key]
-  is_encoded = getattr(image.get_serialized_info(), "np_dtype", 0) == np.object_
-  if not is_encoded or image.np_dtype == np.float32:  # whose bits TFDS stores
-    raise UserError(
-      f"The feature {image_key!r} of {name} is no encoded image of whole"
+      f"{name} has no feature {image_key!r} that is an encoded image of whole"
       f" numbers. There are: {', '.join(sorted(features))}."
     )
   label = find_label(features, name, label_key)
@@ -159,12 +155,8 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
   import tensorflow_datasets as tfds
   from google.protobuf.json_format import ParseError
 
-  has_features = (folder / FEATURES).exists()
-  _read_json(folder / INFO)
-  if has_features:
-    _read_json(folder / FEATURES)
   try:
-    if has_features:
+    if (folder / FEATURES).exists():
       builder = tfds.builder_from_directory(folder)
     else:
       # TFDS before 4.0 did not write down the features.
@@ -184,25 +176,21 @@ def read_builder(folder: epath.Path, name: str, file_format: str | None = None):
     # The class of a feature; TFDS imports it by this name.
     kind = re.search(r"FeatureConnector type: ([\w.]+)\.", str(error))
     if kind and not kind[1].startswith("tensorflow_datasets."):
-      fault = f"{folder / FEATURES} needs {kind[1]}: install or import it."
-    else:
-      fault = (
-        f"{INFO} or {FEATURES} in {folder} was written by another version of"
-        f" tensorflow-datasets (here {tfds.__version__}), or is incomplete:"
-        " upgrade it, or copy both again."
-      )
-    raise UserError(fault) from error
+      raise UserError(
+        f"{folder / FEATURES} needs {kind[1]}: install or import it."
+      ) from error
+    raise UserError(
+      f"{INFO} or {FEATURES} in {folder} was written by another version of"
+      f" tensorflow-datasets (here {tfds.__version__}), or is damaged: upgrade"
+      " that, or copy both again."
+    ) from error
 
 
 def _versions(folder: epath.Path) -> list[epath.Path]:
   """Returns the version folders in `folder`, the oldest first."""
-  try:
-    children = [*folder.iterdir()]
-  except (FileNotFoundError, NotADirectoryError):
-    return []
   versions = [
     child
-    for child in children
+    for child in (folder.iterdir() if folder.is_dir() else ())
     if _VERSION.fullmatch(child.name) and (child / INFO).exists()
   ]
   return sorted(versions, key=lambda child: [*map(int, child.name.split("."))])
@@ -212,8 +200,7 @@ def _default_config(folder: epath.Path, dataset: str) -> epath.Path:
   """Returns the folder of the config that a bare name means."""
   if not folder.exists():
     return folder
-  # It may be missing or damaged.
-  with contextlib.suppress(FileNotFoundError, UserError):
+  with contextlib.suppress(FileNotFoundError, UserError):  # if damaged
     content = _read_json(folder / ".config" / "metadata.json")
     if config := content.get("default_config_name"):
       return folder / config
@@ -227,12 +214,10 @@ def _default_config(folder: epath.Path, dataset: str) -> epath.Path:
 def _read_json(path: epath.Path) -> dict:
   try:
     content = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(
-      f"{path} is damaged: it is no JSON. {COPY_AGAIN}"
-    ) from error
+  except ValueError:
+    content = None
   if not isinstance(content, dict):
-    raise UserError(f"{path} is not metadata of TFDS. {COPY_AGAIN}")
+    raise UserError(f"{path} is damaged. {COPY_AGAIN}")
   return content
 
 
