@@ -222,20 +222,12 @@ def test_an_image_of_too_many_pixels_is_treated_as_a_broken_one(damaged):
       next(train_batches(source, PLAIN, batch=10, seed=0))
 
 
-def test_names_of_files_are_shown_without_their_control_characters(damaged):
-  class Odd(Damaged):
-    def locate(self, i):
-      return f"\x1b[2J{i}\n"
-
-  odd = Odd(
-    **{x.name: getattr(damaged, x.name) for x in dataclasses.fields(Odd)}
-  )
+def test_a_report_shows_a_name_on_one_line(damaged, monkeypatch):
+  monkeypatch.setattr(Damaged, "locate", lambda self, i: "\x1b[2J\n")
   bad_images = BadImages()
-  bad_images.add(odd, 3)
+  bad_images.add(damaged, 3)
 
-  assert bad_images.report().splitlines()[1] == r"  example 3 (\x1b[2J3\n)"
-  with pytest.raises(UserError, match=r"\(\\x1b\[2J7\\n\)"):
-    next(train_batches(odd, PLAIN, batch=10, seed=0))
+  assert bad_images.report().splitlines()[1] == r"  example 3 (\x1b[2J\n)"
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])

@@ -219,34 +219,14 @@ def test_a_single_class_is_refused_with_the_layout(config, images):
   assert "DIR/SPLIT/CLASS/IMAGE" in problem
 
 
-@pytest.mark.parametrize(
-  "fault, said",
-  [
-    (lambda images: (images / "train" / "emu").mkdir(), "no images: emu"),
-    (lambda images: (images / "train" / "x.png").touch(), "mixes images with"),
-    (
-      lambda images: (images / "train/grey/loop").symlink_to("loop"),
-      "lead nowhere: loop",
-    ),
-    (
-      lambda images: (images / "train" / "grey" / "sub").mkdir(),
-      "holds folders as well: sub",
-    ),
-    (
-      lambda images: [
-        (images / split / "grey").rename(images / split / "gr\ney")
-        for split in ("train", "validation")
-      ],
-      "line break",
-    ),
-  ],
-)
-def test_a_fault_of_a_folder_is_one_complaint(config, images, fault, said):
-  fault(images)
-
+def test_a_fault_of_a_folder_is_one_complaint(config, images):
+  (images / "train" / "emu").mkdir()
   [problem] = make_plan(config).complaints.problems
+  assert "no images: emu" in problem
 
-  assert said in problem
+  (images / "train" / "x.png").touch()
+  [problem] = make_plan(config).complaints.problems
+  assert "mixes images with" in problem
 
 
 def test_ops_that_do_not_fit_the_images_are_refused_beforehand(config):

@@ -254,11 +254,10 @@ def _load_image(
   except ValueError as error:
     if allow_bad:
       return None
-    file = printable(source.locate(i))
     raise UserError(
-      f"Example {i} of {source.name}, split {source.split} ({file}): {error}"
-      " Mend the image or move it away, or leave out such images with"
-      " --config.data.on_bad_image=replace."
+      f"Example {i} of {source.name}, split {source.split}"
+      f" ({source.locate(i)}): {error} Mend the image or move it away, or leave"
+      " out such images with --config.data.on_bad_image=replace."
     ) from error
 
 
