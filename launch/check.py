@@ -34,7 +34,6 @@ def main() -> int:
     return cli.EX_OK
   # After the flags: they take seconds.
   from mixer.plan import make_plan
-  from mixer.schema import EPOCH_LENGTH
 
   if sys.argv[0] == "sweep":
     complaints = plan_sweep(config).complaints
@@ -43,11 +42,8 @@ def main() -> int:
     complaints = make_plan(
       config, devices=1, for_training=not is_eval, load_init=False
     ).complaints
-  problems = complaints.problems
-  if complaints.missing:
-    problems = [x for x in problems if EPOCH_LENGTH not in x]
-  if problems:
-    raise UserError("\n".join(problems))
+  if complaints.problems:
+    raise UserError("\n".join(complaints.problems))
   return cli.EX_OK
 
 

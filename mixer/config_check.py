@@ -175,21 +175,18 @@ def explain_order(old: dict, new: dict, start: int, total_steps: int) -> str:
   Returns:
     A sentence; "" if the order of examples stays.
   """
-  batches = old["batch"], new["batch"]
-  sizes = [x["data"]["examples"] or new["data"]["examples"] for x in (old, new)]
-  if sizes[0] != sizes[1] or old["seed"] != new["seed"]:
-    fate = (
-      "examples come in another order: some of this epoch are seen again, and "
-      "others passed over"
-    )
-  elif batches[0] != batches[1]:
-    low, high = sorted(start * batch for batch in batches)
-    verb = "passed over" if batches[1] > batches[0] else "seen again"
+  batch, new_batch = old["batch"], new["batch"]
+  new_size = new["data"]["examples"]
+  size = old["data"]["examples"] or new_size
+  if (size, old["seed"]) != (new_size, new["seed"]):
+    fate = "examples are in another order: some are repeated, some passed over"
+  elif batch != new_batch:
+    low, high = sorted((start * batch, start * new_batch))
+    verb = "passed over" if new_batch > batch else "seen again"
     fate = f"examples {low:,} to {high - 1:,} of the global order are {verb}"
   else:
     return ""
-  epochs = start * batches[0] / sizes[0]
-  epochs += (total_steps - start) * batches[1] / sizes[1]
+  epochs = start * batch / size + (total_steps - start) * new_batch / new_size
   return (
     f"From step {start:,} on, {fate}; by step {total_steps:,} the run has seen "
     f"{epochs:.4g} epochs."

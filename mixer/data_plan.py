@@ -1,70 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of a plan: training split, micro-batches, evaluators."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from mixer.complaints import Complaints
 from mixer.config import EVALUATORS, EvaluatorType, result_name
 from mixer.data import preprocess
 from mixer.data.decode import decode
 from mixer.data.input_pipeline import BadImages
-from mixer.data.sources import (
-  DatasetNotFoundError,
-  Source,
-  image_folder,
-  open_source,
-)
+from mixer.data.sources import Source, image_folder, open_source
 from mixer.data.workers import Workers
-from mixer.errors import (
-  RetryableError,
-  UserError,
-  did_you_mean,
-  format_list,
-  printable,
-)
-from mixer.schema import EpochLengthError, resolve_steps
-
-
-@dataclasses.dataclass
-class Complaints:
-  """Faults of a config: sentences that also say how to correct it.
-
-  missing: about data sets that are not on this machine.
-  problems: about everything else.
-  """
-
-  missing: list[str] = dataclasses.field(default_factory=list)
-  problems: list[str] = dataclasses.field(default_factory=list)
-
-  @contextlib.contextmanager
-  def collect(self, prefix: str = "", *, once: bool = False) -> Iterator[None]:
-    """Collects errors raised inside; problems get the prefix.
-
-    Args:
-      prefix: the part of the config that they are about.
-      once: drop a problem that another part has as well, from the same cause.
-    """
-    try:
-      yield
-    except RetryableError:
-      raise
-    except DatasetNotFoundError as error:
-      if str(error) not in self.missing:
-        self.missing.append(str(error))
-    except EpochLengthError:
-      pass  # follows from a complaint about the training split
-    except ValueError as error:
-      if not (once and any(x.endswith(str(error)) for x in self.problems)):
-        self.problems.append(f"{prefix}{error}")
-
-  def raise_all(self):
-    """Raises UserError with all complaints, missing data sets first."""
-    if lines := self.missing + self.problems:
-      raise UserError("\n".join(lines))
+from mixer.errors import UserError, did_you_mean, format_list, printable
+from mixer.schema import resolve_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +67,8 @@ class DataPlan:
     """Split folders that neither training nor an evaluator reads."""
     if self.source is None:
       return []
-    sources = [self.source]
-    for each in self.evals.values():
-      sources += each.source, each.pool
+    evals = self.evals.values()
+    sources = [self.source, *(s for x in evals for s in (x.source, x.pool))]
     sources = [x for x in sources if isinstance(x, image_folder.FolderSource)]
     known = {folder for source in sources for folder in source.split_folders}
     return sorted(known.difference(*(source.folders for source in sources)))
@@ -334,14 +284,13 @@ def _open_split(
 def _try_examples(source: Source, ops: str | None):
   """Raises UserError if the ops fail on all of ten examples.
 
-  If they fail on some, `data.on_bad_image` decides; so it does where an image
-  cannot be decoded.
+  If only on some, or if one cannot be decoded, `data.on_bad_image` decides.
   """
   try:
     transform = preprocess.parse(ops or "")
   except UserError:
     return  # reported with the image size
-  fault = ""
+  fault = None
   for i in sorted({*np.linspace(0, len(source) - 1, 10, dtype=int).tolist()}):
     [(data, _)] = source.read([i])
     try:
@@ -352,12 +301,12 @@ def _try_examples(source: Source, ops: str | None):
       transform(image, np.random.default_rng(0))
       return
     except ValueError as error:
-      fault = fault or (
+      fault = fault or UserError(
         f"The ops fail on example {i} of {source.name}, split {source.split}"
         f" ({printable(source.locate(i))}): {error}"
       )
   if fault:
-    raise UserError(fault)
+    raise fault
 
 
 def check_classes(source: Source, trained: Sequence[str], where: str) -> None:

@@ -86,12 +86,13 @@ def evaluate(
         plan.complaints.problems.append(
           "The config has no evaluators: add to config.evals."
         )
-      origin_dir, trained = folder, plan.model.initial_classes
       if is_new_run:
         origin_dir = storage_path(config.init) if config.init else None
+        trained = plan.model.initial_classes
       else:
-        trained = trained_classes(folder)
-      _check_classes(plan, trained or [], f"{origin_dir}'s {CLASSES}")
+        origin_dir, trained = folder, trained_classes(folder)
+      if trained:
+        _check_classes(plan, trained, f"{origin_dir}'s {CLASSES}")
       plan.complaints.raise_all()
       params, origin = _find_params(plan, folder, step, best)
     check_same_plan(hosts, plan)
@@ -145,8 +146,7 @@ def _check_classes(plan: Plan, trained: list[str], origin: str):
     if evaluation.source is None or evaluation.type.own_classes:
       continue
     with plan.complaints.collect(f"config.evals.{name}: ", once=True):
-      if trained:
-        check_classes(evaluation.source, trained, origin)
+      check_classes(evaluation.source, trained, origin)
 
 
 def _find_params(

@@ -8,9 +8,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer import weights
+from mixer.complaints import Complaints
 from mixer.config import EVALUATORS, default
 from mixer.data.sources import Source
-from mixer.data_plan import Complaints, DataPlan
+from mixer.data_plan import DataPlan
 from mixer.errors import UserError
 from mixer.models import FAMILIES, create, family_of, fields_of, flops
 from mixer.training.optimizer import lr_multiplier_tree

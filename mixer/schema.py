@@ -114,9 +114,6 @@ def defaults(schema: dict[str, Key | dict]) -> ConfigDict:
   return config
 
 
-EPOCH_LENGTH = "Durations in epochs need the number of training examples"
-
-
 class EpochLengthError(UserError):
   """A duration is in epochs, and the number of examples is unknown."""
 
@@ -154,7 +151,8 @@ def resolve_steps(
   if unit == "epochs":
     if not examples:
       raise EpochLengthError(
-        f"{EPOCH_LENGTH}: prepare the data set, or set config.data.examples."
+        "Durations in epochs need the number of training examples: prepare the "
+        "data set, or set config.data.examples."
       )
     value *= examples
   return max(round(value / batch), 1)

@@ -168,7 +168,7 @@ def train(
       def save() -> bool:
         """Starts writing this step's checkpoint, unless it has one.
 
-        Returns False within a streak of skipped updates: saves after it.
+        Returns False, and does not, within a streak of skipped updates.
         """
         nonlocal saved_step
         if step == saved_step:
@@ -204,8 +204,7 @@ def train(
               params = sharding.gather(state.eval_params, devices)
               results = evaluators.run(due, params, on_error)
           except PreemptedError:
-            is_stopping = True
-            save()
+            is_stopping = save()
           except Exception:
             save()
             raise
@@ -241,21 +240,12 @@ def train(
       print(report)
     if is_stopping:
       if hosts.is_first:
-        print(
-          f"Stopped and saved at step {saved_step:,}. The same command goes on."
-        )
+        print(f"Stopped and saved at step {step:,}. The same command goes on.")
       return EX_TEMPFAIL
     params = jax.block_until_ready(sharding.gather(state.eval_params, devices))
     if hosts.is_first:
-      if streak := pending.streak():
-        print(
-          f"The last {streak} updates had no effect (skipped.jsonl): the "
-          f"weights are those of step {total_steps - streak:,}."
-        )
-      best = plan.config.checkpoint.best
-      if best and checkpoints.best_step is None:
-        print(f"No checkpoint is the best: no evaluation gave a number {best}.")
-      finish(plan, folder, to_host(params))
+      best_step = checkpoints.best_step
+      finish(plan, folder, to_host(params), best_step, pending.streak())
     return EX_OK
 
 
@@ -331,8 +321,22 @@ def to_row(metrics: dict[str, jax.Array], learning_rate) -> dict:
   } | {"train/learning_rate": learning_rate}
 
 
-def finish(plan: Plan, folder: epath.Path, params: dict):
+def finish(
+  plan: Plan,
+  folder: epath.Path,
+  params: dict,
+  best_step: int | None,
+  streak: int,
+):
   """Writes weights and learning curve, and prints where everything is."""
+  steps, best = plan.schedule.total_steps, plan.config.checkpoint.best
+  if streak:
+    print(
+      f"The last {streak} updates had no effect (skipped.jsonl): the weights "
+      f"are those of step {steps - streak:,}."
+    )
+  if best and best_step is None:
+    print(f"No checkpoint is the best: no evaluation gave a number {best}.")
   weights.save(
     folder / weights.RUN_FILE,
     params,
@@ -342,7 +346,7 @@ def finish(plan: Plan, folder: epath.Path, params: dict):
   )
   curve = draw_learning_curve(folder)
   print(
-    f"Done: {plan.schedule.total_steps:,} steps.\n"
+    f"Done: {steps:,} steps.\n"
     f"weights        {folder / weights.RUN_FILE}\n"
     f"checkpoints    {folder / run_dir.CHECKPOINTS}\n"
     f"numbers        {folder / 'metrics.jsonl'}, and for TensorBoard: "

@@ -20,7 +20,7 @@ import pytest
 from runs import TIMEOUT
 
 from mixer.errors import UserError
-from mixer.training import checkpoint
+from mixer.training import checkpoint, checkpoint_io
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.optimizer import make_optimizer, make_schedule
 
@@ -319,14 +319,14 @@ def test_what_another_process_deletes_while_it_is_read_is_no_damage(
 ):
   checkpoints = open_checkpoints()
   save_steps(checkpoints, 1, 2)
-  read_record = checkpoint._read_record
+  read_record = checkpoint_io.read_record
 
   def delete_newest_first(path):
     if path.name == "2":
       shutil.rmtree(path)
     return read_record(path)
 
-  monkeypatch.setattr(checkpoint, "_read_record", delete_newest_first)
+  monkeypatch.setattr(checkpoint_io, "read_record", delete_newest_first)
   step, _ = checkpoints.restore(tree_of(0))
 
   assert step == 1
@@ -467,14 +467,14 @@ def test_a_run_starts_without_orbax(open_checkpoints):
 
 def test_a_save_does_not_wait_for_the_disk(open_checkpoints, monkeypatch):
   checkpoints = open_checkpoints()
-  write = checkpoint._write
+  write = checkpoint_io.write
   save_returned = threading.Event()
 
   def write_after_save_returned(*arguments):
     assert save_returned.wait(TIMEOUT)
     write(*arguments)
 
-  monkeypatch.setattr(checkpoint, "_write", write_after_save_returned)
+  monkeypatch.setattr(checkpoint_io, "write", write_after_save_returned)
   checkpoints.save(1, tree_of(1))
   steps_before = checkpoints.steps
   save_returned.set()
@@ -565,16 +565,16 @@ def test_former_names_of_the_optimizers_state_are_read(
     name.replace("opt_state/1/", former.format(""), 1).replace(
       "opt_state/5/", f"{prefix}4/", 1
     ): leaf
-    for name, leaf in checkpoint._name_leaves(state).items()
+    for name, leaf in checkpoint_io.name_leaves(state).items()
   }
   assert f"{prefix}4/count" in old
   record = {
     "metric": 0.5,
-    "arrays": {name: checkpoint._describe(x) for name, x in old.items()},
+    "arrays": {name: checkpoint_io._describe(x) for name, x in old.items()},
   }
-  seal = {"record": record, "checksum": checkpoint._checksum_record(record)}
+  seal = {"record": record, "checksum": checkpoint_io._checksum_record(record)}
   checkpoints = open_checkpoints()
-  checkpoint._import_orbax().save(
+  checkpoint_io._import_orbax().save(
     checkpoints._folder / "7", old, custom_metadata=seal
   )
 

@@ -31,19 +31,16 @@ def restored_step(monkeypatch):
 
 def short(digits_dir, **changes):
   """A run of 24 steps that saves every 5 and ends by 4 skipped updates."""
-  return small(
-    digits_dir,
-    **{
-      "total_steps": 24,
-      "max_skipped": 4,
-      "checkpoint__every_steps": 5,
-      "checkpoint__best": "",
-      "evals__test__every_steps": 0,
-      "schedule__kind": "constant",
-      "schedule__warmup_steps": 2,
-    }
-    | changes,
+  defaults = dict(
+    total_steps=24,
+    max_skipped=4,
+    checkpoint__every_steps=5,
+    checkpoint__best="",
+    evals__test__every_steps=0,
+    schedule__kind="constant",
+    schedule__warmup_steps=2,
   )
+  return small(digits_dir, **defaults | changes)
 
 
 def saved_steps(workdir):
@@ -75,21 +72,15 @@ def test_an_update_that_is_not_finite_is_skipped_and_written_down(
   assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
+SGD = dict(optimizer__name="momentum", optimizer__clip_norm=0.0)
+
+
 @pytest.mark.parametrize(
   "kept, before, changes",
   [
     (10, {}, dict(optimizer__learning_rate=1e-4)),
-    (5, {}, dict(schedule__warmup_steps=15, schedule__kind="cosine")),
-    (5, {}, dict(optimizer__clip_norm=0.0, optimizer__weight_decay=0.0)),
-    (
-      10,
-      dict(
-        optimizer__name="momentum",
-        optimizer__clip_norm=0.0,
-        optimizer__weight_decay=0.0,
-      ),
-      dict(optimizer__clip_norm=0.1, optimizer__weight_decay=0.01),
-    ),
+    (5, {}, dict(optimizer__clip_norm=0.0, schedule__warmup_steps=15)),
+    (10, SGD, dict(optimizer__clip_norm=0.1)),
   ],
 )
 def test_a_run_that_diverged_goes_back_and_ends_as_if_it_had_not(
@@ -99,13 +90,12 @@ def test_a_run_that_diverged_goes_back_and_ends_as_if_it_had_not(
   diverged, stopped = tmp_path / "diverged", tmp_path / "stopped"
   config = short(digits_dir, total_steps=kept, **before)
   assert train.train(config, str(stopped)) == EX_OK
+  advice = "up to step 17 .4 in all.*--from_step=10 --accept_changes"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(setup, "train_step", setup.train_step)
     inject_nan([*range(14, 25)])
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=advice):
       train.train(short(digits_dir, **before), str(diverged))
-  assert "up to step 17 (4 in all)" in str(error.value)
-  assert "--from_step=10 --accept_changes" in str(error.value)
   assert saved_steps(diverged) == [5, 10]
 
   for workdir, step in (diverged, kept), (stopped, None):
@@ -136,9 +126,8 @@ def test_what_is_set_aside_is_a_run_that_can_be_gone_on_with(
   assert f"{aside}, the checkpoints of steps 20, 24" in capsys.readouterr().out
   assert saved_steps(aside) == [20, 24]
   for name in "metrics.jsonl", "weights.npz", "config.json":
-    assert (aside / name).read_bytes() == (
-      tmp_path / "copy" / name
-    ).read_bytes()
+    copy = tmp_path / "copy" / name
+    assert (aside / name).read_bytes() == copy.read_bytes()
   assert train.train(short(digits_dir), str(aside)) == EX_OK
 
   # A launcher repeats the command: it goes on, and does not go back again,
@@ -166,7 +155,7 @@ def test_a_step_without_a_checkpoint_is_answered_with_those_that_exist(
 def test_a_checkpoint_from_within_a_streak_is_not_advised(
   digits_dir, tmp_path, monkeypatch
 ):
-  """Older versions wrote such; the count of skipped updates begins anew."""
+  """Older versions wrote such."""
   inject_nan([*range(9, 25)])
   with monkeypatch.context() as patch:
     patch.setattr(PendingUpdates, "streak", lambda self: 0)
@@ -174,7 +163,7 @@ def test_a_checkpoint_from_within_a_streak_is_not_advised(
       train.train(short(digits_dir), str(tmp_path))
   assert saved_steps(tmp_path) == [5, 10]
 
-  with pytest.raises(UserError, match="up to step 14.*--from_step=5 "):
+  with pytest.raises(UserError, match="up to step 12.*--from_step=5 "):
     train.train(short(digits_dir), str(tmp_path))
 
 

@@ -69,7 +69,7 @@ class PendingUpdates:
     self._enabled = enabled
     self._pending = collections.deque()
     self._in_a_row = 0
-    rows = read_rows(folder, self._path.name)
+    rows = read_rows(folder, self._path.name) if enabled else []
     self._rows = [row for row in rows if row["step"] <= from_step]
     if rows:
       self._write()
@@ -101,7 +101,8 @@ class PendingUpdates:
     values = {name: value.item() for name, value in metrics.items()}
     del values["skipped_in_a_row"]
     total = values.pop("skipped")
-    self._record(step, values)
+    if self._enabled:
+      self._record(step, values)
     if in_a_row >= self._max_skipped:
       listed = ", ".join(
         f"{name} {x}" for name, x in values.items() if not np.isfinite(x)
@@ -109,7 +110,7 @@ class PendingUpdates:
       raise DivergedError(
         f"The last {in_a_row} updates up to step {step:,} ({total:,} in all) "
         f"had no effect, because they came to {listed}: {self._path} lists "
-        f"their batches. {self._advice(step)}"
+        f"their batches. {self._advice(step - in_a_row)}"
       )
 
   def _record(self, step: int, values: dict[str, float]):
@@ -126,21 +127,16 @@ class PendingUpdates:
     self._write()
 
   def _write(self):
-    if self._enabled:
-      with atomic_write(self._path) as aside:
-        aside.write_text("".join(f"{json.dumps(row)}\n" for row in self._rows))
+    with atomic_write(self._path) as aside:
+      aside.write_text("".join(f"{json.dumps(row)}\n" for row in self._rows))
 
-  def _advice(self, step: int) -> str:
-    # Not by the count, which begins at 0 when a run goes on.
-    skipped = {row["step"] for row in self._rows}
-    while step in skipped:
-      step -= 1
+  def _advice(self, sound_step: int) -> str:
     self._checkpoints.wait()
     back = "Start again in another --workdir"
-    if before := [s for s in self._checkpoints.steps if s <= step]:
+    if steps := [s for s in self._checkpoints.steps if s <= sound_step]:
       back = (
-        f"Go back to the checkpoint of step {before[-1]}, the newest from "
-        f"before them (--from_step={before[-1]} --accept_changes)"
+        f"Go back to the checkpoint of step {steps[-1]}, the newest from "
+        f"before them (--from_step={steps[-1]} --accept_changes)"
       )
     return (
       f"{back}, with a lower optimizer.learning_rate, a longer warm-up or "

@@ -99,12 +99,10 @@ def check_config(
 ):
   """Compares a config with the one that the folder's run was started with.
 
-  Prints the changes that are accepted.
-
   Args:
     path: the run's folder.
     config: resolved.
-    accept_changes: go on although the result changes.
+    accept_changes: print the changes instead.
     start: step that the run goes on from.
     total_steps: its last step.
 
@@ -115,30 +113,29 @@ def check_config(
   if not file.exists():
     return
   old, new = read_config(file), to_dict(config)
-  changes = list(diff_configs(old, new))
-  listed = "\n  ".join(changes)
-  if changes and not accept_changes:
+  listed = "\n  ".join(diff_configs(old, new))
+  if listed and not accept_changes:
     raise UserError(
       f"{path} holds a run with another config: choose another --workdir, go "
       f"back to its values, or go on with these (--accept_changes).\n  {listed}"
     )
-  if changes and jax.process_index() == 0:
+  if listed and jax.process_index() == 0:
     print(f"Goes on with another config than before:\n  {listed}")
     if start and (text := explain_order(old, new, start, total_steps)):
       print(text)
 
 
-def has_gone_back(path: epath.Path, config: ConfigDict, step: int) -> bool:
+def has_gone_back(
+  path: epath.Path, config: ConfigDict, step: int | None
+) -> bool:
   """Returns whether the newest start went back to this step in the same way.
 
   A command that a launcher repeats goes on, and does not go back each time.
   """
   starts = _read_starts(path)
-  return bool(
-    starts
-    and starts[-1].get("went_back_to") == step
-    and not [*diff_configs(read_config(path / "config.json"), to_dict(config))]
-  )
+  if step is None or not starts or starts[-1].get("went_back_to") != step:
+    return False
+  return not [*diff_configs(read_config(path / "config.json"), to_dict(config))]
 
 
 def with_defaults(config: dict, defaults: dict) -> dict:

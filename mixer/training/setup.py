@@ -68,8 +68,7 @@ def plan_run(
     plan.complaints.raise_all()
     if hosts.count > 1 and plan.config.on_eval_error == "skip":
       raise UserError(
-        "config.on_eval_error = 'skip' needs a run on one host: set it to "
-        "'stop'. A failed evaluation costs no training."
+        "config.on_eval_error = 'skip' needs one host: set it to 'stop'."
       )
     check_run(
       plan,
@@ -107,12 +106,13 @@ def check_run(
       "start again."
     )
   steps = Checkpoints(folder / CHECKPOINTS).steps
-  if from_step is not None and from_step not in steps:
-    if not run_dir.has_gone_back(folder, plan.config, from_step):
-      raise UserError(
-        f"--from_step={from_step}: {folder} has no checkpoint of this step. It "
-        f"has those of steps {format_list([*map(str, steps)]) or '(none)'}."
-      )
+  if from_step not in (None, *steps) and not run_dir.has_gone_back(
+    folder, plan.config, from_step
+  ):
+    raise UserError(
+      f"--from_step={from_step}: {folder} has no checkpoint of this step. It "
+      f"has those of steps {format_list([*map(str, steps)]) or '(none)'}."
+    )
   run_dir.check_config(
     folder,
     plan.config,
@@ -209,9 +209,7 @@ def restore(
   restored = None
   with hosts.raise_on_all():
     if hosts.is_first:
-      if from_step is not None and run_dir.has_gone_back(
-        folder, plan.config, from_step
-      ):
+      if run_dir.has_gone_back(folder, plan.config, from_step):
         from_step = None
       restored = checkpoints.restore(template, from_step)
   step = hosts.gather(restored and restored[0])[0]
@@ -229,9 +227,7 @@ def restore(
       restored = checkpoints.restore(template, step)
     elif from_step is not None:
       set_aside(folder, checkpoints, step)
-  # The count of skipped updates in a row begins again.
-  zero = np.zeros((), np.int32)
-  return step, restored[1].replace(skipped_in_a_row=zero)
+    return restored
 
 
 def set_aside(folder: epath.Path, checkpoints: Checkpoints, step: int):
