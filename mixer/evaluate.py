@@ -22,7 +22,7 @@ from mixer.training.consistency import (
   checksum,
 )
 from mixer.training.optimizer import make_optimizer
-from mixer.training.setup import abstract_state, is_new, open_checkpoints
+from mixer.training.setup import abstract_state, open_checkpoints, saved_steps
 from mixer.training.sharding import local_devices, replicate
 from mixer.weights import CLASSES, trained_classes
 
@@ -73,7 +73,7 @@ def evaluate(
     check_same_config(hosts, config)
     check_same_devices(hosts)
     with hosts.raise_on_all():
-      is_new_run = folder is None or is_new(folder)
+      is_new_run = not saved_steps(folder)
       if not is_new_run:
         run_dir.inherit_gelu(folder, config)
       plan = make_plan(

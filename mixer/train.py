@@ -43,12 +43,12 @@ from mixer.training.setup import (
   create_sharding,
   create_update,
   initial_state,
-  is_new,
   log_start,
   open_batches,
   open_checkpoints,
   plan_run,
   restore,
+  saved_steps,
 )
 from mixer.training.sharding import all_devices, local_devices, to_host
 
@@ -265,21 +265,14 @@ def dry_run(
   try:
     with storage_errors(workdir):
       folder = storage_path(workdir) if workdir else None
-      is_new_run = folder is None or is_new(folder)
-      if not is_new_run:
+      if steps := saved_steps(folder):
         run_dir.inherit_gelu(folder, config)
-      plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
+      plan = make_plan(config, load_init=not steps, skip_missing=skip_missing)
       print(plan.config)
       print(plan_summary(plan))
       plan.complaints.raise_all()
       if folder is not None:
-        check_run(
-          plan,
-          folder,
-          is_new_run=is_new_run,
-          accept_changes=accept_changes,
-          from_step=from_step,
-        )
+        check_run(plan, folder, steps, from_step, accept_changes=accept_changes)
         place = folder
         while not is_in_bucket(place) and not place.exists():
           place = place.parent  # the run will make the folder

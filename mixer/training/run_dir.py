@@ -37,18 +37,9 @@ CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"  # the latest result of eval.py
 
 PACKAGES = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "grain",
-  "tensorflow-datasets",
-  "ml_collections",
-  "clu",
-  "numpy",
-  "opencv-python-headless",
-)
+  "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets "
+  "ml_collections clu numpy opencv-python-headless"
+).split()
 
 
 def make_folder(workdir: str | None) -> epath.Path:

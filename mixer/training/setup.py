@@ -59,39 +59,33 @@ def plan_run(
     UserError: all complaints about the plan, or see `check_run`.
   """
   with hosts.raise_on_all():
-    is_new_run = is_new(folder)
-  [is_new_run, *_] = hosts.gather(is_new_run)
+    steps = saved_steps(folder)
+  [steps, *_] = hosts.gather(steps)
   with hosts.raise_on_all():
-    if not is_new_run:
+    if steps:
       run_dir.inherit_gelu(folder, config)
-    plan = make_plan(config, load_init=is_new_run, skip_missing=skip_missing)
+    plan = make_plan(config, load_init=not steps, skip_missing=skip_missing)
     plan.complaints.raise_all()
     if hosts.count > 1 and plan.config.on_eval_error == "skip":
       raise UserError(
         "config.on_eval_error = 'skip' needs one host: set it to 'stop'."
       )
-    check_run(
-      plan,
-      folder,
-      is_new_run=is_new_run,
-      accept_changes=accept_changes,
-      from_step=from_step,
-    )
+    check_run(plan, folder, steps, from_step, accept_changes=accept_changes)
   return plan
 
 
-def is_new(folder: epath.Path) -> bool:
-  """Returns True if the folder has no checkpoint to go on from."""
-  return not Checkpoints(folder / CHECKPOINTS).steps
+def saved_steps(folder: epath.Path | None) -> list[int]:
+  """Returns the steps of a run's checkpoints, oldest first; none for None."""
+  return Checkpoints(folder / CHECKPOINTS).steps if folder else []
 
 
 def check_run(
   plan: Plan,
   folder: epath.Path,
-  *,
-  is_new_run: bool,
-  accept_changes: bool,
+  steps: list[int],
   from_step: int | None,
+  *,
+  accept_changes: bool,
 ):
   """Compares a plan with the run that the folder holds.
 
@@ -99,13 +93,12 @@ def check_run(
     UserError: that run has another config or other classes, or it has left
       results but no checkpoint to go on from, or none of `from_step`.
   """
-  if is_new_run and (folder / weights.RUN_FILE).exists():
+  if not steps and (folder / weights.RUN_FILE).exists():
     raise UserError(
       f"{folder} holds the weights of a finished run and no checkpoint to go "
       f"on from: choose another --workdir, or move {weights.RUN_FILE} away to "
       "start again."
     )
-  steps = Checkpoints(folder / CHECKPOINTS).steps
   if from_step not in (None, *steps) and not run_dir.has_gone_back(
     folder, plan.config, from_step
   ):
