@@ -257,14 +257,10 @@ def _open_split(
       "the number on disk."
     )
   if bool(source.label_shape) != multilabel:
-    labels = "one class"
-    advice = "not for types such as 'real': take 'classification'."
-    if source.label_shape:
-      labels = "any number of classes"
-      advice = "only for evaluators of the type 'real'."
+    labels = "any number of classes" if source.label_shape else "one class"
     raise UserError(
-      f"The label {options.label!r} of {name} is {labels} an image, which is "
-      f"{advice}"
+      f"The label {options.label!r} of {name} is {labels} an image: evaluators "
+      "of the type 'real' take any number, training and others take one."
     )
   if source.num_classes == 1 and not multilabel:
     layout = image_folder.EXPECTED if is_folder else "Take another label."

@@ -97,7 +97,7 @@ def test_real_and_classification_tell_each_others_labels_apart(tmp_path):
     split="validation",
     label="real_label",
   )
-  assert "only for evaluators of the type 'real'" in problem
+  assert "of the type 'real' take any" in problem
 
 
 def test_eval_py_counts_the_images_that_have_labels(tmp_path, capsys):
