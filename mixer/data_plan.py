@@ -260,7 +260,7 @@ def _open_split(
     labels = "any number of classes" if source.label_shape else "one class"
     raise UserError(
       f"The label {options.label!r} of {name} is {labels} an image: evaluators "
-      "of the type 'real' take any number, training and others take one."
+      "of the type 'real' need any number, training and other types need one."
     )
   if source.num_classes == 1 and not multilabel:
     layout = image_folder.EXPECTED if is_folder else "Take another label."

@@ -90,14 +90,14 @@ def test_real_and_classification_tell_each_others_labels_apart(tmp_path):
 
   assert not problems_with(tmp_path, type="real")
   [problem] = problems_with(tmp_path, type="real", label="original_label")
-  assert "'original_label'" in problem and "take 'classification'" in problem
+  assert "'original_label' of imagenet2012_real is one class" in problem
   [problem] = problems_with(
     tmp_path,
     name="imagenet2012_real",
     split="validation",
     label="real_label",
   )
-  assert "of the type 'real' take any" in problem
+  assert "is any number of classes an image" in problem
 
 
 def test_eval_py_counts_the_images_that_have_labels(tmp_path, capsys):
