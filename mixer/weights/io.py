@@ -29,6 +29,7 @@ from mixer.storage import (
   check_output,
   is_in_bucket,
   local_copy,
+  storage_errors,
   storage_path,
 )
 from mixer.weights import convert
@@ -232,6 +233,7 @@ def save(
   Raises:
     UserError: the path has another ending or cannot be written, or timm has no
       such model.
+    RetryableError: the bucket cannot be reached.
   """
   path = storage_path(path) if is_in_bucket(path) else Path(path)
   if path.suffix not in SUFFIXES:
@@ -243,7 +245,7 @@ def save(
     raise UserError(f"There is no folder {path.parent}: make it first.")
   arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
   record = {"gelu": gelu, "config": config or None, "class_names": class_names}
-  with atomic_write(path) as temporary:
+  with storage_errors(path), atomic_write(path) as temporary:
     _write(temporary, arrays, record)
 
 

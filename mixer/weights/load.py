@@ -209,9 +209,9 @@ def _convert_from_timm(
   stem["kernel"] = kernel / (2 * std)[..., None]
   if published is None:
     notify(
-      f"{path} does not say how it was trained: by its "
-      f"{'config.json' if about else 'path'} with the {gelu} GELU, and pixels "
-      f"in [0, 1] less {mean}, divided by {std}."
+      f"{path} records neither GELU nor range of pixels; its "
+      f"{'config.json' if about else 'path'} implies the {gelu} GELU, and "
+      f"(pixels in [0, 1] - {mean}) / {std}."
     )
   return gelu
 
