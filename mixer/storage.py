@@ -249,7 +249,7 @@ def check_output(
   Args:
     file: path as the user gave it; "~" is the home folder.
     flag: name of the command-line flag or argument that gave it.
-    ours: pattern of the beginning of such a file; any other is not replaced.
+    ours: pattern of such a file, from its beginning; any other is not replaced.
     suffixes: the allowed ones, in small letters; none for any.
     inputs: files that are read.
 
@@ -279,8 +279,10 @@ def check_output(
     if os.path.exists(each) and path.samefile(each):
       raise UserError(f"{flag}={file} is an input, {each}: name another file.")
   with path.open("rb") as existing:
-    head = existing.read(2**20)
-  if head and not re.match(ours, head, re.DOTALL):
+    content = existing.read(2**20)
+    existing.seek(max(2**20, path.stat().st_size - 2**20))
+    content += existing.read()
+  if content and not re.match(ours, content, re.DOTALL):
     raise UserError(
       f"{flag}={file} is there already, and this command has not written it: "
       "name another file, or move it away."

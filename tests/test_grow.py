@@ -170,6 +170,8 @@ def test_interpolated_units_answer_to_a_smooth_picture_as_before(side):
     (dict(factor=2, tokens=(4, 4)), "either factor=2 or tokens"),
     (dict(tokens=(0, 4)), "rows and columns, from 1 on"),
     (dict(factor=2, grid=(3, 5)), "3 x 5.*16 tokens"),
+    (dict(factor=1000), "GiB.*fewer tokens"),
+    (dict(tokens=(100_000, 100_000)), "GiB.*fewer tokens"),
   ],
 )
 def test_growth_that_cannot_be_is_refused(given, words):

@@ -268,7 +268,7 @@ def test_every_command_refuses_weights_that_are_no_whole_model(
 
 def test_files_are_measured_before_they_are_unpacked(tmp_path, monkeypatch):
   np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(10**6, "f"))
-  monkeypatch.setattr(io, "_MAX_BYTES", 3 * 2**20)
+  monkeypatch.setattr(io, "MAX_BYTES", 3 * 2**20)
 
   with pytest.raises(UserError, match="holds 0.0 GiB, and no model here"):
     weights.load(tmp_path / "bomb.npz")
@@ -278,7 +278,7 @@ def test_the_largest_models_are_within_the_measure():
   for name in ("BiT-R152x4", "Mixer-H/14"):
     model = create(name, num_classes=21_843)
     numbers = flops.count_params(flops.abstract_params(model, (448, 448)))
-    assert 4 * numbers < 0.8 * io._MAX_BYTES
+    assert 4 * numbers < 0.8 * io.MAX_BYTES
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

@@ -13,11 +13,13 @@ import math
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mixer.errors import UserError
 from mixer.models.base import TokenModel
 from mixer.models.infer import describe, infer, infer_image_size
 from mixer.models.vit import VisionTransformer
+from mixer.weights.io import MAX_BYTES
 
 Grid = tuple[int, int]  # rows and columns of tokens
 
@@ -80,6 +82,20 @@ def integer_factor(old: Grid, new: Grid) -> int:
   return factor
 
 
+def _check_size(params: dict, times: float) -> None:
+  """Raises UserError if the arrays that grow would be beyond any model here."""
+  size = times * sum(
+    array.nbytes
+    for name, array in flatten_dict(params, sep="/").items()
+    if "token_mixing" in name or "posembed" in name
+  )
+  if size > MAX_BYTES:
+    raise UserError(
+      f"The grown weights would take {size / 2**30:,.0f} GiB, and no model here"
+      f" takes more than {MAX_BYTES / 2**30:g}: ask for fewer tokens."
+    )
+
+
 def grow(
   params: dict,
   *,
@@ -132,6 +148,7 @@ def grow(
     )
   if tokens is not None and min(tokens) < 1:
     raise UserError(f"tokens={tokens} must be rows and columns, from 1 on.")
+  _check_size(params, factor**4 if factor else math.prod(tokens) / trained)
   if isinstance(model, VisionTransformer):
     if factor is not None:
       raise UserError(

@@ -39,12 +39,12 @@ SUFFIXES = (".npz", ".safetensors")  # written
 _RECORD = "mixer"  # key of the record in .safetensors
 _FLOATS = r"b?float(16|32|64)|B?F(16|32|64)"  # F16 and such in .safetensors
 # Larger than BiT-R152x4 for ImageNet-21k (4.2 GiB) and Mixer-H/14 (1.7 GiB).
-_MAX_BYTES = 6 * 2**30
+MAX_BYTES = 6 * 2**30
 _MAX_COMMENT = 2**16 - 1  # bytes, of a zip file
 _STATES = ("state_dict", "model", "model_state_dict")  # keys in PyTorch's files
-# Beginnings of files that `save` writes.
+# Files that `save` writes have its record: .npz at the end.
 _OURS = (
-  rb"PK\x03\x04.{26}\w+/[\w/]+\.npy|"
+  rb'PK\x03\x04.*(\{"gelu": |gelu=\w+$)|'
   rb'.{8}\{"__metadata__":\{("format":"pt",)?"(gelu|mixer)":'
 )
 
@@ -117,10 +117,10 @@ def _read_arrays(file: Path) -> tuple[Arrays, dict]:
 
 
 def _check_size(size: int) -> None:
-  if size > _MAX_BYTES:
+  if size > MAX_BYTES:
     raise UserError(
       f"It holds {size / 2**30:,.1f} GiB, and no model here more than "
-      f"{_MAX_BYTES / 2**30:g}: take a file of the parameters only."
+      f"{MAX_BYTES / 2**30:g}: take a file of the parameters only."
     )
 
 
