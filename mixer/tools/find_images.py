@@ -10,11 +10,12 @@ from mixer.data.sources.file_io import is_remote
 from mixer.data.sources.listing import (
   KNOWN,
   count_suffixes,
+  describe_missing,
   is_hidden,
   is_image,
   report_left_out,
 )
-from mixer.errors import UserError, format_list, nearest
+from mixer.errors import UserError, format_list
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -52,8 +53,12 @@ def _find(given: str) -> tuple[list[str], list[str]]:
     )
   path = os.path.expanduser(given)
   matches = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
+  if not matches and glob.has_magic(path):
+    raise UserError(
+      f"No file or folder matches {given!r}: look for a slip in the pattern."
+    )
   if not matches:
-    raise UserError(_none_there(given, path))
+    raise UserError(describe_missing(given, path))
   images, others = [], []
   for file in itertools.chain.from_iterable(map(_walk, sorted(matches))):
     name = os.path.basename(file)
@@ -82,17 +87,3 @@ def _walk(path: str) -> Iterator[str]:
         folders.remove(name)
       seen.add(real)
     folders.sort()
-
-
-def _none_there(given: str, path: str) -> str:
-  if glob.has_magic(path):
-    return (
-      f"No file or folder matches {given!r}: look for a slip in the pattern."
-    )
-  parent = os.path.dirname(os.path.abspath(path))
-  if not os.path.isdir(parent):
-    return f"There is no {given}, nor a folder {parent}."
-  names = sorted(os.listdir(parent))
-  near = nearest(os.path.basename(path), names, most=3)
-  shown = format_list(near or names) or "nothing"
-  return f"There is no {given}. In {parent} there is {shown}."

@@ -21,6 +21,7 @@ from mixer.data.sources.listing import (
   Entries,
   compose,
   count_suffixes,
+  describe_missing,
   report_left_out,
   scan,
   scan_all,
@@ -222,7 +223,7 @@ def find_splits(root: str) -> dict[str, FolderSplit]:
     UserError: it is not laid out as DIR/SPLIT/CLASS/IMAGE or DIR/CLASS/IMAGE.
   """
   if not epath.Path(root).exists():
-    raise DatasetNotFoundError(_no_such_folder(root))
+    raise DatasetNotFoundError(describe_missing(f"folder {root}", root))
   top = scan(root)
   if top.images:
     raise UserError(
@@ -266,17 +267,6 @@ def find_name(names: Sequence[str], splits: Sequence[str]) -> str | None:
   """Returns the first split with one of these names, in upper or lower case."""
   by_lower = {split.lower(): split for split in splits}
   return next((by_lower[name] for name in names if name in by_lower), None)
-
-
-def _no_such_folder(root: str) -> str:
-  folder = epath.Path(root)
-  message = f"There is no folder {root}"
-  if not folder.parent.is_dir():
-    return f"{message}, nor {folder.parent}."
-  siblings = scan(str(folder.parent)).folders
-  shown = nearest(folder.name, siblings, most=3) or siblings
-  names = format_list(shown) or "no folder at all"
-  return f"{message}. In {folder.parent} there is {names}."
 
 
 def _windows(splits: Mapping[str, FolderSplit], name: str, split: str) -> list:

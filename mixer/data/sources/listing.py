@@ -13,7 +13,7 @@ from etils import epath
 
 from mixer.data.decode import SUFFIXES
 from mixer.data.sources.file_io import is_remote
-from mixer.errors import UserError, format_list, notify
+from mixer.errors import UserError, format_list, nearest, notify
 
 KNOWN = f"The suffixes of images are {' '.join(sorted(SUFFIXES))}."
 if ".heic" not in SUFFIXES:
@@ -98,6 +98,18 @@ def count_suffixes(names: Sequence[str]) -> str:
   ]
   counts = collections.Counter(kinds).most_common()
   return format_list([f"{n:,} {kind}" for kind, n in counts])
+
+
+def describe_missing(given: str, path: str) -> str:
+  """Returns a message about a path that is not there, with near names."""
+  folder, name = os.path.split(os.path.abspath(path))
+  if is_remote(path):
+    folder, name = os.path.split(path)
+  if not epath.Path(folder).is_dir():
+    return f"There is no {given}, nor a folder {folder}."
+  names = sorted(x.name for x in epath.Path(folder).iterdir())
+  shown = format_list(nearest(name, names, most=3) or names) or "nothing"
+  return f"There is no {given}. In {folder} there is {shown}."
 
 
 def compose(text: str) -> str:
