@@ -77,7 +77,7 @@ def output_errors() -> Iterator[None]:
     try:
       yield
     finally:
-      sys.stdout.flush()
+      print(end="", flush=True)  # also where it was closed before
   except OSError as error:
     is_closed = isinstance(error, BrokenPipeError) and _is_reader_gone()
     is_full = error.errno in DISK_ERRORS and error.filename is None

@@ -192,6 +192,14 @@ def test_a_closed_pipe_for_messages_is_no_traceback(closed_pipe):
   assert done.returncode == 128 + signal.SIGPIPE
 
 
+def test_a_program_without_an_output_ends_as_ever():
+  command = f"exec {sys.executable} -m mixer paper table 2 >&-"
+
+  done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True)
+
+  assert done.returncode == 0, done.stderr
+
+
 def test_a_terminal_without_a_character_shows_another(tmp_path):
   shutil.copy(ROOT / "docs/digits.png", tmp_path / "Müll.png")
   words = [*PREDICT, tmp_path]
