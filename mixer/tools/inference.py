@@ -168,7 +168,7 @@ def _read_lines(file: str) -> list[str]:
   try:
     text = Path(file).expanduser().read_text("utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
-    why = getattr(error, "strerror", None) or error
+    why = getattr(error, "strerror", None) or "it is not text in UTF-8"
     raise UserError(f"Cannot read --classes={file}: {why}.") from error
   return [line.strip() for line in text.splitlines() if line.strip()]
 
