@@ -220,7 +220,7 @@ def assert_not_decoded(data, said):
 def test_truncated_jpegs_are_refused(options, missing):
   data = encoded(PHOTO, "JPEG", quality=90, **options)[:-missing]
 
-  assert_not_decoded(data, f"Cannot decode {len(data)} bytes .*Premature end")
+  assert_not_decoded(data, f"Cannot decode {len(data)} bytes")
 
 
 def test_a_flaw_does_not_hide_that_a_jpeg_is_truncated():
@@ -228,7 +228,7 @@ def test_a_flaw_does_not_hide_that_a_jpeg_is_truncated():
   garbage = JPEG[:SCAN] + b"\x12\x34\x56" + JPEG[SCAN:-500]
 
   for data in flawed, garbage:
-    assert_not_decoded(data, "Cannot decode .*Corrupt JPEG data")
+    assert_not_decoded(data, "Cannot decode .* not a whole JPEG")
 
 
 @pytest.mark.parametrize("missing", [1, 13, 20, 5000])

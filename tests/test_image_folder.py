@@ -336,12 +336,14 @@ def test_files_that_are_left_out_are_counted_by_suffix(tree, capsys):
     (tree / "train" / "cat" / name).touch()
   (tree / "train" / "5.cr2").touch()
   (tree / "train" / "cat" / "album.jpg").mkdir()
+  os.mkfifo(tree / "train" / "cat" / "pipe.jpg")
 
   assert len(open_folder(tree)) == len(open_folder(tree, "train[:100%]")) == 60
 
   message = capsys.readouterr().err
-  assert message.count(f"6 of 66 files in {tree}/train are left out") == 1
-  assert "3 .cr2, 1 .svg, 1 without a suffix, 1 folder." in message
+  assert message.count(f"7 of 67 files in {tree}/train are left out") == 1
+  assert "3 .cr2, 1 .svg, 1 without a suffix" in message
+  assert "1 .jpg" in message and "1 folder" in message
   assert ".heic" in message  # a suffix, or one that needs a package
 
 

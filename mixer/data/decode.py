@@ -94,11 +94,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   except MemoryError as error:
     raise UserError("There is no memory left to decode it.") from error
   except Exception as error:  # Pillow raises nearly any of a damaged file
-    # Other types tell of the decoder's insides.
-    fault = f" ({error})" if type(error) in (OSError, ValueError) else ""
     raise ValueError(
       f"Cannot decode {len(data)} bytes that begin with {data[:8]!r}: they are"
-      f" not a whole JPEG, PNG or other image of a known format{fault}."
+      " not a whole JPEG, PNG or other image of a known format."
     ) from error
 
 
@@ -129,8 +127,8 @@ def _read_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
     return simplejpeg.decode_jpeg(data, "RGB", fastdct=True)
   except UserError:
     raise
-  except (ValueError, KeyError) as error:  # KeyError: a rare subsampling
-    return _read_flawed_jpeg(data, max_pixels, str(error))
+  except (ValueError, KeyError):  # KeyError: a rare subsampling
+    return _read_flawed_jpeg(data, max_pixels)
 
 
 def _count_scans(data: bytes, colours: str) -> int:
@@ -147,21 +145,18 @@ def _count_scans(data: bytes, colours: str) -> int:
   return 1 if is_only else data.count(START_OF_SCAN)
 
 
-def _read_flawed_jpeg(data: bytes, max_pixels: int, warning: str) -> np.ndarray:
+def _read_flawed_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
   """Reads what simplejpeg will not, which is all that libjpeg warns about.
 
   Without its strictness, simplejpeg would also pass images that end half-way
   or are broken beyond some pixel, with the rest grey.
   """
   if data.rfind(END_OF_IMAGE) < data.rfind(START_OF_SCAN):
-    raise ValueError(warning)  # which Pillow does not always notice
-  try:
-    with PIL.Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-      scans = data.count(START_OF_SCAN)
-      _check_size(image.height, image.width, max_pixels, scans)
-      return np.array(image.convert("RGB"))
-  except OSError as error:
-    raise ValueError(warning) from error
+    raise ValueError("truncated")  # which Pillow does not always notice
+  with PIL.Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+    scans = data.count(START_OF_SCAN)
+    _check_size(image.height, image.width, max_pixels, scans)
+    return np.array(image.convert("RGB"))
 
 
 def _from_ink(ink: np.ndarray, data: bytes) -> np.ndarray:
@@ -188,14 +183,16 @@ def _read_with_opencv(data: bytes) -> np.ndarray:
 
 def _read_other(data: bytes, max_pixels: int) -> np.ndarray:
   """Reads the formats that Pillow measures."""
-  if data[4:11] in HEIC and "HEIF" not in FORMATS:
-    raise UserError("A HEIC image: pip install pillow-heif, which decodes it.")
   try:
     image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
   except PIL.UnidentifiedImageError as error:
-    if not data.startswith(TIFF):
-      raise
-    raise _unknown_pixels(data) from error
+    if data.startswith(TIFF):
+      raise _unknown_pixels(data) from error
+    if data[4:11] in HEIC and "HEIF" not in FORMATS:
+      raise UserError(
+        "A HEIC image: pip install pillow-heif, which decodes it."
+      ) from error
+    raise
   with image:
     _check_size(image.height, image.width, max_pixels)
     if image.format in ("WEBP", "BMP"):

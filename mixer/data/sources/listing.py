@@ -65,10 +65,10 @@ def scan(folder: str) -> Entries:
       if is_local and entry.is_symlink() and not os.path.exists(entry.path):
         dangling.append(name)
       # A bucket takes long to tell folders from files.
-      elif is_image(name) and not (is_local and entry.is_dir()):
+      elif is_image(name) and (not is_local or entry.is_file()):
         images.append(name)
-      elif is_image(name):
-        others.append(f"{name}/")
+      elif is_image(name):  # or a pipe, whose reader would wait for ever
+        others.append(f"{name}/" if entry.is_dir() else name)
       else:
         (folders if entry.is_dir() else others).append(name)
   except OSError as error:
