@@ -523,7 +523,11 @@ def test_a_class_whose_last_image_is_cut_short_is_refused(tmp_path):
   "fields, words",
   [
     ({"size": -512}, "damaged"),
+    ({"size": -1024}, "damaged"),
     ({"size": 1 << 62}, "damaged"),
+    ({"name": "n" * 300}, "damaged"),
+    ({"type": tarfile.GNUTYPE_LONGNAME, "size": 1 << 40}, "damaged"),
+    ({"type": tarfile.GNUTYPE_LONGNAME, "size": -512}, "damaged"),
     ({"type": tarfile.LNKTYPE}, "a link or a device"),
     ({"type": tarfile.SYMTYPE}, "a link or a device"),
     ({"type": tarfile.CHRTYPE}, "a link or a device"),

@@ -21,6 +21,7 @@ from mixer.errors import UserError, format_list, notify
 PROGRESS_SECONDS = 10
 GZIP = b"\x1f\x8b"
 BLOCK = 512
+MAX_NAME = 255  # characters, as of files
 
 # Synset -> file, first byte and end of its tar in that file.
 Tars = dict[str, tuple[Path, int, int]]
@@ -136,7 +137,8 @@ def _members(
         while (member := tar.next()) and member.offset < end:
           at = member.offset
           name = os.path.basename(member.name)
-          if not 0 <= member.size <= end - member.offset_data:
+          is_within = 0 <= member.size <= end - member.offset_data
+          if not is_within or len(name) > MAX_NAME:
             raise tarfile.ReadError
           if member.isfile():
             yield name, member.offset_data, member.size
@@ -147,7 +149,7 @@ def _members(
             )
           tar.members.clear()  # tarfile would keep them in memory
         at = member.offset if member else tar.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, MemoryError, RecursionError) as error:
       raise UserError(damaged.format(at)) from error
     # tarfile takes a damaged header for the end; the end is a block of zeros.
     file.seek(at)
