@@ -109,8 +109,8 @@ class PendingUpdates:
       )
       raise DivergedError(
         f"The last {in_a_row} updates up to step {step:,} ({total:,} in all) "
-        f"had no effect, because they came to {listed}: {self._path} lists "
-        f"their batches. {self._advice(step - in_a_row)}"
+        f"had no effect, because they came to {listed}: the run's skipped.jsonl"
+        f" lists their batches. {self._advice(step - in_a_row)}"
       )
 
   def _record(self, step: int, values: dict[str, float]):
