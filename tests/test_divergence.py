@@ -110,7 +110,7 @@ def test_a_run_that_diverged_goes_back_and_ends_as_if_it_had_not(
   assert (diverged / "set_aside_1").exists() == (kept == 5)
 
 
-def test_what_is_set_aside_is_a_run_that_can_be_gone_on_with(
+def test_checkpoints_set_aside_are_a_run_that_continues(
   digits_dir, tmp_path, capsys
 ):
   config = short(digits_dir)

@@ -320,7 +320,7 @@ def test_classes_are_for_folders_alone(digits_dir):
     open_source("digits", "train", digits_dir, classes="x.txt")
 
 
-def test_labels_by_a_feature_are_for_tfds_alone(tree):
+def test_an_image_folder_has_no_label_feature(tree):
   with pytest.raises(UserError, match="label=breed .* folders are the labels"):
     open_source(f"folder:{tree}", "train", label_key="breed")
 
@@ -369,7 +369,9 @@ def test_where_no_file_has_a_known_suffix_the_suffixes_are_shown(tree, split):
     ("caf\u00e9", "two folders each for caf\u00e9"),
   ],
 )
-def test_classes_whose_names_cannot_be_told_again_are_refused(tree, odd, said):
+def test_class_names_with_line_breaks_or_other_bytes_are_refused(
+  tree, odd, said
+):
   write(tree / "train" / "cafe\u0301" / "1.png")
   write(tree / "train" / odd / "1.png")
 

@@ -533,7 +533,7 @@ def test_a_class_whose_last_image_is_cut_short_is_refused(tmp_path):
     ({"type": tarfile.CHRTYPE}, "a link or a device"),
   ],
 )
-def test_what_is_no_plain_file_in_an_archive_is_refused(
+def test_archives_with_damaged_or_special_members_are_refused(
   tmp_path, fields, words
 ):
   info = tarfile.TarInfo("n00004475.tar")

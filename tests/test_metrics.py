@@ -182,7 +182,7 @@ def test_a_torn_line_is_dropped_even_where_its_step_would_stay(tmp_path):
 @pytest.mark.parametrize(
   "tail", [b'{"step": 3, "lo', b"\0" * 99, b'{"step": 3\0\n{"step": 4}\n']
 )
-def test_what_a_power_loss_tore_is_ignored(tail, tmp_path):
+def test_lines_torn_by_a_power_loss_are_ignored(tail, tmp_path):
   name = "skipped.jsonl"
   (tmp_path / name).write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
 

@@ -238,7 +238,7 @@ def test_what_is_no_name_of_a_data_set_is_refused(tmp_path, name):
 @pytest.mark.parametrize(
   "leftover", ["incomplete.A1B2C3_1.0.0", "1.0.0.incompleteA1B2C3", "2.0.0.bak"]
 )
-def test_what_lies_beside_a_whole_version_is_passed_over(
+def test_leftovers_next_to_a_whole_version_are_ignored(
   digits_dir, tmp_path, leftover
 ):
   whole = tmp_path / "digits/all/1.0.0"
@@ -268,7 +268,7 @@ def test_without_a_default_in_the_metadata_configs_are_listed(
 
 
 @pytest.mark.parametrize("names", ["a\nb\n", "a\n" * 12])
-def test_names_of_more_or_fewer_classes_are_said(digits_dir, tmp_path, names):
+def test_a_wrong_number_of_class_names_is_reported(digits_dir, tmp_path, names):
   shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
   for file in tmp_path.glob("digits/all/*/label.labels.txt"):
     file.write_text(names)

@@ -494,7 +494,7 @@ def test_another_format_says_what_is_needed(copied):
     ('{"ofTomorrow": 1}', "{folder} was written by another version.*upgrade"),
   ],
 )
-def test_damaged_metadata_are_told_from_those_of_another_version(
+def test_damaged_metadata_and_another_version_are_two_messages(
   copied, name, content, words
 ):
   folder, file = copied
