@@ -14,7 +14,7 @@ from mixer.cluster import ONE_HOST, Cluster
 from mixer.config_check import to_dict
 from mixer.data.shuffle import IndexShuffler
 from mixer.distributed import Hosts, initialize
-from mixer.errors import RetryableError, UserError
+from mixer.errors import RetryableError, UserError, notify
 from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan, plan_summary
@@ -206,7 +206,11 @@ def train(
           except PreemptedError:
             is_stopping = save()
           except Exception:
-            save()
+            if save():
+              notify(
+                f"An evaluation failed; step {step:,} is saved. The same command"
+                " evaluates it again, --config.on_eval_error=skip trains on."
+              )
             raise
           else:
             log.write(step, results)

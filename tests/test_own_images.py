@@ -117,7 +117,9 @@ def test_a_failing_evaluation_may_be_skipped(config, images, tmp_path, capsys):
 
   assert train.train(config, str(tmp_path / "run")) == EX_OK
 
-  assert "val has failed and is skipped: Example" in capsys.readouterr().err
+  assert (
+    "Evaluator val failed and was skipped: Example" in capsys.readouterr().err
+  )
   rows = runs.read_rows(tmp_path / "run")
   failed = [row["step"] for row in rows if row.get("eval/val/failed")]
   assert failed == [*range(2, config.total_steps, 2), config.total_steps]

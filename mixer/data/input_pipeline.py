@@ -256,8 +256,8 @@ def _load_image(
       return None
     raise UserError(
       f"Example {i} of {source.name}, split {source.split}"
-      f" ({source.locate(i)}): {error} Mend the image or move it away, or leave"
-      " out such images with --config.data.on_bad_image=replace."
+      f" ({source.locate(i)}): {error} Mend the image, or leave out such images"
+      " with --config.data.on_bad_image=replace."
     ) from error
 
 

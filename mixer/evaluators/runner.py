@@ -96,7 +96,7 @@ class EvalRunner:
       except Exception as error:
         if on_error is None or isinstance(error, PreemptedError):
           raise
-        on_error(f"The evaluation {name} has failed and is skipped: {error}")
+        on_error(f"Evaluator {name} failed and was skipped: {error}")
         values = {"failed": 1}
       results |= {result_name(kind, name, x): y for x, y in values.items()}
     return results

@@ -135,10 +135,11 @@ class PendingUpdates:
     back = "Start again in another --workdir"
     if steps := [s for s in self._checkpoints.steps if s <= sound_step]:
       back = (
-        f"Go back to the checkpoint of step {steps[-1]}, the newest from "
-        f"before them (--from_step={steps[-1]} --accept_changes)"
+        f"Go back to step {steps[-1]}, the newest checkpoint from before them "
+        f"(--from_step={steps[-1]} --accept_changes), or to an earlier one if "
+        "the loss had risen by then"
       )
     return (
-      f"{back}, with a lower optimizer.learning_rate, a longer warm-up or "
-      "optimizer.clip_norm=1."
+      f"{back}, with a lower --config.optimizer.learning_rate, a longer warm-up "
+      "or --config.optimizer.clip_norm=1."
     )

@@ -25,6 +25,7 @@ PALETTE = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 GREY = "0.45"  # of notes and of single batches
 PICTURES = ".png", ".jpg", ".jpeg", ".pdf", ".svg"
+MARK = "mlp-mixer-jax"  # in the metadata of pictures that may be replaced
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -41,17 +42,21 @@ def check_picture(
   *,
   suffixes: Sequence[str] = PICTURES,
   inputs: Sequence[str] = (),
+  mark: str = MARK,
 ) -> Path:
   """Checks a file for `save_picture`; see `storage.check_output`."""
-  ours = rb".*[Mm]atplotlib"
+  ours = b".*" + mark.encode()
   return check_output(file, flag, ours, suffixes=suffixes, inputs=inputs)
 
 
 def save_picture(figure: "Figure", path: Path) -> None:
   """Writes a figure, in the format of the path's suffix."""
-  # In a JPEG nothing else would tell that it may be replaced.
-  is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
-  options = {"pil_kwargs": {"comment": "Matplotlib"}} if is_jpeg else {}
+  suffix = path.suffix.lower()
+  if suffix in (".jpg", ".jpeg"):
+    options = {"pil_kwargs": {"comment": MARK}}
+  else:
+    key = "Software" if suffix == ".png" else "Creator"
+    options = {"metadata": {key: MARK}}
   with atomic_write(path) as partial:
     figure.savefig(partial, dpi=150, **options)
 

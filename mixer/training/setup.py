@@ -203,6 +203,7 @@ def restore(
   with hosts.raise_on_all():
     if hosts.is_first:
       if run_dir.has_gone_back(folder, plan.config, from_step):
+        print(f"The last start went back to step {from_step:,} already.")
         from_step = None
       restored = checkpoints.restore(template, from_step)
   step = hosts.gather(restored and restored[0])[0]
@@ -234,7 +235,7 @@ def set_aside(folder: epath.Path, checkpoints: Checkpoints, step: int):
   for file in folder.iterdir():
     if file.is_file() and file.suffix in (".json", ".jsonl", ".npz", ".txt"):
       file.copy(target / file.name)
-  checkpoints.set_aside(step, target / CHECKPOINTS)
+  checkpoints.move_later(step, target / CHECKPOINTS)
   print(
     f"Sets aside, in {target}, the checkpoints of steps {format_list(later)} "
     "and copies of the log and the weights."

@@ -25,7 +25,9 @@ def check_out(out: str | os.PathLike) -> list[Path]:
   Raises:
     UserError: `out` does not end in .svg, or nothing can be written there.
   """
-  vector = plots.check_picture(out, "--out", suffixes=[".svg"])
+  vector = plots.check_picture(
+    out, "--out", suffixes=[".svg"], mark="Matplotlib"
+  )
   pixels = vector.with_suffix(".png")
   if not vector.exists():  # next to our .svg the .png is ours
     plots.check_picture(pixels, "--out")
