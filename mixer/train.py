@@ -208,8 +208,8 @@ def train(
           except Exception:
             if save():
               notify(
-                f"An evaluation failed; step {step:,} is saved. The same command"
-                " evaluates it again, --config.on_eval_error=skip trains on."
+                f"An evaluation failed; step {step:,} is saved. The same"
+                " command evaluates it, --config.on_eval_error=skip trains on."
               )
             raise
           else:

@@ -140,6 +140,6 @@ class PendingUpdates:
         "the loss had risen by then"
       )
     return (
-      f"{back}, with a lower --config.optimizer.learning_rate, a longer warm-up "
-      "or --config.optimizer.clip_norm=1."
+      f"{back}, with a lower --config.optimizer.learning_rate, a longer "
+      "warm-up or --config.optimizer.clip_norm=1."
     )
