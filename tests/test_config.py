@@ -278,7 +278,10 @@ def test_a_missing_data_set_is_the_first_complaint(tmp_path):
     ({"data.split": "train[:0.1]", "data.examples": 0}, "no split 'train"),
     ({"data.split": "tran"}, "no split 'tran'"),
     ({"data.name": "digitz", "data.examples": 0}, "no data set 'digitz'"),
-    ({"data.name": "folder:/nowhere/x", "data.examples": 0}, "nor /nowhere"),
+    (
+      {"data.name": "folder:/nowhere/x", "data.examples": 0},
+      "nor a folder /nowhere",
+    ),
     ({"model.num_classes": 11}, "set config.model.num_classes = 10"),
     ({"data.ops": "resize(10)"}, "10 x 10 px by config.data.ops; 8 x 8 px"),
     ({"data.ops": "resiz(8)"}, "did you mean resize"),

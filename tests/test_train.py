@@ -472,7 +472,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     ),
     (
       ["--config=configs/digits.py", "--workdir=train.py"],
-      "train.py is a file",
+      "--workdir=train.py (File exists)",
     ),
     (
       ["--config=configs/finetune.py:dataset=cifar11"],
