@@ -83,6 +83,11 @@ def enable_compilation_cache():
         "to: MIXER_CACHE_DIR can name another place."
       )
       return
+    # A kill may leave a program without its time of use, and then jax, which
+    # needs the times of all, would keep no program any more.
+    for program in folder.glob("*-cache"):
+      if not program.with_name(f"{program.name[:-5]}atime").exists():
+        program.unlink(missing_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", CACHED_PROGRAM_BYTES)
 

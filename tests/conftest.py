@@ -72,6 +72,7 @@ def compiled_once(compiled):
 
   options = {
     "jax_compilation_cache_dir": compiled,
+    "jax_compilation_cache_max_size": -1,  # as in the tests' processes
     "jax_persistent_cache_min_compile_time_secs": 0.0,
   }
   before = {key: jax.config.values[key] for key in options}

@@ -196,3 +196,27 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(environment, tmp_path):
   assert done.returncode == 0
   assert f"because {tmp_path}/file/programs cannot be written" in first
   assert not [line for line in others if "cache" in line]
+
+
+def test_a_program_that_a_kill_left_half_written_does_not_stop_caching(
+  environment, tmp_path
+):
+  programs = tmp_path / "programs"
+  programs.mkdir()
+  (programs / "killed-cache").write_bytes(b"half")
+  code = """
+import jax
+from mixer.jax_setup import enable_compilation_cache
+enable_compilation_cache()
+jax.jit(lambda x: x + 1)(1.0)
+"""
+  environment = environment | {"MIXER_CACHE_DIR": str(tmp_path)}
+  del environment["JAX_COMPILATION_CACHE_DIR"]
+
+  done = subprocess.run(
+    [sys.executable, "-c", code], env=environment, capture_output=True
+  )
+
+  assert done.returncode == 0, done.stderr
+  names = [file.name for file in programs.glob("*-cache")]
+  assert names and "killed-cache" not in names
