@@ -86,7 +86,6 @@ def run(
       raise UserError(f"--{flag}={number} must be 1 or more.")
   configure_xla()
   enable_compilation_cache()
-  device_count()
   paths, others = find_images(images)
   inputs = [*paths, *others]
   if out:
@@ -94,6 +93,7 @@ def run(
     out = check_output(out, "--out", header, suffixes=[".csv"], inputs=inputs)
   if grid:
     grid = plots.check_picture(grid, "--grid", inputs=inputs)
+  device_count()  # starts jax, which takes seconds
   classifier = open_classifier(init, ops=ops, classes=classes)
   notify(describe(classifier))
 
