@@ -163,7 +163,7 @@ SCHEMA = {
     # the end.
     "on_bad_image": Key("error", one_of("error", "replace")),
     # Pixels, height times width, of the largest image that is decoded; a larger
-    # one counts as one that cannot be. ImageNet's largest have some 60 million.
+    # one counts as one that cannot be.
     "max_pixels": Key(100_000_000, _POSITIVE),
     "workers": Key(0, _NOT_NEGATIVE),  # that decode and augment; 0: one a core
     # "process" pays where many cores stay idle.

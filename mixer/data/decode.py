@@ -14,8 +14,7 @@ from PIL.ExifTags import Base
 
 from mixer.errors import UserError
 
-# A few bytes may claim to hold any number of pixels. ImageNet's largest images
-# have some 60 million; these take 300 MB.
+# A few bytes may claim to hold any number of pixels. So many take 300 MB.
 MAX_PIXELS = 100_000_000
 
 # libjpeg goes over all pixels for each scan of a progressive JPEG, which has
