@@ -290,6 +290,21 @@ def check_output(
   return path
 
 
+def read_lines(file: str | os.PathLike, described: str) -> list[str]:
+  """Returns the lines of a user's list, stripped, without the empty ones.
+
+  Raises:
+    UserError: the file, `described` so, cannot be read, or is not UTF-8.
+  """
+  try:
+    # read_text of epath ignores the encoding.
+    text = epath.Path(file).expanduser().read_bytes().decode("utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+    raise UserError(f"Cannot read {described}: {reason}.") from error
+  return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def cache_folder(subject: str) -> Path:
   """Returns the folder of a subject in the user's cache; it may not exist yet.
 

@@ -147,7 +147,7 @@ def test_without_train_classes_are_those_of_all_splits(tree):
 
 def test_a_file_gives_the_order_of_the_classes(tree):
   file = tree.parent / "classes.txt"
-  file.write_text("\ncat\nant \n\n  bee\nzebra\n")
+  file.write_text("cat\n\nant \n\n  bee\nzebra\n", encoding="utf-8-sig")
 
   source = open_folder(tree, classes=str(file))
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import grain
 import jax
@@ -23,6 +22,7 @@ from mixer.data.workers import DEFAULT_WORKERS
 from mixer.datasets import class_names
 from mixer.errors import UserError
 from mixer.models.base import TokenModel
+from mixer.storage import read_lines
 from mixer.training.sharding import pmap_step, prefetch_to_device, replicate
 from mixer.training.step import normalise
 
@@ -148,7 +148,7 @@ def _choose_names(
 ) -> tuple[tuple[str, ...], str]:
   """Returns a name for each output, and the origin of the names."""
   if file:
-    names, origin = _read_lines(file), file
+    names, origin = read_lines(file, f"--classes={file}"), file
   elif checkpoint.class_names:
     names, origin = checkpoint.class_names, "the weights"
   elif number in HEADS:
@@ -162,15 +162,6 @@ def _choose_names(
       " the order of the labels."
     )
   return class_names.readable(names), f"of {origin}"
-
-
-def _read_lines(file: str) -> list[str]:
-  try:
-    text = Path(file).expanduser().read_text("utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    why = getattr(error, "strerror", None) or "it is not text in UTF-8"
-    raise UserError(f"Cannot read --classes={file}: {why}.") from error
-  return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def check_shape(

@@ -27,6 +27,7 @@ from mixer.data.sources.listing import (
   scan_all,
 )
 from mixer.errors import UserError, format_list, nearest
+from mixer.storage import read_lines
 
 PREFIX = "folder:"
 
@@ -302,15 +303,8 @@ def _class_names(
     parts = [splits[train]] if train else splits.values()
     names = sorted({*itertools.chain(*(part.classes for part in parts))})
     return list(dict.fromkeys(map(compose, names)))
-  try:
-    text = epath.Path(file).expanduser().read_text("utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-    raise UserError(
-      f"Cannot read the classes from {file}: {reason}."
-    ) from error
-  lines = compose(text).splitlines()
-  names = [line.strip() for line in lines if line.strip()]
+  lines = read_lines(file, f"the classes from {file}")
+  names = [compose(line) for line in lines]
   if twice := _repeated(names):
     raise UserError(
       f"{file} names classes more than once: {format_list(twice)}. Leave one"
