@@ -222,7 +222,7 @@ def test_names_that_wrappers_have_changed_are_read(
   save_file(arrays, path)
 
   assert_equal(weights.load(path), weights.load(FILE))
-  assert "Names lose the parts of wrappers" in capsys.readouterr().err
+  assert "Leaves out the prefixes of wrappers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def from_timm(arrays: Arrays) -> Arrays:
   prefix = stems[0].removesuffix(_TIMM_STEM) if len(stems) == 1 else ""
   names = {old: new.removeprefix(prefix) for old, new in names.items()}
   if changed := [f"{old} is {new}" for old, new in names.items() if old != new]:
-    notify(f"Names lose the parts of wrappers: {changed[0]}.")
+    notify(f"Leaves out the prefixes of wrappers: {changed[0]}.")
   pattern = r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)"
   for name, array in arrays.items():
     match = re.fullmatch(pattern, names[name])
