@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders as runs leave them, without the training."""
+"""Folders as runs leave them, without the training, and readers of pages."""
 
+import html.parser
 import json
 
 import jax
@@ -46,12 +47,18 @@ def config(**changes):
   return to_dict(resolve(recipe))
 
 
-def write(folder, *, config, rows, done=True, skipped=()):
-  """Writes a run's folder; with weights if it is done."""
+def write(folder, content=None, log=None, *, done=False, skipped=()):
+  """Writes a run's folder; with weights if it is done.
+
+  content: of config.json; None for that of `config`.
+  log: of metrics.jsonl; None for `rows`.
+  """
+  content = config() if content is None else content
+  log = rows() if log is None else log
   folder.mkdir(parents=True)
-  (folder / "config.json").write_text(json.dumps(config))
-  for name, content in ("metrics", rows), ("skipped", skipped):
-    lines = "".join(json.dumps(row) + "\n" for row in content)
+  (folder / "config.json").write_text(json.dumps(content))
+  for name, lines in ("metrics", log), ("skipped", skipped):
+    lines = "".join(json.dumps(row) + "\n" for row in lines)
     if lines or name == "metrics":
       (folder / f"{name}.jsonl").write_text(lines)
   start = {
@@ -68,7 +75,7 @@ def write(folder, *, config, rows, done=True, skipped=()):
   }
   (folder / "provenance.json").write_text(json.dumps({"starts": [start]}))
   if done:
-    weights.save(folder / weights.RUN_FILE, _params(config))
+    weights.save(folder / weights.RUN_FILE, _params(content))
   return folder
 
 
@@ -80,3 +87,50 @@ def _params(config):
   return jax.tree.map(
     lambda x: random.standard_normal(x.shape).astype(np.float32), shapes
   )
+
+
+class Page(html.parser.HTMLParser):
+  """A page's text, links, ids, and its tables as lists of rows of cells.
+
+  marked: whether each row of all tables is marked.
+  """
+
+  def __init__(self, source):
+    super().__init__()
+    self.tables, self.marked, self.open = [], [], []
+    self.links, self.ids, self.words = [], [], []
+    self.feed(source)
+    assert not self.open, "elements that are not closed"
+    assert len(self.ids) == len(set(self.ids))
+    self.text = " ".join(" ".join(self.words).split())
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    links = "src", "href", "xlink:href", "srcset"
+    self.links += [attributes[key] for key in links if key in attributes]
+    self.ids += [attributes["id"]] if "id" in attributes else []
+    if tag in ("meta", "img", "link", "br"):
+      return
+    self.open.append(tag)
+    if tag == "table":
+      self.tables.append([])
+    elif tag == "tr":
+      self.tables[-1].append([])
+      self.marked.append(attributes.get("class") == "set")
+    elif tag in ("td", "th"):
+      self.tables[-1][-1].append("")
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if "style" in self.open:
+      return
+    self.words.append(data)
+    if "td" in self.open or "th" in self.open:
+      self.tables[-1][-1][-1] += data
+
+  def table(self, head):
+    """Rows of the first table whose head begins with a word, by first cell."""
+    table = next(table for table in self.tables if table[0][0] == head)
+    return {row[0]: row[1:] for row in table[1:]}

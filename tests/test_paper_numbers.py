@@ -82,9 +82,9 @@ def test_speed_ratios_are_those_of_table_3():
 
 def test_sizes_follow_from_the_patch_and_the_width():
   for size in TABLE_1.values():
-    assert size["tokens"] == (224 // size["patch"]) ** 2
-    assert size["channels_mlp"] == 4 * size["hidden"]
-    assert size["tokens_mlp"] == size["hidden"] // 2
+    assert size["sequence length S"] == (224 // size["patch, px"]) ** 2
+    assert size["MLP dimension D_C"] == 4 * size["hidden size C"]
+    assert size["MLP dimension D_S"] == size["hidden size C"] // 2
 
 
 def test_the_two_tables_have_the_same_mixer_apart():
@@ -119,9 +119,9 @@ def test_names_are_apart_and_count_as_many_as_the_tables_have_rows():
   [
     ("i21k/Mixer-B16", "i21k/Mixer-B_16"),
     ("Mixer-H_14", "jft14/Mixer-H_14"),
-    ("I1K/mixer-b_16", ": i1k/Mixer-B_16,"),
+    ("I1K/mixer-b_16", "i1k/Mixer-B_16"),
   ],
 )
 def test_an_unknown_row_names_the_nearest(name, nearest):
-  with pytest.raises(ValueError, match=f"no row '{name}'.*Nearest.*{nearest}"):
+  with pytest.raises(ValueError, match=rf"{name}; did you mean {nearest}\?"):
     find_row(name)

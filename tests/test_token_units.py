@@ -82,10 +82,10 @@ def test_frequency_is_a_mean_weighted_with_energy():
   grid = (8, 8)
   low, high = cosine(0, 2, grid), cosine(0, 6, grid)
   both = np.sqrt(3) * low + high  # of one norm: three quarters are low
+  colours = np.stack([cosine(2, 0, grid), cosine(6, 0, grid)], axis=-1)
 
-  [frequency] = units.frequencies(both[None])
-
-  assert frequency == pytest.approx(0.75 * 2 / 16 + 0.25 * 6 / 16)
+  assert units.frequencies(both[None]) == pytest.approx(0.75 / 8 + 0.25 * 3 / 8)
+  assert units.frequencies(colours[None]) == pytest.approx((1 / 8 + 3 / 8) / 2)
 
 
 def test_frequency_is_0_for_a_constant_and_highest_for_the_last_cosine():
@@ -98,15 +98,6 @@ def test_frequency_is_0_for_a_constant_and_highest_for_the_last_cosine():
   )
 
   np.testing.assert_allclose(frequencies, [0, 0.622, 0.657], atol=5e-4)
-
-
-def test_energy_of_colours_is_summed():
-  grid = (8, 8)
-  colours = np.stack([cosine(2, 0, grid), cosine(6, 0, grid)], axis=-1)
-
-  [frequency] = units.frequencies(colours[None])
-
-  assert frequency == pytest.approx((2 / 16 + 6 / 16) / 2)
 
 
 @pytest.mark.parametrize("n", [1, 2, 41, 42])
@@ -176,23 +167,21 @@ def test_grown_units_look_at_one_tile_each():
     np.testing.assert_array_equal(large[tile * d : tile * d + d], expected)
 
 
-def test_weights_without_units_are_explained():
+def test_weights_without_such_units_are_explained():
+  def refuse(checkpoint, block, words):
+    with pytest.raises(UserError, match=words):
+      units.read_units(checkpoint, block)
+
   no_mixer = checkpoint({"embedding": {"kernel": np.zeros((8, 8, 3, 4))}})
-  assert units.blocks_of(no_mixer.params) == []
-  with pytest.raises(UserError, match="has no token-mixing units"):
-    units.read_units(no_mixer, 0)
-
-  with pytest.raises(UserError, match="no MixerBlock_7: .* 0 to 1"):
-    units.read_units(weights.read(TINY), 7)
-
-  with pytest.raises(UserError, match="which are no square: name the folder"):
-    units.read_units(with_units(np.zeros((4, 2, 5))), 0)
-
-  with pytest.raises(UserError, match="makes no pictures of 2 x 2 tokens"):
-    units.read_units(with_units(np.zeros((4, 2, 5)), (8, 8)), 0)
-
-  with pytest.raises(UserError, match="not finite"):
-    units.read_units(with_units(np.full((4, 3, 3), np.nan)), 0)
+  refuse(no_mixer, 0, "has no token-mixing units")
+  refuse(
+    weights.read(TINY), 7, "no token-mixing units in MixerBlock_7.* 0 to 1"
+  )
+  refuse(with_units(np.zeros((4, 2, 5))), 0, "name the folder of a Mixer's run")
+  refuse(
+    with_units(np.zeros((4, 2, 5)), (8, 8)), 0, "how many rows and columns"
+  )
+  refuse(with_units(np.full((4, 3, 3), np.nan)), 0, "not finite")
 
 
 @pytest.fixture(scope="module")
@@ -316,13 +305,6 @@ def test_filters_of_a_bit_are_those_that_the_network_uses(baselines):
   np.testing.assert_allclose(filters.read_filters(bit), read, atol=1e-5)
 
 
-def test_filters_of_a_vit_are_its_weights(baselines):
-  vit, _ = map(weights.read, baselines)
-  kernel = vit.params["embedding"]["kernel"].transpose(3, 0, 1, 2)
-
-  np.testing.assert_array_equal(filters.read_filters(vit), kernel)
-
-
 def test_figure_5_has_a_panel_for_each_block_and_so_many_units(tmp_path):
   out = tmp_path / "figure.svg"
   sizes = []
@@ -335,8 +317,6 @@ def test_figure_5_has_a_panel_for_each_block_and_so_many_units(tmp_path):
   assert four_units[0] < one[0]
   with pytest.raises(UserError, match="--units=1 must be 2 or more"):
     draw(5, f"--init={TINY}", "--units=1")
-  with pytest.raises(UserError, match="no MixerBlock_2"):
-    draw(5, f"--init={TINY}", "--blocks=2", f"--out={out}")
 
 
 def test_figure_6_has_a_row_a_block_and_a_column_for_each_weights(tmp_path):
@@ -359,7 +339,7 @@ def test_figure_7_takes_the_stems_of_all_models(baselines, tmp_path):
 
   assert out.exists()
   np.savez(tmp_path / "none.npz", **{"other/bias": np.zeros(3, "f")})
-  with pytest.raises(UserError, match="no stem .*embedding/kernel .ViT."):
+  with pytest.raises(UserError, match="no stem .*embedding/kernel"):
     draw(7, f"--init={tmp_path / 'none.npz'}")
 
 

@@ -8,13 +8,12 @@ python -m mixer paper report --workdir=RUN [--out=FILE.html]
 """
 
 import argparse
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from mixer import cli
 from mixer.errors import UserError, did_you_mean
+from mixer.storage import storage_errors
 from mixer.tools.paper import figures
 from mixer.tools.paper.results_store import RESULTS
 
@@ -24,18 +23,7 @@ _TABLES = "1", "2", "3", "4"
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
   flags = vars(_parser().parse_args(arguments))
-  words = sys.argv[1:] if arguments is None else arguments
-  return cli.run_cli(_run, words=words, **flags)
-
-
-def _run(words: list[str], run: Callable[..., str], **flags) -> str:
-  """Runs a subcommand with its flags; `words` are the command line's."""
-  for i, word in enumerate(words):
-    # An empty path would be read as the current folder.
-    if not word or re.fullmatch("--[a-z_]+=", word):
-      flag = word or (words[i - 1] if i else "An argument")
-      raise UserError(f"{flag} is empty: give it a value, or leave it out.")
-  return run(**flags)
+  return cli.run_cli(flags.pop("run"), **flags)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,10 +65,9 @@ def _parser() -> argparse.ArgumentParser:
       help="default: results/ of this project",
     )
 
+  names = f"one of {', '.join(figures.FIGURES)}"
   figure = commands.add_parser(
-    "figure",
-    help=f"draw one of {', '.join(figures.FIGURES)}",
-    description=f"NAME is one of {', '.join(figures.FIGURES)}.",
+    "figure", help=f"draw {names}", description=f"NAME is {names}."
   )
   figure.add_argument(
     "name", nargs="?", metavar="NAME", help="with --help after it: its flags"
@@ -90,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
   report = commands.add_parser("report", help="a run as one HTML page")
   report.add_argument("--workdir", metavar="RUN", help="folder of the run")
-  report.add_argument("--out", metavar="FILE.html", type=Path)
+  report.add_argument("--out", metavar="FILE.html")
   report.set_defaults(run=_report)
   return parser
 
@@ -106,7 +93,7 @@ def _table(number: str, results: Path, format: str | None, out: str | None):
     raise UserError(
       f"There is no table {number} to show{did_you_mean(number, _TABLES)}"
     )
-  render.choose_format(format, out)
+  format = render.choose_format(format, out)
   if not results.is_dir():
     raise UserError(
       f"There is no folder {results}: name that of the results (--results=DIR)."
@@ -125,30 +112,27 @@ def _table(number: str, results: Path, format: str | None, out: str | None):
 def _record(row: str | None, workdir: str | None, results: Path) -> str:
   from mixer.tools.paper import numbers, protocols
 
-  if row is None and workdir is None:
+  if not row and not workdir:
     return protocols.list_rows()
-  if row is None:
+  if not row or not workdir:
     raise UserError(
-      f"Name the row that {workdir} is of: python -m mixer paper record ROW "
-      f"--workdir={workdir}. Without both, all rows are listed."
+      "Name the row, and the folder of a finished run or sweep: python -m "
+      "mixer paper record ROW --workdir=RUN. Without both, all rows are listed."
     )
   paper_row = numbers.find_row(row)
-  if workdir is None:
-    raise UserError(
-      "Name the folder of a finished run or sweep: "
-      f"python -m mixer paper record {row} --workdir=RUN."
-    )
   from mixer.tools.paper import record
 
-  return record.record(paper_row, workdir, results)
+  with storage_errors(workdir):
+    return record.record(paper_row, workdir, results)
 
 
-def _report(workdir: str | None, out: Path | None) -> str:
-  if workdir is None:
+def _report(workdir: str | None, out: str | None) -> str:
+  if not workdir:
     raise UserError("Name the folder of a run: --workdir=RUN.")
   from mixer.tools.paper import report
 
-  return report.write(workdir, out)
+  with storage_errors(workdir):
+    return report.write(workdir, out)
 
 
 if __name__ == "__main__":

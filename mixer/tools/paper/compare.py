@@ -36,7 +36,7 @@ def diff(
   recipe: str, run: RunResult, evaluators: Iterable[str], *free: str
 ) -> list[str]:
   """Lists the keys that differ from a recipe's, evaluators' included."""
-  config = _config_of(recipe)
+  config = to_dict(resolve(load_recipe(recipe)))
   if run.kind != SWEEP:
     free += ("sweep",)
   if config["data"]["examples"] is None:  # as many as the split has
@@ -52,7 +52,7 @@ def diff_evaluators(
   recipe: str, run: RunResult, evaluators: Iterable[str]
 ) -> list[str]:
   """Compares those of the evaluators that the run has results of."""
-  config, problems = _config_of(recipe), []
+  config, problems = to_dict(resolve(load_recipe(recipe))), []
   for name in evaluators:
     if f"eval/{name}/accuracy" in run.means:
       ours, theirs = _evaluator(config, name), _evaluator(run.config, name)
@@ -74,16 +74,12 @@ def diff_finetuning(
   if run.kind == SWEEP:
     return diff(recipe, run, evaluators, *free)
   problems = diff(extend(recipe, "full=True"), run, evaluators, *free)
-  rates = _config_of(recipe)["sweep"]["learning_rates"]
+  rates = [*load_recipe(recipe).sweep.learning_rates]
   if run.learning_rate not in rates:
     problems.append(
       f"optimizer.learning_rate: one of {rates!r} -> {run.learning_rate!r}"
     )
   return problems
-
-
-def _config_of(recipe: str) -> dict:
-  return to_dict(resolve(load_recipe(recipe)))
 
 
 def check_published(

@@ -123,7 +123,6 @@ def list_rows() -> str:
 # Footnotes to empty cells.
 
 _CORES = 128  # of a TPU v3-128, to make hours of core-days
-_NO_HOURS = "The paper does not give its hours."
 # Data of each recipe for the columns of core-days and ImNet.
 _REAL = "imagenet2012, imagenet2012_real and imagenet_v2"
 
@@ -141,55 +140,29 @@ def explain_empty(row: Row, column: str) -> tuple[str, ...]:
   protocol = find_protocol(row)
   if protocol is None:
     return (obstacle(row),)
-  published, source = protocol.published, "PRETRAINED"
-  origin = f"the folder of a run of {protocol.pretrain}"
-  if published:
-    origin = source = published
-  record = f"python -m mixer paper record {row.name} --workdir=RUN"
-  if column == CORE_DAYS or (
-    protocol.is_pretrained_on_imagenet and column in ("imagenet", "real")
-  ):
-    if column != CORE_DAYS and published:
-      config = f"configs/evaluate.py:{published}"
-      return (
-        f"ImNet and ReaL: {published} as published, in minutes on one GPU; or "
-        f"your own pre-training, as for the core-days. Data: {_REAL}.",
-        f"python eval.py --config={config} --workdir=RUN",
-        record,
-      )
-    text, recipe = _explain_pretraining(row, protocol)
-    return text, f"python train.py --config={recipe} --workdir=RUN", record
-  place = f"{row.resolution} px, from {origin}"
-  if row.table == 2:
-    place = f"{row.resolution} px, evaluated on squeezed images, from {origin}"
-  recipe, several = protocol.finetune, " --datasets=all"
-  if column == "vtab":
-    recipe = protocol.vtab
-    text = (
-      f"VTAB: {row.model} fine-tuned on the 19 tasks of VTAB-1k. Data: those "
-      "that configs/vtab.py names."
-    )
-  elif column == "average5":
-    text = (
-      f"Avg 5: {row.model} fine-tuned on five data sets, {place}. Data: "
-      f"{', '.join(AVERAGE_5)}."
-    )
+  is_imagenet = column in ("imagenet", "real")
+  if column == CORE_DAYS:
+    text, command = _explain_pretraining(row, protocol)
+  elif is_imagenet and protocol.is_pretrained_on_imagenet:
+    text, command = _explain_evaluation(row, protocol)
   else:
-    recipe, several = extend(recipe, "dataset=imagenet2012,extra=True"), ""
-    text = (
-      f"ImNet and ReaL: {row.model} fine-tuned on ImageNet, {place}. Data: "
-      f"{_REAL}."
-    )
+    text, command = _explain_finetuning(row, protocol, column)
+  record = f"python -m mixer paper record {row.name}"
+  return text, f"{command} --workdir=RUN", f"{record} --workdir=RUN"
+
+
+def _explain_evaluation(row: Row, protocol: Protocol) -> tuple[str, str]:
+  if not protocol.published:
+    return _explain_pretraining(row, protocol)
   return (
-    f"{text} {_NO_HOURS}",
-    f"python -m mixer sweep --config={recipe}{several} --config.init={source} "
-    "--workdir=RUN",
-    record,
+    f"ImNet and ReaL: {protocol.published} as published, in minutes on one "
+    "GPU; or your own pre-training, as for the core-days. Data: "
+    f"{_REAL}.",
+    f"python eval.py --config=configs/evaluate.py:{protocol.published}",
   )
 
 
 def _explain_pretraining(row: Row, protocol: Protocol) -> tuple[str, str]:
-  """Returns the text of the footnote, and the recipe."""
   thousand = row.thousand_core_days
   hours = 1000 * thousand * 24
   cost = (
@@ -206,7 +179,41 @@ def _explain_pretraining(row: Row, protocol: Protocol) -> tuple[str, str]:
       " Its settings are big_vision's: those of the runs that the paper "
       "reports were not published."
     )
-  return f"{cells}: {row.model} pre-trained. Data: {data}. {cost}", recipe
+  return (
+    f"{cells}: {row.model} pre-trained. Data: {data}. {cost}",
+    f"python train.py --config={recipe}",
+  )
+
+
+def _explain_finetuning(
+  row: Row, protocol: Protocol, column: str
+) -> tuple[str, str]:
+  origin = protocol.published or f"the folder of a run of {protocol.pretrain}"
+  squeezed = "evaluated on squeezed images, " if row.table == 2 else ""
+  place = f"{row.resolution} px, {squeezed}from {origin}"
+  recipe = f"{protocol.finetune} --datasets=all"
+  if column == "vtab":
+    recipe = f"{protocol.vtab} --datasets=all"
+    text = (
+      f"VTAB: {row.model} fine-tuned on the 19 tasks of VTAB-1k. Data: those "
+      "that configs/vtab.py names."
+    )
+  elif column == "average5":
+    text = (
+      f"Avg 5: {row.model} fine-tuned on five data sets, {place}. Data: "
+      f"{', '.join(AVERAGE_5)}."
+    )
+  else:
+    recipe = extend(protocol.finetune, "dataset=imagenet2012,extra=True")
+    text = (
+      f"ImNet and ReaL: {row.model} fine-tuned on ImageNet, {place}. Data: "
+      f"{_REAL}."
+    )
+  init = protocol.published or "PRETRAINED"
+  return (
+    f"{text} The paper does not give its hours.",
+    f"python -m mixer sweep --config={recipe} --config.init={init}",
+  )
 
 
 def _explain_throughput(row: Row) -> tuple[str, ...]:

@@ -10,11 +10,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from etils import epath
-
-from mixer.config_check import to_dict
 from mixer.errors import UserError
-from mixer.storage import storage_errors, storage_path
+from mixer.storage import storage_path
 from mixer.tools.paper.compare import (
   check_published,
   diff,
@@ -38,11 +35,15 @@ from mixer.tools.paper.results_store import (
   SWEEPS,
   add_records,
 )
-from mixer.tools.paper.run_reader import RunResult, read_results, single_means
-from mixer.training.run_dir import resolve_known
+from mixer.tools.paper.run_reader import (
+  Run,
+  RunResult,
+  read_results,
+  results_of,
+)
 
 _IMAGENET = "imagenet2012"
-# Evaluators of the recipes -> cells; nothing is recorded without the first.
+# Evaluators of the recipes -> cells; nothing is recorded without ImageNet's.
 _FINETUNED = {"test": "imagenet", "real": "real"}
 _PRETRAINED = {"val": "imagenet", "real": "real"}
 _TITLES = {
@@ -97,25 +98,24 @@ def _text(cell: dict) -> str:
   return f"{cell['value']:.2f} ± {cell['deviation']:.2f} %, {cell['runs']} runs"
 
 
-def match_row(
-  folder: epath.Path, config: dict, results: dict[str, float]
-) -> tuple[Row, dict] | None:
+def match_row(run: Run) -> tuple[Row, dict] | None:
   """Returns the row that a run is of, and its cells; None if it is of none.
 
-  Args:
-    folder: of the run, which may be unfinished.
-    config: from its config.json.
-    results: of its evaluators.
+  The run may be unfinished: its newest results are taken.
   """
-  if not (PROJECT / "configs").is_dir():
-    return None  # an installed package has no recipes to compare with
-  config = to_dict(resolve_known(config))
-  rate = config["optimizer"]["learning_rate"]
-  run = RunResult(folder, RUN, config, single_means(results), [], rate)
+  # An installed package has no recipes to compare with.
+  if not run.rows or not (PROJECT / "configs").is_dir():
+    return None
+  newest = {
+    name: values[-1]
+    for name in run.evaluation_names
+    if (values := run.series(name)[1])
+  }
+  results = results_of(run, newest)
   for row in ROWS.values():
     if protocol := find_protocol(row):
       try:
-        return row, make_records(row, protocol, run)[0]["cells"]
+        return row, make_records(row, protocol, results)[0]["cells"]
       except UserError:  # names the keys that differ
         continue
   return None
@@ -255,9 +255,7 @@ def _trace_init(
     published ones; differences from the row's pre-training.
   """
   init = run.config["init"]
-  with storage_errors(init):
-    is_folder = bool(init) and storage_path(init).is_dir()
-  if is_folder:
+  if init and storage_path(init).is_dir():
     upstream = read_results(init)[""]
     problems = diff(protocol.pretrain, upstream, ())
     source = {"folder": upstream.folder.name}
@@ -284,20 +282,19 @@ def _accuracies(
   """Makes the cells of the evaluators that a run has results of.
 
   Raises:
-    UserError: the first evaluator's result is missing.
+    UserError: that of ImageNet is missing.
   """
-  results = {name: f"eval/{name}/accuracy" for name in evaluators}
-  first = next(iter(results.values()), None)
-  if first and first not in run.means:
-    raise UserError(
-      f"{run.folder} has no {first} at its last step, but "
-      f"{', '.join(run.means) or 'nothing'}: run {recipe} as it is."
-    )
-  return {
-    evaluators[name]: _per_cent(**run.means[result])
-    for name, result in results.items()
-    if result in run.means
+  cells = {
+    cell: _per_cent(**run.means[result])
+    for name, cell in evaluators.items()
+    if (result := f"eval/{name}/accuracy") in run.means
   }
+  if evaluators and "imagenet" not in cells:
+    raise UserError(
+      f"{run.folder} has no eval/{next(iter(evaluators))}/accuracy at its last "
+      f"step, but {', '.join(run.means) or 'nothing'}: run {recipe} as it is."
+    )
+  return cells
 
 
 def _per_cent(*, mean: float, deviation: float | None, runs: int) -> dict:

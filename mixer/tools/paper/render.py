@@ -3,15 +3,23 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jinja2
+
 from mixer.errors import UserError, did_you_mean
 from mixer.storage import atomic_write, check_output
-from mixer.tools.paper import html
 from mixer.tools.table import render as render_markdown
 
+_TEMPLATES = jinja2.Environment(
+  loader=jinja2.FileSystemLoader(Path(__file__).parent),
+  autoescape=True,
+  undefined=jinja2.StrictUndefined,  # a misspelt name raises
+  trim_blocks=True,
+  lstrip_blocks=True,
+)
 _WIDTH = 100
 _GAP = "  "
 # Beginnings of files that `write` writes.
@@ -70,79 +78,53 @@ class Page:
 class Footnotes:
   """Footnotes in the order in which cells first refer to them."""
 
-  def __init__(self, *, use_letters: bool = False):
-    """Starts without footnotes.
-
-    Args:
-      use_letters: marks are a, b, ... z, aa, ab, ...; else 1, 2, ...
-    """
-    self._use_letters = use_letters
-    self._marks = {}
+  def __init__(self, marks: Iterable[str]):
+    self._unused, self._marks = iter(marks), {}
 
   def mark(self, text: str, *commands: str) -> str:
     """Returns the mark of a footnote, adding it unless it is there already."""
-    new = self._name(len(self._marks))
-    return self._marks.setdefault((text, commands), new)
+    note = text, commands
+    if note not in self._marks:
+      self._marks[note] = next(self._unused)
+    return self._marks[note]
 
   @property
   def notes(self) -> list[Note]:
     return [(mark, *note) for note, mark in self._marks.items()]
 
-  def _name(self, i: int) -> str:
-    if not self._use_letters:
-      return str(i + 1)
-    first, last = divmod(i, 26)
-    return (chr(ord("a") + first - 1) if first else "") + chr(ord("a") + last)
 
-
-def write(page: Page, format: str | None, out: str | None) -> str:
-  """Writes a page to a file, or returns it for the terminal.
+def choose_format(format: str | None, out: str | None) -> str:
+  """Checks the flags of a page.
 
   Args:
-    page: to write.
-    format: "text", "markdown" or "html"; None: by the file's suffix.
+    format: a key of FORMATS; None: as the file ends, or text.
     out: the file; None for the terminal.
 
   Returns:
-    Text to print.
+    A key of FORMATS.
 
   Raises:
-    UserError: another format, or the file cannot be written.
+    UserError: it is no such key, or the file cannot be written.
   """
-  text = FORMATS[choose_format(format, out)](page)
+  if format not in (None, *FORMATS):
+    raise UserError(
+      f"--format={format} is not written here{did_you_mean(format, FORMATS)}"
+    )
+  if not out:
+    return format or "text"
+  file = check_output(out, "--out", _OURS, suffixes=[*_SUFFIXES])
+  return format or _SUFFIXES[file.suffix.lower()]
+
+
+def write(page: Page, format: str, out: str | None) -> str:
+  """Writes a page to a file, or returns it for the terminal."""
+  text = FORMATS[format](page)
   if not out:
     return text
   file = Path(out).expanduser()
   with atomic_write(file) as aside:
     aside.write_text(f"{text}\n")
   return f"{file}: {page.title}"
-
-
-def choose_format(format: str | None, out: str | None) -> str:
-  """Returns the format that the flags ask for; see `write`.
-
-  Raises:
-    UserError: it is not one of FORMATS, or the flags disagree.
-  """
-  if format is not None and format not in FORMATS:
-    raise UserError(
-      f"--format={format} is not written here{did_you_mean(format, FORMATS)}"
-    )
-  if not out:
-    return format or "text"
-  by_suffix = _SUFFIXES.get(Path(out).suffix.lower())
-  if by_suffix is None:
-    raise UserError(
-      f"--out={out} does not say what to write: end it in "
-      f"{', '.join(_SUFFIXES)}."
-    )
-  if format not in (None, by_suffix):
-    raise UserError(
-      f"--out={out} is {by_suffix} by its ending, and --format={format}: leave "
-      "one of them out."
-    )
-  check_output(out, "--out", _OURS)
-  return by_suffix
 
 
 def to_text(page: Page) -> str:
@@ -177,22 +159,22 @@ def _plain(cell: Cell) -> str:
 
 def _lines(table: Table) -> list[str]:
   """Lays out column heads, a rule, and the rows."""
-  indent = "  " if any(isinstance(row, str) for row in table.rows) else ""
   rows = [
     row if isinstance(row, str) else [*map(_plain, row)] for row in table.rows
   ]
+  indent = "  " if any(isinstance(row, str) for row in rows) else ""
   names = [name for _, name in table.heads]
-  widths = [
-    max(len(name), *(len(row[i]) for row in rows if not isinstance(row, str)))
-    for i, name in enumerate(names)
-  ]
+  columns = zip(
+    names, *(row for row in rows if isinstance(row, list)), strict=True
+  )
+  widths = [max(map(len, column)) for column in columns]
   widths[0] += len(indent)
-  spans = []
+  heads = []
   for group, columns in table.groups:
     wide = sum(widths[i] for i in columns) + len(_GAP) * (len(columns) - 1)
     # The last column of a group widens for a longer head.
     widths[columns[-1]] += max(0, len(group) - wide)
-    spans.append((group, max(wide, len(group))))
+    heads.append(group.center(wide))
 
   def line(texts: Sequence[str]) -> str:
     first, *others = (
@@ -203,7 +185,6 @@ def _lines(table: Table) -> list[str]:
 
   lines = [line(names), "-" * (sum(widths) + len(_GAP) * (len(widths) - 1))]
   if any(group for group, _ in table.heads):
-    heads = (group.center(width) for group, width in spans)
     lines.insert(0, _GAP.join(heads).rstrip())
   return lines + [
     row if isinstance(row, str) else line([f"{indent}{row[0]}", *row[1:]])
@@ -237,8 +218,18 @@ def _escape(text: str) -> str:
 
 
 def to_html(page: Page) -> str:
-  """Renders one file that refers to no other."""
-  return html.render("table.html", title=page.title, page=page)
+  return render_html("table.html", title=page.title, page=page)
+
+
+def render_html(template: str, **values: object) -> str:
+  """Renders a page of one file, which refers to no other.
+
+  Args:
+    template: path relative to this folder; extends `base.html`, which holds the
+      only style sheet.
+    **values: escaped unless they are `markupsafe.Markup`.
+  """
+  return _TEMPLATES.get_template(template).render(values)
 
 
 FORMATS: dict[str, Callable[[Page], str]] = {

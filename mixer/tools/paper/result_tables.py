@@ -2,16 +2,11 @@
 """Tables 2 and 3: the paper's numbers, and those measured here."""
 
 import itertools
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixer.tools.paper.numbers import (
-  FOOTNOTE_2,
-  SPEED_RATIOS,
-  TABLE_2,
-  TABLE_3,
-  Row,
-)
+from mixer.tools.paper.numbers import SPEED_RATIOS, TABLE_2, TABLE_3, Row
 from mixer.tools.paper.protocols import explain_empty
 from mixer.tools.paper.render import Cell, Footnotes, Note, Page, Table
 from mixer.tools.paper.results_store import (
@@ -19,7 +14,6 @@ from mixer.tools.paper.results_store import (
   RUN,
   UNCHECKED,
   Device,
-  Measured,
   Throughput,
   fastest,
   read_devices,
@@ -38,7 +32,7 @@ _INTRO = {
   "the aspect ratio.",
   3: "Accuracies in per cent; the paper's are means of three fine-tuning runs, "
   "deviation below 0.15. Its footnote 2 quotes Mixer-L/16 of ImageNet-21k with "
-  "{} and {} img/s/core.".format(*FOOTNOTE_2["Mixer-L/16", "i21k", 224]),
+  "82.84 and 420 img/s/core.",
 }
 _UNITS = (
   "Images/s: in the paper of one TPUv3 core, here of the device that the note "
@@ -59,6 +53,12 @@ _ACCURACIES = {
   3: {"imagenet": "ImNet", "real": "ReaL", "average5": "Avg 5"},
 }
 _TPU_V3 = "TPU v3"  # each device of this kind is a core
+# a, b, ... z, aa, ab, ...
+_LETTERS = [
+  "".join(letters)
+  for length in (1, 2)
+  for letters in itertools.product(string.ascii_lowercase, repeat=length)
+]
 
 
 def page(number: int, results: Path) -> Page:
@@ -72,7 +72,8 @@ def page(number: int, results: Path) -> Page:
     UserError: a file of results is damaged.
   """
   devices = read_devices(results)
-  missing, measured = Footnotes(), Footnotes(use_letters=True)
+  missing = Footnotes(map(str, itertools.count(1)))
+  measured = Footnotes(_LETTERS)
   columns = ["model"]
   columns += ["px", "epochs"] if number == 3 else []
   for head in (*_ACCURACIES[number].values(), "images/s"):
@@ -82,10 +83,9 @@ def page(number: int, results: Path) -> Page:
   table = TABLE_2 if number == 2 else TABLE_3
   for data, of_data in itertools.groupby(table, lambda row: row.data):
     rows.append(_HEADINGS[number, data])
-    rows += [
-      _row(row, read_row(results, row), devices, missing, measured)
-      for row in of_data
-    ]
+    for row in of_data:
+      here = _measured_texts(row, read_row(results, row), devices)
+      rows.append(_cells(row, here, missing, measured))
   tables = [Table(columns, rows)]
   if number == 3:
     tables.append(_ratios(devices, measured))
@@ -102,27 +102,27 @@ def page(number: int, results: Path) -> Page:
   )
 
 
-def _row(
+def _cells(
   row: Row,
-  cells: dict[str, Measured],
-  devices: Sequence[Device],
+  here: dict[str, tuple[str, str]],
   missing: Footnotes,
   measured: Footnotes,
 ) -> list[Cell]:
-  paper, here = _paper_texts(row), _measured_texts(row, cells, devices)
-  line = [Cell(f"{row.model} pc" if row.private else row.model)]
+  """Makes a row of the paper's and the measured numbers."""
+  cells = [Cell(f"{row.model} pc" if row.private else row.model)]
   if row.table == 3:
-    line += [Cell(str(row.resolution)), Cell(str(row.epochs))]
+    cells += [Cell(str(row.resolution)), Cell(str(row.epochs))]
+  paper = _paper_texts(row)
   for column in (*_ACCURACIES[row.table], "images_per_second", CORE_DAYS):
-    line.append(Cell(paper.get(column, "-")))
+    cells.append(Cell(paper.get(column, "-")))
     if column in here:
       text, note = here[column]
-      line.append(Cell(text, measured.mark(note)))
+      cells.append(Cell(text, measured.mark(note)))
     elif column in paper:
-      line.append(Cell("", missing.mark(*explain_empty(row, column))))
+      cells.append(Cell("", missing.mark(*explain_empty(row, column))))
     else:
-      line.append(Cell())
-  return line
+      cells.append(Cell())
+  return cells
 
 
 def _paper_texts(row: Row) -> dict[str, str]:
@@ -140,15 +140,18 @@ def _paper_texts(row: Row) -> dict[str, str]:
 
 
 def _measured_texts(
-  row: Row, cells: dict[str, Measured], devices: Sequence[Device]
+  row: Row,
+  cells: dict[str, tuple[dict, dict]],
+  devices: Sequence[Device],
 ) -> dict[str, tuple[str, str]]:
   """Formats measured numbers, by column, with their footnotes."""
-  texts = {
-    name: (f"{cell.value:.2f}", accuracy_note(cell))
-    for name, cell in cells.items()
-  }
-  if cost := cells.get(CORE_DAYS):
-    texts[CORE_DAYS] = f"{cost.value:.3g}", _cost_note(cost)
+  texts = {}
+  for name, (cell, record) in cells.items():
+    if name == CORE_DAYS:
+      days = cell["device_days"]
+      texts[name] = f"{sum(days.values()):.3g}", _cost_note(days, record)
+    else:
+      texts[name] = f"{cell['value']:.2f}", accuracy_note(cell, record)
   if best := fastest(devices, row.model, row.resolution):
     rate = best[1].images_per_second
     text = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
@@ -156,20 +159,20 @@ def _measured_texts(
   return texts
 
 
-def accuracy_note(cell: Measured) -> str:
+def accuracy_note(cell: dict, record: dict) -> str:
   """Names the runs, weights and file that a measured accuracy comes from."""
-  runs = "one run" if cell.runs == 1 else f"mean of {cell.runs} runs"
-  if cell.deviation is not None:
-    runs += f", deviation {cell.deviation:.2f}"
-  if source := cell.record.get("upstream"):
+  runs = "one run" if cell["runs"] == 1 else f"mean of {cell['runs']} runs"
+  if cell["deviation"] is not None:
+    runs += f", deviation {cell['deviation']:.2f}"
+  if source := record.get("upstream"):
     origin = source.get("published") or source["folder"]
     runs += f", fine-tuned from {origin}{_unchecked(source)}"
-    if cell.record["kind"] == RUN:
+    if record["kind"] == RUN:
       runs += " at a learning rate not chosen on held-out images"
-  if weights := cell.record.get("weights"):
+  if weights := record.get("weights"):
     runs = f"the published {weights['published']} without fine-tuning"
     runs += _unchecked(weights)
-  return f"{runs}; {_origin(cell)}"
+  return f"{runs}; {_origin(record)}"
 
 
 def _unchecked(weights: dict) -> str:
@@ -177,25 +180,24 @@ def _unchecked(weights: dict) -> str:
   return by_name if weights.get(UNCHECKED) else ""
 
 
-def _cost_note(cell: Measured) -> str:
+def _cost_note(device_days: dict[str, float], record: dict) -> str:
   """Lists device-days by kind; only those of TPUv3 are core-days."""
   parts = []
-  for kind, days in cell.device_days.items():
+  for kind, days in device_days.items():
     remark = "core-days"
     if kind != _TPU_V3:
       remark = "not comparable with TPUv3 core-days"
     parts.append(f"{days:.3g} device-days on {kind} ({remark})")
-  return f"{' + '.join(parts)}, of updates only; {_origin(cell)}"
+  return f"{' + '.join(parts)}, of updates only; {_origin(record)}"
 
 
-def _origin(cell: Measured) -> str:
+def _origin(record: dict) -> str:
   """Names file, run, date, commit and devices."""
-  record = cell.record
   commits = ", ".join(x[:7] for x in record["git_commits"]) or "unknown"
   changes = " with uncommitted changes" if record["git_changes"] else ""
   devices = ", ".join(record["devices"]) or "unknown devices"
   return (
-    f"{cell.file}, {record['kind']} {record['folder']}, {record['date']}, "
+    f"{record['file']}, {record['kind']} {record['folder']}, {record['date']}, "
     f"commit {commits}{changes}, {devices}."
   )
 

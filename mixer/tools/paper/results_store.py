@@ -19,7 +19,6 @@ from mixer.tools.paper.numbers import Row
 
 PROJECT = Path(__file__).parents[3]
 RESULTS = PROJECT / "results"
-TABLES, THROUGHPUT = "tables", "throughput"  # folders in it
 THROUGHPUT_COMMAND = "python -m benchmarks.throughput"
 CORE_DAYS = "core_days"  # name of the cell of cost
 # Kinds of folders that records come from.
@@ -28,50 +27,41 @@ RUN, SWEEP, SWEEPS, EVALUATION = "run", "sweep", "sweeps", "evaluation"
 UNCHECKED = "unchecked"
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-  """A measured cell of a row, and the record that has it.
+def read_json(file: Path, command: str) -> dict:
+  """Reads a file of results, which `command` writes.
 
-  value: in per cent; of core-days, devices x days.
-  record: as in the file.
-  file: relative to the parent of the folder of results.
-  deviation: between single runs, in per cent; None for one run.
-  runs: number of runs that `value` is the mean of.
-  device_days: kind of device -> device-days; only of core-days.
+  Raises:
+    UserError: it is not JSON.
   """
-
-  value: float
-  record: dict
-  file: str
-  deviation: float | None = None
-  runs: int = 1
-  device_days: dict[str, float] = dataclasses.field(default_factory=dict)
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"{file} is damaged ({error}): move it away, and make it again with "
+      f"{command}."
+    ) from error
 
 
 def row_file(results: Path, row: Row) -> Path:
-  return results / TABLES / f"{row.name}.json"
+  return results / "tables" / f"{row.name}.json"
 
 
-def read_row(results: Path, row: Row) -> dict[str, Measured]:
-  """Returns the measured cells of a row, none if there is no file.
+def read_row(results: Path, row: Row) -> dict[str, tuple[dict, dict]]:
+  """Returns a row's cells by name, each with its record; none without a file.
+
+  A cell has its "value" in per cent, the "deviation" between single runs, None
+  for one run, and the number of "runs"; the cell of cost has "device_days" by
+  kind of device. A record's "file" is the row's.
 
   Raises:
-    UserError: the file is damaged, or of another row.
+    UserError: the file is damaged.
   """
-  file = row_file(results, row)
-  cells = {}
-  for record in _read_records(file, row):
-    for name, cell in record["cells"].items():
-      days = cell.get("device_days", {})
-      cells[name] = Measured(
-        value=sum(days.values()) if name == CORE_DAYS else cell["value"],
-        record=record,
-        file=str(file.relative_to(results.parent)),
-        deviation=cell.get("deviation"),
-        runs=cell.get("runs", 1),
-        device_days=days,
-      )
-  return cells
+  file = str(row_file(results, row).relative_to(results.parent))
+  return {
+    name: (cell, record | {"file": file})
+    for record in _read_records(results, row)
+    for name, cell in record["cells"].items()
+  }
 
 
 def add_records(results: Path, row: Row, records: list[dict]) -> Path:
@@ -81,11 +71,10 @@ def add_records(results: Path, row: Row, records: list[dict]) -> Path:
     The file.
 
   Raises:
-    UserError: it is damaged, or of another row, or cannot be written.
+    UserError: it is damaged, or cannot be written.
   """
-  file = row_file(results, row)
   replaced = {name for record in records for name in record["cells"]}
-  older = _read_records(file, row)
+  older = _read_records(results, row)
   for record in older:
     record["cells"] = {
       name: cell
@@ -96,25 +85,19 @@ def add_records(results: Path, row: Row, records: list[dict]) -> Path:
     "row": row.name,
     "records": [record for record in older if record["cells"]] + records,
   }
+  file = row_file(results, row)
   file.parent.mkdir(parents=True, exist_ok=True)
   with atomic_write(file) as aside:
     aside.write_text(json.dumps(content, indent=1) + "\n")
   return file
 
 
-def _read_records(file: Path, row: Row) -> list[dict]:
+def _read_records(results: Path, row: Row) -> list[dict]:
+  file = row_file(results, row)
   if not file.is_file():
     return []
-  try:
-    content = json.loads(file.read_text())
-    if content["row"] != row.name:
-      raise ValueError(f"it is of the row {content['row']}")
-    return list(content["records"])
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{file} is damaged ({type(error).__name__}: {error}): move it away, and "
-      f"write it with python -m mixer paper record {row.name} --workdir=RUN."
-    ) from error
+  command = f"python -m mixer paper record {row.name} --workdir=RUN"
+  return read_json(file, command)["records"]
 
 
 # Throughput. A key: model, image size in pixels, dtype.
@@ -144,24 +127,16 @@ class Throughput:
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """All throughputs of a device.
+  """The measured throughputs of a device.
 
+  dtypes: the one with the most models first, then by name.
   file: relative to the parent of the folder of results.
   """
 
   name: str
   best: dict[Key, Throughput]
+  dtypes: list[str]
   file: str
-
-  @property
-  def dtypes(self) -> list[str]:
-    """Measured dtypes, the one with the most models first, then by name."""
-    counts = collections.Counter(
-      dtype
-      for (_, _, dtype), each in self.best.items()
-      if each.images_per_second
-    )
-    return sorted(counts, key=lambda dtype: (-counts[dtype], dtype))
 
 
 def best_throughputs(rows: Iterable[dict]) -> dict[Key, Throughput]:
@@ -182,7 +157,7 @@ def _best(rows: list[dict]) -> Throughput:
   done = [row for row in rows if row["images_per_second"]]
   largest = done[-1]["batch"] if done else 0
   beyond = [row for row in rows if row["batch"] > largest]
-  best = max(done, key=lambda row: float(row["images_per_second"]), default={})
+  best = max(done, key=lambda row: row["images_per_second"], default={})
   return Throughput(
     images_per_second=best.get("images_per_second"),
     dtype=rows[0]["dtype"],
@@ -221,7 +196,7 @@ def fastest(
     (device, each)
     for device in devices
     for (name, size, _), each in device.best.items()
-    if (name, size) == (model, image_size) and each.images_per_second
+    if (name, size) == (model, image_size)
   ]
   return max(measured, key=lambda x: x[1].images_per_second, default=None)
 
@@ -233,15 +208,15 @@ def read_devices(results: Path) -> list[Device]:
     UserError: a file is damaged.
   """
   devices = []
-  for file in sorted((results / THROUGHPUT).glob("*.json")):
-    try:
-      content = json.loads(file.read_text())
-      best = best_throughputs(content["rows"])
-      name = str(file.relative_to(results.parent))
-      devices.append(Device(content["device"], best, name))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise UserError(
-        f"{file} is damaged ({type(error).__name__}: {error}): measure again "
-        f"with {THROUGHPUT_COMMAND}."
-      ) from error
+  for file in sorted((results / "throughput").glob("*.json")):
+    content = read_json(file, THROUGHPUT_COMMAND)
+    best = {
+      key: each
+      for key, each in best_throughputs(content["rows"]).items()
+      if each.images_per_second
+    }
+    counts = collections.Counter(dtype for *_, dtype in best)
+    dtypes = sorted(counts, key=lambda dtype: (-counts[dtype], dtype))
+    name = str(file.relative_to(results.parent))
+    devices.append(Device(content["device"], best, dtypes, name))
   return devices

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads results, log, provenance and cost from the folder of a run or sweep."""
+"""Reads the folder of a run, a sweep or an evaluation."""
 
 import collections
-import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -14,22 +13,131 @@ from ml_collections import ConfigDict
 from mixer import schema
 from mixer.config_check import to_dict
 from mixer.errors import UserError
-from mixer.storage import storage_errors, storage_path
+from mixer.storage import storage_path
 from mixer.tools.paper.results_store import EVALUATION, RUN, SWEEP
 from mixer.tools.sweep.report import JSON as SWEEP_FILE
 from mixer.training.metrics import Number, read_rows
+from mixer.training.plots import collect
 from mixer.training.run_dir import EVALUATION as EVALUATION_FILE
 from mixer.training.run_dir import (
+  read_config,
   read_json,
   resolve_known,
   validate_config,
-  wrap_read_errors,
 )
 from mixer.weights import RUN_FILE
 
+Series = tuple[list[int], list[float]]  # steps and values
 _SECONDS_PER_DAY = 86_400.0
 # Of updates before the first start in a provenance.json that was lost once.
 _UNKNOWN = {"device_kind": "unknown device", "devices": 1}
+
+
+def find_folder(workdir: str | os.PathLike) -> epath.Path:
+  """Returns a folder on a disk or in a bucket.
+
+  Raises:
+    UserError: there is none.
+  """
+  folder = storage_path(workdir)
+  if not folder.is_dir():
+    raise UserError(
+      f"There is no folder {folder}: name one that train.py or python -m mixer "
+      "sweep was given as --workdir."
+    )
+  return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run: finished, in progress or broken off.
+
+  config: resolved, in JSON's types.
+  rows: of metrics.jsonl, by step; may be empty.
+  starts: of provenance.json, the first one first; may be empty.
+  total_steps: updates of the whole run; None if the config counts epochs of a
+    data set of unknown size.
+  """
+
+  folder: epath.Path
+  config: dict
+  rows: list[dict[str, Number]]
+  starts: list[dict]
+  total_steps: int | None
+
+  @property
+  def step(self) -> int:
+    """Last step in the log."""
+    return self.rows[-1]["step"] if self.rows else 0
+
+  @property
+  def is_done(self) -> bool:
+    """Returns whether the run has its weights, and its log all steps."""
+    has_all_steps = self.total_steps is None or self.step >= self.total_steps
+    return has_all_steps and (self.folder / RUN_FILE).is_file()
+
+  @property
+  def evaluation_names(self) -> list[str]:
+    """Names such as "eval/test/accuracy", in the order of the log."""
+    names = dict.fromkeys(name for row in self.rows for name in row)
+    return [name for name in names if name.startswith("eval/")]
+
+  def series(self, name: str) -> Series:
+    """Returns steps and values where the log has a finite number."""
+    pairs = zip(*collect(self.rows, name), strict=True)
+    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
+    return [step for step, _ in finite], [value for _, value in finite]
+
+  def update_seconds(self) -> Iterator[tuple[int, float]]:
+    """Yields steps, and the seconds of the updates since the one before.
+
+    Without evaluation, saving and compilation. A row's images per second are
+    those of the updates since the row before. Rows without them, of an
+    evaluation or soon after a start, are passed over.
+    """
+    before = 0
+    for step, rate in zip(*self.series("images_per_second"), strict=True):
+      if rate:
+        yield step, (step - before) * self.config["batch"] / rate
+        before = step
+
+  def device_days(self) -> dict[str, float]:
+    """Sums devices x days over all updates, by kind of device.
+
+    A run may continue on other devices. One TPUv3 core is one device.
+    """
+    days = collections.Counter()
+    for step, seconds in self.update_seconds():
+      # A later start drops the rows after its first step.
+      earlier = (x for x in reversed(self.starts) if x["from_step"] < step)
+      start = next(earlier, _UNKNOWN)
+      days[start["device_kind"]] += (
+        start["devices"] * seconds / _SECONDS_PER_DAY
+      )
+    return dict(days)
+
+
+def read_run(folder: epath.Path) -> Run:
+  """Reads a run's folder, which has a config.json.
+
+  Raises:
+    UserError: a file in it is damaged.
+  """
+  config = read_config(folder / "config.json")
+  options = ConfigDict(config)
+  try:
+    total_steps = schema.resolve_steps(
+      options, "total", batch=options.batch, examples=options.data.examples
+    )
+  except schema.EpochLengthError:
+    total_steps = None
+  starts = _read_starts(folder)
+  return Run(folder, config, read_rows(folder), starts, total_steps)
+
+
+def _read_starts(folder: epath.Path) -> list[dict]:
+  file = folder / "provenance.json"
+  return read_json(file)["starts"] if file.is_file() else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,186 +175,93 @@ def read_results(workdir: str | os.PathLike) -> dict[str, RunResult]:
   Raises:
     UserError: it has no results yet, or a file in it is damaged.
   """
-  with open_folder(workdir) as folder:
-    if (folder / SWEEP_FILE).is_file():
-      names = read_json(folder / SWEEP_FILE).get("data_sets")
-      if names is None:
-        return {"": _read_sweep(folder)}
-      return {name: _read_sweep(folder / name) for name in names}
-    if (folder / "config.json").is_file():
-      return {"": _read_run(folder)}
-    if (folder / EVALUATION_FILE).is_file():
-      return {"": _read_evaluation(folder)}
-    if any(folder.glob("*/config.json")) or any(folder.glob(f"*/{SWEEP_FILE}")):
-      raise UserError(
-        f"The sweep in {folder} has not ended: give its command again, which "
-        "goes on, or name the folder of one of its runs."
-      )
+  folder = find_folder(workdir)
+  if (folder / SWEEP_FILE).is_file():
+    names = read_json(folder / SWEEP_FILE).get("data_sets")
+    if names is None:
+      return {"": _read_sweep(folder)}
+    return {name: _read_sweep(folder / name) for name in names}
+  if (folder / "config.json").is_file():
+    return {"": _read_finished(folder)}
+  if (folder / EVALUATION_FILE).is_file():
+    return {"": _read_evaluation(folder)}
+  if any(folder.glob("*/config.json")) or any(folder.glob(f"*/{SWEEP_FILE}")):
     raise UserError(
-      f"{folder} has no results, neither of a run nor of a sweep: name the "
-      "folder that train.py or python -m mixer sweep was given as --workdir."
+      f"The sweep in {folder} has not ended: give its command again, which "
+      "goes on, or name the folder of one of its runs."
     )
+  raise UserError(
+    f"{folder} has no results, neither of a run nor of a sweep: name the "
+    "folder that train.py or python -m mixer sweep was given as --workdir."
+  )
 
 
-def _read_run(folder: epath.Path) -> RunResult:
-  file = folder / "config.json"
-  config = _resolve(read_json(file), file)
-  rows = read_log(folder)
-  step = rows[-1]["step"] if rows else 0
-  with wrap_read_errors(file):
-    total = schema.resolve_steps(
-      config, "total", batch=config.batch, examples=config.data.examples
-    )
-  if step != total or not (folder / RUN_FILE).is_file():
+def _read_finished(folder: epath.Path) -> RunResult:
+  run = read_run(folder)
+  if not run.is_done:
     raise UserError(
-      f"The run in {folder} has come to step {step:,} of {total or 0:,}: let "
-      "it finish, the same command goes on."
+      f"The run in {folder} has come to step {run.step:,} of "
+      f"{run.total_steps or 0:,}: let it finish, the same command goes on."
     )
-  file = folder / "provenance.json"
-  starts = read_starts(file)
-  if not starts:
+  if not run.starts:
     raise UserError(
-      f"{file} is missing, or has no starts: bring it back, no number is "
-      "recorded without the code and the devices that it came from."
+      f"{folder / 'provenance.json'} is missing, or has no starts: bring it "
+      "back, no number is recorded without the code and the devices that it "
+      "came from."
     )
+  return results_of(run, run.rows[-1])
+
+
+def results_of(run: Run, results: Mapping[str, Number]) -> RunResult:
+  """Returns a run with the given results of its evaluators."""
+  config = resolve_known(run.config)
   return RunResult(
-    folder,
+    run.folder,
     RUN,
     to_dict(config),
-    single_means(rows[-1]),
-    starts,
+    _single_means(results),
+    run.starts,
     learning_rate=config.optimizer.learning_rate,
-    device_days=device_days(rows, starts, config.batch),
+    device_days=run.device_days(),
   )
 
 
 def _read_evaluation(folder: epath.Path) -> RunResult:
   file = folder / EVALUATION_FILE
   content = read_json(file)
-  with wrap_read_errors(file):
-    # Checkpoints in the folder are evaluated instead of config.init.
-    config = content["config"] | {"init": content["evaluated"]}
-    return RunResult(
-      folder,
-      EVALUATION,
-      to_dict(_resolve(config, file)),
-      single_means(content["results"]),
-      [content],
-      sha256=content.get("sha256"),
-    )
+  # Checkpoints in the folder are evaluated instead of config.init.
+  config = content["config"] | {"init": content["evaluated"]}
+  return RunResult(
+    folder,
+    EVALUATION,
+    to_dict(resolve_known(validate_config(config, file))),
+    _single_means(content["results"]),
+    [content],
+    sha256=content.get("sha256"),
+  )
 
 
 def _read_sweep(folder: epath.Path) -> RunResult:
   file = folder / SWEEP_FILE
   content = read_json(file)
-  with wrap_read_errors(file):
-    starts = []
-    for run in content["final"]:
-      starts += read_starts(folder / run["folder"] / "provenance.json")
-    return RunResult(
-      folder,
-      SWEEP,
-      to_dict(_resolve(content["config"], file)),
-      content["means"],
-      starts or [content["provenance"]],  # runs may have been moved away
-      learning_rate=content["learning_rate"],
-      by_seed={run["seed"]: run["results"] for run in content["final"]},
-    )
+  starts = []
+  for run in content["final"]:
+    starts += _read_starts(folder / run["folder"])
+  return RunResult(
+    folder,
+    SWEEP,
+    to_dict(resolve_known(validate_config(content["config"], file))),
+    content["means"],
+    starts or [content["provenance"]],  # runs may have been moved away
+    learning_rate=content["learning_rate"],
+    by_seed={run["seed"]: run["results"] for run in content["final"]},
+  )
 
 
-def _resolve(config: dict, file: epath.Path) -> ConfigDict:
-  return resolve_known(validate_config(config, file))
-
-
-def single_means(results: dict[str, Number]) -> dict[str, dict]:
+def _single_means(results: Mapping[str, Number]) -> dict[str, dict]:
   """Returns the evaluators' results of one run as means over one run."""
   return {
     name: {"mean": value, "deviation": None, "runs": 1}
     for name, value in results.items()
     if name.startswith("eval/")
   }
-
-
-@contextlib.contextmanager
-def open_folder(workdir: str | os.PathLike) -> Iterator[epath.Path]:
-  """Yields a folder on a disk or in a bucket, to read it.
-
-  Raises:
-    UserError: there is none, or its bucket refuses.
-    RetryableError: its bucket cannot be reached.
-  """
-  with storage_errors(workdir):
-    folder = storage_path(workdir)
-    if not folder.is_dir():
-      raise UserError(
-        f"There is no folder {folder}: name one that train.py or python -m "
-        "mixer sweep was given as --workdir."
-      )
-    yield folder
-
-
-def read_starts(file: epath.Path) -> list[dict]:
-  """Reads the starts in provenance.json, the first one first.
-
-  Args:
-    file: a missing one has no starts.
-
-  Raises:
-    UserError: it is damaged.
-  """
-  if not file.is_file():
-    return []
-  with wrap_read_errors(file):
-    return [dict(start) for start in read_json(file)["starts"]]
-
-
-def read_log(folder: epath.Path) -> list[dict[str, Number]]:
-  """Reads the rows of metrics.jsonl.
-
-  Raises:
-    UserError: it is damaged, or missing although the run is done.
-  """
-  rows = read_rows(folder)
-  if not rows and (folder / RUN_FILE).is_file():
-    raise UserError(f"{folder / 'metrics.jsonl'} is missing: bring it back.")
-  return rows
-
-
-def device_days(
-  rows: Sequence[dict], starts: Sequence[dict], batch: int
-) -> dict[str, float]:
-  """Sums devices x days over all updates, by kind of device.
-
-  The run's clock excludes evaluation, saving and compilation.
-
-  Args:
-    rows: of metrics.jsonl.
-    starts: of provenance.json; a run may continue on other devices.
-    batch: images per update.
-
-  Returns:
-    Kind of device -> device-days. One TPUv3 core is one device.
-  """
-  days = collections.Counter()
-  for step, seconds in update_seconds(rows, batch):
-    # A later start drops the rows after its first step.
-    earlier = (x for x in reversed(starts) if x["from_step"] < step)
-    start = next(earlier, _UNKNOWN)
-    days[start["device_kind"]] += start["devices"] * seconds / _SECONDS_PER_DAY
-  return dict(days)
-
-
-def update_seconds(
-  rows: Sequence[dict], batch: int
-) -> Iterator[tuple[int, float]]:
-  """Yields steps, and the seconds of the updates since the one before.
-
-  A row's images per second are those of the updates since the row before. Rows
-  without them, of an evaluation or soon after a start, are passed over.
-  """
-  before = 0
-  for row in rows:
-    rate = row.get("images_per_second")
-    if rate and math.isfinite(rate):
-      yield row["step"], (row["step"] - before) * batch / rate
-      before = row["step"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables 1 and 4: sizes and settings as this project's code has them."""
 
+import math
 import re
 
 from ml_collections import ConfigDict
@@ -9,19 +10,11 @@ from mixer import models
 from mixer.data import preprocess
 from mixer.jax_setup import device_count
 from mixer.models.flops import abstract_params, count_params
-from mixer.tools.paper.numbers import SETTINGS, TABLE_1, TABLE_4
+from mixer.tools.paper.numbers import SETTINGS, SIZES, TABLE_1, TABLE_4
 from mixer.tools.paper.protocols import load_recipe
 from mixer.tools.paper.render import Cell, Page, Table
 
 _PX = 224
-_SIZES = {
-  "layers": "layers",
-  "patch": "patch, px",
-  "hidden": "hidden size C",
-  "tokens": "sequence length S",
-  "channels_mlp": "MLP dimension D_C",
-  "tokens_mlp": "MLP dimension D_S",
-}
 
 
 def table1() -> Page:
@@ -29,21 +22,18 @@ def table1() -> Page:
   device_count()
   ours = {name: measure(name) for name in TABLE_1}
   rows = [
-    [label]
-    + [
-      _compare(size[field], TABLE_1[name][field]) for name, size in ours.items()
+    [
+      label,
+      *(_compare(ours[name][label], TABLE_1[name][label]) for name in ours),
     ]
-    for field, label in _SIZES.items()
+    for label in SIZES
   ]
-  rows += [
-    ["parameters", *(f"{size['parameters']:,}" for size in ours.values())],
-    ["  millions", *(str(size["millions"]) for size in ours.values())],
-    ["  millions, paper", *(str(x["millions"]) for x in TABLE_1.values())],
-  ]
+  counts = (f"{size['parameters']:,}" for size in ours.values())
+  rows.insert(-1, ["parameters", *counts])
   differing = [
     name
-    for name, published in TABLE_1.items()
-    if any(ours[name][field] != published[field] for field in published)
+    for name, size in TABLE_1.items()
+    if not size.items() <= ours[name].items()
   ]
   verdict = (
     f"These differ from the paper: {', '.join(differing)}."
@@ -75,11 +65,11 @@ def measure(name: str) -> dict[str, int]:
   count = count_params(params)
   return {
     "layers": sum(key.startswith("MixerBlock_") for key in params),
-    "patch": patch,
-    "hidden": hidden,
-    "tokens": tokens,
-    "channels_mlp": channels_mlp,
-    "tokens_mlp": tokens_mlp,
+    "patch, px": patch,
+    "hidden size C": hidden,
+    "sequence length S": tokens,
+    "MLP dimension D_C": channels_mlp,
+    "MLP dimension D_S": tokens_mlp,
     "millions": round(count / 1e6),
     "parameters": count,
   }
@@ -93,25 +83,6 @@ RECIPES = {
   (letter, data): f"configs/pretrain_{data}.py:{letter}/16"
   for data in ("i1k", "i21k")
   for letter in ("B", "L")
-}
-_TABLE_4 = {
-  "epochs": "epochs",
-  "learning_rate": "learning rate",
-  "weight_decay": "weight decay",
-  "randaugment": "RandAugment, magnitude",
-  "mixup": "mixup, p",
-  "dropout": "dropout",
-  "stochastic_depth": "stochastic depth",
-}
-_SECTION_3 = {
-  "optimizer": "optimizer",
-  "b1": "  beta 1",
-  "b2": "  beta 2",
-  "batch": "batch",
-  "resolution": "resolution, px",
-  "warmup_steps": "warm-up, steps",
-  "decay": "decay",
-  "clip_norm": "clip at global norm",
 }
 _WEIGHT_DECAY = (
   "The recipes have optimizer.weight_decay=1e-4: decoupled, only on "
@@ -130,15 +101,14 @@ def table4() -> Page:
   for letter, data in RECIPES:
     columns += [(f"Mixer-{letter}, {data}", name) for name in ("paper", "here")]
   rows = []
-  for heading, labels in ("Table 4", _TABLE_4), ("Section 3", _SECTION_3):
+  sections = {"Table 4": TABLE_4["B", "i1k"], "Section 3": SETTINGS}
+  for heading, labels in sections.items():
     rows.append(heading)
-    for field, label in labels.items():
+    for label in labels:
       row = [Cell(label)]
       for key in RECIPES:
-        published = (TABLE_4[key] | SETTINGS)[field]
-        if field == "epochs":
-          [published] = published
-        row += _pair(published, ours[key][field], field)
+        published = TABLE_4[key] | SETTINGS
+        row += _pair(published[label], ours[key][label], label)
       rows.append(row)
   listed = "; ".join(
     f"Mixer-{letter} on {data}: {recipe}"
@@ -164,31 +134,30 @@ def read_settings(config: ConfigDict) -> dict[str, float | int | str | None]:
   optimizer = config.optimizer
   return {
     "epochs": config.total_epochs,
-    "learning_rate": optimizer.learning_rate,
+    "learning rate": optimizer.learning_rate,
     # The schedule multiplies it here; in the paper the learning rate does too.
-    "weight_decay": optimizer.weight_decay / optimizer.learning_rate,
-    "randaugment": int(randaugment[2]) if randaugment else None,
-    "mixup": config.mixup,
+    "weight decay": optimizer.weight_decay / optimizer.learning_rate,
+    "RandAugment, magnitude": int(randaugment[2]) if randaugment else None,
+    "mixup, p": config.mixup,
     "dropout": config.model.dropout,
-    "stochastic_depth": config.model.stoch_depth,
+    "stochastic depth": config.model.stoch_depth,
     "optimizer": optimizer.name,
-    "b1": optimizer.b1,
-    "b2": optimizer.b2,
+    "beta 1": optimizer.b1,
+    "beta 2": optimizer.b2,
     "batch": config.batch,
-    "resolution": height,
-    "warmup_steps": config.schedule.warmup_steps,
+    "resolution, px": height,
+    "warm-up, steps": config.schedule.warmup_steps,
     "decay": config.schedule.kind,
-    "clip_norm": optimizer.clip_norm,
+    "clip at global norm": optimizer.clip_norm,
   }
 
 
-def _pair(published, ours, field: str) -> list[Cell]:
+def _pair(published, ours, label: str) -> list[Cell]:
   """Returns the paper's cell, and ours with a verdict."""
-  if isinstance(published, str):
-    is_same = published == ours
-  else:
-    is_same = ours is not None and abs(ours - published) <= 1e-9 * published
-  mark = "wd" if field == "weight_decay" else ""
+  is_same = published == ours
+  if isinstance(published, float) and ours is not None:
+    is_same = math.isclose(published, ours)
+  mark = "wd" if label == "weight decay" else ""
   verdict = "agrees" if is_same else "differs"
   return [Cell(_text(published)), Cell(f"{_text(ours)} {verdict}", mark)]
 
@@ -200,14 +169,15 @@ def _text(value) -> str:
 
 
 def _jft() -> Table:
+  labels = "epochs", "learning rate", "weight decay"
   rows = []
   for (letter, data), settings in TABLE_4.items():
     if data == "JFT-300M":
-      texts = [f"Mixer-{letter}", " / ".join(map(str, settings["epochs"]))]
-      texts += [f"{settings[x]:g}" for x in ("learning_rate", "weight_decay")]
-      rows.append([Cell(text) for text in (*texts, "no recipe")])
+      texts = [_text(settings[label]) for label in labels]
+      texts = f"Mixer-{letter}", *texts, "no recipe"
+      rows.append([Cell(text) for text in texts])
   return Table(
-    ["", "epochs", "learning rate", "weight decay", "here"],
+    ["", *labels, "here"],
     rows,
     "JFT-300M, which is not public: no recipe here. Besides crops and flips "
     "there is no regularisation.",

@@ -37,7 +37,7 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
   if name not in FIGURES:
     problem = f"There is no figure {name} here" if name else "Name a figure"
     raise UserError(f"{problem}{did_you_mean(name or '', FIGURES)}")
-  path, names = FIGURES[name]
+  path, flags = FIGURES[name]
   module, function = path.split(".")
   module = importlib.import_module(f"{__name__}.{module}")
   parser = argparse.ArgumentParser(
@@ -45,20 +45,20 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
     description=module.__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  file = f"figure{name}.svg" if name.isdigit() else f"{name}.svg"
-  flags = _FLAGS | {"out": {"default": Path(file)} | _FLAGS["out"]}
-  for flag in (*names, "out"):
-    parser.add_argument(f"--{flag}", **flags[flag])
+  for flag in flags:
+    parser.add_argument(f"--{flag}", **_FLAGS[flag])
+  parser.add_argument(
+    "--out",
+    type=Path,
+    metavar="FILE.svg",
+    default=Path(f"figure{name}.svg" if name.isdigit() else f"{name}.svg"),
+    help="a PNG is written next to it",
+  )
   return getattr(module, function)(**vars(parser.parse_args(arguments)))
 
 
 def _numbers(text: str) -> list[int]:
-  try:
-    return [int(number) for number in text.split(",")]
-  except ValueError as error:
-    raise argparse.ArgumentTypeError(
-      f"{text!r} is not a list of numbers such as 0,1,2"
-    ) from error
+  return [int(number) for number in text.split(",")]
 
 
 _FLAGS = {
@@ -84,10 +84,5 @@ _FLAGS = {
     "type": int,
     "default": 128,
     "help": "maximum number in a block; default: 128",
-  },
-  "out": {
-    "type": Path,
-    "metavar": "FILE.svg",
-    "help": "a PNG is written next to it",
   },
 }

@@ -9,7 +9,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
+from scipy.optimize import isotonic_regression
 
 from mixer.storage import atomic_write
 from mixer.training import plots
@@ -17,6 +19,13 @@ from mixer.training import plots
 Point = tuple[float, float, str, str]  # x, y, label, colour
 _LINE = 1.25  # height of a line of text, in its size
 _MARK = 7.0  # width of a marker with its edge, in points
+# Places of a label around its point, to the right and up.
+_DIRECTIONS = np.array(
+  [
+    (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1),
+    (0.5, 1), (0.5, -1), (-0.5, 1), (-0.5, -1),
+  ]
+)  # fmt: skip
 
 
 def check_out(out: str | os.PathLike) -> list[Path]:
@@ -70,87 +79,52 @@ def save(
   return f"{files[0]} and {files[1]}"
 
 
-def label_ends(
-  axes: Axes, points: Sequence[Point], *, size: float = 9, gap: float = 6
-) -> None:
+def label_ends(axes: Axes, points: Sequence[Point]) -> None:
   """Writes labels to the right of line ends, moved up or down if they overlap.
 
   Call it when the axes have their limits.
-
-  Args:
-    axes: axes of the points.
-    points: ends of lines, one above another.
-    size: font size in points.
-    gap: distance from point to label in points.
   """
   figure = axes.get_figure(root=True)
   figure.draw_without_rendering()  # sets the transforms
-  ys = np.array([axes.transData.transform(point[:2])[1] for point in points])
+  ys = axes.transData.transform([point[:2] for point in points])[:, 1]
   ys /= figure.dpi / 72  # points
-  for (x, y, text, color), label_y, point_y in zip(
-    points, spread(ys, size * _LINE), ys, strict=True
-  ):
+  moves = spread(ys, _LINE * 9) - ys
+  for (x, y, text, color), move in zip(points, moves, strict=True):
     axes.annotate(
       text,
       (x, y),
-      xytext=(gap, label_y - point_y),
+      xytext=(6, move),
       textcoords="offset points",
       va="center",
       color=color,
-      fontsize=size,
+      fontsize=9,
       annotation_clip=False,
     )
 
 
 def spread(places: np.ndarray, gap: float) -> np.ndarray:
-  """Moves numbers [n] at least `gap` apart, each as little as possible.
-
-  Neighbours that would lie closer form a group, which keeps its mean.
-  """
+  """Moves numbers [n] at least `gap` apart, each as little as possible."""
   order = np.argsort(places, kind="stable")
-  groups: list[list[float]] = []
-  for place in places[order]:
-    groups.append([place])
-    while len(groups) > 1 and _lowest(groups[-1], gap) < (
-      _lowest(groups[-2], gap) + gap * len(groups[-2])
-    ):
-      groups[-2:] = [groups[-2] + groups[-1]]
+  steps = gap * np.arange(len(places))
   result = np.empty(len(places))
-  result[order] = [
-    _lowest(group, gap) + gap * i for group in groups for i in range(len(group))
-  ]
+  result[order] = isotonic_regression(places[order] - steps).x + steps
   return result
 
 
-def _lowest(group: list[float], gap: float) -> float:
-  return float(np.mean(group)) - gap * (len(group) - 1) / 2
-
-
-def label_cloud(
-  axes: Axes, points: Sequence[Point], *, size: float = 7.5
-) -> None:
+def label_cloud(axes: Axes, points: Sequence[Point]) -> None:
   """Writes labels next to scattered points, clear of markers, lines and labels.
 
   Call it when the axes have their limits and all lines. Each label takes the
   place around its point that overlaps least with everything else; a few rounds
   let labels give way to each other.
-
-  Args:
-    axes: axes of the points.
-    points: the points and their labels.
-    size: font size in points.
   """
   figure = axes.get_figure(root=True)
   figure.draw_without_rendering()  # sets the transforms
   pixels = figure.dpi / 72
   inside = np.array(axes.get_window_extent().extents) / pixels
-  marks = _boxes(
-    axes.transData.transform([point[:2] for point in points]) / pixels, _MARK
-  )
-  lines = [
-    _sample(line, pixels) for line in axes.lines if len(line.get_xdata())
-  ]
-  obstacles = np.concatenate([marks, *(_boxes(line, 1.0) for line in lines)])
+  centers = axes.transData.transform([point[:2] for point in points]) / pixels
+  lines = np.concatenate([_sample(line, pixels) for line in axes.lines])
+  obstacles = np.concatenate([_boxes(centers, _MARK), _boxes(lines, 1.0)])
   texts = [
     axes.annotate(
       text,
@@ -159,70 +133,52 @@ def label_cloud(
       textcoords="offset points",
       va="center",
       ha="center",
-      fontsize=size,
+      fontsize=7.5,
       color=color,
       in_layout=False,  # the axes stay as they are
     )
     for x, y, text, color in points
   ]
-  places, costs = [], []  # of each label: boxes [k, 4], and their costs [k]
-  for text, mark in zip(texts, marks, strict=True):
-    extent = text.get_window_extent()
-    places.append(_places(mark, extent.width / pixels, extent.height / pixels))
-    outside = _area(places[-1]) - _overlap(places[-1], inside[None])
-    blocked = _overlap(places[-1], obstacles)
+  offsets, boxes, costs = [], [], []  # of each label [k, 2], [k, 4], [k]
+  for text, center in zip(texts, centers, strict=True):
+    label_size = np.array(text.get_window_extent().size) / pixels
+    offsets.append(_offsets(*label_size))
+    boxes.append(_boxes(center + offsets[-1], label_size))
+    outside = label_size.prod() - _overlap(boxes[-1], inside[None])
+    blocked = _overlap(boxes[-1], obstacles)
     # Of places as good as each other, the first.
-    costs.append(blocked + 5 * outside + 0.25 * np.arange(len(places[-1])))
+    costs.append(blocked + 5 * outside + 0.25 * np.arange(len(boxes[-1])))
   chosen = [int(np.argmin(cost)) for cost in costs]
   for _ in range(5):
-    for i, (boxes, cost) in enumerate(zip(places, costs, strict=True)):
-      others = [places[j][k] for j, k in enumerate(chosen) if j != i]
-      if others:
-        cost = cost + 3 * _overlap(boxes, np.array(others))
-      chosen[i] = int(np.argmin(cost))
-  for text, boxes, mark, k in zip(texts, places, marks, chosen, strict=True):
-    text.set_position(
-      boxes[k].reshape(2, 2).mean(0) - mark.reshape(2, 2).mean(0)
-    )
+    for i, cost in enumerate(costs):
+      taken = np.array([each[k] for each, k in zip(boxes, chosen, strict=True)])
+      others = np.delete(taken, i, axis=0)
+      chosen[i] = int(np.argmin(cost + 3 * _overlap(boxes[i], others)))
+  for text, each, k in zip(texts, offsets, chosen, strict=True):
+    text.set_position(each[k])
 
 
-def _places(mark: np.ndarray, width: float, height: float) -> np.ndarray:
-  """Returns boxes [k, 4] for a label around a marker, the preferred first."""
-  center = mark.reshape(2, 2).mean(0)
-  boxes = []
-  for distance in (2.0, 5.0, 9.0):
-    reach = _MARK / 2 + distance
-    for right, up in (
-      (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1),
-      (0.5, 1), (0.5, -1), (-0.5, 1), (-0.5, -1),
-    ):  # fmt: skip
-      x = center[0] + right * (reach + width / 2)
-      y = center[1] + up * reach * (0.5 if abs(right) == 1 else 1.0)
-      y += up * height / 2
-      boxes.append(
-        (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-      )
-  return np.array(boxes)
+def _offsets(width: float, height: float) -> np.ndarray:
+  """Returns offsets [k, 2] of a label from its point, the preferred first."""
+  reach = _MARK / 2 + np.array([[2.0], [5.0], [9.0]])
+  right, up = _DIRECTIONS.T
+  x = right * (reach + width / 2)
+  y = up * (np.where(np.abs(right) == 1, 0.5, 1.0) * reach + height / 2)
+  return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
-def _sample(line, pixels: float) -> np.ndarray:
+def _sample(line: Line2D, pixels: float) -> np.ndarray:
   """Returns points [n, 2] along a line, in points of the page, 2 apart."""
   corners = line.get_transform().transform(line.get_xydata()) / pixels
   lengths = np.hypot(*np.diff(corners, axis=0).T)
-  parts = [
-    np.linspace(start, end, int(length / 2) + 2)
-    for start, end, length in zip(corners, corners[1:], lengths, strict=False)
-  ]
-  return np.concatenate(parts) if parts else corners
+  along = np.cumulative_sum(lengths, include_initial=True)
+  places = np.arange(0, along[-1], 2.0)
+  return np.stack([np.interp(places, along, x) for x in corners.T], axis=1)
 
 
-def _boxes(centers: np.ndarray, size: float) -> np.ndarray:
-  """Returns squares [n, 4] around centres [n, 2]: left, bottom, right, top."""
+def _boxes(centers: np.ndarray, size: np.ndarray | float) -> np.ndarray:
+  """Returns boxes [n, 4] around centres [n, 2]: left, bottom, right, top."""
   return np.concatenate([centers - size / 2, centers + size / 2], axis=1)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-  return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
 def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

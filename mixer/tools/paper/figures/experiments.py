@@ -22,9 +22,6 @@ seed to the highest.
 The paper published its own curves, of JFT-300M, only as pictures.
 """
 
-import contextlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -34,6 +31,7 @@ from matplotlib.axes import Axes
 from mixer.data import preprocess
 from mixer.errors import UserError
 from mixer.tools.paper.figures import charts, pareto
+from mixer.tools.paper.results_store import read_json
 from mixer.training import plots
 
 DATA_SIZE = "data_size.json"
@@ -74,45 +72,28 @@ def draw_figure2(results: Path, out: str | Path) -> str:
   Raises:
     UserError: there are no results, or the files cannot be written.
   """
-  with open_results(results / DATA_SIZE, "benchmarks.data_size") as content:
-    curves = content["curves"]
-    panels = {
-      title: [
-        (*x, size_curve(curves, m, result)) for m, x in SIZE_MODELS.items()
-      ]
-      for result, title in (
-        (FEWSHOT, "linear 5-shot accuracy, %"),
-        (TEST, "test accuracy, %"),
-      )
-    }
-    largest = max(curves, key=lambda c: c["config"]["data.examples"])["config"]
-    note = (
-      "Left: the paper, table 2; circles: Mixer, squares: ViT, diamonds: BiT; "
-      "filled: JFT-300M or weak labels, open: ImageNet-21k.\nMiddle and right: "
-      f"share of {largest['data.examples']:,} tiles of photographs, not of "
-      f"JFT-300M; {largest['total_steps']:,} steps each; means of "
-      f"{len(curves[0]['runs'])} seeds, bars from the lowest to the highest. "
-      f"{_origin(content)}"
-    )
+  content = _read(results / DATA_SIZE, "benchmarks.data_size")
+  curves = content["curves"]
+  largest = max(c["config"]["data.examples"] for c in curves)
+  note = (
+    "Left: the paper, table 2; circles: Mixer, squares: ViT, diamonds: BiT; "
+    "filled: JFT-300M or weak labels, open: ImageNet-21k.\nMiddle and right: "
+    f"share of {largest:,} tiles of photographs, not of JFT-300M; "
+    f"{curves[0]['config']['total_steps']:,} steps each; means of "
+    f"{len(curves[0]['runs'])} seeds, bars from the lowest to the highest. "
+    f"{_origin(content)}"
+  )
   figure = plots.new_figure(12.2, 4.2)
-  axes = plots.make_axes(figure, 1, 3, width_ratios=(1.25, 1, 1))
-  pareto.draw_table2(axes[0])
-  axes[0].set_title("the paper: ImageNet top-1, %", loc="left", fontsize=10)
-  for each, (title, lines) in zip(axes[1:], panels.items(), strict=True):
-    _draw_sizes(each, lines)
-    each.set_title(title, loc="left", fontsize=10)
-    each.set_xlabel("share of the training images", fontsize=9)
-  axes[1].sharex(axes[2])
+  left, *others = plots.make_axes(figure, 1, 3, width_ratios=(1.25, 1, 1))
+  pareto.draw_table2(left)
+  left.set_title("the paper: ImageNet top-1, %", loc="left", fontsize=10)
+  titles = {FEWSHOT: "linear 5-shot accuracy, %", TEST: "test accuracy, %"}
+  for axes, (result, title) in zip(others, titles.items(), strict=True):
+    _draw_sizes(axes, curves, result)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("share of the training images", fontsize=9)
+  others[0].sharex(others[1])
   return f"Figure 2: {charts.save(figure, out, note=note)}"
-
-
-def size_curve(
-  curves: list[dict], model: str, result: str
-) -> tuple[list[float], np.ndarray]:
-  """Returns shares [n] of the images and a model's results there [n, seeds]."""
-  by_share = {c["share"]: c for c in curves if c["model"] == model}
-  shares = sorted(by_share)
-  return shares, np.array([stopped(by_share[x], result) for x in shares])
 
 
 def stopped(curve: dict, result: str) -> np.ndarray:
@@ -123,14 +104,17 @@ def stopped(curve: dict, result: str) -> np.ndarray:
   )
 
 
-def _draw_sizes(axes: Axes, lines) -> None:
-  """Draws a line for each (name, colour, marker, line, (shares, results))."""
+def _draw_sizes(axes: Axes, curves: list[dict], result: str) -> None:
+  """Draws a result over the share of the images, a line for each model."""
   ends = []
-  for name, color, marker, line, (shares, results) in lines:
-    results = 100 * results
-    mean = results.mean(axis=1)
+  for model, (name, color, marker, line) in SIZE_MODELS.items():
+    by_share = {c["share"]: c for c in curves if c["model"] == model}
+    shares = sorted(by_share)
+    # [shares, seeds]
+    values = 100 * np.array([stopped(by_share[x], result) for x in shares])
+    mean = values.mean(axis=1)
     # Rounding can put a mean above equal values.
-    around = np.abs([results.min(1) - mean, results.max(1) - mean])
+    around = np.abs([values.min(1) - mean, values.max(1) - mean])
     axes.errorbar(
       shares,
       mean,
@@ -157,17 +141,10 @@ def draw_figure4(results: Path, out: str | Path) -> str:
   Raises:
     UserError: there are no results, or the files cannot be written.
   """
-  file = results / PERMUTATIONS
-  with open_results(file, "benchmarks.permutations") as content:
-    curves = {(c["model"], c["input"]): c for c in content["curves"]}
-    lines = {
-      (model, kind): _permuted_curve(curves[model, kind])
-      for model in PERMUTED_MODELS
-      for kind in INPUTS
-    }
-    chance = 100 / curves["mixer", "original"]["config"]["model.num_classes"]
-    seeds = len(content["curves"][0]["runs"])
-    origin = _origin(content)
+  content = _read(results / PERMUTATIONS, "benchmarks.permutations")
+  curves = {(c["model"], c["input"]): c for c in content["curves"]}
+  one = curves["mixer", "original"]
+  chance = 100 / one["config"]["model.num_classes"]
   figure = plots.new_figure(7.4, 5.2)
   upper, lower = figure.subfigures(2, 1, height_ratios=(1.9, 3.3))
   for axes, kind in zip(upper.subplots(1, 3), INPUTS, strict=True):
@@ -175,7 +152,7 @@ def draw_figure4(results: Path, out: str | Path) -> str:
   panels = plots.make_axes(lower, 1, 2, sharex=True, sharey=True)
   ends = {}
   for axes, (model, name) in zip(panels, PERMUTED_MODELS.items(), strict=True):
-    ends[axes] = _draw_permuted(axes, {k: lines[model, k] for k in INPUTS})
+    ends[axes] = _draw_permuted(axes, {k: curves[model, k] for k in INPUTS})
     axes.axhline(chance, color="0.6", linewidth=0.8, linestyle=":")
     axes.annotate("chance", (0, chance), (2, 2), textcoords="offset points",
                   fontsize=8, color=plots.GREY)  # fmt: skip
@@ -186,17 +163,10 @@ def draw_figure4(results: Path, out: str | Path) -> str:
     charts.label_ends(axes, labels)
   panels[0].set_ylabel("linear 5-shot accuracy, %", fontsize=9)
   note = (
-    f"Photographs, not JFT-300M; means of {seeds} seeds, bands from the lowest "
-    f"to the highest. {origin}"
+    f"Photographs, not JFT-300M; means of {len(one['runs'])} seeds, bands from "
+    f"the lowest to the highest. {_origin(content)}"
   )
   return f"Figure 4: {charts.save(figure, out, note=note)}"
-
-
-def _permuted_curve(curve: dict) -> tuple[np.ndarray, np.ndarray]:
-  """Returns steps [n] and accuracies in per cent [seeds, n]."""
-  steps = np.array(curve["runs"][0]["steps"], float)
-  shares = np.array([run[FEWSHOT] for run in curve["runs"]], float)
-  return steps, 100 * np.broadcast_to(shares, (len(shares), len(steps)))
 
 
 def _draw_example(axes: Axes, kind: str) -> None:
@@ -221,8 +191,10 @@ def _draw_example(axes: Axes, kind: str) -> None:
 def _draw_permuted(axes: Axes, curves: dict) -> list[charts.Point]:
   """Draws a line for each input; returns the labels of their ends."""
   ends = []
-  for kind, (steps, accuracies) in curves.items():
+  for kind, curve in curves.items():
     _, color, line, _ = INPUTS[kind]
+    steps = curve["runs"][0]["steps"]
+    accuracies = 100 * np.array([run[FEWSHOT] for run in curve["runs"]])
     low, high = accuracies.min(0), accuracies.max(0)
     mean = accuracies.mean(axis=0)
     axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
@@ -232,26 +204,13 @@ def _draw_permuted(axes: Axes, curves: dict) -> list[charts.Point]:
   return ends
 
 
-@contextlib.contextmanager
-def open_results(file: Path, module: str) -> Iterator[dict]:
-  """Yields the content of a JSON file of results.
-
-  Raises:
-    UserError: it is not there, or damaged, which shows where it is read inside
-      the context; the message names the command that writes it.
-  """
+def _read(file: Path, module: str) -> dict:
   command = f"python -m {module}"
   if not file.is_file():
     raise UserError(
       f"There are no results to draw in {file}. They are made by: {command}"
     )
-  try:
-    yield json.loads(file.read_text())
-  except (LookupError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{file} is damaged ({type(error).__name__}: {error}): make it again "
-      f"with {command}"
-    ) from error
+  return read_json(file, command)
 
 
 def _origin(content: dict) -> str:

@@ -21,7 +21,7 @@ from mixer import weights
 from mixer.errors import UserError
 from mixer.models.bit import standardize_filters
 from mixer.tools.paper.figures import charts, mosaic
-from mixer.tools.paper.figures.token_units import frequencies
+from mixer.tools.paper.figures.token_units import check_finite, frequencies
 from mixer.weights import LoadedWeights
 
 HOW = (
@@ -29,23 +29,13 @@ HOW = (
   "frequency first"
 )
 _PIXELS = 32  # approximate size of a filter's picture
-# Path of the first convolution in the parameters.
-_STEMS = {
-  "Mixer": ("stem", "kernel"),
-  "ViT": ("embedding", "kernel"),
-  "BiT": ("root_block", "conv_root", "kernel"),
-}
+# First convolution in the parameters of a Mixer, a ViT and a BiT.
+_BIT = "root_block/conv_root/kernel"
+_STEMS = "stem/kernel", "embedding/kernel", _BIT
 
 
 def draw_figure7(init: Sequence[str], out: str | Path) -> str:
-  """Draws figure 7.
-
-  Args:
-    init: weights, one or more.
-    out: FILE.svg.
-
-  Returns:
-    The models' and the files' names, for a sentence.
+  """Draws figure 7; returns the models' and the files' names, for a sentence.
 
   Raises:
     UserError: a model has no such filters, weights cannot be read, or the files
@@ -98,23 +88,15 @@ def read_filters(checkpoint: LoadedWeights) -> np.ndarray:
   Raises:
     UserError: the model has none, or they are not finite.
   """
-  flat = flatten_dict(checkpoint.params)
-  stems = (x for x in _STEMS.values() if np.ndim(flat.get(x)) == 4)
-  path = next(stems, None)
+  flat = flatten_dict(checkpoint.params, sep="/")
+  path = next((x for x in _STEMS if x in flat), None)
   if path is None:
-    paths = ", ".join(
-      f"{'/'.join(path)} ({model})" for model, path in _STEMS.items()
-    )
     raise UserError(
       f"{checkpoint.name} has no stem whose filters could be drawn: none of "
-      f"{paths}."
+      f"{', '.join(_STEMS)}."
     )
   kernel = np.asarray(flat[path], np.float64)  # h w c n
-  if not np.isfinite(kernel).all():
-    raise UserError(
-      f"{checkpoint.name} has a stem with weights that are not finite: take an "
-      "earlier checkpoint."
-    )
-  if path == _STEMS["BiT"]:
+  check_finite(checkpoint, kernel)
+  if path == _BIT:
     kernel = np.asarray(standardize_filters(kernel), np.float64)
   return kernel.transpose(3, 0, 1, 2)  # n h w c

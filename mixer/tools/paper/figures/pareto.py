@@ -25,11 +25,7 @@ from matplotlib.ticker import NullLocator
 
 from mixer.tools.paper.figures import charts
 from mixer.tools.paper.numbers import TABLE_2, TABLE_3, Row
-from mixer.tools.paper.results_store import (
-  THROUGHPUT,
-  THROUGHPUT_COMMAND,
-  read_devices,
-)
+from mixer.tools.paper.results_store import THROUGHPUT_COMMAND, read_devices
 from mixer.training import plots
 
 FAMILIES = {
@@ -76,26 +72,24 @@ def draw_throughput(results: Path, out: str | Path) -> str:
     UserError: a file of results is damaged, or the figure cannot be written.
   """
   devices = rank_devices(results)
-  shown = devices[:_MAX_DEVICES]
+  shown, others = devices[:_MAX_DEVICES], devices[_MAX_DEVICES:]
   figure = plots.new_figure(5.4 + 4.4 * len(shown), 5.4)
-  panels = plots.make_axes(figure, 1, 1 + len(shown), sharey=True)
-  draw_points(panels[0], [(r, r.images_per_second) for r in TABLE_3])
-  panels[0].set_title("the paper: TPUv3", loc="left", fontsize=10)
-  panels[0].set_xlabel(_SPEED, fontsize=9)
-  panels[0].set_ylabel("ImageNet top-1, % (paper)", fontsize=9)
-  for axes, (device, points) in zip(panels[1:], shown, strict=True):
+  left, *panels = plots.make_axes(figure, 1, 1 + len(shown), sharey=True)
+  draw_points(left, [(r, r.images_per_second) for r in TABLE_3])
+  left.set_title("the paper: TPUv3", loc="left", fontsize=10)
+  left.set_xlabel(_SPEED, fontsize=9)
+  left.set_ylabel("ImageNet top-1, % (paper)", fontsize=9)
+  for axes, (device, points) in zip(panels, shown, strict=True):
     draw_points(axes, points)
     axes.set_title(f"here: {device}", loc="left", fontsize=10)
     axes.set_xlabel("images per second", fontsize=9)
-  files = charts.save(figure, out, note=_LEGEND)
-  message = f"Accuracy against throughput: {files}"
+  message = (
+    f"Accuracy against throughput: {charts.save(figure, out, note=_LEGEND)}"
+  )
   if not devices:
-    message += (
-      f". Nothing is measured here yet ({results / THROUGHPUT}): "
-      f"{THROUGHPUT_COMMAND}"
-    )
-  elif len(devices) > len(shown):
-    names = ", ".join(device for device, _ in devices[_MAX_DEVICES:])
+    message += f". Nothing is measured here yet: {THROUGHPUT_COMMAND}"
+  if others:
+    names = ", ".join(device for device, _ in others)
     message += f". Left out, the slower ones: {names}"
   return message
 
@@ -124,12 +118,11 @@ def rank_devices(results: Path) -> list[tuple[str, Points]]:
   devices = []
   for device in read_devices(results):
     for dtype in device.dtypes[:1]:
-      best = [
-        (row, device.best.get((row.model, row.resolution, dtype)))
+      points = [
+        (row, best.images_per_second)
         for row in TABLE_3
+        if (best := device.best.get((row.model, row.resolution, dtype)))
       ]
-      points = [(row, x.images_per_second) for row, x in best if x]
-      points = [(row, speed) for row, speed in points if speed]
       if points:
         devices.append((f"{device.name}, {dtype}", points))
   return sorted(devices, key=lambda item: -max(speed for _, speed in item[1]))

@@ -29,8 +29,6 @@ Letters in shape comments: h w rows and columns of tokens, s = h * w, d hidden
 units.
 """
 
-import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,16 +56,13 @@ def draw_figure5(
   units: int,
   out: str | Path,
 ) -> str:
-  """Draws figure 5.
+  """Draws figure 5; returns the model's and the files' names, for a sentence.
 
   Args:
     init: weights of one Mixer.
     blocks: numbers of the blocks; None: the first three.
     units: maximum number in a block.
     out: FILE.svg.
-
-  Returns:
-    The model's and the files' names, for a sentence.
 
   Raises:
     UserError: the weights are not a Mixer's or cannot be read, there are
@@ -96,15 +91,12 @@ def draw_figure6(
   blocks: list[int] | None,
   out: str | Path,
 ) -> str:
-  """Draws figure 6.
+  """Draws figure 6; returns the models' and the files' names, for a sentence.
 
   Args:
     init: weights of up to three Mixers.
     blocks: numbers of the blocks; None: the first two that all models have.
     out: FILE.svg.
-
-  Returns:
-    The models' and the files' names, for a sentence.
 
   Raises:
     UserError: weights are not a Mixer's or cannot be read, there are too many,
@@ -117,10 +109,11 @@ def draw_figure6(
     )
   charts.check_out(out)
   checkpoints = [weights.read(name) for name in init]
-  choices = [_choose_blocks(each, blocks, 2) for each in checkpoints]
   names = [mosaic.short_name(each.name) for each in checkpoints]
   rows = []
-  for block in min(choices, key=len):
+  for block in min(
+    (_choose_blocks(each, blocks, 2) for each in checkpoints), key=len
+  ):
     # Units of all grids are as high as the highest, so that their rows align.
     heights = [read_units(each, block).shape[1] for each in checkpoints]
     cell = max(h * mosaic.choose_zoom(h, _PIXELS) for h in heights)
@@ -141,10 +134,7 @@ def _choose_blocks(
   checkpoint: LoadedWeights, blocks: list[int] | None, most: int
 ) -> list[int]:
   """Returns `blocks`, or the first ones of the model if that is None."""
-  present = blocks_of(checkpoint.params)
-  if not present:
-    raise _no_units(checkpoint)
-  return present[:most] if blocks is None else blocks
+  return blocks or blocks_of(checkpoint.params)[:most] or [0]
 
 
 def block_name(block: int) -> str:
@@ -193,26 +183,17 @@ def unit_mosaic(
   return sheet, f"{count}, {h} x {w} tokens each"
 
 
-def _no_units(checkpoint: LoadedWeights) -> UserError:
-  return UserError(
-    f"{checkpoint.name} has no token-mixing units, which this figure shows: "
-    "name the weights of a Mixer."
-  )
-
-
 def blocks_of(params: dict) -> list[int]:
   """Returns the numbers of the blocks with token mixing, as in MixerBlock_0.
 
   Args:
     params: nested dict of arrays, of any model.
   """
-  numbers = (
-    int(match[1])
+  return sorted(
+    int(name.removeprefix("MixerBlock_"))
     for name, part in params.items()
-    if (match := re.fullmatch(r"MixerBlock_(\d+)", name))
-    and "token_mixing" in part
+    if name.startswith("MixerBlock_") and "token_mixing" in part
   )
-  return sorted(numbers)
 
 
 def read_units(checkpoint: LoadedWeights, block: int) -> np.ndarray:
@@ -226,43 +207,39 @@ def read_units(checkpoint: LoadedWeights, block: int) -> np.ndarray:
     float64 [d, h, w], in the order of the weights.
 
   Raises:
-    UserError: there is no such block, there are no token-mixing units, or
+    UserError: the block has no such units, the grid of tokens is not known, or
       weights are not finite.
   """
   blocks = blocks_of(checkpoint.params)
-  if not blocks:
-    raise _no_units(checkpoint)
   if block not in blocks:
     raise UserError(
-      f"{checkpoint.name} has no MixerBlock_{block}: its blocks are "
-      f"{blocks[0]} to {blocks[-1]}."
+      f"{checkpoint.name} has no token-mixing units in MixerBlock_{block}, "
+      f"which this figure shows: name one of its blocks, 0 to {blocks[-1]}."
+      if blocks
+      else f"{checkpoint.name} has no token-mixing units, which this figure "
+      "shows: name the weights of a Mixer."
     )
   mixing = checkpoint.params[f"MixerBlock_{block}"]["token_mixing"]
   kernel = np.asarray(mixing["Dense_0"]["kernel"], np.float64)  # s d
-  grid = _grid(checkpoint)
-  if kernel.ndim != 2 or len(kernel) != math.prod(grid):
+  check_finite(checkpoint, kernel)
+  try:
+    grid = grid_shape(checkpoint.params, checkpoint.image_size)
+    return kernel.T.reshape(kernel.shape[1], *grid)  # d h w
+  except ValueError as error:
     raise UserError(
-      f"The token mixing of MixerBlock_{block} in {checkpoint.name} has shape "
-      f"{kernel.shape}, which makes no pictures of {grid[0]} x {grid[1]} "
-      "tokens: name the weights of a Mixer as the paper has it."
-    )
+      f"{checkpoint.name} has token mixing of shape {kernel.shape}, which does "
+      "not say how many rows and columns of tokens there are: name the folder "
+      "of a Mixer's run."
+    ) from error
+
+
+def check_finite(checkpoint: LoadedWeights, kernel: np.ndarray) -> None:
+  """Raises a UserError if the weights to draw are not finite."""
   if not np.isfinite(kernel).all():
     raise UserError(
-      f"{checkpoint.name} has weights that are not finite, in the token mixing "
-      f"of MixerBlock_{block}: take an earlier checkpoint."
+      f"{checkpoint.name} has weights that are not finite: take an earlier "
+      "checkpoint."
     )
-  return kernel.T.reshape(-1, *grid)  # d h w
-
-
-def _grid(checkpoint: LoadedWeights) -> tuple[int, int]:
-  """Returns rows and columns of the tokens."""
-  try:
-    return grid_shape(checkpoint.params, checkpoint.image_size)
-  except UserError as error:
-    raise UserError(
-      f"{checkpoint.name} does not say how many rows and columns its tokens "
-      "make, which are no square: name the folder of the run it is from."
-    ) from error
 
 
 def frequencies(pictures: np.ndarray) -> np.ndarray:

@@ -16,61 +16,49 @@ import datetime
 import json
 import math
 import os
+import re
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mixer import weights
 from mixer.config import EVALUATORS, default, evaluator, is_lower_better
 from mixer.config_check import to_dict
-from mixer.errors import UserError
-from mixer.storage import atomic_write, check_output, storage_errors
-from mixer.tools.paper import html
+from mixer.errors import UserError, format_list
+from mixer.storage import atomic_write, check_output
 from mixer.tools.paper.figures import filters, token_units
+from mixer.tools.paper.record import match_row
+from mixer.tools.paper.render import render_html
 from mixer.tools.paper.report import charts
-from mixer.tools.paper.report.run import (
-  Confusion,
-  Mistake,
-  Published,
-  Run,
-  published_results,
-  read,
+from mixer.tools.paper.report.charts import Picture, Table
+from mixer.tools.paper.report.mistakes import (
+  confusion_parts,
+  mistake_picture,
+  read_mistakes,
 )
+from mixer.tools.paper.run_reader import Run, find_folder, read_run
+from mixer.training.metrics import read_rows
 from mixer.training.progress import format_seconds
 
 # Beginning of such a page.
 _OURS = rb'<!doctype html>.{,400}"light dark">\n<title>[^<]*: report</title>'
 _MAX_SKIPPED = 10  # updates in the list
-_MAX_MATRIX = 25  # classes of a confusion matrix
 _MAX_MISTAKES = 16  # images
-_THUMBNAIL = 128  # px
 _MAX_UNITS = 128  # in the picture of a block
+# Column of tables 2 and 3 -> evaluators of the recipes that measure it.
+_EVALUATORS = {"imagenet": ("val", "test"), "real": ("real",)}
 
 
-class Table(NamedTuple):
-  """A table of text; `numbers` are right-aligned columns, `marked` are rows."""
+class Published(NamedTuple):
+  """A published accuracy, 0 to 1, and its source, such as "paper, table 3"."""
 
-  head: list[str]
-  rows: list[list[str]]
-  numbers: Sequence[int] = ()
-  marked: Sequence[int] = ()
+  value: float
+  source: str
 
 
-class Picture(NamedTuple):
-  """An image as a data URI, with a title and a caption."""
-
-  uri: str
-  title: str
-  caption: str
-
-
-def write(
-  workdir: str | os.PathLike, out: str | os.PathLike | None = None
-) -> str:
+def write(workdir: str | os.PathLike, out: str | None = None) -> str:
   """Writes the report of a run that is finished, in progress or broken off.
 
   Args:
@@ -86,32 +74,48 @@ def write(
   """
   if out:
     out = check_output(out, "--out", _OURS, suffixes=[".html", ".htm"])
-  run = read(workdir)
-  file = out or run.folder / "report.html"
+  folder = find_folder(workdir)
+  if not (folder / "config.json").is_file():
+    # A sweep's results, its final runs, are the first.
+    runs = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    others = f", such as {format_list(runs, 5)} in it" if runs else ""
+    raise UserError(
+      f"{folder} is no run's folder, since it has no config.json: name one "
+      f"that train.py was given as --workdir{others}."
+    )
+  run = read_run(folder)
+  file = out or folder / "report.html"
   page = render(run)
-  with storage_errors(file), atomic_write(file) as partial:
+  with atomic_write(file) as partial:
     partial.write_text(page, encoding="utf-8")
-  return f"Report of {run.folder}, {_state(run)}: {file}"
+  return f"Report of {folder}, {_state(run)}: {file}"
 
 
 def render(run: Run) -> str:
   """Returns the page's HTML."""
-  published = published_results(run)
+  published = _published(run)
+  confusions, mistakes = read_mistakes(run)
+  skipped = read_rows(run.folder, "skipped.jsonl")
+  logged = run.series("train/skipped")[1]
+  skipped_count = max(int(logged[-1]) if logged else 0, len(skipped))
   now = datetime.datetime.now(datetime.UTC)
-  return html.render(
+  name = run.folder.resolve().name
+  return render_html(
     "report/page.html",
-    title=f"{run.name}: report",
+    title=f"{name}: report",
+    name=name,
     run=run,
     state=_state(run),
     lead=_lead(run),
     main=_main_tile(run, published),
-    tiles=_tiles(run),
+    tiles=[*_tiles(run), (f"{skipped_count:,}", "updates skipped")],
     curves=charts.curves(run),
     evaluations=_evaluations(run, published),
-    confusions=[_confusion(each) for each in run.confusions],
-    mistakes=[_mistake(each) for each in run.mistakes[:_MAX_MISTAKES]],
-    skipped_count=_skipped_count(run),
-    skipped=run.skipped[:_MAX_SKIPPED],
+    confusions=[confusion_parts(each) for each in confusions],
+    mistakes=[mistake_picture(each) for each in mistakes[:_MAX_MISTAKES]],
+    mistake_count=len(mistakes),
+    skipped_count=skipped_count,
+    skipped=skipped[:_MAX_SKIPPED],
     learned=_learned(run) if run.is_done else None,
     how_units=token_units.HOW,
     how_filters=filters.HOW,
@@ -133,14 +137,37 @@ def _lead(run: Run) -> str:
   """Returns model, data and batch in one line."""
   config, data = run.config, run.config["data"]
   examples = f", {data['examples']:,} images" if data["examples"] else ""
+  file = run.folder / "parameters.txt"
+  overview = file.read_text() if file.is_file() else ""
+  parameters = re.search(r"^Total: ([\d,]+)", overview, re.MULTILINE)
   parts = [
     config["model"]["name"],
-    f"{run.parameters:,} parameters" if run.parameters else "",
+    f"{parameters[1]} parameters" if parameters else "",
     f"{data['name']} ({data['split']}{examples})",
     f"batch {config['batch']:,}",
     f"from {config['init']}" if config["init"] else "",
   ]
   return " · ".join(filter(None, parts))
+
+
+def _published(run: Run) -> dict[str, Published]:
+  """Returns published accuracies by result, such as "eval/val/accuracy".
+
+  They are the paper's if the run is one of its rows, by its config; else those
+  that the config's evaluators state.
+  """
+  published = {
+    f"eval/{name}/accuracy": Published(options["published"], "by the config")
+    for name, options in run.config["evals"].items()
+    if options.get("published") is not None
+  }
+  row, cells = match_row(run) or (None, {})
+  for cell, names in _EVALUATORS.items():
+    if cell in cells and getattr(row, cell) is not None:
+      value, source = getattr(row, cell) / 100, f"paper, table {row.table}"
+      for name in names:
+        published[f"eval/{name}/accuracy"] = Published(value, source)
+  return published
 
 
 def _main_tile(
@@ -179,10 +206,9 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     tiles.append((f"{losses[-1]:.4g}", label))
   if rates := run.series("images_per_second")[1]:
     tiles.append((f"{statistics.median(rates):,.0f}", "images per second"))
-  if run.seconds:
-    took = format_seconds(run.seconds)
+    took = format_seconds(sum(seconds for _, seconds in run.update_seconds()))
     tiles.append((took, f"for {run.step:,} updates"))
-  return [*tiles, (f"{_skipped_count(run):,}", "updates skipped")]
+  return tiles
 
 
 def _evaluations(run: Run, published: Mapping[str, Published]) -> Table | None:
@@ -191,14 +217,10 @@ def _evaluations(run: Run, published: Mapping[str, Published]) -> Table | None:
   rows = []
   for name in run.evaluation_names:
     steps, values = run.series(name)
+    row = [_words(name), "not finite", ""]
     if steps:
-      row = [
-        _words(name),
-        f"{_result(name, values[-1])} at {steps[-1]:,}",
-        _best(name, steps, values),
-      ]
-    else:
-      row = [_words(name), "not finite", ""]
+      last = f"{_result(name, values[-1])} at {steps[-1]:,}"
+      row[1:] = last, _best(name, steps, values)
     if has_published:
       other = published.get(name) if steps else None
       row.append(
@@ -213,81 +235,20 @@ def _evaluations(run: Run, published: Mapping[str, Published]) -> Table | None:
   return Table(head, rows, range(1, len(head))) if rows else None
 
 
-def _confusion(confusion: Confusion) -> dict:
-  """Returns the parts of a confusion matrix: matrix, classes and mistakes."""
-  names, counts = confusion.names, confusion.counts
-  examples, correct = counts.sum(1), counts.diagonal()
-  shares = counts / np.maximum(examples, 1)[:, None]
-  wrong = counts - np.diag(correct)
-  classes = []
-  order = np.argsort(correct / np.maximum(examples, 1), kind="stable")
-  for i in order[examples[order] > 0]:
-    worst = int(np.argmax(wrong[i]))
-    confused = f"{names[worst]} ({wrong[i, worst]:,})" if wrong[i].any() else ""
-    accuracy = _percent(correct[i] / examples[i])
-    classes.append([names[i], f"{examples[i]:,}", accuracy, confused])
-  pairs = [
-    [names[i], names[j], f"{wrong[i, j]:,}", f"{examples[i]:,}"]
-    for i, j in (
-      np.unravel_index(k, wrong.shape)
-      for k in np.argsort(-wrong, axis=None, kind="stable")[:10]
-    )
-    if wrong[i, j]
-  ]
-  head = ["class", "images", "accuracy", "most often taken for"]
-  total = int(examples.sum())
-  return {
-    "source": confusion.source,
-    "accuracy": _percent(correct.sum() / max(total, 1)),
-    "total": total,
-    "names": names,
-    "matrix": [
-      list(zip(row, share, strict=True))
-      for row, share in zip(counts.tolist(), shares.tolist(), strict=True)
-    ]
-    if len(names) <= _MAX_MATRIX
-    else None,
-    "classes": Table(head, classes, (1, 2)),
-    "pairs": Table(["label", "prediction", "images", "of"], pairs, (2, 3)),
-  }
-
-
-def _mistake(mistake: Mistake) -> Picture:
-  """Returns an image with its label and prediction."""
-  try:
-    uri = html.thumbnail_uri(mistake.path, _THUMBNAIL)
-  except OSError:  # it was moved, or is of another machine
-    uri = ""
-  title = f"{mistake.guess} ({mistake.probability:.2f})"
-  caption = f"label: {mistake.label}; {Path(mistake.path).name}"
-  return Picture(uri, title, caption)
-
-
-def _skipped_count(run: Run) -> int:
-  logged = run.series("train/skipped")[1]
-  return max(int(logged[-1]) if logged else 0, len(run.skipped))
-
-
 def _learned(run: Run) -> dict:
   """Returns pictures of the weights, as far as the model has such parts."""
-  units, stem, warnings = [], [], []
+  units, stem, warning = [], [], ""
   try:
     checkpoint = weights.read(run.folder)
-  except UserError as error:
-    return {"units": [], "stem": [], "warnings": [error]}
-  try:
+    pixels, caption = filters.filter_mosaic(checkpoint, ratio=1.5)
+    stem.append(Picture(charts.png_uri(pixels), "Stem", caption))
     for block in token_units.blocks_of(checkpoint.params)[:3]:
       pixels, caption = token_units.unit_mosaic(checkpoint, block, _MAX_UNITS)
       title = token_units.block_name(block)
-      units.append(Picture(html.png_uri(pixels), title, caption))
+      units.append(Picture(charts.png_uri(pixels), title, caption))
   except UserError as error:
-    warnings.append(error)
-  try:
-    pixels, caption = filters.filter_mosaic(checkpoint, ratio=1.5)
-    stem.append(Picture(html.png_uri(pixels), "Stem", caption))
-  except UserError as error:
-    warnings.append(error)
-  return {"units": units, "stem": stem, "warnings": warnings}
+    warning = error
+  return {"units": units, "stem": stem, "warning": warning}
 
 
 def _speed(run: Run) -> Table | None:
@@ -302,8 +263,8 @@ def _speed(run: Run) -> Table | None:
     if values := run.series(name)[1]:
       median = statistics.median(values)
       rows.append([label, form.format(median), form.format(values[-1])])
-  if rows and not run.series("mfu")[0]:
-    rows.append(["share of the devices' peak (MFU)", "peak not known", ""])
+    elif name == "mfu" and rows:
+      rows.append([label, "peak not known", ""])
   head = ["", "median of rows", "last row"]
   return Table(head, rows, (1, 2)) if rows else None
 
@@ -351,12 +312,8 @@ def _result(name: str, value: float) -> str:
   if not math.isfinite(value):
     return "not finite"
   if _is_share(name):
-    return _percent(value)
+    return f"{value:.2%}".replace("%", " %")
   return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def _percent(share: float) -> str:
-  return f"{100 * share:.2f} %"
 
 
 def _json(value: object) -> str:

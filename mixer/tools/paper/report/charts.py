@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Charts of a run as SVG that takes colours and fonts from the page.
+"""Parts of the page: tables, images, and charts as SVG.
 
-Matplotlib draws in placeholder colours, which are replaced by the page's CSS
-variables, so that one drawing serves light and dark pages.
+Charts take colours and fonts from the page. Matplotlib draws in placeholder
+colours, which are replaced by the page's CSS variables, so that one drawing
+serves light and dark pages.
 """
 
+import base64
 import dataclasses
 import io
+import math
+import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import ticker
 from matplotlib.figure import Figure
+from PIL import Image
 
-from mixer.tools.paper.report.run import Run, Series
+from mixer.tools.paper.run_reader import Run
 from mixer.training import plots
 
 _SIZE = 4.4, 2.5  # inches, as wide as a phone
@@ -27,6 +33,47 @@ _VARIABLES = {_INK: "--soft", _GRID: "--grid", _TRAINING: "--training"} | {
   color: f"--series-{i}" for i, color in enumerate(_SERIES)
 }
 _DASHES = "-", "--", ":"
+
+
+class Table(NamedTuple):
+  """A table of text; `numbers` are right-aligned columns, `marked` are rows."""
+
+  head: list[str]
+  rows: list[list[str]]
+  numbers: Sequence[int] = ()
+  marked: Sequence[int] = ()
+
+
+class Picture(NamedTuple):
+  """An image as a data URI, with a title and a caption."""
+
+  uri: str
+  title: str
+  caption: str
+
+
+def png_uri(pixels: np.ndarray) -> str:
+  """Encodes an image [h, w, 3], uint8 or float from 0 to 1, as a data URI."""
+  if pixels.dtype != np.uint8:
+    pixels = np.uint8(np.round(np.clip(pixels, 0, 1) * 255))
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, format="png")
+  return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def thumbnail_uri(file: str | os.PathLike, size: int) -> str:
+  """Encodes an image file as a data URI, at most `size` pixels wide and high.
+
+  A small image grows by a whole factor, so that its pixels stay sharp.
+
+  Raises:
+    OSError: there is no such file, or it is not an image.
+  """
+  with Image.open(file) as image:
+    image = image.convert("RGB")
+  image.thumbnail((size, size))
+  zoom = max(size // max(image.size), 1)
+  return png_uri(np.asarray(image).repeat(zoom, 0).repeat(zoom, 1))
 
 
 @dataclasses.dataclass
@@ -82,27 +129,34 @@ def _draw(
   figure = plots.new_figure(*_SIZE)
   figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
   [axes] = plots.make_axes(figure, grid=_GRID, spines=_GRID)
-  if batches[0]:
-    label = _draw_batches(axes, training, batches)
-    if label:
-      chart.legend.append(("--training", label))
+  if training == "train/loss" and batches[0]:
+    label = plots.draw_training_loss(axes, *batches, _TRAINING)
+    chart.legend.append(("--training", label))
+  elif batches[0]:
+    style = _marker(batches[0], 3)
+    axes.plot(*batches, color=_TRAINING, linewidth=1.4, **style)
   for i, (name, (steps, values)) in enumerate(drawn.items()):
+    color = i % len(_SERIES)
     axes.plot(
       steps,
       np.multiply(values, scale),
-      color=_SERIES[i % len(_SERIES)],
+      color=_SERIES[color],
       linestyle=_DASHES[i // len(_SERIES) % len(_DASHES)],
       linewidth=1.8,
-      marker="o",
-      markersize=3.5 if len(steps) < 40 else 0,
+      **_marker(steps, 3.5),
     )
     label = f"{plots.evaluator_name(name)} {scale * values[-1]:.4g}"
-    chart.legend.append((f"--series-{i % len(_SERIES)}", label))
+    chart.legend.append((f"--series-{color}", label))
   for name in filter(None, [training, *evaluations]):
-    if broken := run.not_finite(name):
+    steps = [
+      step
+      for step, value in zip(*plots.collect(run.rows, name), strict=True)
+      if not math.isfinite(value)
+    ]
+    if steps:
       chart.notes.append(
-        f"{name} is not finite in {len(broken):,} of the log's rows, first at "
-        f"step {broken[0]:,}."
+        f"{name} is not finite in {len(steps):,} of the log's rows, first at "
+        f"step {steps[0]:,}."
       )
   values = [*batches[1], *(v for _, each in drawn.values() for v in each)]
   axes.margins(y=0.08)
@@ -124,18 +178,9 @@ def _draw(
   return chart
 
 
-def _draw_batches(axes, name: str, series: Series) -> str:
-  """Draws a series of single batches; returns its label, if it needs one."""
-  if name == "train/loss":
-    return plots.draw_training_loss(axes, *series, _TRAINING)
-  axes.plot(
-    *series,
-    color=_TRAINING,
-    linewidth=1.4,
-    marker="o",
-    markersize=3 if len(series[0]) < 40 else 0,
-  )
-  return ""
+def _marker(series: Sequence, size: float) -> dict:
+  """Returns the style of markers, which only short series have."""
+  return {"marker": "o", "markersize": size if len(series) < 40 else 0}
 
 
 def _to_svg(figure: Figure, description: str) -> Markup:
