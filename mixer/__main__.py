@@ -7,43 +7,22 @@ import sys
 from mixer.cli import output_errors, run_cli
 from mixer.errors import did_you_mean
 
-# Name, purpose and an example of every command in mixer/tools.
+# Name, purpose and arguments for example of every command in mixer/tools.
 TOOLS = {
-  "data": (
-    "prepare data sets, draw a batch",
-    "data prepare digits",
-  ),
-  "weights": (
-    "list, fetch and convert weights",
-    "weights fetch imagenet1k/Mixer-B_16",
-  ),
-  "predict": (
-    "classify images",
-    "predict --init=RUN photos/",
-  ),
-  "export": (
-    "write weights, or a StableHLO program",
-    "export --init=RUN --out=digits.stablehlo",
-  ),
-  "sweep": (
-    "search learning rates, repeat the best",
-    "sweep --config=configs/finetune.py --workdir=DIR",
-  ),
-  "preflight": (
-    "compile a recipe for a machine elsewhere",
-    "preflight --config=configs/digits.py --topology=v4-8",
-  ),
-  "paper": (
-    "the paper's tables and figures, reports",
-    "paper table 3",
-  ),
+  "data": ("prepare data sets, draw a batch", "prepare digits"),
+  "weights": ("list, fetch and convert weights", "fetch gsam/Mixer-B_16"),
+  "predict": ("classify images", "--init=RUN photos/"),
+  "export": ("write weights, or a StableHLO program", "--init=RUN --out=FILE"),
+  "sweep": ("choose a learning rate, repeat it", "--config=FILE --workdir=DIR"),
+  "preflight": ("compile for another TPU", "--config=FILE --topology=v4-8"),
+  "paper": ("the paper's tables and figures, reports", "table 3"),
 }
 
 
 def usage() -> str:
   """Returns the list of tools, an example each."""
   lines = [
-    f"  {name:10} {purpose:41} {example}"
+    f"  {name:10} {purpose:41} {name} {example}"
     for name, (purpose, example) in TOOLS.items()
   ]
   return "\n".join(

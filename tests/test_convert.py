@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from old_checkpoints import old_bit, old_mixer, old_vit
-from small_models import golden
+from old_checkpoints import old_mixer, old_vit
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.models import create, flops
-from mixer.models.infer import infer_model
 from mixer.weights import convert
 
 FILE = "tests/goldens/mixer_tiny.npz"
@@ -76,12 +72,6 @@ def test_a_patchs_pixels_and_a_layers_units_keep_their_places():
     assert weight[11, 3] == kernel[3, 11]
 
 
-def test_back_from_timm_everything_is_as_it_was():
-  ours = flat_file()
-
-  assert_same(convert.from_timm(convert.to_timm(ours)), ours)
-
-
 @pytest.mark.parametrize("second_norm", ["LayerNorm_1", "LayerNorm_2"])
 def test_mixers_of_the_time_of_their_training_are_read(tmp_path, second_norm):
   ours = flat_file()
@@ -89,20 +79,6 @@ def test_mixers_of_the_time_of_their_training_are_read(tmp_path, second_norm):
   assert "Mixer/encoderblock_1/token_mixing_phase_0/kernel1" in old
 
   assert_same(load_as_file(old, tmp_path), ours)
-
-
-def test_vits_of_the_time_before_linen_are_read(tmp_path):
-  old, today = old_vit(head=7)
-
-  assert_same(load_as_file(old, tmp_path), today)
-  assert_same(load_as_file(today, tmp_path), today)
-
-
-def test_bits_of_the_time_before_flax_are_read(tmp_path):
-  old, today = old_bit(head=7)
-
-  assert_same(load_as_file(old, tmp_path), today)
-  assert_same(load_as_file(today, tmp_path), today)
 
 
 def test_parameters_are_taken_out_of_a_whole_training_state(tmp_path, capsys):
@@ -121,34 +97,3 @@ def test_two_arrays_that_would_get_one_name_are_refused(tmp_path):
 
   with pytest.raises(UserError, match="Two arrays have the name .*LayerNorm_1"):
     load_as_file(old, tmp_path)
-
-
-def test_an_old_vit_is_evaluated_with_its_hidden_layer(tmp_path):
-  _, params, images, expected = golden("ViT")
-  layer = {"kernel": np.eye(24, dtype="f"), "bias": np.zeros(24, "f")}
-  old = {}
-  for name, array in flatten_dict(
-    params | {"pre_logits": layer}, sep="/"
-  ).items():
-    for today, before in (
-      ("MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1"),
-      ("LayerNorm_1", "LayerNorm_2"),
-      ("MlpBlock_0", "MlpBlock_3"),
-    ):
-      name = name.replace(today, before)
-    old[name] = array
-  np.savez(tmp_path / "old.npz", **old)
-
-  read = weights.load(tmp_path / "old.npz")
-
-  model = infer_model(read)
-  _, out = jax.jit(model.apply)({"params": read}, images)
-  head = params["head"]
-  logits = np.arctanh(out["pre_logits"]) @ head["kernel"] + head["bias"]
-  assert model.representation == 24
-  np.testing.assert_allclose(logits, expected, atol=1e-3)
-  # A new head, for fine-tuning, replaces the hidden layer too.
-  tuned = create("ViT", patch=8, hidden=24, blocks=2, mlp=48, heads=4)
-  tuned = flops.abstract_params(tuned.clone(num_classes=3), (32, 32))
-  merged, _ = weights.merge_params(read, tuned)
-  assert "pre_logits" not in merged

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
+from small_models import SIZES
 
 from mixer import weights
 from mixer.models import create
@@ -20,13 +21,6 @@ from mixer.tools import export
 
 TINY = Path(__file__).parent / "goldens" / "mixer_tiny.npz"
 BIT = TINY.with_name("bit_tiny.npz")
-SIZES = {
-  "patch": 8,
-  "hidden": 24,
-  "blocks": 2,
-  "tokens_mlp": 12,
-  "channels_mlp": 48,
-}
 PIXELS = np.random.default_rng(7).integers(256, size=(5, 32, 32, 3), dtype="u1")
 IMAGES = PIXELS.astype(np.float32) / 127.5 - 1
 
@@ -46,7 +40,7 @@ def run(*arguments):
 
 
 def logits_of(params, images=IMAGES, **fields):
-  model = create("Mixer", **SIZES | {"num_classes": 7} | fields)
+  model = create("Mixer", **SIZES["Mixer"] | {"num_classes": 7} | fields)
   # Compiled: run in parts, bfloat16 would be rounded in more places.
   return np.asarray(jax.jit(model.apply)({"params": params}, images)[0])
 
@@ -185,14 +179,6 @@ def test_weights_come_back_from_either_layout(
   )
 
 
-@pytest.mark.parametrize("flag", ["--input=int8", "--dtype=float16"])
-def test_other_inputs_and_dtypes_are_refused(tmp_path, capsys, flag):
-  with pytest.raises(SystemExit, match="2"):
-    run(f"--init={TINY}", f"--out={tmp_path / 'tiny.stablehlo'}", flag)
-
-  assert "choose from" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
@@ -203,14 +189,11 @@ def test_other_inputs_and_dtypes_are_refused(tmp_path, capsys, flag):
       ["--platforms=cpu,gpu"],
       "--platforms takes no 'gpu': there are cpu, cuda",
     ),
-    (["--platforms="], "--platforms takes no '': there are cpu"),
     (["--image_size=0"], "--image_size=0 must be 1 or more."),
-    (["--image_size=36"], "Images of 36 x 36 px are not divided by patches of"),
     (
       ["--image_size=64"],
       "make 64 tokens of 8 px, but these parameters mix 16",
     ),
-    (["--init=none.npz"], "There are no weights at none.npz"),
     (
       [f"--init={BIT}", "--out=bit.safetensors"],
       "Other models are read and written as .npz.",

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from small_models import SIZES, golden
 
-from mixer import weights
-from mixer.errors import UserError
 from mixer.models import create
 from mixer.models.infer import describe, infer, infer_model
 
@@ -38,6 +36,7 @@ def test_fields_that_shapes_do_not_tell_are_set():
     ("ViT-B/32", {}, "ViT-B/32"),
     ("ViT-B/16", dict(pool="mean"), "ViT-B/16 with pool='mean'"),
     ("ViT-B/16", dict(image_channels=1), "ViT-B/16 with image_channels=1"),
+    ("ViT-B/16", dict(representation=9), "ViT-B/16 with representation=9"),
     ("BiT-R50x3", {}, "BiT-R50x3"),
   ],
 )
@@ -54,16 +53,3 @@ def test_shapes_name_the_variant_and_the_fields_that_differ(
   inferred = infer(shapes["params"])
 
   assert inferred == model and describe(inferred) == words
-
-
-def test_parameters_of_no_family_are_refused():
-  with pytest.raises(UserError, match="not the parameters of a Mixer"):
-    infer_model({"cls": np.zeros(3)})
-
-
-def test_grown_weights_have_a_larger_token_mixing():
-  model, params, _, _ = golden("Mixer")
-
-  grown = infer_model(weights.grow(params, factor=2))
-
-  assert grown == model.clone(tokens_mlp=4 * 12)

@@ -32,22 +32,16 @@ def tiny():
   return golden("Mixer")
 
 
-def test_the_expected_numbers_cover_every_variant():
-  assert set(names("Mixer")) == set(EXPECTED)
-
-
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", names("Mixer"))
 def test_a_variant_has_the_papers_parameters_and_costs_its_gmacs(name):
   headless, with_head, macs = EXPECTED[name]
 
-  body = create(name)
-  whole = create(name, num_classes=1000)
+  params = flops.abstract_params(create(name, num_classes=1000), (224, 224))
 
-  params = flops.abstract_params(whole, (224, 224))
   assert flops.count_params(params) == with_head
   del params["head"]
   assert flops.count_params(params) == headless
-  assert flops.multiply_accumulates(body, (224, 224)) == macs
+  assert flops.multiply_accumulates(create(name), (224, 224)) == macs
 
 
 def test_multiply_accumulates_include_convolutions_products_and_loops():

@@ -357,34 +357,18 @@ def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
       "the config has; did you mean eval/minival/accuracy?",
     ),
     ({"sweep.metric": ""}, "config.sweep.metric, the result that"),
-    (
-      {"sweep.report": METRIC},
-      "is a result of no evaluator that the final runs have; did you mean",
-    ),
+    ({"sweep.report": METRIC}, "of no evaluator that the final runs have; did"),
     ({"sweep.learning_rates": ()}, "config.sweep.learning_rates is empty"),
     ({"sweep.learning_rates": (0.1, -1)}, "has -1: rates are above 0"),
     ({"sweep.learning_rates": ("x",)}, "has 'x': rates are above 0"),
-    (
-      {"sweep.learning_rates": (0.1, 0.1)},
-      "rates that are the same to six digits (lr_0.1)",
-    ),
+    ({"sweep.learning_rates": (0.1, 0.1)}, "the same to six digits (lr_0.1)"),
     ({"data.ops": "resize(10)"}, "Images are of several sizes"),
     ({"sweep.seeds": 0}, "config.sweep.seeds = 0 must be 1 or more"),
-    (
-      {"sweep.full_examples": 1_436},
-      "In the final runs: config.data: digits has 1437 examples in 'train', "
-      "and not 1436: set config.sweep.full_examples = 1437",
-    ),
-    (
-      {"sweep.full_split": "trian"},
-      "In the final runs: config.data: digits has no split 'trian'",
-    ),
+    ({"sweep.full_examples": 1_436}, "set config.sweep.full_examples = 1437"),
+    ({"sweep.full_split": "trian"}, "In the final runs: config.data: digits"),
     ({"sweep.full_split": None}, "config.sweep.full_examples is set, but"),
     ({"evals.test.name": "cifar10"}, "cifar10 is not prepared"),
-    (
-      {"init": "nothing.npz"},
-      "config.init: There are no weights at nothing.npz",
-    ),
+    ({"init": "nothing.npz"}, "config.init: There are no weights at nothing.n"),
     (
       {
         "sweep.metric": "x",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ViT: published sizes, initial values, pooling, drop path."""
+"""The ViT: published sizes, initial values, pooling."""
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,6 @@ PARAMETERS = {
   "ViT-L/16": 304_326_632,
   "ViT-H/14": 632_045_800,
 }
-# As others count them (timm), in GMAC.
-GMACS = {"ViT-B/16": 17.6, "ViT-L/16": 61.6}
 
 
 @pytest.fixture
@@ -48,13 +46,6 @@ def test_a_variant_has_the_published_parameters_and_its_arithmetic(name):
   params = flops.abstract_params(model, (224, 224))
   assert flops.count_params(params) == PARAMETERS[name]
   assert macs == macs_by_arithmetic(*vit.VARIANTS[name], classes=1000)
-
-
-@pytest.mark.parametrize("name", GMACS)
-def test_a_variant_costs_its_gmacs(name):
-  macs = flops.multiply_accumulates(create(name, num_classes=1000), (224, 224))
-
-  assert macs / 1e9 == pytest.approx(GMACS[name], rel=5e-3)
 
 
 def test_initial_values_are_those_of_the_authors_code():
@@ -112,21 +103,3 @@ def test_a_hidden_layer_under_the_head_makes_the_pre_logits(tiny):
   expected = np.tanh(plain["pre_logits"][:, :10] + 1)
   np.testing.assert_allclose(out["pre_logits"], expected, atol=1e-5)
   np.testing.assert_allclose(logits[:, 0], expected.sum(1), atol=1e-5)
-
-
-def test_the_last_blocks_branches_are_dropped_by_themselves(tiny):
-  model, params, images, _ = tiny
-  images = jnp.broadcast_to(images[:1], (200, *images.shape[1:]))
-  keys = jax.random.split(jax.random.key(0), 200)
-
-  _, out = model.clone(stoch_depth=0.5).apply(
-    {"params": params}, images, train=True, drop_keys=keys
-  )
-
-  # Of two blocks the first has rate 0, the last the full rate on its branches.
-  first = np.asarray(out["block00"])
-  np.testing.assert_allclose(first, first[:1].repeat(200, 0), atol=1e-5)
-  kinds = np.round(np.asarray(out["block01"]), 3)
-  _, counts = np.unique(kinds, axis=0, return_counts=True)
-  assert len(counts) == 4
-  assert counts / 200 == pytest.approx(0.25, abs=0.1)

@@ -11,7 +11,6 @@ from old_checkpoints import old_bit, old_vit
 from mixer import weights
 from mixer.errors import UserError
 from mixer.models import create, flops
-from mixer.models.infer import infer_model
 from mixer.storage import cache_folder
 from mixer.tools.weights import main
 from mixer.weights import convert, download
@@ -40,15 +39,10 @@ def accept_any_size(monkeypatch):
   monkeypatch.setattr(download, "_difference", lambda path, mirror: "")
 
 
-def shapes(published):
-  model = create(published.model, **published.fields)
+def shapes(published, **fields):
+  model = create(published.model, **published.fields).clone(**fields)
   params = flops.abstract_params(model, published.image_size)
   return {k: v.shape for k, v in flatten_dict(params, sep="/").items()}
-
-
-def fill(shape):
-  """Numbers other than 0, quickly."""
-  return np.resize(np.arange(1, 4097, dtype=np.float32), shape)
 
 
 def put(published, folder, arrays, suffix):
@@ -66,16 +60,6 @@ def put(published, folder, arrays, suffix):
     weights.save(path, unflatten_dict(arrays, sep="/"))
 
 
-def reduced(published):
-  """The file's names and head, with little in between."""
-  model = create(published.model, **published.fields).clone(
-    hidden=4, blocks=2, tokens_mlp=2, channels_mlp=4
-  )
-  params = flops.abstract_params(model, published.image_size)
-  flat = flatten_dict(params, sep="/")
-  return {name: fill(leaf.shape) for name, leaf in flat.items()}
-
-
 @pytest.mark.parametrize(
   "name, suffix",
   [(name, mirror.suffix) for name in MIXERS for mirror in find(name).mirrors],
@@ -84,7 +68,10 @@ def test_mixers_are_read_by_their_names_in_every_layout(
   cache, accept_any_size, name, suffix
 ):
   published = find(name)
-  arrays = reduced(published)
+  # The file's names and head, with little in between.
+  sizes = shapes(published, hidden=4, blocks=2, tokens_mlp=2, channels_mlp=4)
+  rng = np.random.default_rng(0)
+  arrays = {k: np.float32(rng.uniform(size=v)) for k, v in sizes.items()}
   put(published, cache, arrays, suffix)
 
   checkpoint = weights.read(name)
@@ -94,9 +81,7 @@ def test_mixers_are_read_by_their_names_in_every_layout(
   for key in arrays:
     assert np.array_equal(found[key], arrays[key])
   assert checkpoint.gelu == "tanh" and checkpoint.image_size == (224, 224)
-  assert len(checkpoint.class_names) == published.num_classes
-  model = infer_model(checkpoint.params)
-  assert model.num_classes == published.num_classes
+  assert checkpoint.create_model().num_classes == published.num_classes
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -112,7 +97,6 @@ def test_baselines_are_read_by_their_names(cache, accept_any_size, name):
   assert found.keys() == today.keys()
   for key in today:
     assert np.array_equal(found[key], today[key])
-  assert len(checkpoint.class_names) == published.num_classes
   # The ViT in the file is for 2 x 2 patches, and says so by its shapes.
   own_size = (8, 8) if "ViT" in published.model else published.image_size
   assert checkpoint.image_size == own_size
@@ -133,37 +117,14 @@ def test_the_listed_size_is_that_of_the_models_parameters(name):
   assert abs(mib - listed) < 0.012
 
 
-@pytest.mark.parametrize(
-  "name", ["imagenet21k/Mixer-B_16", "imagenet1k/Mixer-L_16"]
-)
-def test_whole_files_that_were_brought_by_hand_are_taken(cache, name):
-  published = find(name)
-  sizes = shapes(published)
-  path = cache / f"{name}.npz"
-  path.parent.mkdir(parents=True)
-  np.savez(path, **{name: fill(shape) for name, shape in sizes.items()})
-
-  found = flatten_dict(weights.load(name), sep="/")
-
-  path.unlink()  # it is large
-  assert {name: array.shape for name, array in found.items()} == sizes
-  kernel = found["MixerBlock_0/channel_mixing/Dense_0/kernel"]
-  assert np.array_equal(kernel, fill(kernel.shape))
-
-
-def test_a_file_goes_before_a_published_name(cache, tmp_path, monkeypatch):
+def test_a_folder_goes_before_a_published_name(tmp_path, monkeypatch):
+  tiny = weights.load("tests/goldens/mixer_tiny.npz")
   monkeypatch.chdir(tmp_path)
-  file = tmp_path / "imagenet1k" / "Mixer-B_16"
-  file.mkdir(parents=True)
-  model = create("Mixer-S/32", num_classes=3).clone(blocks=1)
-  params = flops.abstract_params(model, (32, 32))
-  flat = flatten_dict(params, sep="/")
-  arrays = {name: fill(leaf.shape) for name, leaf in flat.items()}
-  weights.save(file / "weights.npz", unflatten_dict(arrays, sep="/"))
+  folder = tmp_path / "imagenet1k" / "Mixer-B_16"
+  folder.mkdir(parents=True)
+  weights.save(folder / "weights.npz", tiny)
 
-  checkpoint = weights.read("imagenet1k/Mixer-B_16")
-
-  assert checkpoint.params["head"]["bias"].shape == (3,)
+  assert weights.load("imagenet1k/Mixer-B_16")["head"]["bias"].shape == (7,)
 
 
 def test_every_entry_is_whole():
@@ -190,16 +151,11 @@ def test_every_entry_is_whole():
   "name, words",
   [
     ("jft/Mixer-B_16", "JFT-300M"),
-    ("imagenet21k/Mixer-H_14", "Mixer-H/14"),
     ("imagenet21k+imagenet2012/Mixer-B_16", "dataset=imagenet2012"),
-    ("imagenet21k/Mixer-L_16-448", "at 224 px"),
     ("imagenet1k/Mixer-S_32", "gsam/ has"),
-    ("imagenet1k/Mixer-B_32", "gsam/ has"),
     ("imagenet21k/Mixer-B_32", "only Mixer-B_16 and -L_16"),
     ("sam/Mixer-S_16", "Mixer-S with SAM"),
-    ("gsam/Mixer-L_16", "Mixer-L with SAM or GSAM"),
     ("imagenet1k/ViT-B_16", "augreg/ViT-B_16-i1k"),
-    ("bit/BiT-L-R152x4", "BiT-L"),
     ("bit/BiT-M-R200x3", "BiT-R200x3, BiT-R152x1"),
   ],
 )

@@ -8,7 +8,7 @@ import re
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from mixer.errors import UserError
+from mixer.errors import UserError, format_list
 from mixer.models import FAMILIES, create, family_of, fields_of
 from mixer.models.base import ImageModel, TokenModel
 
@@ -109,19 +109,18 @@ def infer_image_size(
   return (side * model.patch,) * 2 if side * side == tokens else None
 
 
-def describe_tokens(params: dict) -> str:
-  """Describes the tokens of parameters, such as "196 tokens (224 px / 16)"."""
+def describe_params(params: dict) -> str:
+  """Describes parameters, such as "Mixer-B/16, 196 tokens (224 px / 16)"."""
   model = infer(params)
+  if model is None:
+    if "VariedBlock_0" in params:
+      return "a MixerVariation"
+    return f"another model ({format_list([*params], shown=3)})"
   if not isinstance(model, TokenModel):
-    return "images of any size"
+    return f"{describe(model)}, images of any size"
   size = infer_image_size(params)
   pixels = f" ({size[0]} px / {model.patch})" if size else ""
-  return f"{model.trained_tokens(params):,} tokens{pixels}"
-
-
-def family_name(model: nn.Module) -> str:
-  """Returns the family of a model, such as "ViT"."""
-  return next(k for k, v in FAMILIES.items() if v.module is type(model))
+  return f"{describe(model)}, {model.trained_tokens(params):,} tokens{pixels}"
 
 
 def describe(model: nn.Module) -> str:
@@ -130,7 +129,7 @@ def describe(model: nn.Module) -> str:
   Fields that differ from the variant follow its name, except the patch, which
   is part of it: "Mixer-S/8 with tokens_mlp=1024".
   """
-  family = family_name(model)
+  family = next(k for k, v in FAMILIES.items() if v.module is type(model))
   _, variants, columns, _ = FAMILIES[family]
   sizes = {column: getattr(model, column) for column in columns}
   for variant, values in variants.items():

@@ -47,37 +47,37 @@ def _parser() -> argparse.ArgumentParser:
     "--data_dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
   )
 
-  prepare_parser = commands.add_parser(
+  command = commands.add_parser(
     "prepare",
     parents=[shared],
     help="download a data set and store it as ArrayRecord",
   )
-  prepare_parser.add_argument(
+  command.set_defaults(run=_prepare)
+  command.add_argument(
     "name",
     help="a name of TFDS, digits, photographs or imagenet21k; NAME/CONFIG"
     " picks a config",
   )
-  prepare_parser.add_argument(
+  command.add_argument(
     "--workers",
     type=int,
     help="processes, for imagenet21k; default: one a core",
   )
-  prepare_parser.add_argument(
+  command.add_argument(
     "--exclude",
     action="append",
     metavar="FILE",
     help="leave out images that resemble one in this list, which the command"
     " hash wrote; for imagenet21k; may be repeated",
   )
-  prepare_parser.set_defaults(run=_prepare)
 
-  hash_parser = commands.add_parser(
+  command = commands.add_parser(
     "hash", parents=[shared], help="write a list for prepare --exclude"
   )
-  hash_parser.add_argument("name", help="a prepared data set, or folder:DIR")
-  hash_parser.add_argument("--split", required=True, help="such as test")
-  hash_parser.add_argument("--out", required=True, metavar="FILE")
-  hash_parser.set_defaults(run=_hash)
+  command.set_defaults(run=_hash)
+  command.add_argument("name", help="a prepared data set, or folder:DIR")
+  command.add_argument("--split", required=True, help="such as test")
+  command.add_argument("--out", required=True, metavar="FILE")
 
   # Its flags are those of train.py; see the end of this file.
   commands.add_parser("show", help="draw the training images of a step")

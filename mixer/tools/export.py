@@ -20,7 +20,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax import export as jax_export
 
 from mixer import cli, weights
@@ -28,7 +27,7 @@ from mixer.errors import UserError
 from mixer.jax_setup import device_count
 from mixer.models.kernels import plain_model
 from mixer.storage import atomic_write, check_output
-from mixer.tools.inference import check_shape, made_for
+from mixer.tools.inference import DEFAULT_SIZE, check_shape
 from mixer.tools.weights import convert
 from mixer.training.step import normalise
 from mixer.weights.io import SUFFIXES
@@ -121,20 +120,28 @@ def write_program(
   Raises:
     UserError: the images do not fit the weights, or the results differ.
   """
-  size = (image_size, image_size) if image_size else made_for(checkpoint)
+  size = checkpoint.image_size or DEFAULT_SIZE
+  if image_size:
+    size = image_size, image_size
   model = checkpoint.create_model(dtype=dtype)
   # Fused kernels are for one kind of device and a fixed batch size.
   model = plain_model(model)
   shape = (*size, model.image_channels)
   check_shape(model, checkpoint.params, shape, f"--image_size={size[0]}")
-  classify = bind(model, checkpoint.params, input)
   names = platforms.split(",")
-  program = serialize(classify, shape, input, names)
+
+  def classify(images: jax.Array) -> jax.Array:
+    # The parameters become constants of the dtype of the products.
+    if input == "uint8":
+      images = normalise(images)
+    return model.apply({"params": checkpoint.params}, images, train=False)[0]
+
+  program = _serialize(classify, shape, input, names)
 
   platform = jax_export.default_export_platform()
   runnable = program
   if platform not in names:
-    runnable = serialize(classify, shape, input, [platform])
+    runnable = _serialize(classify, shape, input, [platform])
   difference = _compare(runnable, checkpoint, shape, input, dtype)
 
   with atomic_write(out) as temporary:
@@ -155,24 +162,7 @@ def write_program(
   )
 
 
-def bind(
-  model: nn.Module, params: dict, input: str
-) -> Callable[[jax.Array], jax.Array]:
-  """Returns the function of images that becomes the program.
-
-  The parameters are constants of the dtype of the products: in bfloat16 the
-  program has half the size.
-  """
-
-  def classify(images: jax.Array) -> jax.Array:
-    if input == "uint8":
-      images = normalise(images)
-    return model.apply({"params": params}, images, train=False)[0]
-
-  return classify
-
-
-def serialize(
+def _serialize(
   classify: Callable[[jax.Array], jax.Array],
   shape: tuple[int, int, int],
   input: str,

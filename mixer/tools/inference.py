@@ -21,13 +21,12 @@ from mixer.data.shuffle import augmentation_rng
 from mixer.data.workers import DEFAULT_WORKERS
 from mixer.datasets import class_names
 from mixer.errors import UserError
-from mixer.models.base import TokenModel
 from mixer.storage import read_lines
 from mixer.training.sharding import pmap_step, prefetch_to_device, replicate
 from mixer.training.step import normalise
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-DEFAULT_SIZE = (224, 224)  # of images, for weights that take any size
+DEFAULT_SIZE = (224, 224)  # of images, for weights that do not tell it
 HEADS = {1000: class_names.imagenet2012, 21_843: class_names.imagenet21k}
 
 
@@ -126,21 +125,10 @@ def _choose_ops(
   for name, evaluation in checkpoint.config.get("evals", {}).items():
     if evaluation.get("type") == "classification" and evaluation.get("ops"):
       return evaluation["ops"], f"of the run's evaluator {name}"
-  h, w = made_for(checkpoint)
+  h, w = checkpoint.image_size or DEFAULT_SIZE
   larger = round(max(h, w) * 8 / 7)  # 256 for 224
   crop = h if h == w else (h, w)
   return f"resize_small({larger}) | central_crop({crop})", "as in the paper"
-
-
-def made_for(checkpoint: weights.LoadedWeights) -> tuple[int, int]:
-  """Returns the height and width of the weights' images."""
-  model = checkpoint.create_model()
-  if not isinstance(model, TokenModel):
-    return checkpoint.image_size or DEFAULT_SIZE
-  rows, columns = weights.grid_shape(
-    checkpoint.params, checkpoint.image_size, model
-  )
-  return model.patch * rows, model.patch * columns
 
 
 def _choose_names(
@@ -265,14 +253,10 @@ def predict(
 
   def fetch(outputs):
     columns = (np.asarray(x).reshape(batch, -1) for x in outputs)
-    for image, *found in zip(groups.popleft(), *columns, strict=False):
-      yield (
-        image
-        if image.fault
-        else dataclasses.replace(
-          image, classes=found[0], probabilities=found[1]
-        )
-      )
+    for image, top, values in zip(groups.popleft(), *columns, strict=False):
+      if not image.fault:
+        image = dataclasses.replace(image, classes=top, probabilities=values)
+      yield image
 
   ahead = collections.deque()  # dispatched, not yet fetched
   for images in prefetch_to_device(feed(), devices):

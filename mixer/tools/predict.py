@@ -15,8 +15,12 @@ the accuracy is printed, and --grid shows the worst mistakes first.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
+import glob
+import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,15 +28,23 @@ from pathlib import Path
 import numpy as np
 
 from mixer import cli
+from mixer.data.sources.file_io import is_remote
+from mixer.data.sources.listing import (
+  KNOWN,
+  count_suffixes,
+  describe_missing,
+  is_hidden,
+  is_image,
+  report_left_out,
+)
 from mixer.datasets import class_names
-from mixer.errors import UserError, notify, printable
+from mixer.errors import UserError, format_list, notify, printable
 from mixer.jax_setup import (
   configure_xla,
   device_count,
   enable_compilation_cache,
 )
 from mixer.storage import atomic_write, check_output
-from mixer.tools.find_images import find_images
 from mixer.tools.inference import (
   Classifier,
   Prediction,
@@ -99,7 +111,7 @@ def run(
 
   names = [printable(name) for name in classifier.class_names]
   folders = class_names.folder_classes(classifier.class_names)
-  hits, sample, unreadable = [], Sample(DRAWN), 0
+  hits, drawn, unreadable = [], [], 0
   with contextlib.ExitStack() as stack:
     writers = [_table(names, paths)]
     if out:
@@ -115,7 +127,7 @@ def run(
       if label is not None:
         hits.append(prediction.classes[0] == label)
       if grid:
-        sample.add(prediction, label)
+        drawn = choose([*drawn, (prediction, label)], DRAWN)
     if unreadable == len(paths):
       raise UserError("No image could be read.")
   if hits:
@@ -124,11 +136,77 @@ def run(
       "name a class"
     )
   if grid:
-    drawn = sample.choose()
     draw(drawn, names, grid)
     print(f"Drew {len(drawn)} of {len(paths):,} images in {grid}.")
   if unreadable := unreadable + len(others):
     notify(f"{unreadable:,} of {len(inputs):,} files could not be read.")
+
+
+def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Finds the images in files, folders and patterns, and reports other files.
+
+  Args:
+    paths: files, whatever their suffix; folders, in which the files with the
+      suffix of an image count, at any depth; patterns such as "*.jpg" of both.
+
+  Returns:
+    The paths of images, each once, in the given order, and of the other files
+    in the folders and patterns.
+
+  Raises:
+    UserError: there is no such file, or no image in one of the paths.
+  """
+  images, others = {}, {}  # as sets with an order
+  for given in paths:
+    found, rest = _find(given)
+    if not found:
+      holds = f", but {count_suffixes(rest)}" if rest else ""
+      raise UserError(f"There is no image in {given}{holds}. {KNOWN}")
+    images |= dict.fromkeys(found)
+    others |= dict.fromkeys(rest)
+  report_left_out(
+    format_list(paths, shown=3), tuple(others), len(images) + len(others)
+  )
+  return list(images), list(others)
+
+
+def _find(given: str) -> tuple[list[str], list[str]]:
+  if is_remote(given):
+    raise UserError(
+      f"{given} is not on this machine: copy the images, or mount the bucket."
+    )
+  path = os.path.expanduser(given)
+  matches = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
+  if not matches:
+    raise UserError(describe_missing(given, path))
+  images, others = [], []
+  for file in itertools.chain.from_iterable(map(_walk, sorted(matches))):
+    name = os.path.basename(file)
+    if file == path or is_image(name):
+      images.append(file)
+    elif not is_hidden(name):
+      others.append(file)
+  return images, others
+
+
+def _walk(path: str) -> Iterator[str]:
+  """Yields a file, or those in a folder at any depth, sorted."""
+
+  def stop(error: OSError):
+    raise error
+
+  if not os.path.isdir(path):
+    yield path
+    return
+  seen = {os.path.realpath(path)}  # links may lead to a folder again
+  for parent, folders, files in os.walk(path, onerror=stop, followlinks=True):
+    yield from (os.path.join(parent, name) for name in sorted(files))
+    for name in sorted(folders):
+      real = os.path.realpath(os.path.join(parent, name))
+      if is_hidden(name) or real in seen:
+        folders.remove(name)
+      seen.add(real)
+    folders.sort()
 
 
 def describe(classifier: Classifier) -> str:
@@ -188,35 +266,30 @@ def _rows(
     yield write
 
 
-class Sample:
-  """Selects images for the grid while they pass, `size` of them.
+def choose(
+  images: Sequence[tuple[Prediction, int | None]], size: int
+) -> list[tuple[Prediction, int | None]]:
+  """Selects images for the grid, in its order; they have a label or None.
 
   Images with a label come first: mistakes, the most confident first, then right
   answers, the least confident first. Others are spread over predicted classes.
   """
 
-  def __init__(self, size: int):
-    self._size = size
-    self._labelled: list[tuple[float, Prediction, int]] = []
-    self._others: dict[int, list[Prediction]] = {}
+  def rank(image: tuple[Prediction, int]) -> float:
+    prediction, label = image
+    sign = 1 if prediction.classes[0] == label else -1
+    return sign * prediction.probabilities[0]
 
-  def add(self, prediction: Prediction, label: int | None) -> None:
-    guess, probability = prediction.classes[0], prediction.probabilities[0]
-    if label is not None:
-      rank = probability if guess == label else -probability
-      self._labelled.append((rank, prediction, label))
-      self._labelled.sort(key=lambda each: each[0])
-      del self._labelled[self._size :]
-      return
-    self._others.setdefault(int(guess), []).append(prediction)
-    if sum(map(len, self._others.values())) > self._size:
-      max(self._others.values(), key=len).pop()
-
-  def choose(self) -> list[tuple[Prediction, int | None]]:
-    """Returns images with their labels, in the order of the grid."""
-    others = [x for _, group in sorted(self._others.items()) for x in group]
-    pairs = [(prediction, label) for _, prediction, label in self._labelled]
-    return (pairs + [(x, None) for x in others])[: self._size]
+  labelled = sorted((x for x in images if x[1] is not None), key=rank)
+  by_class = collections.defaultdict(list)
+  for image in images:
+    if image[1] is None:
+      by_class[image[0].classes[0]].append(image)
+  rounds = itertools.zip_longest(*by_class.values())
+  others = [x for each in rounds for x in each if x is not None]
+  others = others[: max(size - len(labelled), 0)]
+  others.sort(key=lambda image: image[0].classes[0])
+  return [*labelled[:size], *others]
 
 
 def draw(

@@ -7,12 +7,14 @@ python -m mixer weights convert FROM TO [--grow=K | --tokens=ROWSxCOLUMNS]
 """
 
 import argparse
+import os
 import re
 import sys
 import textwrap
 
 from mixer import cli
-from mixer.models.infer import describe, describe_tokens, infer
+from mixer.models.infer import describe_params, infer
+from mixer.storage import check_output, is_in_bucket
 from mixer.weights import download, io
 from mixer.weights.grow import grid_shape, grow
 from mixer.weights.load import read
@@ -49,49 +51,32 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="python -m mixer weights")
   commands = parser.add_subparsers(required=True)
 
-  list_parser = commands.add_parser(
-    "list", help="list published weights, and those never published"
-  )
-  list_parser.add_argument(
-    "names", nargs="*", metavar="NAME", help="show every detail of these"
-  )
-  list_parser.set_defaults(run=_list)
+  command = commands.add_parser("list", help="list published weights")
+  command.set_defaults(run=_list)
+  command.add_argument("names", nargs="*", metavar="NAME", help="in detail")
 
-  fetch_parser = commands.add_parser("fetch", help="download published weights")
-  fetch_parser.add_argument("name", help="such as imagenet21k/Mixer-B_16")
-  fetch_parser.add_argument(
-    "--cache",
-    metavar="DIR",
-    help="default: $MIXER_CACHE_DIR/weights or ~/.cache/mixer/weights",
-  )
-  fetch_parser.set_defaults(run=_fetch)
+  command = commands.add_parser("fetch", help="download published weights")
+  command.set_defaults(run=_fetch)
+  command.add_argument("name", help="such as imagenet21k/Mixer-B_16")
+  cache = "default: $MIXER_CACHE_DIR/weights or ~/.cache/mixer/weights"
+  command.add_argument("--cache", metavar="DIR", help=cache)
 
-  convert_parser = commands.add_parser(
-    "convert", help="write weights in another layout, or for larger images"
-  )
-  convert_parser.add_argument(
-    "source", metavar="FROM", help="a file, a published name, a run's folder"
-  )
-  convert_parser.add_argument(
-    "target",
-    metavar="TO",
-    help="ending in .npz (Google) or .safetensors (timm)",
-  )
-  larger = convert_parser.add_mutually_exclusive_group()
-  larger.add_argument(
+  command = commands.add_parser("convert", help="change layout or image size")
+  command.set_defaults(run=convert)
+  add = command.add_argument
+  add("source", metavar="FROM", help="a file, a published name, a run's folder")
+  add("target", metavar="TO", help="a .npz (Google) or .safetensors (timm)")
+  add = command.add_mutually_exclusive_group().add_argument
+  add(
     "--grow",
     dest="factor",
     type=int,
+    choices=range(1, 9),
     metavar="K",
     help="2 for 448 px instead of 224",
   )
-  larger.add_argument(
-    "--tokens",
-    type=_grid,
-    metavar="24x24",
-    help="interpolate to this grid of tokens; for a Mixer beyond the paper",
-  )
-  convert_parser.set_defaults(run=convert)
+  beyond = "interpolate to these tokens; for a Mixer beyond the paper"
+  add("--tokens", type=_grid, metavar="24x24", help=beyond)
   return parser
 
 
@@ -192,12 +177,16 @@ def convert(
   Returns:
     Sentences about the model, its growth and the file.
   """
-  path = io.check_target(target, flag, source)
+  path, inputs = target, [source, os.path.join(source, "weights.npz")]
+  if not is_in_bucket(target) or target in inputs:
+    path = check_output(
+      target, flag, io.WRITTEN, suffixes=io.SUFFIXES, inputs=inputs
+    )
   checkpoint = read(source)
   params, config = checkpoint.params, checkpoint.config
   names = checkpoint.class_names
   checkpoint.create_model()  # complains of an unknown one
-  lines = [f"{source}: {_describe_params(params)}."]
+  lines = [f"{source}: {_describe(params)}."]
   if factor is not None or tokens is not None:
     grid = grid_shape(params, checkpoint.image_size)
     params = grow(params, factor=factor, tokens=tokens, grid=grid)
@@ -205,20 +194,38 @@ def convert(
     how = f"by {factor}" if factor else "by interpolation"
     if tokens and "MixerBlock_0" in params:
       how += ", beyond the paper"
-    lines.append(f"Grown {how}: {_describe_params(params)}.")
+    lines.append(f"Grown {how}: {_describe(params)}.")
   io.save(path, params, gelu=checkpoint.gelu, config=config, class_names=names)
   layout = "Google's" if target.endswith(".npz") else "timm's"
   lines.append(f"Written to {path} in {layout} layout.")
-  lines.append(io.gelu_note(target, params, checkpoint.gelu))
+  lines.append(_gelu_note(target, params, checkpoint.gelu))
   return "\n".join(filter(None, lines))
 
 
-def _describe_params(params: dict) -> str:
-  model = infer(params)
-  if model is None:
-    return "a MixerVariation"
-  head = f"{model.num_classes:,} classes" if model.num_classes else "no head"
-  return f"{describe(model)}, {describe_tokens(params)}, {head}"
+def _describe(params: dict) -> str:
+  classes = len(params.get("head", {}).get("bias", ()))
+  head = f"{classes:,} classes" if classes else "no head"
+  return f"{describe_params(params)}, {head}"
+
+
+def _gelu_note(target: str, params: dict, gelu: str) -> str:
+  """Returns a sentence about the GELU that other programs use with a file.
+
+  Returns "" if the model has no GELU, or is unknown.
+  """
+  if not hasattr(infer(params), "gelu"):
+    return ""
+  trained = f"They were trained with the {gelu} form of GELU"
+  if target.endswith(".npz"):
+    others = "the tanh form" if gelu == "exact" else "the same"
+    return f"{trained}; other programs that read .npz compute {others}."
+  if gelu == "exact":
+    return f"{trained}, which timm computes."
+  return (
+    f"{trained}, and timm computes the exact one, unless told: timm."
+    "create_model(NAME, act_layer=functools.partial(torch.nn.GELU, "
+    "approximate='tanh')) gives the same logits."
+  )
 
 
 if __name__ == "__main__":

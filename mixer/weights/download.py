@@ -6,21 +6,20 @@ not offer: files have up to several GiB. Size and sha256 are compared with the
 published ones, as far as these are known.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import http.client
 import importlib.util
+import shutil
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mixer.errors import UserError, notify
-from mixer.storage import cache_folder
+from mixer.storage import DISK_ERRORS, cache_folder
 from mixer.weights.zoo import Mirror, Published
 
 _TIMEOUT = 30  # seconds without a byte
@@ -51,13 +50,15 @@ def fetch(published: Published, cache: str | None = None) -> Path:
   lock = folder / f"{published.name}.lock"
   try:
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(lock, published.name):
-      # Another process may have downloaded it while this one waited.
+    with lock.open("w") as file:  # unlocked when the process ends
+      notify(f"Fetching {published.name}, or waiting for a process that does.")
+      fcntl.flock(file, fcntl.LOCK_EX)
       return _find_cached(published, folder) or _download(published, folder)
   except OSError as error:
     raise UserError(
-      f"Cannot write to {lock.parent} ({error.strerror or error}): name "
-      "another folder with the environment variable MIXER_CACHE_DIR."
+      f"Cannot write to {lock.parent} ({error.strerror or error}): make room "
+      "there, or name another folder with the environment variable "
+      "MIXER_CACHE_DIR."
     ) from error
 
 
@@ -115,8 +116,7 @@ def _download(published: Published, folder: Path) -> Path:
 def _download_resumably(url: str, partial: Path, title: str) -> None:
   """Downloads a file; reconnects as long as that brings more of it.
 
-  Continues an earlier partial download if the server still has the same file,
-  according to its ETag or date.
+  Continues an earlier partial download: published files do not change.
 
   Args:
     url: of http or https.
@@ -125,85 +125,53 @@ def _download_resumably(url: str, partial: Path, title: str) -> None:
 
   Raises:
     Unavailable: the server refuses, or cannot be reached.
-    UserError: the disk is full.
+    OSError: the disk is full.
   """
-  tag_file = partial.with_name(f"{partial.name}.tag")
   fruitless = 0
   while True:
     size = _size(partial)
     try:
-      _transfer(url, partial, tag_file, title)
-      tag_file.unlink(missing_ok=True)
-      return
+      return _transfer(url, partial, title)
     except urllib.error.HTTPError as error:
       error.close()
-      if error.code != 416 or not tag_file.exists():
-        raise Unavailable(f"{error.code} {error.reason}") from error
-      tag_file.unlink()  # no range left to send: start over
+      if error.code == 416:  # no range left to send
+        return None
+      raise Unavailable(f"{error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
+      if getattr(error, "errno", None) in DISK_ERRORS:
+        raise
       fruitless = 0 if _size(partial) > size else fruitless + 1
       if fruitless == _MAX_FRUITLESS:
         raise Unavailable(_explain(error)) from error
 
 
-def _transfer(url: str, partial: Path, tag_file: Path, title: str) -> None:
+def _transfer(url: str, partial: Path, title: str) -> None:
   """Downloads a file, or the rest of it; OSError if the connection breaks."""
   request = urllib.request.Request(url, headers={"User-Agent": "mixer"})
-  if partial.exists() and tag_file.exists():
-    request.add_header("Range", f"bytes={_size(partial)}-")
-    # If the file has changed, the server sends all of it.
-    request.add_header("If-Range", tag_file.read_text())
+  if begin := _size(partial):
+    request.add_header("Range", f"bytes={begin}-")
   with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-    headers = response.headers
-    if headers.get_content_type() == "text/html":
+    if response.headers.get_content_type() == "text/html":
       raise Unavailable("a web page came instead of the file")
-    begin = _size(partial) if response.status == 206 else 0
-    length = headers.get("Content-Length")
-    total = None if length is None else begin + int(length)
-    etag = headers.get("ETag", "")
-    # A weak ETag, W/..., does not identify the bytes.
-    tag = etag if etag.startswith('"') else headers.get("Last-Modified", "")
-    if tag:
-      tag_file.write_text(tag)
-    else:
-      tag_file.unlink(missing_ok=True)
-    _copy(response, partial, begin, total, title)
+    if response.status != 206:
+      begin = 0  # the server sends all of it
+    total = None if response.length is None else begin + response.length
+    with (
+      partial.open("ab" if begin else "wb") as file,
+      tqdm.wrapattr(
+        file,
+        "write",
+        total=total,
+        initial=begin,
+        desc=title,
+        disable=None,  # unless on a terminal
+      ) as output,
+    ):
+      shutil.copyfileobj(response, output, _CHUNK)
   if total is not None and _size(partial) != total:
     raise ConnectionError(
       f"the connection ended at byte {_size(partial):,} of {total:,}"
     )
-
-
-def _copy(
-  response: http.client.HTTPResponse,
-  partial: Path,
-  begin: int,
-  total: int | None,
-  title: str,
-) -> None:
-  """Writes a response to a file from byte `begin` on, with a progress bar."""
-  bar = tqdm(
-    desc=title,
-    total=total,
-    initial=begin,
-    unit="B",
-    unit_scale=True,
-    unit_divisor=1024,
-    disable=None,  # unless on a terminal
-  )
-  if bar.disable:
-    size = "" if total is None else f", {total / 2**20:,.2f} MiB"
-    notify(f"Fetching {title}{size}")
-  with bar, partial.open("ab" if begin else "wb") as file:
-    while chunk := response.read(_CHUNK):
-      try:
-        file.write(chunk)
-      except OSError as error:
-        raise UserError(
-          f"Cannot write {partial} ({error.strerror}): make room, and give the "
-          "same command again, which resumes the download."
-        ) from error
-      bar.update(len(chunk))
 
 
 def _difference(path: Path, mirror: Mirror) -> str:
@@ -235,15 +203,3 @@ def _explain(error: Exception) -> str:
   if isinstance(reason, TimeoutError):
     return f"no answer within {_TIMEOUT} s"
   return str(reason) or type(reason).__name__
-
-
-@contextlib.contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
-  """Lets one process download a file; the lock ends with its process."""
-  with path.open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      notify(f"Another process is fetching {name}: waiting for it.")
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield

@@ -13,33 +13,28 @@ import math
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from mixer.errors import UserError
 from mixer.models.base import TokenModel
 from mixer.models.infer import describe, infer, infer_image_size
 from mixer.models.vit import VisionTransformer
-from mixer.weights.io import MAX_BYTES
 
 Grid = tuple[int, int]  # rows and columns of tokens
 
 
-def grid_shape(
-  params: dict, image_size: Grid | None = None, model: TokenModel | None = None
-) -> Grid:
+def grid_shape(params: dict, image_size: Grid | None = None) -> Grid:
   """Returns the rows and columns of the tokens that weights are for.
 
   Args:
     params: of a Mixer or a ViT, whose class token does not count.
     image_size: height and width in pixels that they are for, if known; None
       means square images.
-    model: that the weights are of; None infers it.
 
   Raises:
     UserError: the weights are of neither, or the number of tokens is no square.
   """
-  model = model or _token_model(params)
-  image_size = image_size or infer_image_size(params, model)
+  model = _token_model(params)
+  image_size = image_size or infer_image_size(params)
   if image_size is None:
     raise UserError(
       f"These weights are for {model.trained_tokens(params)} tokens, which are "
@@ -80,20 +75,6 @@ def integer_factor(old: Grid, new: Grid) -> int:
       "(config.init_growth='interpolate', or grow(params, tokens=...))."
     )
   return factor
-
-
-def _check_size(params: dict, times: float) -> None:
-  """Raises UserError if the arrays that grow would be beyond any model here."""
-  size = times * sum(
-    array.nbytes
-    for name, array in flatten_dict(params, sep="/").items()
-    if "token_mixing" in name or "posembed" in name
-  )
-  if size > MAX_BYTES:
-    raise UserError(
-      f"The grown weights would take {size / 2**30:,.0f} GiB, and no model here"
-      f" takes more than {MAX_BYTES / 2**30:g}: ask for fewer tokens."
-    )
 
 
 def grow(
@@ -148,7 +129,6 @@ def grow(
     )
   if tokens is not None and min(tokens) < 1:
     raise UserError(f"tokens={tokens} must be rows and columns, from 1 on.")
-  _check_size(params, factor**4 if factor else math.prod(tokens) / trained)
   if isinstance(model, VisionTransformer):
     if factor is not None:
       raise UserError(

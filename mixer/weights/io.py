@@ -23,11 +23,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as save_bytes
 
 from mixer.errors import UserError, format_list, notify
-from mixer.models.infer import infer
 from mixer.storage import (
   atomic_write,
-  check_output,
-  is_in_bucket,
   local_copy,
   storage_errors,
   storage_path,
@@ -42,8 +39,8 @@ _FLOATS = r"b?float(16|32|64)|B?F(16|32|64)"  # F16 and such in .safetensors
 MAX_BYTES = 6 * 2**30
 _MAX_COMMENT = 2**16 - 1  # bytes, of a zip file
 _STATES = ("state_dict", "model", "model_state_dict")  # keys in PyTorch's files
-# Files that `save` writes have its record: .npz at the end.
-_OURS = (
+# Beginning of the files that `save` writes: .npz has its record at the end.
+WRITTEN = (
   rb'PK\x03\x04.*(\{"gelu": |gelu=\w+$)|'
   rb'.{8}\{"__metadata__":\{("format":"pt",)?"(gelu|mixer)":'
 )
@@ -194,21 +191,6 @@ def _reason(error: Exception) -> str:
   return next((x.strip() for x in lines if "GLOBAL" in x), lines[0])
 
 
-def check_target(path: str, flag: str, source: str) -> str | Path:
-  """Checks a file for `save`, before the weights are read from `source`.
-
-  Returns:
-    The path, "~" expanded.
-
-  Raises:
-    UserError: it cannot be written, or is no file of weights, or the source.
-  """
-  inputs = [source, os.path.join(source, "weights.npz")]
-  if is_in_bucket(path) and path not in inputs:
-    return path
-  return check_output(path, flag, _OURS, suffixes=SUFFIXES, inputs=inputs)
-
-
 def save(
   path: str | os.PathLike,
   params: dict,
@@ -235,14 +217,12 @@ def save(
       such model.
     RetryableError: the bucket cannot be reached.
   """
-  path = storage_path(path) if is_in_bucket(path) else Path(path)
+  path = storage_path(path)
   if path.suffix not in SUFFIXES:
     raise UserError(
       f"{path} must end in {' or '.join(SUFFIXES)}: other layouts are not "
       "written."
     )
-  if not is_in_bucket(path) and not path.parent.is_dir():
-    raise UserError(f"There is no folder {path.parent}: make it first.")
   arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
   record = {"gelu": gelu, "config": config or None, "class_names": class_names}
   with storage_errors(path), atomic_write(path) as temporary:
@@ -264,25 +244,4 @@ def _write(path: Path, arrays: Arrays, record: dict) -> None:
   # save_file would make the file unreadable for others.
   path.write_bytes(
     save_bytes(arrays, {"format": "pt", _RECORD: json.dumps(record)})
-  )
-
-
-def gelu_note(path: str | os.PathLike, params: dict, gelu: str) -> str:
-  """Returns a sentence about the GELU that other programs use with a file.
-
-  Arguments are those of `save`. Returns "" if the model has no GELU, or is
-  unknown.
-  """
-  if not hasattr(infer(params), "gelu"):
-    return ""
-  trained = f"They were trained with the {gelu} form of GELU"
-  if Path(path).suffix == ".npz":
-    others = "the tanh form" if gelu == "exact" else "the same"
-    return f"{trained}; other programs that read .npz compute {others}."
-  if gelu == "exact":
-    return f"{trained}, which timm computes."
-  return (
-    f"{trained}, and timm computes the exact one, unless told: timm."
-    "create_model(NAME, act_layer=functools.partial(torch.nn.GELU, "
-    "approximate='tanh')) gives the same logits."
   )

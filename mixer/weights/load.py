@@ -48,7 +48,8 @@ class LoadedWeights:
   Attributes:
     params: nested dict of float32 NumPy arrays, under the published names.
     gelu: the form that they were trained with, "tanh" or "exact".
-    class_names: in the order of the head's outputs; None if not known.
+    class_names: in the order of the head's outputs; None if neither the file
+      nor its folder tells.
     image_size: height and width in pixels. If the source does not say, those
       of the square image with as many tokens; None for a BiT, or no square.
     name: argument of `read`.
@@ -159,8 +160,6 @@ def _read_file(
     )
   if gelu is None:
     gelu = _convert_from_timm(params["stem"], path, about, published)
-  if class_names is None and published is not None:
-    class_names = _published_classes(params, published)
   image_size = image_size or infer_image_size(params, model)
   if published is not None and published.model.startswith("BiT"):
     image_size = published.image_size
@@ -214,17 +213,6 @@ def _convert_from_timm(
       f"(pixels in [0, 1] - {mean}) / {std}."
     )
   return gelu
-
-
-def _published_classes(
-  params: dict, published: Published
-) -> tuple[str, ...] | None:
-  """Returns the names of the classes, if the head has the published width."""
-  from mixer.datasets import class_names
-
-  if len(params.get("head", {}).get("bias", ())) != published.num_classes:
-    return None
-  return getattr(class_names, published.classes)()
 
 
 def trained_classes(folder: epath.Path) -> list[str] | None:

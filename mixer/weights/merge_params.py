@@ -8,18 +8,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixer.errors import UserError
-from mixer.models import FAMILIES, fields_of
 from mixer.models.base import TokenModel
-from mixer.models.infer import (
-  describe,
-  describe_tokens,
-  family_name,
-  infer,
-)
+from mixer.models.infer import describe_params, infer
 from mixer.models.vit import VisionTransformer
 
 _SHOWN = 8
-_INCOMPLETE = "Parameters are missing, left over or of another shape."
 
 
 def merge_params(
@@ -70,17 +63,20 @@ def merge_params(
     old_width = loaded["head/bias"].size if "head/bias" in loaded else 0
     note = f"The head ({old_width} classes) is replaced by zeros ({width})."
 
-  problems = [
-    f"{name}: {_shape(merged, name)} in the weights, "
-    f"{_shape(expected, name)} in the model"
+  misfits = [
+    name
     for name in sorted({*merged, *expected}, key=_natural_key)
     if _shape(merged, name) != _shape(expected, name)
   ]
-  if problems:
-    lines = problems[:_SHOWN]
-    if len(problems) > _SHOWN:
-      lines.append(f"and {len(problems) - _SHOWN:,} more")
-    reason = explain_mismatch(params, abstract_params, head)
+  if misfits:
+    lines = [
+      f"{name}: {_shape(merged, name)} in the weights, "
+      f"{_shape(expected, name)} in the model"
+      for name in misfits[:_SHOWN]
+    ]
+    if len(misfits) > _SHOWN:
+      lines.append(f"and {len(misfits) - _SHOWN:,} more")
+    reason = _explain(params, abstract_params, misfits)
     raise UserError(
       "\n  ".join([f"The weights do not fit the model. {reason}", *lines])
     )
@@ -101,92 +97,40 @@ def _natural_key(name: str) -> list[str]:
   return [x.zfill(3) if x.isdigit() else x for x in re.split(r"(\d+)", name)]
 
 
-def explain_mismatch(params: dict, abstract_params: dict, head: str) -> str:
-  """Names the fields in which two models differ, and the way out.
-
-  Arguments are those of `merge_params`.
-  """
+def _explain(params: dict, abstract_params: dict, misfits: list[str]) -> str:
+  """Returns a sentence about two models, and the way from one to the other."""
   loaded, model = infer(params), infer(abstract_params)
-  if loaded is None or type(loaded) is not type(model):
-    families = _family(params), _family(abstract_params)
-    if families[0] == families[1]:
-      return _INCOMPLETE
-    return _choose_model(*families)
-  family = family_name(model)
-  differences = {
-    field: (getattr(loaded, field), getattr(model, field))
-    for field in [*fields_of(family), "num_classes"]
-    if getattr(loaded, field) != getattr(model, field)
-  }
-  if differences.keys() & {*FAMILIES[family].columns} - {"tokens_mlp"}:
-    return _choose_model(describe(loaded), describe(model))
-  if isinstance(model, TokenModel):
-    tokens = loaded.trained_tokens(params)
-    if tokens != model.trained_tokens(abstract_params):
-      return _explain_tokens(params, abstract_params)
-  if head != "keep":
-    differences.pop("num_classes", None)
-  sentences = [
-    f"{field} is {old!r} in the weights, {new!r} in the model: "
-    f"{_remedy(field, old, new)}."
-    for field, (old, new) in differences.items()
-  ]
-  return " ".join(sentences) or _INCOMPLETE
+  theirs, ours = describe_params(params), describe_params(abstract_params)
+  if loaded == model and theirs == ours:
+    return "Parameters are missing, left over or of another shape."
+  if all(name.startswith(("head/", "pre_logits/")) for name in misfits):
+    return (
+      "Only their head differs: give the model the same in config.model, or a "
+      "new one (config.init_head='zeros')."
+    )
+  remedy = "choose the same in config.model, or take other weights"
+  if type(loaded) is type(model) and isinstance(model, TokenModel):
+    tokens = (
+      loaded.trained_tokens(params),
+      model.trained_tokens(abstract_params),
+    )
+    sizes = [(each.patch, each.hidden, each.blocks) for each in (loaded, model)]
+    if tokens[0] != tokens[1] and sizes[0] == sizes[1]:
+      remedy = _growth(loaded, *tokens)
+  return f"They are of {theirs}; the model is {ours}: {remedy}."
 
 
-def _choose_model(loaded: str, model: str) -> str:
-  return (
-    f"They are of {loaded}, the model is {model}: choose the same with "
-    "config.model.name, or take other weights."
-  )
-
-
-def _family(params: dict) -> str:
-  """Returns the family that the parameters' names belong to, in words."""
-  for name, family in (
-    ("MixerBlock_0", "a Mixer"),
-    ("VariedBlock_0", "a MixerVariation"),
-    ("Transformer", "a ViT"),
-    ("root_block", "a BiT ResNet"),
-  ):
-    if name in params:
-      return family
-  return f"another model ({', '.join(list(params)[:3]) or 'without names'})"
-
-
-def _remedy(field: str, old: object, new: object) -> str:
-  """Returns the way out of a difference in one field."""
-  if field == "image_channels":
-    return f"take weights for {new}-channel images"
-  remedy = f"set config.model.{field}={old or 0!r}"
-  if field in ("representation", "num_classes"):
-    return f"{remedy}, or begin with a new head (config.init_head='zeros')"
-  if field == "tokens_mlp":
-    factor = math.isqrt(old // new)
-    if factor > 1 and factor**2 * new == old:
-      return f"{remedy}, as they were grown by {factor}"
-  return remedy
-
-
-def _explain_tokens(params: dict, abstract_params: dict) -> str:
-  """Explains how weights grow to the model's number of tokens."""
-  loaded, model = infer(params), infer(abstract_params)
-  old = loaded.trained_tokens(params)
-  new = model.trained_tokens(abstract_params)
+def _growth(loaded: TokenModel, old: int, new: int) -> str:
+  """Returns the way to grow weights from `old` tokens to `new`."""
   factor = math.isqrt(new // old)
-  if isinstance(model, VisionTransformer):
-    remedy = "interpolate them (config.init_growth='interpolate')"
-  elif factor**2 * old != new:
-    remedy = (
+  if isinstance(loaded, VisionTransformer):
+    return "interpolate them (config.init_growth='interpolate')"
+  if factor**2 * old != new:
+    return (
       "no whole factor apart, so interpolate (config.init_growth='interpolate',"
       " beyond the paper), or take images of the old size"
     )
-  else:
-    units = ""
-    if model.tokens_mlp != factor**2 * loaded.tokens_mlp:
-      units = f" with config.model.tokens_mlp={factor**2 * loaded.tokens_mlp}"
-    remedy = f"grow them by {factor} (config.init_growth='tiles'{units})"
   return (
-    f"They are for {describe_tokens(params)}, the model is for "
-    f"{describe_tokens(abstract_params)}: {remedy}."
+    f"grow them by {factor} (config.init_growth='tiles' with "
+    f"config.model.tokens_mlp={factor**2 * loaded.tokens_mlp})"
   )

@@ -11,6 +11,7 @@ published.
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from mixer.errors import UserError, format_list, nearest
@@ -88,97 +89,124 @@ class Published:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-_I1K, _I21K = "imagenet2012", "imagenet21k"
-
-# Recipes: the data set of the classes, and data and training in words.
-_PAPER = "300 epochs, RandAugment, mixup, stochastic depth 0.1 (table 4)"
-_MIXER_21K = _I21K, f"ImageNet-21k: {_PAPER}"
-_MIXER_1K = _I1K, f"ImageNet-1k from scratch: {_PAPER}"
-_CROP = "300 epochs, inception crop and flip only"
-_SAM = _I1K, f"ImageNet-1k from scratch with SAM: {_CROP}"
-_GSAM = _I1K, f"ImageNet-1k from scratch with GSAM: {_CROP}"
-_VIT = (
-  _I21K,
-  "ImageNet-21k, ViT paper; a hidden layer, pre_logits, under the head",
-)
-_VIT_1K = _I1K, "ImageNet-21k, then ImageNet-1k, ViT paper"
-_STEINER = "300 epochs, 'How to train your ViT'"  # arXiv 2106.10270
-_AUGREG = _I21K, f"ImageNet-21k, {_STEINER}"
-_AUGREG_21K_1K = _I1K, f"ImageNet-21k, {_STEINER}; then ImageNet-1k"
-_AUGREG_1K = _I1K, f"ImageNet-1k only, {_STEINER}"
-_BIT_M = _I21K, "ImageNet-21k, BiT paper"
-_BIT_M_1K = _I1K, "ImageNet-21k, then ImageNet-1k, BiT paper"
-_BIT_S = _I1K, "ImageNet-1k only, BiT paper"
-_DISTILLED = _I1K, "ImageNet-1k, distilled from BiT-M-R152x2"
-
 # Sources of accuracies.
-_TABLE_3, _TUNED = (
-  "paper, table 3; timm measures ",
-  " once fine-tuned (table 3)",
-)
+_TABLE_3 = "paper, table 3; timm measures "
+_TUNED = " once fine-tuned (table 3)"
 _BY_SAM = "GSAM paper, quoting the SAM paper"
 _BY_GSAM = "GSAM paper, table 1"
+_BY_VIT = "ViT paper; timm measures 84.21"
 _PATIENT = "its paper, arXiv 2106.05237"
 
-
-def _entry(
-  name, recipe, *, size=None, top1=None, measured="", px=224, file=None
-) -> Published:
-  """Makes an entry of one of the authors' repositories.
-
-  The name tells the model: ViT-B/16 for augreg/ViT-B_16-i1k, BiT-R50x1 for
-  bit/BiT-M-R50x1. `file` is the path in their bucket, if not the name.
-  """
-  classes, words = recipe
-  pattern = r"(Mixer|ViT|BiT)\S*?-([A-Z]_?\d+(?:x\d)?)"
-  family, variant = re.search(pattern, name).groups()
-  # The papers' tables have no variant with patches of 8 px.
-  patch = 8 if variant.endswith("_8") else None
-  model = f"{family}-{variant.replace('_8', '_16').replace('_', '/')}"
-  path = f"{family.lower()}_models/{file or name.removeprefix('bit/')}.npz"
-  google = Mirror(f"{_GOOGLE}{path}".replace("+", "%2B"), size)
-  short_side = 248 if family == "ViT" else 256
-  return Published(
-    name=name,
-    model=model,
-    classes=classes,
-    recipe=words,
-    mirrors=(google, *_timm(*_TIMM[name])) if name in _TIMM else (google,),
-    top1=top1,
-    measured=measured,
-    image_size=(px, px),
-    short_side=short_side if px == 224 else px,
-    patch=patch,
-    # As wide as the tokens.
-    representation=sizes(model)["hidden"] if recipe == _VIT else None,
-  )
-
-
-def _timm(tag: str, release: str) -> tuple[Mirror, Mirror]:
-  """Returns the hub's file, and an older one that is named by its sha256."""
-  return (
-    Mirror(f"{_HUB}mixer_{tag}/resolve/main/model.safetensors"),
-    Mirror(
-      f"{_RELEASES}v0.1-vitjx/jx_mixer_{release}.pth",
-      sha256=release.rpartition("-")[2],
-    ),
-  )
-
-
-_MIXER_SIZES = (
-  # name                    recipe      size          top1   its source
-  ("imagenet1k/Mixer-B_16", _MIXER_1K, "228.47 MiB", 76.44, _TABLE_3 + "76.62"),
-  ("imagenet1k/Mixer-L_16", _MIXER_1K, "794.29 MiB", 71.76, _TABLE_3 + "72.08"),
-  ("imagenet21k/Mixer-B_16", _MIXER_21K, "289.61 MiB", None, "80.64" + _TUNED),
-  ("imagenet21k/Mixer-L_16", _MIXER_21K, "875.78 MiB", None, "82.89" + _TUNED),
-  ("sam/Mixer-B_16", _SAM, "228.47 MiB", 77.4, _BY_SAM),
-  ("sam/Mixer-B_32", _SAM, "230.04 MiB", 72.4, _BY_SAM),
-  ("gsam/Mixer-B_16", _GSAM, "228.47 MiB", 77.8, _BY_GSAM),
-  ("gsam/Mixer-B_32", _GSAM, "230.04 MiB", 73.6, _BY_GSAM),
-  ("gsam/Mixer-S_16", _GSAM, "70.71 MiB", 75.0, _BY_GSAM),
-  ("gsam/Mixer-S_32", _GSAM, "72.91 MiB", 68.6, _BY_GSAM),
-  ("gsam/Mixer-S_8", _GSAM, "78.79 MiB", 76.8, _BY_GSAM),
+_PAPER = "300 epochs, RandAugment, mixup, stochastic depth 0.1 (table 4)"
+_CROP = "300 epochs, inception crop and flip only"
+_STEINER = "300 epochs, 'How to train your ViT'"  # arXiv 2106.10270
+_HIDDEN_LAYER = (
+  "ImageNet-21k, ViT paper; a hidden layer, pre_logits, under the head"
 )
+
+# Data and training in words -> the classes, and for each file its name, the
+# side of its images in pixels, its size at Google, and top-1 with its source.
+_FILES = {
+  f"ImageNet-1k from scratch: {_PAPER}": (
+    "imagenet2012",
+    ("imagenet1k/Mixer-B_16", 224, "228.47 MiB", 76.44, _TABLE_3 + "76.62"),
+    ("imagenet1k/Mixer-L_16", 224, "794.29 MiB", 71.76, _TABLE_3 + "72.08"),
+  ),
+  f"ImageNet-21k: {_PAPER}": (
+    "imagenet21k",
+    ("imagenet21k/Mixer-B_16", 224, "289.61 MiB", None, "80.64" + _TUNED),
+    ("imagenet21k/Mixer-L_16", 224, "875.78 MiB", None, "82.89" + _TUNED),
+  ),
+  f"ImageNet-1k from scratch with SAM: {_CROP}": (
+    "imagenet2012",
+    ("sam/Mixer-B_16", 224, "228.47 MiB", 77.4, _BY_SAM),
+    ("sam/Mixer-B_32", 224, "230.04 MiB", 72.4, _BY_SAM),
+  ),
+  f"ImageNet-1k from scratch with GSAM: {_CROP}": (
+    "imagenet2012",
+    ("gsam/Mixer-B_16", 224, "228.47 MiB", 77.8, _BY_GSAM),
+    ("gsam/Mixer-B_32", 224, "230.04 MiB", 73.6, _BY_GSAM),
+    ("gsam/Mixer-S_16", 224, "70.71 MiB", 75.0, _BY_GSAM),
+    ("gsam/Mixer-S_32", 224, "72.91 MiB", 68.6, _BY_GSAM),
+    ("gsam/Mixer-S_8", 224, "78.79 MiB", 76.8, _BY_GSAM),
+  ),
+  _HIDDEN_LAYER: (
+    "imagenet21k",
+    ("imagenet21k/ViT-B_32", 224, "400.01 MiB", None, ""),
+    ("imagenet21k/ViT-B_16", 224, "393.69 MiB", None, ""),
+    ("imagenet21k/ViT-B_8", 224, "393.72 MiB", None, ""),
+    ("imagenet21k/ViT-L_32", 224, "1.23 GiB", None, ""),
+    ("imagenet21k/ViT-L_16", 224, "1.22 GiB", None, ""),
+    ("imagenet21k/ViT-H_14", 224, "2.46 GiB", None, ""),
+  ),
+  "ImageNet-21k, then ImageNet-1k, ViT paper": (
+    "imagenet2012",
+    ("imagenet21k+imagenet2012/ViT-B_16-224", 224, "330.29 MiB", 81.78, "timm"),
+    ("imagenet21k+imagenet2012/ViT-B_32", 384, "336.89 MiB", None, ""),
+    ("imagenet21k+imagenet2012/ViT-B_16", 384, "331.40 MiB", 83.97, _BY_VIT),
+    ("imagenet21k+imagenet2012/ViT-B_8", 384, "334.78 MiB", None, ""),
+    ("imagenet21k+imagenet2012/ViT-L_16-224", 224, "1.13 GiB", None, ""),
+    ("imagenet21k+imagenet2012/ViT-L_32", 384, "1.14 GiB", 81.51, "timm"),
+    ("imagenet21k+imagenet2012/ViT-L_16", 384, "1.14 GiB", 85.15, "ViT paper"),
+  ),
+  f"ImageNet-21k, {_STEINER}": (
+    "imagenet21k",
+    ("augreg/ViT-B_32-i21k", 224, "398 MiB", None, ""),
+    ("augreg/ViT-B_16-i21k", 224, "391 MiB", None, ""),
+    ("augreg/ViT-L_16-i21k", 224, "1243 MiB", None, ""),
+  ),
+  f"ImageNet-21k, {_STEINER}; then ImageNet-1k": (
+    "imagenet2012",
+    ("augreg/ViT-B_16-i21k-i1k", 224, None, 84.53, "timm"),
+    ("augreg/ViT-L_16-i21k-i1k", 224, None, 85.86, "timm"),
+  ),
+  f"ImageNet-1k only, {_STEINER}": (
+    "imagenet2012",
+    ("augreg/ViT-B_16-i1k", 224, None, 79.15, "timm"),
+    ("augreg/ViT-L_16-i1k", 224, None, None, ""),
+  ),
+  "ImageNet-21k, BiT paper": (
+    "imagenet21k",
+    ("bit/BiT-M-R50x1", 224, None, None, ""),
+    ("bit/BiT-M-R50x3", 224, None, None, ""),
+    ("bit/BiT-M-R101x1", 224, None, None, ""),
+    ("bit/BiT-M-R101x3", 224, None, None, ""),
+    ("bit/BiT-M-R152x2", 224, None, None, ""),
+    ("bit/BiT-M-R152x4", 224, None, None, ""),
+  ),
+  "ImageNet-21k, then ImageNet-1k, BiT paper": (
+    "imagenet2012",
+    ("bit/BiT-M-R50x1-ILSVRC2012", 448, None, 80.39, "timm"),
+    ("bit/BiT-M-R50x3-ILSVRC2012", 448, None, 83.98, "timm"),
+    ("bit/BiT-M-R101x1-ILSVRC2012", 448, None, 82.33, "timm"),
+    ("bit/BiT-M-R101x3-ILSVRC2012", 448, None, 84.43, "timm"),
+    ("bit/BiT-M-R152x2-ILSVRC2012", 448, None, 84.47, "timm"),
+    ("bit/BiT-M-R152x4-ILSVRC2012", 480, None, 84.94, "timm"),
+  ),
+  "ImageNet-1k only, BiT paper": (
+    "imagenet2012",
+    ("bit/BiT-S-R50x1", 224, None, None, ""),
+    ("bit/BiT-S-R50x3", 224, None, None, ""),
+    ("bit/BiT-S-R101x1", 224, None, None, ""),
+    ("bit/BiT-S-R101x3", 224, None, None, ""),
+    ("bit/BiT-S-R152x4", 224, None, None, ""),
+  ),
+  "ImageNet-1k, distilled from BiT-M-R152x2": (
+    "imagenet2012",
+    ("bit/BiT-R50x1-224", 224, None, 82.8, _PATIENT),
+    ("bit/BiT-R50x1-160", 160, None, 80.5, _PATIENT),
+  ),
+}
+# Regularisation, by which Google names the files of "How to train your ViT".
+_AUGREG = {
+  "augreg/ViT-B_32-i21k": "aug_light1-wd_0.1-do_0.0-sd_0.0",
+  "augreg/ViT-B_16-i21k": "aug_medium1-wd_0.1-do_0.0-sd_0.0",
+  "augreg/ViT-L_16-i21k": "aug_strong1-wd_0.1-do_0.0-sd_0.0",
+  "augreg/ViT-B_16-i21k-i1k": "aug_medium1-wd_0.1-do_0.0-sd_0.0",
+  "augreg/ViT-L_16-i21k-i1k": "aug_medium1-wd_0.1-do_0.1-sd_0.1",
+  "augreg/ViT-B_16-i1k": "aug_strong2-wd_0.1-do_0.1-sd_0.1",
+  "augreg/ViT-L_16-i1k": "aug_medium1-wd_0.1-do_0.1-sd_0.1",
+}
 # Names on timm's hub and in its releases, which end in the file's sha256.
 _TIMM = {
   "imagenet1k/Mixer-B_16": ("b16_224.goog_in21k_ft_in1k", "b16_224-76587d61"),
@@ -186,115 +214,61 @@ _TIMM = {
   "imagenet21k/Mixer-B_16": ("b16_224.goog_in21k", "b16_224_in21k-617b3de2"),
   "imagenet21k/Mixer-L_16": ("l16_224.goog_in21k", "l16_224_in21k-846aa33c"),
 }
-MIXERS = tuple(
-  _entry(name, recipe, size=size, top1=top1, measured=measured)
-  for name, recipe, size, top1, measured in _MIXER_SIZES
-)
-
-VITS = (
-  *(
-    _entry(f"imagenet21k/{model}", _VIT, size=size)
-    for model, size in (
-      ("ViT-B_32", "400.01 MiB"),
-      ("ViT-B_16", "393.69 MiB"),
-      ("ViT-B_8", "393.72 MiB"),
-      ("ViT-L_32", "1.23 GiB"),
-      ("ViT-L_16", "1.22 GiB"),
-      ("ViT-H_14", "2.46 GiB"),
-    )
-  ),
-  *(
-    _entry(
-      f"imagenet21k+imagenet2012/{model}",
-      _VIT_1K,
-      px=px,
-      size=size,
-      top1=top1,
-      measured=measured,
-    )
-    for model, px, size, top1, measured in (
-      ("ViT-B_16-224", 224, "330.29 MiB", 81.78, "timm"),
-      ("ViT-B_32", 384, "336.89 MiB", None, ""),
-      ("ViT-B_16", 384, "331.40 MiB", 83.97, "ViT paper; timm measures 84.21"),
-      ("ViT-B_8", 384, "334.78 MiB", None, ""),
-      ("ViT-L_16-224", 224, "1.13 GiB", None, ""),
-      ("ViT-L_32", 384, "1.14 GiB", 81.51, "timm"),
-      ("ViT-L_16", 384, "1.14 GiB", 85.15, "ViT paper"),
-    )
-  ),
-  # These files are named by their recipe.
-  *(
-    _entry(
-      f"augreg/ViT-{model}-i21k",
-      _AUGREG,
-      size=size,
-      file=f"augreg/{model}-i21k-300ep-lr_0.001-{how}",
-    )
-    for model, size, how in (
-      ("B_32", "398 MiB", "aug_light1-wd_0.1-do_0.0-sd_0.0"),
-      ("B_16", "391 MiB", "aug_medium1-wd_0.1-do_0.0-sd_0.0"),
-      ("L_16", "1243 MiB", "aug_strong1-wd_0.1-do_0.0-sd_0.0"),
-    )
-  ),
-  *(
-    _entry(
-      f"augreg/ViT-{model.removesuffix('-i1k')}-i1k",
-      _AUGREG_21K_1K if "i21k" in model else _AUGREG_1K,
-      top1=top1,
-      measured="timm" if top1 else "",
-      file=f"augreg/{model}-300ep-lr_0.001-{how}--imagenet2012-steps_20k"
-      "-lr_0.01-res_224",
-    )
-    for model, top1, how in (
-      ("B_16-i21k", 84.53, "aug_medium1-wd_0.1-do_0.0-sd_0.0"),
-      ("L_16-i21k", 85.86, "aug_medium1-wd_0.1-do_0.1-sd_0.1"),
-      ("B_16-i1k", 79.15, "aug_strong2-wd_0.1-do_0.1-sd_0.1"),
-      ("L_16-i1k", None, "aug_medium1-wd_0.1-do_0.1-sd_0.1"),
-    )
-  ),
-)
-
-BITS = (
-  *(
-    _entry(f"bit/BiT-M-{size}", _BIT_M)
-    for size in ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
-  ),
-  *(
-    _entry(
-      f"bit/BiT-M-{size}-ILSVRC2012",
-      _BIT_M_1K,
-      top1=top1,
-      measured="timm",
-      px=px,
-    )
-    for size, top1, px in (
-      ("R50x1", 80.39, 448),
-      ("R50x3", 83.98, 448),
-      ("R101x1", 82.33, 448),
-      ("R101x3", 84.43, 448),
-      ("R152x2", 84.47, 448),
-      ("R152x4", 84.94, 480),
-    )
-  ),
-  *(
-    _entry(f"bit/BiT-S-{size}", _BIT_S)
-    for size in ("R50x1", "R50x3", "R101x1", "R101x3", "R152x4")
-  ),
-  *(
-    _entry(
-      f"bit/BiT-R50x1-{px}",
-      _DISTILLED,
-      top1=top1,
-      measured=_PATIENT,
-      px=px,
-      file=f"distill/R50x1_{px}",
-    )
-    for px, top1 in ((224, 82.8), (160, 80.5))
-  ),
-)
 
 
-REGISTRY = {each.name: each for each in (*MIXERS, *VITS, *BITS)}
+def _mirrors(name: str, size: str | None) -> Iterator[Mirror]:
+  """Yields Google's file and those of timm, the older one by its sha256."""
+  path = name.removeprefix("bit/")
+  if name in _AUGREG:
+    start = name.replace("ViT-", "").replace("i21k-i1k", "i21k")
+    path = f"{start}-300ep-lr_0.001-{_AUGREG[name]}"
+    if name.endswith("i1k"):
+      path += "--imagenet2012-steps_20k-lr_0.01-res_224"
+  elif name.startswith("bit/BiT-R50x1"):
+    path = f"distill/R50x1_{name.rpartition('-')[2]}"
+  family = re.search("Mixer|ViT|BiT", name)[0].lower()
+  path = f"{family}_models/{path}.npz".replace("+", "%2B")
+  yield Mirror(f"{_GOOGLE}{path}", size)
+  if name in _TIMM:
+    tag, release = _TIMM[name]
+    yield Mirror(f"{_HUB}mixer_{tag}/resolve/main/model.safetensors")
+    yield Mirror(
+      f"{_RELEASES}v0.1-vitjx/jx_mixer_{release}.pth",
+      sha256=release.rpartition("-")[2],
+    )
+
+
+def _entry(recipe, classes, name, px, size, top1, measured) -> Published:
+  """Makes an entry from a row of `_FILES`.
+
+  The name tells the model: ViT-B/16 for augreg/ViT-B_16-i1k, BiT-R50x1 for
+  bit/BiT-M-R50x1. The papers' tables have no variant with patches of 8 px.
+  """
+  pattern = r"(Mixer|ViT|BiT)\S*?-([A-Z]_?\d+(?:x\d)?)"
+  family, variant = re.search(pattern, name).groups()
+  model = f"{family}-{variant.replace('_8', '_16').replace('_', '/')}"
+  short_side = 248 if family == "ViT" else 256
+  return Published(
+    name=name,
+    model=model,
+    classes=classes,
+    recipe=recipe,
+    mirrors=tuple(_mirrors(name, size)),
+    top1=top1,
+    measured=measured,
+    image_size=(px, px),
+    short_side=short_side if px == 224 else px,
+    patch=8 if variant.endswith("_8") else None,
+    # As wide as the tokens.
+    representation=sizes(model)["hidden"] if recipe == _HIDDEN_LAYER else None,
+  )
+
+
+REGISTRY = {
+  row[0]: _entry(recipe, classes, *row)
+  for recipe, (classes, *rows) in _FILES.items()
+  for row in rows
+}
 
 
 class Unpublished(NamedTuple):
