@@ -17,8 +17,7 @@ from absl import flags
 from etils import epath
 
 from mixer import cli
-from mixer.data.sources import DatasetNotFoundError
-from mixer.errors import UserError
+from mixer.errors import DatasetNotFoundError, UserError
 
 MODULES = {
   "train": "train",

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs against the schema (`resolve`, `validate`) and against each other."""
+"""Configs against the schema and against each other; lists of complaints."""
 
+import contextlib
+import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
@@ -13,8 +16,13 @@ from mixer.config import (
   evaluator,
   evaluator_schema,
 )
-from mixer.errors import UserError, did_you_mean
-from mixer.schema import Key
+from mixer.errors import (
+  DatasetNotFoundError,
+  RetryableError,
+  UserError,
+  did_you_mean,
+)
+from mixer.schema import EpochLengthError, Key
 
 # Keys, or parts of the config, that a resumed run may change, because they do
 # not change its result.
@@ -46,6 +54,44 @@ PER_HOST_KEYS = (
   "data.worker_kind",
   "data.workers",
 )
+
+
+@dataclasses.dataclass
+class Complaints:
+  """Faults of a config: sentences that also say how to correct it.
+
+  missing: about data sets that are not on this machine.
+  problems: about everything else.
+  """
+
+  missing: list[str] = dataclasses.field(default_factory=list)
+  problems: list[str] = dataclasses.field(default_factory=list)
+
+  @contextlib.contextmanager
+  def collect(self, prefix: str = "", *, once: bool = False) -> Iterator[None]:
+    """Collects errors raised inside; problems get the prefix.
+
+    Args:
+      prefix: the part of the config that they are about.
+      once: drop a problem that another part has as well, from the same cause.
+    """
+    try:
+      yield
+    except RetryableError:
+      raise
+    except DatasetNotFoundError as error:
+      if str(error) not in self.missing:
+        self.missing.append(str(error))
+    except EpochLengthError:
+      pass  # follows from a complaint about the training split
+    except ValueError as error:
+      if not (once and any(x.endswith(str(error)) for x in self.problems)):
+        self.problems.append(f"{prefix}{error}")
+
+  def raise_all(self):
+    """Raises UserError with all complaints, missing data sets first."""
+    if lines := self.missing + self.problems:
+      raise UserError("\n".join(lines))
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -128,16 +174,7 @@ def _validate(
 
 def to_dict(config: ConfigDict) -> dict:
   """Converts a config to JSON's types."""
-  return {
-    key: to_dict(value) if isinstance(value, ConfigDict) else _to_list(value)
-    for key, value in config.items()
-  }
-
-
-def _to_list(value):
-  if isinstance(value, (tuple, list)):
-    return [_to_list(x) for x in value]
-  return value
+  return json.loads(config.to_json(sort_keys=True))
 
 
 def diff_configs(

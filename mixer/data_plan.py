@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from mixer.complaints import Complaints
 from mixer.config import EVALUATORS, EvaluatorType, result_name
+from mixer.config_check import Complaints
 from mixer.data import preprocess
 from mixer.data.decode import decode
 from mixer.data.input_pipeline import BadImages

@@ -16,6 +16,10 @@ class UserError(ValueError):
   """
 
 
+class DatasetNotFoundError(UserError):
+  """The data set is known, but not on disk in a readable form."""
+
+
 class RecipeHelp(Exception):
   """The list of a recipe's arguments, in the place of its config."""
 

@@ -8,8 +8,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mixer import weights
-from mixer.complaints import Complaints
 from mixer.config import EVALUATORS, default
+from mixer.config_check import Complaints
 from mixer.data.sources import Source
 from mixer.data_plan import DataPlan
 from mixer.errors import UserError

@@ -10,9 +10,8 @@ import dataclasses
 import jax
 from ml_collections import ConfigDict
 
-from mixer.complaints import Complaints
 from mixer.config import default
-from mixer.config_check import resolve, validate
+from mixer.config_check import Complaints, resolve, validate
 from mixer.data_plan import DataPlan, plan_data
 from mixer.errors import did_you_mean, format_list
 from mixer.jax_setup import device_count

@@ -89,78 +89,53 @@ def test_jpegs_of_all_kinds(name, options):
   decoded[0, 0] = 0  # can be written to
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 1), (16, 8)])
-def test_small_jpegs(shape):
-  data = encoded(PHOTO[: shape[0], : shape[1]], "JPEG")
-
-  np.testing.assert_array_equal(decode(data), as_tensorflow_decodes(data))
-
-
-def test_grey_jpegs_get_three_equal_channels():
-  data = encoded(PICTURE.convert("L"), "JPEG")
-
-  decoded = decode(data)
-
-  np.testing.assert_array_equal(decoded, as_tensorflow_decodes(data))
-  assert (decoded == decoded[..., :1]).all()
-
-
 CMYK = encoded(Image.merge("CMYK", [*PICTURE.split(), ALPHA]), "JPEG")
-
-
-@pytest.mark.parametrize(
-  "data",
-  [CMYK, with_adobe_transform(CMYK, 2), without_adobe_marker(CMYK)],
-  ids=["Adobe's CMYK", "Adobe's YCCK", "CMYK"],
-)
-def test_jpegs_of_four_inks(data):
-  np.testing.assert_array_equal(decode(data), as_tensorflow_decodes(data))
-
-
 WORDS = np.arange(77 * 101 * 4, dtype=np.uint32).reshape(77, 101, 4) * 997
 WORDS = (WORDS % 65536).astype(">u2")
+PALETTE = PICTURE.quantize(64)
+TWO_FRAMES = [PICTURE.rotate(180).quantize(64)]
 
 
 @pytest.mark.parametrize(
   "data",
   [
+    encoded(PHOTO[:1, :1], "JPEG"),
+    encoded(PHOTO[:1, :9], "JPEG"),
+    encoded(PHOTO[:17, :1], "JPEG"),
+    encoded(PHOTO[:16, :8], "JPEG"),
+    encoded(PICTURE.convert("L"), "JPEG"),
+    CMYK,  # Adobe's
+    with_adobe_transform(CMYK, 2),  # Adobe's YCCK
+    without_adobe_marker(CMYK),
     encoded(PHOTO, "PNG"),
     encoded(PICTURE.convert("L"), "PNG"),
     encoded(RGBA, "PNG"),
     encoded(RGBA.convert("LA"), "PNG"),
     encoded(PICTURE.convert("1"), "PNG"),
-    encoded(PICTURE.quantize(64), "PNG"),
+    encoded(PALETTE, "PNG"),
     encoded(PICTURE.quantize(4), "PNG"),
-    encoded(PICTURE.quantize(64), "PNG", transparency=bytes(range(64))),
-    png(77, 101, 16, 0, WORDS[..., 0]),
-    png(77, 101, 16, 2, WORDS[..., :3]),
-    png(77, 101, 16, 4, WORDS[..., :2]),
-    png(77, 101, 16, 6, WORDS),
+    encoded(PALETTE, "PNG", transparency=bytes(range(64))),
+    png(77, 101, 16, 0, WORDS[..., 0]),  # grey of 16 bits
+    png(77, 101, 16, 2, WORDS[..., :3]),  # RGB
+    png(77, 101, 16, 4, WORDS[..., :2]),  # grey with alpha
+    png(77, 101, 16, 6, WORDS),  # RGBA
     png(77, 101, 8, 2, PHOTO, chunk(b"tRNS", bytes(6))),
     png(77, 101, 8, 2, PHOTO, chunk(b"gAMA", struct.pack(">I", 100000))),
     png(77, 101, 8, 2, PHOTO, chunk(b"iCCP", b"x\0\0no profile")),
     encoded(PHOTO, "PNG") + b"and more",
     encoded(PHOTO, "BMP"),
-    encoded(PICTURE.quantize(64), "GIF"),
-    encoded(
-      PICTURE.quantize(64),
-      "GIF",
-      save_all=True,
-      append_images=[PICTURE.rotate(180).quantize(64)],
-    ),
+    encoded(PALETTE, "GIF"),
+    encoded(PALETTE, "GIF", save_all=True, append_images=TWO_FRAMES),
     encoded(PHOTO, "WEBP", quality=80),
     encoded(PHOTO, "WEBP", lossless=True),
   ],
-  ids=[
-    *("rgb", "grey", "rgba", "grey with alpha", "1 bit", "palette"),
-    *("palette of 2 bits", "transparent palette", "16 bit grey"),
-    *("16 bit rgb", "16 bit grey with alpha", "16 bit rgba"),
-    *("transparent colour", "gamma", "broken profile", "garbage after"),
-    *("bmp", "gif", "first of two frames", "webp", "lossless webp"),
-  ],
+  ids=len,
 )
-def test_other_formats(data):
-  np.testing.assert_array_equal(decode(data), as_tensorflow_decodes(data))
+def test_formats_that_tensorflow_reads(data):
+  decoded = decode(data)
+
+  assert decoded.ndim == 3 and decoded.shape[2] == 3
+  np.testing.assert_array_equal(decoded, as_tensorflow_decodes(data))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -185,19 +160,15 @@ def test_the_orientation_that_a_camera_noted_is_ignored():
   "data",
   [
     JPEG + b"garbage",
-    JPEG[:-2] + b"\0\x11\x22" + JPEG[-2:],
+    JPEG[:-2] + b"\0\x11\x22" + JPEG[-2:],  # garbage before the end
     JPEG[:2] + b"\xff\xe1\0\x10Exif\0\0broken!!" + JPEG[2:],
-    JPEG[:SCAN] + b"\x12\x34\x56" + JPEG[SCAN:],
-    JPEG.replace(b"\xff\xc4", b"\xff\xff\xff\xc4"),
-    JPEG.replace(b"JFIF\0\x01", b"JFIF\0\x02"),
-    JPEG[:MIDDLE] + b"\xff\xd3" + JPEG[MIDDLE + 2 :],
+    JPEG[:SCAN] + b"\x12\x34\x56" + JPEG[SCAN:],  # garbage in the header
+    JPEG.replace(b"\xff\xc4", b"\xff\xff\xff\xc4"),  # fill bytes
+    JPEG.replace(b"JFIF\0\x01", b"JFIF\0\x02"),  # unknown revision
+    JPEG[:MIDDLE] + b"\xff\xd3" + JPEG[MIDDLE + 2 :],  # stray marker
     JPEG[:MIDDLE] + bytes(40) + JPEG[MIDDLE + 40 :],
   ],
-  ids=[
-    *("garbage after", "garbage before the end", "broken EXIF"),
-    *("garbage in the header", "fill bytes", "unknown revision"),
-    *("stray marker", "zeros"),
-  ],
+  ids=len,
 )
 def test_flawed_but_whole_jpegs_are_read_as_tensorflow_reads_them(data):
   decoded = decode(data).astype(int)
@@ -206,41 +177,21 @@ def test_flawed_but_whole_jpegs_are_read_as_tensorflow_reads_them(data):
   assert np.abs(decoded - as_tensorflow_decodes(data)).mean() < 1.5
 
 
-def assert_not_decoded(data, said):
-  with pytest.raises(tf.errors.InvalidArgumentError):
-    tf.io.decode_image(data)
-  with pytest.raises(ValueError, match=said):
-    decode(data)
-
-
-@pytest.mark.parametrize("missing", [1, 2, 10, 500, len(JPEG) // 2])
-@pytest.mark.parametrize(
-  "options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}]
-)
-def test_truncated_jpegs_are_refused(options, missing):
-  data = encoded(PHOTO, "JPEG", quality=90, **options)[:-missing]
-
-  assert_not_decoded(data, f"Cannot decode {len(data)} bytes")
-
-
-def test_a_flaw_does_not_hide_that_a_jpeg_is_truncated():
-  flawed = JPEG[:MIDDLE] + b"\xff\xd3" + JPEG[MIDDLE + 2 : -500]
-  garbage = JPEG[:SCAN] + b"\x12\x34\x56" + JPEG[SCAN:-500]
-
-  for data in flawed, garbage:
-    assert_not_decoded(data, "Cannot decode .* not a whole JPEG")
-
-
-@pytest.mark.parametrize("missing", [1, 13, 20, 5000])
-def test_truncated_pngs_are_refused(missing):
-  data = encoded(PHOTO, "PNG")[:-missing]
-
-  assert_not_decoded(data, f"Cannot decode {len(data)} bytes")
+HALF = len(JPEG) // 2
+PROGRESSIVE = encoded(PHOTO, "JPEG", quality=90, progressive=True)
+RESTARTING = encoded(PHOTO, "JPEG", quality=90, restart_marker_blocks=2)
 
 
 @pytest.mark.parametrize(
   "data",
   [
+    *(JPEG[:-missing] for missing in (1, 2, 10, 500, HALF)),
+    *(PROGRESSIVE[:-missing] for missing in (1, 2, 10, 500, HALF)),
+    *(RESTARTING[:-missing] for missing in (1, 2, 10, 500, HALF)),
+    # A flaw does not hide the missing end.
+    JPEG[:MIDDLE] + b"\xff\xd3" + JPEG[MIDDLE + 2 : -500],
+    JPEG[:SCAN] + b"\x12\x34\x56" + JPEG[SCAN:-500],
+    *(encoded(PHOTO, "PNG")[:-missing] for missing in (1, 13, 20, 5000)),
     b"",
     b"no image",
     b"<!DOCTYPE html><html>Not found</html>",
@@ -252,14 +203,18 @@ def test_truncated_pngs_are_refused(missing):
     JPEG[:3] + bytes(500),
     cv2.imencode(".bmp", PHOTO)[1].tobytes()[:-5000],
   ],
-  ids=[
-    *("nothing", "text", "web page", "start of PNG", "start of JPEG"),
-    *("header of JPEG", "JPEG without size", "PNG without size"),
-    *("zeros in JPEG", "truncated BMP"),
-  ],
+  ids=len,
 )
-def test_what_is_no_image_is_named(data):
-  assert_not_decoded(data, f"Cannot decode {len(data)} bytes that begin with")
+def test_what_is_no_whole_image_is_refused(data):
+  with pytest.raises(tf.errors.InvalidArgumentError):
+    tf.io.decode_image(data)
+  with pytest.raises(
+    ValueError, match=f"Cannot decode {len(data)} bytes .* not a whole JPEG"
+  ) as error:
+    decode(data)
+  # And nothing from inside the decoders.
+  assert re.fullmatch(r"[ -~]{1,250}", str(error.value))
+  assert "0x" not in str(error.value)
 
 
 def patched(data, at, layout, *values):
@@ -450,21 +405,21 @@ def test_pixels_that_are_no_colours_are_described(data, kind):
     decode(data)
 
 
-def test_a_damaged_tiff_is_not_called_sound():
-  for data in DEFLATED[:200], DEFLATED[:-50], DEFLATED[:8]:
-    with pytest.raises(ValueError, match="are not a whole"):
-      decode(data)
+@pytest.mark.parametrize(
+  "data",
+  [
+    *(DEFLATED[:200], DEFLATED[:-50], DEFLATED[:8]),
+    *(b"GIF89a\x1b[31m", b"II*\0\xff\xff\xff\xff", b"BM"),
+  ],
+  ids=len,
+)
+def test_a_damaged_file_of_another_format_is_not_called_sound(data):
+  with pytest.raises(ValueError, match="are not a whole") as error:
+    decode(data)
+  assert str(error.value).isprintable()
 
 
 @pytest.mark.skipif("HEIF" in FORMATS, reason="it is read here")
 def test_the_package_that_reads_heic_is_named():
   with pytest.raises(ValueError, match="pip install pillow-heif"):
     decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
-
-
-def test_messages_show_no_insides_of_the_decoders():
-  for data in JPEG[:200], b"GIF89a\x1b[31m", b"II*\0\xff\xff\xff\xff", b"BM":
-    with pytest.raises(ValueError) as error:
-      decode(data)
-    assert re.fullmatch(r"[ -~]{1,250}", str(error.value))
-    assert "0x" not in str(error.value)

@@ -13,7 +13,6 @@ from sklearn.datasets import load_sample_image
 from mixer.data import decode
 from mixer.data.sources import open_source
 from mixer.datasets import dedup
-from mixer.errors import UserError
 from mixer.tools.data import main
 
 # Those that come with the package itself; for others it asks the network.
@@ -182,20 +181,3 @@ def test_any_split_of_a_tfds_data_set_can_be_hashed(digits_dir, tmp_path):
   known = dedup.load([out])
   [(data, _)] = open_source("digits", "test", digits_dir).read([69])
   assert known.find(decode.decode(data)) == "digits test[:70] 69"
-
-
-def test_a_file_that_is_no_list_of_hashes_is_refused(tmp_path):
-  file = tmp_path / "hashes.txt"
-  file.write_text(f"{'0' * 32}\ta\ttest\t0\n")
-
-  with pytest.raises(UserError, match="hashes.txt is not a list of hashes"):
-    dedup.load([file])
-
-
-@pytest.mark.parametrize("line", ["", "0123", "g" * 32])
-def test_a_damaged_line_of_a_list_is_named(tmp_path, line):
-  file = tmp_path / "hashes.txt"
-  file.write_text(f"{dedup.HEADER}\n{'0' * 32}\tdigits\ttest\t0\n{line}\tx\n")
-
-  with pytest.raises(UserError, match=f"{file}, line 3: .*is no hash"):
-    dedup.load([file])

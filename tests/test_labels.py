@@ -124,15 +124,6 @@ def test_only_vehicles_count_and_none_is_a_class_of_its_own(kinds, label):
   )
 
 
-def test_the_bins_of_dsprites_are_all_used_and_rise():
-  orientation = labels.RULES["dsprites_orientation"]
-  bins = [orientation.read(features(label_orientation=[i])) for i in range(40)]
-
-  assert bins == sorted(bins)
-  assert sorted(set(bins)) == list(range(16))
-  assert orientation.class_names[15] == "part 16 of 16"
-
-
 def test_a_scene_without_objects_has_no_label(tmp_path):
   """CLEVR's own test split has such scenes."""
   empty = {"objects": lambda i: []}

@@ -105,17 +105,6 @@ def test_every_pixel_is_that_of_the_authors(name, magnitude, sign):
   assert zlib.crc32(result.tobytes()) == AUTHORS[name, magnitude, sign]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_autocontrast_is_pillows_but_for_truncation(seed):
-  image = np.random.default_rng(seed).integers(
-    20, 200, IMAGE.shape, dtype=np.uint8
-  )
-
-  expected = ImageOps.autocontrast(Image.fromarray(image))
-
-  assert largest_difference(run("AutoContrast", image), expected) <= 1
-
-
 def test_autocontrast_leaves_a_flat_channel_alone():
   image = IMAGE.copy()
   image[..., 1] = 77
@@ -139,30 +128,14 @@ def test_posterize_is_pillows_and_never_leaves_less_than_a_bit(magnitude, bits):
   assert largest_difference(run("Posterize", IMAGE, magnitude), expected) == 0
 
 
-@pytest.mark.parametrize(
-  ("magnitude", "threshold"), [(0, 0), (5, 128), (9, 230), (10, 0), (15, 128)]
-)
-def test_solarize_is_pillows_with_a_threshold_that_wraps(magnitude, threshold):
-  expected = ImageOps.solarize(Image.fromarray(IMAGE), threshold)
-
-  result = run("Solarize", magnitude=magnitude)
-
-  assert largest_difference(result, expected) == 0
-
-
 @pytest.mark.parametrize("magnitude", [0, 3, 5, 9, 15])
 @pytest.mark.parametrize(
-  ("name", "enhancer"),
-  [
-    ("Color", ImageEnhance.Color),
-    ("Contrast", ImageEnhance.Contrast),
-    ("Brightness", ImageEnhance.Brightness),
-    ("Sharpness", ImageEnhance.Sharpness),
-  ],
+  "name", ["Color", "Contrast", "Brightness", "Sharpness"]
 )
-def test_enhancements_are_pillows_within_rounding(name, enhancer, magnitude):
+def test_enhancements_are_pillows_within_rounding(name, magnitude):
   factor = magnitude / 10 * 1.8 + 0.1
-  expected = enhancer(Image.fromarray(PHOTO)).enhance(factor)
+  enhancer = getattr(ImageEnhance, name)(Image.fromarray(PHOTO))
+  expected = enhancer.enhance(factor)
 
   result = run(name, PHOTO, magnitude, contrast="fixed")
 
@@ -333,12 +306,6 @@ def test_the_choice_of_contrast_reaches_the_operation():
   )
 
   assert (as_in_paper != fixed).any()
-
-
-def test_no_layers_leave_the_image_alone():
-  result = RandAugment(0, 15)(IMAGE, Draws())
-
-  np.testing.assert_array_equal(result, IMAGE)
 
 
 @pytest.mark.parametrize(

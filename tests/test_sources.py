@@ -2,7 +2,6 @@
 """Data sets on disk: preparing, opening, and messages about missing ones."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from layouts import write_tfds
 from sklearn.datasets import load_digits
 
 from mixer.data.decode import decode
-from mixer.data.sources import DatasetNotFoundError, open_source, tfds
-from mixer.errors import UserError
+from mixer.data.sources import open_source, tfds
+from mixer.errors import DatasetNotFoundError, UserError
 from mixer.tools.data import main
 
 
@@ -25,13 +24,6 @@ def miniatures(tmp_path_factory):
   write_tfds(folder, "oxford_flowers102", {"train": 5, "validation": 4})
   write_tfds(folder, "imagenet_v2", {"test": 3})
   return str(folder)
-
-
-@pytest.fixture
-def tfrecord_dir(tmp_path, monkeypatch):
-  monkeypatch.setenv("MIXER_CACHE_DIR", str(tmp_path / "cache"))
-  write_tfds(tmp_path, "cifar10", {"train": 8, "test": 4}, 32, "tfrecord")
-  return str(tmp_path)
 
 
 def read_images(source):
@@ -81,13 +73,6 @@ def test_the_official_layouts_can_be_read(
   assert labels.max() < classes
 
 
-def test_a_split_is_a_window_on_the_whole(miniatures):
-  whole = open_source("imagenet2012", "train", miniatures)
-  part = open_source("imagenet2012", "train[10:15]", miniatures)
-
-  assert part.read([4, 0]) == whole.read([14, 10])
-
-
 def test_class_names_are_those_of_the_data_set(miniatures):
   flowers = open_source("oxford_flowers102", "train", miniatures)
   unnamed = open_source("cifar10", "train", miniatures)
@@ -107,31 +92,14 @@ def test_the_folder_of_data_sets_comes_from_the_environment(
 @pytest.mark.parametrize(
   "name, words",
   [
-    (
-      "cifar10",
-      (
-        "{dir}/cifar10",
-        "python -m mixer data prepare cifar10 --data_dir={dir}",
-      ),
-    ),
-    (
-      "imagenet2012",
-      (
-        "ILSVRC2012_img_train.tar",
-        "ILSVRC2012_img_val.tar",
-        "{dir}/downloads/manual",
-        "prepare imagenet2012",
-      ),
-    ),
-    ("imagenet21k", ("fall11_whole.tar", "prepare imagenet21k")),
+    ("cifar10", "in {dir}/cifar10.*prepare cifar10 --data_dir={dir}"),
+    ("imagenet2012", "{dir}/downloads/manual .*img_val.tar.*prepare imagenet2"),
+    ("imagenet21k", "{dir}/downloads/manual .*fall11_whole.tar"),
   ],
 )
 def test_an_unprepared_data_set_says_where_and_how(tmp_path, name, words):
-  with pytest.raises(DatasetNotFoundError) as caught:
+  with pytest.raises(DatasetNotFoundError, match=words.format(dir=tmp_path)):
     open_source(name, "train", str(tmp_path))
-
-  for each in words:
-    assert each.format(dir=tmp_path) in str(caught.value)
 
 
 def test_an_unknown_data_set_shows_its_neighbours(tmp_path):
@@ -142,16 +110,18 @@ def test_an_unknown_data_set_shows_its_neighbours(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "split", ["val", "train[", "train[:2000]", "train-x", "all[:5]"]
+  "split, words",
+  [
+    *(
+      (x, r"train \(1437\), test \(360\)") for x in ("val", "train[", "all[:5]")
+    ),
+    ("train[:2000]", r"train \(1437\), test \(360\)"),
+    ("train[:0]", "holds no examples"),
+  ],
 )
-def test_a_wrong_split_shows_the_splits_there_are(digits_dir, split):
-  with pytest.raises(UserError, match=r"train \(1437\), test \(360\)"):
+def test_a_wrong_or_empty_split_is_refused(digits_dir, split, words):
+  with pytest.raises(UserError, match=words):
     open_source("digits", split, digits_dir)
-
-
-def test_an_empty_split_is_refused(digits_dir):
-  with pytest.raises(UserError, match="holds no examples"):
-    open_source("digits", "train[:0]", digits_dir)
 
 
 def test_a_wrong_feature_shows_the_features_there_are(digits_dir):
@@ -163,43 +133,16 @@ def test_a_wrong_feature_shows_the_features_there_are(digits_dir):
     open_source("digits", "test", digits_dir, image_key="label")
 
 
-def test_what_is_prepared_as_tfrecord_is_read_as_it_is(tfrecord_dir, capsys):
-  before = sorted(Path(tfrecord_dir).rglob("*"))
+def test_what_is_prepared_already_is_left_and_described(tmp_path, capsys):
+  write_tfds(tmp_path, "cifar10", {"train": 8, "test": 4}, 32, "tfrecord")
+  before = sorted(tmp_path.rglob("*"))
 
-  assert main(["prepare", "cifar10", f"--data_dir={tfrecord_dir}"]) == 0
-
-  assert "already prepared" in capsys.readouterr().out
-  assert sorted(Path(tfrecord_dir).rglob("*")) == before
-  source = open_source("cifar10", "train", tfrecord_dir)
-  assert "tfrecord" in source.locate(0)
-
-
-def test_prepare_says_what_is_there_already(digits_dir, capsys):
-  code = main(["prepare", "digits", f"--data_dir={digits_dir}"])
+  assert main(["prepare", "cifar10", f"--data_dir={tmp_path}"]) == 0
 
   out = capsys.readouterr().out
-  assert code == 0
   assert "already prepared" in out
-  assert "train: 1437 examples" in out
-  assert "test: 360 examples" in out
-
-
-@pytest.mark.parametrize(
-  "name, said",
-  [
-    ("imagnet", "imagenette"),
-    ("imagenet2012", "ILSVRC2012_img_train.tar"),
-    ("imagenet_v2/nonsense", "nonsense"),
-    ("cifar10:9.9.9", "9.9.9"),
-  ],
-)
-def test_prepare_leaves_with_2_when_the_user_must_act(
-  tmp_path, capsys, name, said
-):
-  code = main(["prepare", name, f"--data_dir={tmp_path}"])
-
-  assert code == 2
-  assert said in capsys.readouterr().err
+  assert "train: 8 examples" in out and "test: 4 examples" in out
+  assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
@@ -222,9 +165,6 @@ def test_damaged_record_files_are_said_with_the_way_out(tmp_path):
 
   with pytest.raises(UserError, match=f"{file}, record 2 .*missing or damaged"):
     open_source("cifar10", "train", str(tmp_path)).read([2])
-  file.unlink()
-  with pytest.raises(DatasetNotFoundError, match=f"the first is {file}"):
-    open_source("cifar10", "train", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -235,18 +175,17 @@ def test_what_is_no_name_of_a_data_set_is_refused(tmp_path, name):
     open_source(name, "train", str(tmp_path))
 
 
-@pytest.mark.parametrize(
-  "leftover", ["incomplete.A1B2C3_1.0.0", "1.0.0.incompleteA1B2C3", "2.0.0.bak"]
-)
-def test_leftovers_next_to_a_whole_version_are_ignored(
-  digits_dir, tmp_path, leftover
-):
+def test_leftovers_next_to_a_whole_version_are_ignored(digits_dir, tmp_path):
   whole = tmp_path / "digits/all/1.0.0"
-  shutil.copytree(tfds.find_prepared("digits/all", str(digits_dir)), whole)
-  whole.with_name(leftover).mkdir()
-  (whole.with_name(leftover) / "dataset_info.json").write_text("{}")
-  whole.with_name("2.0.0").mkdir()
-  (tmp_path / "digits" / ".DS_Store").touch()
+  leftovers = "incomplete.A1B2C3_1.0.0", "1.0.0.incompleteA1B2C3", "2.0.0.bak"
+  for name in leftovers:
+    (tmp_path / "digits/all" / name).mkdir(parents=True)
+    (tmp_path / "digits/all" / name / "dataset_info.json").write_text("{}")
+  (tmp_path / "digits/all/2.0.0").mkdir()
+  (tmp_path / "digits/.DS_Store").touch()
+  assert tfds.find_prepared("digits", str(tmp_path)) is None
+
+  shutil.copytree(tfds.find_prepared("digits/all", digits_dir), whole)
 
   assert tfds.find_prepared("digits", str(tmp_path)) == whole
 
@@ -283,11 +222,3 @@ def test_a_wrong_number_of_class_names_is_reported(digits_dir, tmp_path, names):
 def test_other_storage_is_refused_with_what_is_supported(name, url):
   with pytest.raises(UserError, match=f"{url}: a folder is local.*gs://"):
     open_source(name.format(url), "train", url)
-
-
-def test_what_tfds_has_not_finished_is_not_opened(tfrecord_dir):
-  [folder] = Path(tfrecord_dir).glob("cifar10/*/")
-  folder.rename(folder.with_name("incomplete.ABC_3.0.2"))
-
-  with pytest.raises(DatasetNotFoundError, match="cifar10 is not prepared"):
-    open_source("cifar10", "train", tfrecord_dir)

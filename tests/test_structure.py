@@ -23,7 +23,7 @@ FLOORS = {
   "data": "data datasets",
   "weights": "weights",
   "evaluators": "evaluators",
-  "plan": "plan complaints data_plan model_plan",
+  "plan": "plan data_plan model_plan",
   "run": "training evaluators/runner",
   "core": "train evaluate",
   "tools": "tools __main__",

@@ -8,9 +8,8 @@ An example on its way to the devices:
   4. `decode` measures the image and turns the bytes into pixels.
   5. The recipe's ops crop and augment them (`preprocess`), with the random
      generator of the position (`shuffle.augmentation_rng`).
-  6. Images are stacked to batches (`_join_chunks`).
-Steps 2 to 5 are `_load_train` and `_load_eval`. Workers run them ahead, CHUNK
-examples at a time.
+  6. Images are stacked to batches.
+Workers run steps 2 to 5 ahead, CHUNK examples at a time.
 
 A batch therefore depends neither on the workers, nor on the number of hosts,
 nor on the step at which a run was interrupted.
@@ -20,7 +19,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -89,9 +87,22 @@ def train_batches(
     UserError: an example is such an image.
   """
   shuffler = IndexShuffler(len(source), seed)
-  load = functools.partial(
-    _load_train, source, ops, shuffler, bad_images is not None
-  )
+  allow_bad = bad_images is not None
+
+  def load(positions: np.ndarray) -> Arrays:
+    images, labels, bad = [], [], []
+    ids = shuffler(positions)
+    examples = zip(positions, ids, source.read(ids), strict=True)
+    for position, i, (data, label) in examples:
+      key = seed, int(position)
+      image = _load_image(source, i, data, ops, key, allow_bad=allow_bad)
+      if image is None:
+        bad.append(i)
+        image, label = _load_next(source, ops, shuffler, int(position))
+      images.append(image)
+      labels.append(label)
+    return _stack(images, labels, positions, bad)
+
   steps = range(start_step, ENDLESS_STEPS)
   return _batches(load, steps, source, batch, host, hosts, workers, bad_images)
 
@@ -117,9 +128,26 @@ def eval_batches(
     out), position int64 [n], the example's number, with n = batch // hosts.
   """
   blank = np.zeros_like(ops(DUMMY_IMAGE, augmentation_rng(0, 0)))
-  load = functools.partial(
-    _load_eval, source, ops, blank, bad_images is not None
-  )
+  allow_bad = bad_images is not None
+
+  def load(positions: np.ndarray) -> Arrays:
+    ids = positions[positions < len(source)]
+    images = [blank] * len(positions)
+    labels = [np.zeros(source.label_shape, np.int32)] * len(positions)
+    mask = np.zeros(len(positions), bool)
+    bad = []
+    for n, (i, (data, labels[n])) in enumerate(
+      zip(ids, source.read(ids), strict=True)
+    ):
+      key = 0, int(i)
+      image = _load_image(source, i, data, ops, key, allow_bad=allow_bad)
+      if image is None:
+        bad.append(i)
+      else:
+        images[n] = image
+        mask[n] = True
+    return _stack(images, labels, positions, bad) | {"mask": mask}
+
   steps = range(-(-len(source) // batch))
   return _batches(load, steps, source, batch, host, hosts, workers, bad_images)
 
@@ -154,7 +182,7 @@ def _batches(
 ) -> Iterator[Arrays]:
   """Yields batches of what `load` returns for positions, int64 [n <= CHUNK].
 
-  Host h has the h-th of `hosts` equal slices of each global batch.
+  Host h has the h-th of `hosts` equal slices of each global batch, in chunks.
   """
   assert batch % hosts == 0 and 0 <= host < hosts, (batch, host, hosts)
   size = batch // hosts
@@ -168,30 +196,21 @@ def _batches(
 
   numbers = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks)
   results = workers.run(numbers.map(load_chunk), chunks)
-  return _join_chunks(source, results, size, chunks, bad_images)
-
-
-def _load_train(
-  source: Source,
-  ops: Op,
-  shuffler: IndexShuffler,
-  replace_bad: bool,
-  positions: np.ndarray,
-) -> Arrays:
-  """Reads, decodes and augments the examples at some positions."""
-  images, labels, bad = [], [], []
-  ids = shuffler(positions)
-  for position, i, (data, label) in zip(
-    positions, ids, source.read(ids), strict=True
-  ):
-    key = shuffler.seed, int(position)
-    image = _load_image(source, i, data, ops, key, allow_bad=replace_bad)
-    if image is None:
-      bad.append(i)
-      image, label = _load_next(source, ops, shuffler, int(position))
-    images.append(image)
-    labels.append(label)
-  return _stack(images, labels, positions, bad)
+  with contextlib.closing(results):
+    while True:
+      joined: Arrays = {}
+      filled = 0
+      for chunk in itertools.islice(results, chunks):
+        for i in chunk.pop("bad"):
+          bad_images.add(source, int(i))
+        for key, values in chunk.items():
+          if not filled:
+            joined[key] = np.empty((size, *values.shape[1:]), values.dtype)
+          joined[key][filled : filled + len(values)] = values
+        filled += len(values)
+      if not filled:
+        return
+      yield joined
 
 
 def _load_next(
@@ -209,31 +228,6 @@ def _load_next(
     f" {source.split}, cannot be decoded, or the ops fail on them: see the"
     " reason with --config.data.on_bad_image=error."
   )
-
-
-def _load_eval(
-  source: Source,
-  ops: Op,
-  blank: np.ndarray,
-  skip_bad: bool,
-  positions: np.ndarray,
-) -> Arrays:
-  """Reads and decodes examples; blanks and masks padding and bad images."""
-  ids = positions[positions < len(source)]
-  images = [blank] * len(positions)
-  labels = [np.zeros(source.label_shape, np.int32)] * len(positions)
-  mask = np.zeros(len(positions), bool)
-  bad = []
-  for n, (i, (data, labels[n])) in enumerate(
-    zip(ids, source.read(ids), strict=True)
-  ):
-    image = _load_image(source, i, data, ops, (0, int(i)), allow_bad=skip_bad)
-    if image is None:
-      bad.append(i)
-    else:
-      images[n] = image
-      mask[n] = True
-  return _stack(images, labels, positions, bad) | {"mask": mask}
 
 
 def _load_image(
@@ -273,31 +267,6 @@ def _stack(
     "position": positions,
     "bad": np.array(bad, np.int64),
   }
-
-
-def _join_chunks(
-  source: Source,
-  results: Iterator[Arrays],
-  size: int,
-  chunks: int,
-  bad_images: BadImages | None,
-) -> Iterator[Arrays]:
-  """Yields batches of `size` examples, each made of `chunks` chunks."""
-  with contextlib.closing(results):
-    while True:
-      batch: Arrays = {}
-      filled = 0
-      for chunk in itertools.islice(results, chunks):
-        for i in chunk.pop("bad"):
-          bad_images.add(source, int(i))
-        for key, values in chunk.items():
-          if not filled:
-            batch[key] = np.empty((size, *values.shape[1:]), values.dtype)
-          batch[key][filled : filled + len(values)] = values
-        filled += len(values)
-      if not filled:
-        return
-      yield batch
 
 
 class BadImages:

@@ -10,7 +10,6 @@ import ast
 import dataclasses
 import inspect
 import sys
-import types
 import typing
 from collections.abc import Callable
 from typing import Literal
@@ -165,11 +164,8 @@ def _create(node: ast.expr) -> Op:
     raise ValueError(f"{error}; {usage}") from error
   annotations = typing.get_type_hints(cls)
   for argument, value in arguments.items():
-    expected = annotations[argument]
-    if not _matches(value, expected):
-      raise ValueError(
-        f"{argument}={value!r} is not {_describe(expected)}; {usage}"
-      )
+    if taken := _mismatch(value, annotations[argument]):
+      raise ValueError(f"{argument}={value!r} is not {taken}; {usage}")
   return cls(**arguments)
 
 
@@ -182,38 +178,26 @@ def _literal(node: ast.expr) -> object:
     ) from error
 
 
-def _is_int(value: object) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _alternatives(annotation: object) -> tuple[object, ...]:
-  """Returns the types of a union; () for any other annotation."""
-  is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-  return typing.get_args(annotation) if is_union else ()
-
-
-def _matches(value: object, annotation: object) -> bool:
+def _mismatch(value: object, annotation: object) -> str:
+  """Describes the values that an argument takes; "" if `value` is one."""
   if annotation == Size:
     sides = value if isinstance(value, tuple) else (value, value)
-    return len(sides) == 2 and all(_is_int(s) and s > 0 for s in sides)
-  if typing.get_origin(annotation) is Literal:
-    return value in typing.get_args(annotation)
-  if members := _alternatives(annotation):
-    return any(_matches(value, each) for each in members)
-  if annotation is float:
-    return isinstance(value, float) or _is_int(value)
-  return _is_int(value) if annotation is int else isinstance(value, annotation)
-
-
-def _describe(annotation: object) -> str:
-  if annotation == Size:
-    return "a whole number of pixels above 0, or a pair (height, width)"
-  if typing.get_origin(annotation) is Literal:
-    return " or ".join(map(repr, typing.get_args(annotation)))
-  if members := _alternatives(annotation):
-    return " or ".join(map(_describe, members))
-  names = {int: "a whole number", float: "a number", bool: "True or False"}
-  return names.get(annotation, "a text")
+    fits = len(sides) == 2 and all(type(s) is int and s > 0 for s in sides)
+    taken = "a whole number of pixels above 0, or a pair (height, width)"
+  elif typing.get_origin(annotation) is Literal:
+    fits = value in typing.get_args(annotation)
+    taken = " or ".join(map(repr, typing.get_args(annotation)))
+  elif members := typing.get_args(annotation):
+    mismatches = [_mismatch(value, each) for each in members]
+    fits = not all(mismatches)
+    taken = " or ".join(mismatches)
+  else:
+    kinds = (int, float) if annotation is float else annotation
+    is_bool_for_number = isinstance(value, bool) and annotation in (int, float)
+    fits = isinstance(value, kinds) and not is_bool_for_number
+    names = {int: "a whole number", float: "a number", bool: "True or False"}
+    taken = names.get(annotation, "a text")
+  return "" if fits else taken
 
 
 def _usage(name: str, cls: type) -> str:

@@ -19,8 +19,7 @@ class IndexShuffler:
   """Maps positions of the endless shuffled order to example ids.
 
   Grain's shuffle (0.2.18) shuffles epoch e by the number seed + e, so that
-  epoch 1 of seed 0 is epoch 0 of seed 1. It also takes 3 ms an example for a
-  data set of 20 images, because it cycle-walks a domain of fixed size.
+  epoch 1 of seed 0 is epoch 0 of seed 1.
 
   Attributes:
     examples: number of examples in an epoch.

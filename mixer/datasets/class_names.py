@@ -6,7 +6,7 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mixer.data.sources.listing import compose
+from mixer.data.sources.file_io import compose
 
 # The one class of ImageNet that ImageNet-21k does not have.
 TEDDY = {"n04399382": "teddy, teddy bear"}

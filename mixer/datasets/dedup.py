@@ -15,7 +15,6 @@ other sky. Such plain images have no hash: they are nobody's duplicates.
 import concurrent.futures
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,8 +23,8 @@ import numpy as np
 
 from mixer.data import decode
 from mixer.data.sources import Source
-from mixer.errors import UserError, printable
-from mixer.storage import atomic_write
+from mixer.errors import UserError
+from mixer.storage import atomic_write, read_lines
 
 DISTANCE = 10
 
@@ -89,34 +88,18 @@ def load(files: Sequence[str | os.PathLike]) -> Hashes:
   """
   codes, names = [], []
   for file in files:
-    header, *lines = _lines(file) or [""]
+    header, *lines = read_lines(file, f"the list of hashes {file}") or [""]
     if header != HEADER:
       raise UserError(
         f"{file} is not a list of hashes, its first line is {header[:60]!r}:"
         " give a file that python -m mixer data hash wrote."
       )
-    for number, line in enumerate(lines, start=2):
+    for line in lines:
       code, *name = line.split("\t")
-      if not re.fullmatch(f"[0-9a-f]{{32}}|{NO_HASH}", code):
-        raise UserError(
-          f"{file}, line {number}: {printable(code)} is no hash. Write the"
-          " list again, with python -m mixer data hash."
-        )
       if code != NO_HASH:
         codes.append((int(code[:16], 16), int(code[16:], 16)))
         names.append(" ".join(name))
   return Hashes(np.array(codes, np.uint64).reshape(-1, 2).T.copy(), names)
-
-
-def _lines(file: str | os.PathLike) -> list[str]:
-  try:
-    return Path(file).read_text().splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, "strerror", "it is no text")
-    raise UserError(
-      f"Cannot read the list of hashes {os.fspath(file)!r} ({reason}): write"
-      " one with python -m mixer data hash."
-    ) from error
 
 
 def write(source: Source, file: str | os.PathLike) -> tuple[int, int, int]:

@@ -16,14 +16,9 @@ import sys
 from etils import epath
 
 from mixer import cli
-from mixer.data.sources import (
-  DatasetNotFoundError,
-  image_folder,
-  open_source,
-  tfds,
-)
+from mixer.data.sources import image_folder, open_source, tfds
 from mixer.datasets import dedup
-from mixer.errors import RetryableError, UserError
+from mixer.errors import DatasetNotFoundError, RetryableError, UserError
 from mixer.storage import check_output, is_in_bucket, storage_errors
 
 TENSORFLOW = "2.21.0"  # as in requirements-dev.txt

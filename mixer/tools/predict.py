@@ -28,8 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer import cli
-from mixer.data.sources.file_io import is_remote
-from mixer.data.sources.listing import (
+from mixer.data.sources.file_io import (
   KNOWN,
   count_suffixes,
   describe_missing,
@@ -171,7 +170,7 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _find(given: str) -> tuple[list[str], list[str]]:
-  if is_remote(given):
+  if "://" in given:
     raise UserError(
       f"{given} is not on this machine: copy the images, or mount the bucket."
     )

@@ -21,10 +21,6 @@ COPY_AGAIN = (
 )
 
 
-class DatasetNotFoundError(UserError):
-  """The data set is known, but not on disk in a readable form."""
-
-
 def split_error(name: str, split: str, sizes: Mapping[str, int]) -> UserError:
   """Returns an error that lists the splits and the syntax of parts."""
   listed = ", ".join(f"{each} ({size})" for each, size in sizes.items())

@@ -14,19 +14,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from mixer.data.sources import DatasetNotFoundError, Source, split_error
-from mixer.data.sources.file_io import read_file
-from mixer.data.sources.listing import (
+from mixer.data.sources import Source, split_error
+from mixer.data.sources.file_io import (
   KNOWN,
   Entries,
   compose,
   count_suffixes,
   describe_missing,
+  read_file,
   report_left_out,
   scan,
   scan_all,
 )
-from mixer.errors import UserError, format_list, nearest
+from mixer.errors import (
+  DatasetNotFoundError,
+  UserError,
+  format_list,
+  nearest,
+)
 from mixer.storage import read_lines
 
 PREFIX = "folder:"
@@ -50,8 +55,7 @@ class FolderSource(Source):
   Attributes:
     split_folders: all that the data set has.
     folders: those that are read, one for each part of the split.
-    respelled: path of a class folder by its name in `class_names`, where the
-      folder's own name has another Unicode form.
+    class_folders: path of the folder of each label, by split folder.
     ends: examples up to the end of each part.
     files: names without folder, bytes [n].
     labels: int32 [n].
@@ -59,7 +63,7 @@ class FolderSource(Source):
 
   split_folders: tuple[str, ...] = dataclasses.field(repr=False)
   folders: tuple[str, ...]
-  respelled: Mapping[str, str] = dataclasses.field(repr=False)
+  class_folders: Mapping[str, Mapping[int, str]] = dataclasses.field(repr=False)
   ends: tuple[int, ...]
   files: np.ndarray = dataclasses.field(repr=False)
   labels: np.ndarray = dataclasses.field(repr=False)
@@ -82,9 +86,8 @@ class FolderSource(Source):
     if not 0 <= i < len(self):
       raise IndexError(f"There is no example {i} of {len(self)}.")
     folder = self.folders[bisect.bisect_right(self.ends, i)]
-    path = f"{folder}/{self.class_names[self.labels[i]]}"
-    path = self.respelled.get(path, path)
-    return f"{path}/{os.fsdecode(self.files[i].item())}"
+    class_folder = self.class_folders[folder][int(self.labels[i])]
+    return f"{class_folder}/{os.fsdecode(self.files[i].item())}"
 
 
 def open_split(
@@ -98,15 +101,21 @@ def open_split(
   class_names = _class_names(splits, classes)
   label_of = {class_name: i for i, class_name in enumerate(class_names)}
   windows = _windows(splits, name, split)
-  listings, respelled = {}, {}
+  listings, class_folders = {}, {}
   for part in {window.splitname for window in windows}:
     folder, names = splits[part].folder, splits[part].class_names
-    _check_known(folder, names, class_names, classes or "train")
-    for own_name, class_name in zip(splits[part].classes, names, strict=True):
-      if own_name != class_name:
-        respelled[f"{folder}/{class_name}"] = f"{folder}/{own_name}"
+    if unknown := sorted({*names} - {*class_names}):
+      near = nearest(unknown[0], class_names, most=3)
+      hint = f" (nearest to the first: {', '.join(near)})" if near else ""
+      raise UserError(
+        f"Class folders of {folder} are not in {classes or 'train'}:"
+        f" {format_list(unknown)}{hint}. Add them there, or move the folders"
+        " out."
+      )
     files, numbers = splits[part].listing()
     labels = [label_of[class_name] for class_name in names]
+    paths = [f"{folder}/{name}" for name in splits[part].classes]
+    class_folders[folder] = dict(zip(labels, paths, strict=True))
     listings[part] = files, np.array(labels, np.int32)[numbers]
   parts = [
     [column[window.from_ : window.to] for column in listings[window.splitname]]
@@ -118,7 +127,7 @@ def open_split(
     class_names=tuple(class_names),
     split_folders=tuple(split.folder for split in splits.values()),
     folders=tuple(splits[window.splitname].folder for window in windows),
-    respelled=respelled,
+    class_folders=class_folders,
     ends=tuple(itertools.accumulate(len(files) for files, _ in parts)),
     files=np.concatenate([files for files, _ in parts]),
     labels=np.concatenate([labels for _, labels in parts]),
@@ -311,19 +320,6 @@ def _class_names(
       " line for each."
     )
   return names
-
-
-def _check_known(
-  folder: str, found: Sequence[str], names: Sequence[str], place: str
-) -> None:
-  """Raises UserError if a split has class folders that are no classes."""
-  if unknown := sorted({*found} - {*names}):
-    near = nearest(unknown[0], names, most=3)
-    hint = f" (nearest to the first: {', '.join(near)})" if near else ""
-    raise UserError(
-      f"Class folders of {folder} are not in {place}:"
-      f" {format_list(unknown)}{hint}. Add them there, or move the folders out."
-    )
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -22,16 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from mixer.data.sources import COPY_AGAIN
-from mixer.data.sources.file_io import (
-  MAX_OPEN,
-  LocalFile,
-  RemoteFile,
-  is_remote,
-  open_file,
-  stat_files,
-)
+from mixer.data.sources.file_io import MAX_OPEN, RandomAccessFile, stat_files
 from mixer.errors import UserError, notify
-from mixer.storage import cache_folder
+from mixer.storage import cache_folder, is_in_bucket
 
 HEADER, FOOTER = 12, 4
 
@@ -89,7 +82,7 @@ class ArrayRecords(Records):
   def __init__(self, instructions: Iterable):
     """Raises UserError if files are missing or in a bucket."""
     super().__init__(instructions)
-    if is_remote(self.files[0]):
+    if is_in_bucket(self.files[0]):
       raise UserError(
         f"{self.files[0]} is ArrayRecord, which cannot be read from a bucket."
         " Mount the bucket as a folder (gs:// with gcsfuse), or prepare the"
@@ -179,9 +172,9 @@ class TFRecords(Records):
 
 
 @functools.lru_cache(MAX_OPEN)
-def _open_tfrecord(path: str, version: Path) -> LocalFile | RemoteFile:
+def _open_tfrecord(path: str, version: Path) -> RandomAccessFile:
   del version  # The same path may stand for another file later.
-  return open_file(path)
+  return RandomAccessFile(path)
 
 
 def open_index(
@@ -265,7 +258,7 @@ def _scan_file(path: str, size: int, expected: int) -> np.ndarray:
   """Returns the offsets of a file's records, and its size, int64."""
   offsets, offset = [], 0
   try:
-    file = open_file(path)
+    file = RandomAccessFile(path)
     # Damage can look like any number of records.
     while offset < size and len(offsets) <= expected:
       offsets.append(offset)

@@ -13,16 +13,10 @@ import numpy as np
 from etils import epath
 
 from mixer.data.labels import Label, find_label
-from mixer.data.sources import (
-  COPY_AGAIN,
-  DatasetNotFoundError,
-  Source,
-  split_error,
-)
-from mixer.data.sources.file_io import is_remote
+from mixer.data.sources import COPY_AGAIN, Source, split_error
 from mixer.data.sources.records import ArrayRecords, Records, TFRecords
-from mixer.errors import UserError, nearest
-from mixer.storage import storage_path
+from mixer.errors import DatasetNotFoundError, UserError, nearest
+from mixer.storage import is_in_bucket, storage_path
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 # Of versions; other folders are copies, or left over from a preparation that
@@ -231,7 +225,7 @@ def _readable_format(
     *info.get("alternativeFileFormats", ()),
   }
   # ArrayRecord first, where it can be read.
-  for file_format in sorted(stored, reverse=is_remote(folder)):
+  for file_format in sorted(stored, reverse=is_in_bucket(folder)):
     if file_format in ("array_record", "tfrecord"):
       return file_format
   raise DatasetNotFoundError(

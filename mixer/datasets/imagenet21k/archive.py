@@ -9,14 +9,19 @@ import os
 import signal
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from mixer.data.workers import block_signals, die_with_parent
-from mixer.errors import UserError, format_list, notify
+from mixer.errors import (
+  DatasetNotFoundError,
+  UserError,
+  format_list,
+  notify,
+)
 
 PROGRESS_SECONDS = 10
 GZIP = b"\x1f\x8b"
@@ -28,10 +33,11 @@ Tars = dict[str, tuple[Path, int, int]]
 Task, Result = TypeVar("Task"), TypeVar("Result")
 
 
-def find(folder: Path, release: str) -> Path | None:
+def find(folder: Path, release: str) -> Path:
   """Returns the archive of a release, such as fall11, in a folder.
 
   Raises:
+    DatasetNotFoundError: there is none.
     UserError: the archive is compressed.
   """
   for suffix in ".tar", ".tar.gz":
@@ -48,7 +54,11 @@ def find(folder: Path, release: str) -> Path | None:
       f"{path} is compressed, and a compressed file cannot be read at random."
       f" Unpack it first: {command}"
     )
-  return None
+  raise DatasetNotFoundError(
+    f"There is no {release}_whole.tar in {folder}. It comes from"
+    " https://image-net.org/download-images, after registering: put it there,"
+    " packed as it is, and run this again."
+  )
 
 
 def inner_tars(archive: Path) -> Tars:
@@ -83,11 +93,9 @@ def index(tars: Tars, labels: Sequence[str], workers: int) -> np.ndarray:
   """
   numbers = {synset: i for i, synset in enumerate(labels)}
   tasks = [(numbers[synset], *place) for synset, place in tars.items()]
-  parts, line = {}, Progress("Indexed", "classes", len(tasks))
-  for label, rows in run_in_processes(_index_class, tasks, workers):
-    parts[label] = rows
-    line.add(len(rows))
-  rows = np.concatenate([parts[label] for label in sorted(parts)])
+  parts = list(run_in_processes(_index_class, tasks, workers, "classes"))
+  parts.sort(key=lambda rows: rows["label"][:1].tolist())
+  rows = np.concatenate(parts)
   if not len(rows):
     raise UserError(f"{next(iter(tars.values()))[0]} holds no images.")
   rows = rows[np.argsort(rows["hash"], kind="stable")]
@@ -107,7 +115,7 @@ def _index_class(task: tuple[int, Path, int, int]) -> tuple[int, np.ndarray]:
   rows["size"] = [size for _, _, size in members]
   rows["label"] = label
   rows["name"] = names
-  return label, rows
+  return len(rows), rows
 
 
 def name_hash(name: bytes) -> int:
@@ -157,37 +165,22 @@ def _members(
       raise UserError(damaged.format(at))
 
 
-class Progress:
-  """Prints progress every ten seconds: parts, images per second, time left."""
-
-  def __init__(self, verb: str, parts: str, total: int, done: int = 0):
-    self._verb, self._parts, self._total = verb, parts, total
-    self._done = self._before = done
-    self._images = 0
-    self._begin = self._printed = time.monotonic()
-
-  def add(self, images: int) -> None:
-    """Counts one more part with its images."""
-    self._done += 1
-    self._images += images
-    now = time.monotonic()
-    if now - self._printed < PROGRESS_SECONDS and self._done < self._total:
-      return
-    self._printed = now
-    seconds = max(now - self._begin, 1e-3)
-    left = self._total - self._done
-    left *= seconds / (self._done - self._before) / 60
-    print(
-      f"{self._verb} {self._done:,} of {self._total:,} {self._parts},"
-      f" {self._images / seconds:,.0f} images/s, {left:,.0f} min left",
-      flush=True,
-    )
-
-
 def run_in_processes(
-  function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+  function: Callable[[Task], tuple[int, Result]],
+  tasks: Sequence[Task],
+  workers: int,
+  parts: str,
 ) -> Iterator[Result]:
-  """Yields function(task) for every task, in order of completion."""
+  """Yields results in order of completion; prints progress every ten seconds.
+
+  Args:
+    function: maps a task to its number of images and its result.
+    tasks: its arguments.
+    workers: number of processes.
+    parts: name of the tasks in messages, such as "shards".
+  """
+  images, begin = 0, time.monotonic()
+  printed = begin
   # A fork would copy locks that other threads hold.
   with concurrent.futures.ProcessPoolExecutor(
     workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
@@ -197,8 +190,21 @@ def run_in_processes(
     with block_signals({signal.SIGINT}):
       futures = [pool.submit(function, task) for task in tasks]
     try:
-      for future in concurrent.futures.as_completed(futures):
-        yield future.result()
+      for done, future in enumerate(
+        concurrent.futures.as_completed(futures), 1
+      ):
+        number, result = future.result()
+        yield result
+        images += number
+        now = time.monotonic()
+        if now - printed > PROGRESS_SECONDS or done == len(tasks):
+          printed, seconds = now, max(now - begin, 1e-3)
+          left = (len(tasks) - done) * seconds / done / 60
+          print(
+            f"{done:,} of {len(tasks):,} {parts}, {images / seconds:,.0f}"
+            f" images/s, {left:,.0f} min left",
+            flush=True,
+          )
     except concurrent.futures.process.BrokenProcessPool as error:
       # Ctrl-C may reach a worker before this process.
       time.sleep(0.5)

@@ -34,7 +34,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
-from mixer.data.sources import DatasetNotFoundError
 from mixer.data.workers import usable_cores
 from mixer.datasets import dedup
 from mixer.datasets.class_names import synsets
@@ -99,37 +98,26 @@ class Builder(dataset_builder.FileReaderBuilder):
     dl_manager: tfds.download.DownloadManager,
     download_config: tfds.download.DownloadConfig | None = None,
   ) -> None:
-    if self.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-      raise UserError(
-        'imagenet21k is only written as file_format="array_record".'
-      )
-    path = self._archive(Path(dl_manager.manual_dir))
+    assert self.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+    release = self.builder_config.name
+    path = archive.find(Path(dl_manager.manual_dir), release)
     folder = self._unfinished()
     with shards.claim(folder, self._plan(path)):
-      self._clear_stale()
       tars = archive.inner_tars(path)
       self._set_names(tars, path)
       index = folder / shards.INDEX
       if not index.exists():
-        self._write_index(tars, index)
+        print("Indexing the archive.")
+        names = self.info.features["label"].names
+        with atomic_write(index) as temporary:
+          np.save(temporary, archive.index(tars, names, self._workers))
       files = self._files(folder, index)
       contents = shards.write(path, index, files, self._exclude, self._workers)
       self._take_over(files, contents)
-      self._report(index, contents)
+      self._report_empty_classes(index)
 
   def _post_download_and_prepare_hook(self) -> None:
     shutil.rmtree(self._unfinished())
-
-  def _archive(self, folder: Path) -> Path:
-    release = self.builder_config.name
-    path = archive.find(folder, release)
-    if path is None:
-      raise DatasetNotFoundError(
-        f"There is no {release}_whole.tar in {folder}. It comes from"
-        " https://image-net.org/download-images, after registering: put it"
-        " there, packed as it is, and run this again."
-      )
-    return path
 
   def _unfinished(self) -> Path:
     """Returns the folder of unfinished work.
@@ -138,14 +126,6 @@ class Builder(dataset_builder.FileReaderBuilder):
     """
     config = Path(self.data_dir_root) / self.name / self.builder_config.name
     return config / f"{self.version}.unfinished"
-
-  def _clear_stale(self) -> None:
-    """Deletes folders that TFDS left behind when it was killed."""
-    for folder in self._unfinished().parent.glob(
-      f"incomplete.*_{self.version}"
-    ):
-      if folder != Path(self.data_path):
-        shutil.rmtree(folder)
 
   def _plan(self, path: Path) -> dict[str, object]:
     """Returns everything that the shards depend on."""
@@ -172,13 +152,6 @@ class Builder(dataset_builder.FileReaderBuilder):
         f" {format_list(unknown)}. Is it the archive of another release?"
       )
 
-  def _write_index(self, tars: archive.Tars, index: Path) -> None:
-    print("Indexing the archive.")
-    names = self.info.features["label"].names
-    rows = archive.index(tars, names, self._workers)
-    with atomic_write(index) as temporary:
-      np.save(temporary, rows)
-
   def _files(self, folder: Path, index: Path) -> list[Path]:
     """Returns the path of each shard, after a check of the free space."""
     num_bytes = int(np.load(index, mmap_mode="r")["size"].sum())
@@ -197,42 +170,39 @@ class Builder(dataset_builder.FileReaderBuilder):
       for i in range(number)
     ]
 
-  def _take_over(
-    self, files: Sequence[Path], contents: Sequence[shards.Contents]
-  ) -> None:
+  def _take_over(self, files: Sequence[Path], contents: Sequence[dict]) -> None:
     """Moves finished shards, and lists of images left out, to the data set."""
     target = Path(self.data_path)
     for file in files:
       _link(file, target / file.name)
+    left_out = {}
     for kind in "unreadable", "excluded":
-      lines = [line for shard in contents for line in getattr(shard, kind)]
+      lines = [line for shard in contents for line in shard[kind]]
       (target / f"{kind}.txt").write_text(
         "".join(f"{printable(name)}\t{why}\n" for name, why in sorted(lines))
       )
+      left_out[kind] = len(lines)
     split = tfds.core.SplitInfo(
       name="full",
-      shard_lengths=[shard.written for shard in contents],
-      num_bytes=sum(shard.num_bytes for shard in contents),
+      shard_lengths=[shard["written"] for shard in contents],
+      num_bytes=sum(shard["num_bytes"] for shard in contents),
       filename_template=self._get_filename_template("full"),
     )
     self.info.set_splits(tfds.core.SplitDict([split]))
+    print(
+      f"{split.num_examples:,} images written; left out:"
+      f" {left_out['unreadable']:,} that cannot be decoded (unreadable.txt),"
+      f" {left_out['excluded']:,} that other data sets hold (excluded.txt)."
+    )
 
-  def _report(self, index: Path, contents: Sequence[shards.Contents]) -> None:
+  def _report_empty_classes(self, index: Path) -> None:
     names = self.info.features["label"].names
-    unreadable = sum(len(shard.unreadable) for shard in contents)
-    excluded = sum(len(shard.excluded) for shard in contents)
     seen = np.unique(np.load(index, mmap_mode="r")["label"])
-    empty = sorted(set(names) - {names[i] for i in seen})
-    if empty:
+    if empty := sorted(set(names) - {names[i] for i in seen}):
       print(
         f"{len(empty):,} of {len(names):,} classes have no images:"
         f" {format_list(empty)}."
       )
-    print(
-      f"{sum(shard.written for shard in contents):,} images written; left out:"
-      f" {unreadable:,} that cannot be decoded (unreadable.txt), {excluded:,}"
-      " that other data sets hold (excluded.txt)."
-    )
 
 
 def _link(file: Path, target: Path) -> None:

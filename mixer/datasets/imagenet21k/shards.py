@@ -2,7 +2,6 @@
 """Shards of the data set, written by processes; resumes after interruptions."""
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import json
@@ -17,45 +16,17 @@ from tensorflow_datasets.core import example_serializer
 
 from mixer.data import decode
 from mixer.datasets import dedup
-from mixer.datasets.imagenet21k.archive import Progress, run_in_processes
+from mixer.datasets.imagenet21k.archive import run_in_processes
 from mixer.errors import UserError
 from mixer.storage import atomic_write
 
-INCOMPLETE = "incomplete."  # prefix of shards that are being written
 INDEX = "index.npy"
 PLAN = "plan.json"
 LOCK = "lock"
 
 
-@dataclasses.dataclass(frozen=True)
-class Contents:
-  """Contents of a finished shard, and the images that it leaves out.
-
-  Attributes:
-    written: number of images in the shard.
-    num_bytes: their size as records.
-    unreadable: (file name, reason) of images that cannot be decoded.
-    excluded: (file name, near duplicate) of images that other sets hold.
-    file_bytes: size of the file.
-  """
-
-  written: int
-  num_bytes: int
-  unreadable: list[tuple[str, str]]
-  excluded: list[tuple[str, str]]
-  file_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-  """A shard to write: rows [begin, end) of the index."""
-
-  archive: Path
-  index: Path
-  begin: int
-  end: int
-  file: Path
-  exclude: tuple[str, ...]
+# Archive, index, first and last row, file to write, lists of exclusions.
+Task = tuple[Path, Path, int, int, Path, tuple[str, ...]]
 
 
 def features(label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:
@@ -75,7 +46,7 @@ def write(
   files: Sequence[Path],
   exclude: tuple[str, ...],
   workers: int,
-) -> list[Contents]:
+) -> list[dict]:
   """Writes the shards that are missing.
 
   Args:
@@ -86,72 +57,59 @@ def write(
     workers: number of processes; each holds a whole shard in memory.
 
   Returns:
-    The contents of each shard.
+    The contents of each shard: the number of images `written`, `num_bytes` as
+    records, and two lists of the images left out: (file name, reason) of the
+    `unreadable`, (file name, near duplicate) of the `excluded`.
   """
   hashes = np.load(index, mmap_mode="r")["hash"]
   inner = [(i << 64) // len(files) for i in range(1, len(files))]
   inner = np.searchsorted(hashes, np.array(inner, np.uint64)).tolist()
   ends = [*inner, len(hashes)]
   tasks = [
-    _Task(archive, index, begin, end, file, exclude)
+    (archive, index, begin, end, file, exclude)
     for begin, end, file in zip([0, *inner], ends, files, strict=True)
-    if _contents(file) is None
+    if not file.exists()
   ]
-  done = len(files) - len(tasks)
-  if done:
+  if done := len(files) - len(tasks):
     print(f"{done:,} of {len(files):,} shards are finished: going on.")
-  line = Progress("Wrote", "shards", len(files), done)
-  for images in run_in_processes(_write_shard, tasks, workers):
-    line.add(images)
-  return [_contents(file) for file in files]
+  list(run_in_processes(_write_shard, tasks, workers, "shards"))
+  return [json.loads(_sidecar(file).read_text()) for file in files]
 
 
 def _sidecar(file: Path) -> Path:
   return file.with_name(f"{file.name}.json")
 
 
-def _contents(file: Path) -> Contents | None:
-  """Returns the contents of a shard; None if it is not finished."""
-  if not file.exists() or not _sidecar(file).exists():
-    return None
-  contents = Contents(**json.loads(_sidecar(file).read_text()))
-  # After a power failure, the file may exist without its bytes.
-  return contents if contents.file_bytes == file.stat().st_size else None
-
-
-def _write_shard(task: _Task) -> int:
+def _write_shard(task: Task) -> tuple[int, None]:
   """Writes a shard and its sidecar; returns the number of images read."""
-  rows = np.load(task.index, mmap_mode="r")[task.begin : task.end]
-  unfinished = task.file.with_name(INCOMPLETE + task.file.name)
-  # One record per group, as TFDS: groups are read and unpacked whole.
-  writer = array_record_module.ArrayRecordWriter(
-    str(unfinished), "group_size:1"
-  )
-  written = num_bytes = 0
-  unreadable, excluded = [], []
-  for row, data in zip(rows, _read(task.archive, rows), strict=True):
-    name = row["name"].decode()
-    try:
-      image = decode.decode(data)
-    except ValueError as error:
-      unreadable.append((name, str(error).partition("\n")[0]))
-      continue
-    duplicate = _exclusions(task.exclude).find(image)
-    if duplicate is not None:
-      excluded.append((name, duplicate))
-      continue
-    record = _serialize(data, int(row["label"]), name)
-    writer.write(record)
-    written += 1
-    num_bytes += len(record)
-  writer.close()
-  contents = Contents(
-    written, num_bytes, unreadable, excluded, unfinished.stat().st_size
-  )
-  with atomic_write(_sidecar(task.file)) as temporary:
-    temporary.write_text(json.dumps(dataclasses.asdict(contents)))
-  unfinished.replace(task.file)
-  return len(rows)
+  archive, index, begin, end, file, exclude = task
+  rows = np.load(index, mmap_mode="r")[begin:end]
+  contents = {"written": 0, "num_bytes": 0, "unreadable": [], "excluded": []}
+  with atomic_write(file) as unfinished:
+    # One record per group, as TFDS: groups are read and unpacked whole.
+    writer = array_record_module.ArrayRecordWriter(
+      str(unfinished), "group_size:1"
+    )
+    for row, data in zip(rows, _read(archive, rows), strict=True):
+      name = row["name"].decode()
+      try:
+        image = decode.decode(data)
+      except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        contents["unreadable"].append((name, reason))
+        continue
+      duplicate = _exclusions(exclude).find(image)
+      if duplicate is not None:
+        contents["excluded"].append((name, duplicate))
+        continue
+      record = _serialize(data, int(row["label"]), name)
+      writer.write(record)
+      contents["written"] += 1
+      contents["num_bytes"] += len(record)
+    writer.close()
+    with atomic_write(_sidecar(file)) as temporary:
+      temporary.write_text(json.dumps(contents))
+  return len(rows), None
 
 
 def _read(archive: Path, rows: np.ndarray) -> Iterator[bytes]:
@@ -220,9 +178,8 @@ def claim(folder: Path, plan: Mapping[str, object]) -> Iterator[None]:
 
 
 def _clear(folder: Path, plan: Mapping[str, object]) -> None:
-  for leftovers in f"{INCOMPLETE}*", "*.partial.*":  # the latter of storage
-    for file in folder.glob(leftovers):
-      file.unlink()
+  for file in folder.glob("*.partial.*"):  # of atomic_write
+    file.unlink()
   if not (folder / PLAN).exists():
     return
   before = json.loads((folder / PLAN).read_text())

@@ -11,9 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mixer import weights
-from mixer.complaints import Complaints
 from mixer.config import is_lower_better
-from mixer.config_check import resolve, validate
+from mixer.config_check import Complaints, resolve, validate
 from mixer.data_plan import known_results
 from mixer.errors import UserError, did_you_mean, format_list
 from mixer.plan import Plan, make_plan
