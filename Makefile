@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 # make digits   trains a small Mixer on handwritten digits
 # make transfer pre-trains on the digits 0 to 4, fine-tunes on 5 to 9
-# make test     passes the tests
+# make test     passes the tests, or those of TESTS="tests/test_mixer.py ..."
 # make lint     checks the style
+# PYTHON=python3.13 VENV=.venv-3.13, after any of them, takes another Python.
 
 PYTHON ?= python3
 WORKDIR ?= runs/digits
 TRANSFER ?= runs/transfer
-BIN = .venv/bin
+VENV ?= .venv
+BIN = $(VENV)/bin
 
 .PHONY: digits transfer test lint format clean
 
-digits: .venv/installed
+digits: $(VENV)/installed
 	$(BIN)/python -m mixer data prepare digits
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
 
-transfer: .venv/installed
+transfer: $(VENV)/installed
 	$(BIN)/python -m mixer data prepare digits/0to4
 	$(BIN)/python -m mixer data prepare digits/5to9
 	$(BIN)/python train.py --config=configs/transfer.py:pretrain --workdir=$(TRANSFER)/pretrain
@@ -24,27 +26,27 @@ transfer: .venv/installed
 	$(BIN)/python -m mixer sweep --config=configs/transfer.py:scratch --workdir=$(TRANSFER)/scratch
 	$(BIN)/python -m benchmarks.transfer $(TRANSFER)
 
-test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile $(TESTS)
 
-lint: .venv/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-format: .venv/installed-dev
+format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv
+	rm -rf $(VENV)
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
 
-.venv/installed: requirements.txt | .venv/bin/python
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@

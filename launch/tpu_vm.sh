@@ -106,7 +106,7 @@ rm -rf mixer
 git -c advice.detachedHead=false clone --quiet mixer.bundle mixer
 cd mixer
 python3 -m pip install --quiet --user uv
-python3 -m uv venv --quiet --python=3.11 .venv
+python3 -m uv venv --quiet --python=3.13 .venv
 python3 -m uv pip install --quiet --python=.venv/bin/python "jax[tpu]" gcsfs -r requirements.txt'
 # shellcheck disable=SC2016  # their $HOME, not ours
 readonly start='sudo systemd-run --unit=mixer --collect --uid="$(id -u)"'\

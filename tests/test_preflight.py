@@ -449,7 +449,7 @@ def test_a_missing_compiler_is_named(monkeypatch, topology, advice):
   monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
   advice = advice.replace("[", r"\[").replace("]", r"\]")
 
-  with pytest.raises(UserError, match=f"{advice}.* -m pip install libtpu=="):
+  with pytest.raises(UserError, match=f"{advice}.* -m pip install .jax.tpu.=="):
     compiler.check_installed(parse(topology))
 
 

@@ -32,11 +32,12 @@ from mixer.training.step import is_schedule
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 BATCH = 16
+# Adam's default would blow up the rounding of gradients that should be 0.
+EPS = 1e-3
 CASES = {
   "adam": dict(
     ema_decay=0.9,
-    # A small eps would blow up the rounding of gradients that should be 0.
-    optimizer=dict(weight_decay=1e-2, clip_norm=0.1, eps=1e-3),
+    optimizer=dict(weight_decay=1e-2, clip_norm=0.1, eps=EPS),
   ),
   "momentum": dict(
     accumulation=2,
@@ -49,7 +50,7 @@ CASES = {
       multipliers=(("stem/.*|.*/bias", 0.0), ("head/.*", 2.0)),
     ),
   ),
-  "plain": dict(optimizer=dict(accumulator_dtype="bfloat16")),
+  "plain": dict(optimizer=dict(accumulator_dtype="bfloat16", eps=EPS)),
 }
 
 
@@ -167,7 +168,11 @@ def test_a_sharded_run_equals_a_replicated_one(case):
 
 
 def test_without_norms_in_it_the_update_is_the_same_to_the_bit():
-  assert_same(run("plain", sharded=True)[0], run("plain", sharded=False)[0])
+  # From moments of zero: whether XLA rounds a product before it adds another
+  # term depends on the length of an array, and shares are shorter.
+  sharded, replicated = (train("plain", 1, sharded=x)[0] for x in (True, False))
+
+  assert_same(sharded, replicated)
 
 
 def test_a_device_keeps_its_share_of_the_state_alone():

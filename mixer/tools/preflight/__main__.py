@@ -6,10 +6,10 @@ python -m mixer preflight --config=FILE:ARG --topology=v4:4x4x4
 
 Compiles the run's own update step and evaluation; the data can be absent. A
 topology is a TPU slice, by shape or by Google Cloud's name (v4:2x2x4 or v4-32),
-or gpu:h200x8. `pip install libtpu==0.0.42.1` brings the TPU compiler to any
-machine, and `pip install "jax[cuda13]"` that for H100 and H200. Other GPUs are
-judged by a TPU's compiler. Shows on stderr the program that is being compiled,
-unless there is a --json.
+or gpu:h200x8. `pip install "jax[tpu]"` brings the TPU compiler to any machine,
+and `pip install "jax[cuda13]"` that for H100 and H200. Other GPUs are judged by
+a TPU's compiler. Shows on stderr the program that is being compiled, unless
+there is a --json.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -21,7 +22,6 @@ from mixer.jax_setup import LIBRARY_PRODUCTS, set_flags, trim_malloc
 from mixer.tools.preflight import hlo
 from mixer.tools.preflight.topology import Topology
 
-LIBTPU = "libtpu==0.0.42.1"
 # libtpu queries a TPU host's metadata for these, with long time-outs. Without
 # the last, a second process that loads libtpu is ended.
 ENVIRONMENT = {
@@ -101,8 +101,9 @@ def check_installed(topology: Topology):
     return
   advice = (
     f"The TPU compiler is not installed: run {sys.executable} -m pip install "
-    f"{LIBTPU}, best in an environment without training runs, because jax "
-    "prints errors at every import next to it."
+    f'"jax[tpu]=={importlib.metadata.version("jax")}", best in an environment '
+    "without training runs, because jax prints errors at every import next to "
+    "it."
   )
   if not chip.is_tpu:
     advice = (
