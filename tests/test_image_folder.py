@@ -14,7 +14,7 @@ import pytest
 from photographs import encoded
 
 from mixer.data.decode import decode
-from mixer.data.sources import file_io, open_source
+from mixer.data.sources import open_source
 from mixer.errors import DatasetNotFoundError, UserError
 
 CLASSES = ("ant", "bee", "cat")
@@ -309,18 +309,6 @@ def test_a_file_that_vanishes_is_named(tree):
   assert len(source.read([2, 4])) == 2
   with pytest.raises(UserError, match=f"{source.locate(3)}: No such file"):
     source.read([3])
-
-
-def test_a_bucket_is_read_the_same_way(tree, monkeypatch):
-  expected = open_folder(tree, "train[:30]")
-  examples = expected.read(range(30))
-
-  # Through epath, which for a path like gs:// goes to the bucket.
-  monkeypatch.setattr(file_io, "is_in_bucket", lambda path: True)
-  source = open_folder(tree, "train[:30]")
-
-  assert paths(source) == paths(expected)
-  assert source.read(range(30)) == examples
 
 
 def test_options_of_the_other_kind_of_data_set_are_refused(tree, digits_dir):

@@ -77,51 +77,50 @@ def test_every_rule_is_compared_above():
   assert {key for _, key in EXPECTED} == set(labels.RULES)
 
 
-def features(**values):
+def features(values):
   """Returns the features of a tf.train.Example."""
   from tensorflow_datasets.proto import tf_example_pb2
 
   example = tf_example_pb2.Example()
   for key, numbers in values.items():
-    feature = example.features.feature[key.replace("__", "/")]
+    feature = example.features.feature[key]
     whole = all(isinstance(x, int) for x in numbers)
     (feature.int64_list if whole else feature.float_list).value.extend(numbers)
   return example.features.feature
 
 
-@pytest.mark.parametrize(
-  "distance, label", [(0.1, 0), (8.0, 0), (8.01, 1), (10.0, 4), (10.5, 5)]
-)
-def test_a_distance_on_a_border_counts_as_nearer(distance, label):
-  coordinates = [1.0, 1.0, distance, 0.0, 0.0, 50.0]
-
-  assert (
-    labels.RULES["clevr_distance"].read(
-      features(objects__pixel_coords=coordinates)
-    )
-    == label
-  )
+def near(*distances):
+  """Coordinates of objects whose third one is their distance."""
+  return [x for distance in distances for x in (1.0, 1.0, distance)]
 
 
 @pytest.mark.parametrize(
-  "kinds, label",
-  [([], 3), ([3, 5], 3), ([3, 0], 1), ([2, 3], 0), ([1, 2], 0)],
+  "rule, values, label",
+  [
+    # A distance on a border counts as nearer.
+    ("clevr_distance", {"objects/pixel_coords": near(0.1, 50.0)}, 0),
+    ("clevr_distance", {"objects/pixel_coords": near(8.0, 50.0)}, 0),
+    ("clevr_distance", {"objects/pixel_coords": near(8.01, 50.0)}, 1),
+    ("clevr_distance", {"objects/pixel_coords": near(10.0, 50.0)}, 4),
+    ("clevr_distance", {"objects/pixel_coords": near(50.0, 10.5)}, 5),
+    # Only vehicles count, and none is a class of its own.
+    ("kitti_distance", {"objects/type": [], "objects/location": []}, 3),
+    ("kitti_distance", {"objects/type": [3, 5]}, 3),
+    ("kitti_distance", {"objects/type": [3, 0]}, 1),
+    ("kitti_distance", {"objects/type": [2, 3]}, 0),
+    ("kitti_distance", {"objects/type": [1, 2]}, 0),
+  ],
 )
-def test_only_vehicles_count_and_none_is_a_class_of_its_own(kinds, label):
-  # The first object is at 5 m, the second at 20 m.
-  places = [0.0, 0.0, 5.0, 0.0, 0.0, 20.0][: 3 * len(kinds)]
+def test_a_rule_on_the_borders_of_its_classes(rule, values, label):
+  values = {"objects/location": near(5.0, 20.0)} | values
 
-  found = labels.RULES["kitti_distance"].read(
-    features(objects__type=kinds, objects__location=places)
-  )
+  assert labels.RULES[rule].read(features(values)) == label
 
-  assert found == label
-  assert labels.RULES["kitti_distance"].class_names == (
-    "up to 8 m",
-    "8 to 20 m",
-    "above 20 m",
-    "no vehicle",
-  )
+
+def test_the_classes_of_distances_have_names():
+  names = "up to 8 m", "8 to 20 m", "above 20 m", "no vehicle"
+
+  assert labels.RULES["kitti_distance"].class_names == names
 
 
 def test_a_scene_without_objects_has_no_label(tmp_path):

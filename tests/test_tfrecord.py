@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cloudpickle
@@ -18,7 +17,6 @@ from layouts import write_tfds
 from runs import TIMEOUT
 
 from mixer.data.sources import (
-  file_io,
   open_source,
   records,
 )
@@ -388,30 +386,6 @@ def test_a_record_without_the_features_is_named(copied, prepared):
   for i in 5, 6:
     with pytest.raises(UserError, match=f"{file}, record {i}, is not an exam"):
       source.read([i])
-
-
-def test_files_are_read_the_same_way_from_a_bucket(copied, monkeypatch):
-  folder, file = copied
-  expected = open_train(folder).read(range(40))
-
-  # Through epath, which for a path like gs:// goes to the bucket.
-  monkeypatch.setattr(file_io, "is_in_bucket", lambda path: True)
-  monkeypatch.setenv("MIXER_CACHE_DIR", str(file.parent / "cache"))
-  source = open_train(folder)
-  with ThreadPoolExecutor(8) as pool:
-    found = list(pool.map(lambda i: source.read([i])[0], range(40)))
-
-  assert found == expected
-  file.unlink()
-  with pytest.raises(DatasetNotFoundError, match=f"the first is {file}"):
-    open_train(folder)
-
-
-def test_array_record_in_a_bucket_says_what_to_do(prepared, monkeypatch):
-  monkeypatch.setattr(records, "is_in_bucket", lambda path: True)
-
-  with pytest.raises(UserError, match="gcsfuse.*TFRecord"):
-    open_train(prepared["array_record"])
 
 
 def test_another_format_says_what_is_needed(copied):

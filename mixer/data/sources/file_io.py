@@ -61,6 +61,10 @@ class RandomAccessFile:
       self._file.seek(offset)
       return self._file.read(size)
 
+  def __del__(self):
+    if hasattr(self, "_file"):  # it could be opened
+      self._file.close()
+
 
 def _open(path: str) -> IO[bytes]:
   if is_in_bucket(path):
