@@ -26,7 +26,9 @@ class Chip:
     all-reduce it receives as much.
   axes: of the torus; 0 where a switch connects the chips.
   per_host: chips per host.
-  network: bytes/s that a chip sends to other hosts, if not over its links.
+  linked: chips that one switch connects; 0 for a torus, which a slice fills.
+  network: bytes/s that a chip sends over the data-centre network, to chips that
+    its links do not reach.
   """
 
   name: str
@@ -39,7 +41,8 @@ class Chip:
   bandwidth: float | None = None
   interconnect: float | None = None
   axes: int = 0
-  per_host: int = 8
+  per_host: int = 4
+  linked: int = 0
   network: float | None = None
 
   @property
@@ -47,25 +50,33 @@ class Chip:
     return self.kinds[0].startswith("tpu")
 
 
-# TPUs: pages "TPU v3" and so on of Google Cloud's documentation; where these
+# TPUs: pages "TPU v3" and so on of Google Cloud's documentation. Where these
 # have an "all-reduce bandwidth per Pod", the interconnect is that, divided by
-# the chips of a Pod. `program_memory` is the limit in the message of the TPU
-# compiler (libtpu 0.0.42) for a program that does not fit, times the devices of
-# a chip. On v2 and v3 a jax device is one core, half a chip.
+# the chips of a Pod; elsewhere half of the bidirectional bandwidth per chip.
+# v5e's network is its "per Pod" as well. `program_memory` is the limit in the
+# message of the TPU compiler (libtpu 0.0.42, tpu7x 0.0.50) for a program that
+# does not fit, times the devices of a chip. On v2, v3 and tpu7x a jax device is
+# one core, half a chip.
 _TPUS = (
-  # name  TFLOP/s  GiB, program's   GB/s: memory, links  axes  devices
+  # name  TFLOP/s  GiB, program's   GB/s: memory, links  axes  devices  Gbit/s
   ("v2",       45,  16, 2 *  7.48,   700, 4 * 496 / 8,     2,    2),
   ("v3",      123,  32, 2 * 15.48,   900, 340e3 / 1024,    2,    2),
   ("v4",      275,  32,     30.75,  1200, 1.1e6 / 4096,    3,    1),
-  ("v5e",     197,  16,     15.75,   819, 51.2e3 / 256,    2,    1),
-  ("v5p",     459,  96,     95.74,  2765, 4800 / 8,        3,    1),
-  ("v6e",     918,  32,     31.25,  1638, 102.4e3 / 256,   2,    1),
+  ("v5e",     197,  16,     15.75,   819, 51.2e3 / 256,    2,    1,      25),
+  ("v5p",     459,  96,     95.74,  2765, 1200 / 2,        3,    1,      50),
+  ("v6e",     918,  32,     31.25,  1638, 102.4e3 / 256,   2,    1,     100),
+  ("tpu7x",  2307, 192, 2 * 94.74,  7380, 1200 / 2,        3,    2,     100),
 )  # fmt: skip
-_JAX_KINDS = {"v5e": "tpu v5 lite", "v5p": "tpu v5", "v6e": "tpu v6 lite"}
+_JAX_KINDS = {
+  "v5e": "tpu v5 lite",
+  "v5p": "tpu v5",
+  "v6e": "tpu v6 lite",
+  "tpu7x": "tpu7x",
+}
 _TPU_NOTES = {
   "v2": "; links: Norrie et al., IEEE Micro 41 (2), 2021",
-  "v5p": ": 4,800 Gbit/s between chips",
   "v6e": " (Trillium)",
+  "tpu7x": " (Ironwood)",
 }
 
 # GPUs: NVIDIA's data sheets, which often state twice these FLOP/s, with
@@ -74,6 +85,7 @@ _TPU_NOTES = {
 JAX_SHARE = 0.75
 _GPUS = (
   # name        kind                    TFLOP/s  GB  GB/s: memory, links, hosts
+  #                                                          GPUs a host, linked
   ("v100-pcie", "tesla v100-pcie",          112),
   ("v100",      "tesla v100-sxm2",          125,  32,        900,   150),
   ("t4",        "tesla t4",                  65),
@@ -83,6 +95,9 @@ _GPUS = (
   ("h100-nvl",  "nvidia h100 nvl",          835),
   ("h200",      "nvidia h200",              989, 141,       4800,   450,    50),
   ("h200-nvl",  "nvidia h200 nvl",          835),
+  ("b200",      "nvidia b200",             2250, 180,       8000,   900,    50),
+  ("gb200",     "nvidia gb200",            2500, 186,       8000,   900,    50,
+                                                                        4, 72),
   ("l4",        "nvidia l4",                121),
   ("rtx3090",   "nvidia geforce rtx 3090",   71),
   ("rtx4090",   "nvidia geforce rtx 4090", 165.2),
@@ -98,13 +113,18 @@ _SHEETS = {
   "h100-nvl": "H100 data sheet, NVL",
   "h200": "H200 data sheet, SXM; between hosts DGX H200, 400 Gbit/s a GPU",
   "h200-nvl": "H200 data sheet, NVL",
+  "b200": "Blackwell data sheet, HGX B200; memory and between hosts DGX B200, "
+  "400 Gbit/s a GPU",
+  "gb200": "GB200 NVL72 data sheet; between racks 400 Gbit/s a GPU",
   "l4": "L4 data sheet, half of 242 with sparsity",
   "rtx3090": "GA102 white paper, app. A",
   "rtx4090": "Ada white paper, appendix A",
 }
 
 
-def _tpu(name, tflops, memory, program, bandwidth, links, axes, devices):
+def _tpu(
+  name, tflops, memory, program, bandwidth, links, axes, devices, network=None
+):
   kinds = [_JAX_KINDS[name]] if name in _JAX_KINDS else []
   return Chip(
     name,
@@ -118,7 +138,7 @@ def _tpu(name, tflops, memory, program, bandwidth, links, axes, devices):
     bandwidth=bandwidth * GIGA,
     interconnect=links * GIGA,
     axes=axes,
-    per_host=4,
+    network=network and network / 8 * GIGA,
   )
 
 
@@ -127,8 +147,16 @@ def _gpu(name, kind, tflops, *figures):
   rates = {k: x * GIGA for k, x in zip(names, figures, strict=False)}
   if rates:
     rates["program_memory"] = JAX_SHARE * rates["memory"]
-  source = f"NVIDIA, {_SHEETS[name]}"
-  return Chip(name, (kind,), tflops * TERA, source, **rates)
+  per_host, linked = figures[4:] or (8, 8)
+  return Chip(
+    name,
+    (kind,),
+    tflops * TERA,
+    source=f"NVIDIA, {_SHEETS[name]}",
+    per_host=per_host,
+    linked=linked,
+    **rates,
+  )
 
 
 CHIPS = {row[0]: _tpu(*row) for row in _TPUS} | {

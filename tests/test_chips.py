@@ -15,6 +15,7 @@ from mixer.chips import CHIPS, GIB, find_chip, peak_flops
     ("TPU v5 lite", 197),
     ("TPU v5", 459),
     ("TPU v6 lite", 918),
+    ("TPU7x", 2307 / 2),
     ("Tesla V100-SXM2-16GB", 125),
     ("Tesla T4", 65),
     ("NVIDIA A100-SXM4-80GB", 312),
@@ -22,6 +23,8 @@ from mixer.chips import CHIPS, GIB, find_chip, peak_flops
     ("NVIDIA H100 PCIe", 756),
     ("NVIDIA H200", 989),
     ("NVIDIA H200 NVL", 835),
+    ("NVIDIA B200", 2250),
+    ("NVIDIA GB200", 2500),
     ("NVIDIA L4", 121),
     ("NVIDIA GeForce RTX 4090", 165.2),
   ],
@@ -61,7 +64,7 @@ def test_the_figures_of_a_chip_are_possible_ones(name):
   chip = CHIPS[name]
 
   assert chip.source
-  assert 10e12 < chip.flops < 1e15
+  assert 10e12 < chip.flops < 3e15
   assert chip.devices in (1, 2)
   if chip.memory is None:
     return
@@ -70,5 +73,5 @@ def test_the_figures_of_a_chip_are_possible_ones(name):
   # No chip of these computes more than 600 or less than 50 FLOP a byte.
   assert 50 < chip.flops / chip.bandwidth < 600
   # Memory is several times as fast as what joins the chips.
-  assert 2 < chip.bandwidth / chip.interconnect < 12
+  assert 2 < chip.bandwidth / chip.interconnect < 13
   assert not chip.network or chip.network < chip.interconnect / 5

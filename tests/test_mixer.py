@@ -53,6 +53,20 @@ def test_multiply_accumulates_include_convolutions_products_and_loops():
   assert flops.multiply_accumulates(model, (32, 32)) == by_hand
 
 
+def test_product_bytes_are_those_of_one_images_factors_and_results():
+  model = create("Mixer", num_classes=7, **TINY)
+  s, c = 16, 24
+  tokens, channels = c * TINY["tokens_mlp"], s * TINY["channels_mlp"]
+  block = 4 * s * c + 2 * tokens + 2 * channels
+  by_hand = 32 * 32 * 3 + s * c + 2 * block + c + 7
+
+  assert flops.product_bytes(model, (32, 32)) == 4 * by_hand
+  half = model.clone(dtype=jnp.bfloat16)
+  assert flops.product_bytes(half, (32, 32)) == pytest.approx(
+    2 * by_hand, rel=0.01
+  )
+
+
 def test_initial_values_are_distributed_as_in_the_authors_code():
   """LeCun normal kernels over the true fan-in, zero biases, zero head."""
   model = create("Mixer-S/32", num_classes=10, head_bias=-6.9)

@@ -178,11 +178,23 @@ def test_an_all_reduce_crosses_the_links_in_use_twice():
   assert reduce_time("v3-128") == pytest.approx(2 * REDUCED * 63 / 64 / half)
 
 
-def test_gpus_of_several_hosts_send_their_share_over_the_network():
-  within, across = reduce_time("gpu:h100x8"), reduce_time("gpu:h100x16")
+@pytest.mark.parametrize(
+  ("name", "group", "chips", "groups", "network"),
+  [
+    ("gpu:h100x16", "gpu:h100x8", 8, 2, 50e9),
+    ("gpu:gb200x144", "gpu:gb200x72", 72, 2, 50e9),
+    ("4xv5e:16x16", "v5e:16x16", 256, 4, 25e9 / 8),
+    ("2xtpu7x:2x2x1", "tpu7x:2x2x1", 4, 2, 100e9 / 8),
+    ("3xv6e-1", "v6e-1", 1, 3, 100e9 / 8),
+  ],
+)
+def test_groups_of_linked_chips_send_their_share_over_the_network(
+  name, group, chips, groups, network
+):
+  across = reduce_time(name) - reduce_time(group)
 
-  assert within == pytest.approx(2 * REDUCED * 7 / 8 / 450e9)
-  assert across - within == pytest.approx(2 * (REDUCED / 8) * 1 / 2 / 50e9)
+  share = REDUCED / chips
+  assert across == pytest.approx(2 * share * (groups - 1) / groups / network)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +202,12 @@ def test_gpus_of_several_hosts_send_their_share_over_the_network():
   [
     ("v3-128", 340e12 / 1024 / 4),  # one of four links
     ("gpu:h200x8", 450e9),  # all that a GPU has to the switch
+    ("2xv6e-8", 100e9 / 8),  # to the next slice
   ],
 )
-def test_a_permute_has_one_link_of_a_torus_and_all_to_a_switch(name, speed):
+def test_a_permute_has_one_link_of_a_torus_all_to_a_switch_or_the_network(
+  name, speed
+):
   time = reduce_time(name, "collective-permute")
 
   assert time == pytest.approx(REDUCED / speed)

@@ -41,27 +41,49 @@ def multiply_accumulates(model: nn.Module, image_size: tuple[int, int]) -> int:
     model: from `mixer.models.create`.
     image_size: height and width of the one image, in pixels.
   """
+  return sum(macs for macs, _ in _trace_products(model, image_size, images=1))
+
+
+def product_bytes(model: nn.Module, image_size: tuple[int, int]) -> int:
+  """Counts bytes of each product's factors and result, without parameters.
+
+  Args: as of `multiply_accumulates`, for one image as well.
+  """
+  one, two = (
+    sum(size for _, size in _trace_products(model, image_size, images=n))
+    for n in (1, 2)
+  )
+  return two - one
+
+
+def _trace_products(
+  model: nn.Module, image_size: tuple[int, int], images: int
+) -> list[tuple[int, int]]:
   model = plain_model(model)  # some kernels pad their factors
   params = abstract_params(model, image_size)
-  images = jax.ShapeDtypeStruct(
-    (1, *image_size, model.image_channels), jnp.float32
+  batch = jax.ShapeDtypeStruct(
+    (images, *image_size, model.image_channels), jnp.float32
   )
   program = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x)[0])
-  return sum(_products(program(params, images).jaxpr))
+  return list(_products(program(params, batch).jaxpr))
 
 
-def _products(jaxpr: core.Jaxpr) -> Iterator[int]:
+def _products(jaxpr: core.Jaxpr) -> Iterator[tuple[int, int]]:
+  """Yields the MACs of each product, and the bytes of its three arrays."""
   for equation in jaxpr.eqns:
-    out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    arrays = [each.aval for each in (*equation.invars, *equation.outvars)]
     if equation.primitive.name == "dot_general":
       (contracted, _), _ = equation.params["dimension_numbers"]
-      shape = equation.invars[0].aval.shape
-      yield out * math.prod(shape[axis] for axis in contracted)
+      inner = math.prod(arrays[0].shape[axis] for axis in contracted)
     elif equation.primitive.name == "conv_general_dilated":
-      kernel = equation.invars[1].aval.shape
+      kernel = arrays[1].shape
       axis = equation.params["dimension_numbers"].rhs_spec[0]
-      yield out * math.prod(kernel) // kernel[axis]
+      inner = math.prod(kernel) // kernel[axis]
     else:
       repeats = equation.params.get("length", 1)  # of lax.scan
-      for inner in core.jaxprs_in_params(equation.params):
-        yield repeats * sum(_products(inner))
+      for body in core.jaxprs_in_params(equation.params):
+        for macs, size in _products(body):
+          yield repeats * macs, repeats * size
+      continue
+    size = sum(each.size * each.dtype.itemsize for each in arrays)
+    yield math.prod(arrays[-1].shape) * inner, size

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """XLA's compilers for TPUs and GPUs, on a machine that has neither.
 
-libtpu brings the TPU compiler, and jax's CUDA plugin that for Hopper GPUs.
+libtpu brings the TPU compiler, and jax's CUDA plugin that for GPUs.
 """
 
 import contextlib
@@ -32,16 +32,25 @@ ENVIRONMENT = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 CUDA_PLUGINS = {12: "jax_cuda12_plugin", 13: "jax_cuda13_plugin"}
-HOPPER = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
-# A Hopper GPU as XLA describes a device, but for figures of its data sheet.
-_HOPPER_DEVICE = """
+# Name of the device, compute capability, multiprocessors, their clock in GHz,
+# second-level cache in bytes, and per multiprocessor FP32 units and bytes of
+# shared memory, as in XLA's folder target_config/specs.
+COMPILED_GPUS = {
+  "a100": ("NVIDIA A100-SXM4-80GB", 8, 108, 1.41, 41_943_040, 64, 167_936),
+  "h100": ("NVIDIA H100 80GB HBM3", 9, 132, 1.98, 52_428_800, 128, 233_472),
+  "h200": ("NVIDIA H200", 9, 132, 1.98, 52_428_800, 128, 233_472),
+  "b200": ("NVIDIA B200", 10, 148, 1.965, 132_644_864, 128, 233_472),
+  "gb200": ("NVIDIA GB200", 10, 152, 2.062, 135_528_448, 128, 233_472),
+}
+# A GPU as XLA describes a device.
+_GPU_DEVICE = """
 gpu_device_info {{
-  cuda_compute_capability {{ major: 9 }}
+  cuda_compute_capability {{ major: {capability} }}
   threads_per_block_limit: 1024 threads_per_warp: 32
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  clock_rate_ghz: 1.98 l2_cache_size: 52428800
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {units}
+  clock_rate_ghz: {clock} l2_cache_size: {cache}
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: {block}
+  shared_memory_per_core: {shared}
   registers_per_block_limit: 65536 registers_per_core_limit: 65536
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535 block_dim_limit_z: 65535
@@ -95,36 +104,26 @@ Compilation = CompiledProgram | DoesNotFit
 
 
 def check_installed(topology: Topology):
-  """Raises UserError without a compiler for the machine or for its proxy."""
+  """Raises UserError without a compiler for the machine."""
   chip = topology.chip
-  if has_gpu_compiler(chip.name) or importlib.util.find_spec("libtpu"):
-    return
-  advice = (
-    f"The TPU compiler is not installed: run {sys.executable} -m pip install "
-    f'"jax[tpu]=={importlib.metadata.version("jax")}", best in an environment '
-    "without training runs, because jax prints errors at every import next to "
-    "it."
-  )
-  if not chip.is_tpu:
-    advice = (
-      f"{gpu_advice(chip.name)} A TPU's compiler can judge it instead. {advice}"
+  if not (chip.is_tpu or chip.name in COMPILED_GPUS):
+    raise UserError(
+      f"{chip.name} cannot be compiled for without the GPU itself, only "
+      f"{', '.join(COMPILED_GPUS)}: --within=48h --chips={chip.name} in place "
+      "of --topology estimates hours without a compiler."
     )
-  raise UserError(advice)
-
-
-def has_gpu_compiler(name: str) -> bool:
-  """Returns whether jax's CUDA plugin is here and can compile for the chip."""
-  return _cuda_version() is not None and name in HOPPER
-
-
-def gpu_advice(name: str) -> str:
-  """Returns a sentence on how to get a compiler for a GPU."""
-  if name not in HOPPER:
-    return f"Only {' and '.join(HOPPER)} can be compiled for without the GPU."
-  return (
-    f"The compiler for {name} is not installed: pip install "
-    '"jax[cuda12]" or "jax[cuda13]", in the version of the installed jax.'
-  )
+  has_compiler = importlib.util.find_spec("libtpu") is not None
+  extra = "tpu"
+  if not chip.is_tpu:
+    has_compiler, extra = _cuda_version() is not None, "cuda13"
+  if not has_compiler:
+    version = importlib.metadata.version("jax")
+    raise UserError(
+      f"The compiler for {chip.name} is not installed: run {sys.executable} -m "
+      f'pip install "jax[{extra}]=={version}", best in an environment of its '
+      "own, because jax prints errors at every import next to it; or see "
+      "--within=48h, which needs none."
+    )
 
 
 def _cuda_version() -> int | None:
@@ -144,28 +143,53 @@ def set_environment():
 
 def open_devices(topology: Topology) -> list:
   """Returns a machine's jax devices, to compile for."""
+  import jax
   from jax.experimental import topologies
 
-  if topology.chip.is_tpu:
-    description = topologies.get_topology_desc(
-      platform="tpu",
-      topology_name=topology.name.replace("v5p:", "v5:"),  # libtpu's name
-      **topology.libtpu_options,
-    )
-  else:
+  chip = topology.chip
+  if not chip.is_tpu:
     _accept_absent_gpus()
-    chip = topology.chip
-    description = topologies.get_topology_desc(
-      chip.name,
-      platform="cuda",
-      target_config=_HOPPER_DEVICE.format(
-        cuda=_cuda_version(),
-        name=HOPPER[chip.name],
-        bandwidth=chip.bandwidth,
-        memory=chip.memory,
-      ),
-      topology=f"1x{topology.hosts}x{topology.chips // topology.hosts}",
+    name, capability, cores, clock, cache, units, shared = COMPILED_GPUS[
+      chip.name
+    ]
+    target = _GPU_DEVICE.format(
+      name=name,
+      capability=capability,
+      cores=cores,
+      clock=clock,
+      cache=cache,
+      units=units,
+      shared=shared,
+      block=shared - 1024,
+      bandwidth=chip.bandwidth,
+      memory=chip.memory,
+      cuda=_cuda_version(),
     )
+    shape = f"1x{topology.hosts}x{topology.chips // topology.hosts}"
+    description = topologies.get_topology_desc(
+      chip.name, platform="cuda", target_config=target, topology=shape
+    )
+    return list(description.devices)
+  options = {}
+  if chip.name == "v4":
+    # Otherwise every chip is two devices with half the memory each.
+    options["chip_config_name"] = "megacore"
+  if topology.hosts == topology.slices:
+    options["chips_per_host_bounds"] = (*topology.shape, 1)[:3]
+  kind = {"v5p": "v5"}.get(chip.name, chip.name)  # libtpu's name
+  try:
+    description = topologies.get_topology_desc(
+      f"{kind}:{'x'.join(map(str, topology.shape))}",
+      platform="tpu",
+      num_slices=topology.slices,
+      **options,
+    )
+  except jax.errors.JaxRuntimeError as error:
+    version = importlib.metadata.version("libtpu")
+    raise UserError(
+      f"--topology={topology.name}: libtpu {version} does not open it "
+      f"({error}): take another version of jax and libtpu."
+    ) from error
   return list(description.devices)
 
 

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,13 @@ from mixer.evaluators.classification import eval_step
 from mixer.models import FAMILIES, family_of, flops
 from mixer.models.kernels import target_device
 from mixer.plan import Plan, make_plan
-from mixer.tools.preflight import compiler
+from mixer.tools.preflight import compiler, roofline
 from mixer.tools.preflight.compiler import Compilation, DoesNotFit
 from mixer.tools.preflight.roofline import estimate, paper_core_days
 from mixer.tools.preflight.topology import Topology, parse
 from mixer.training import setup
 from mixer.training.nonfinite import DISPATCH_AHEAD
 
-PROXY_TOPOLOGY = "v5p:2x2x1"  # in place of a GPU whose compiler is missing
 FIRST_TRIALS = 32, 8, 1  # images at once, then twice as many
 MAX_CONFIRMATIONS = 4
 MIN_PER_IMAGE = 1.0  # bytes; a line no steeper has no limit
@@ -64,28 +63,23 @@ def preflight(
   topology = parse(topology_name)
   plan = plan_for(config, topology.devices)
   compiler.check_installed(topology)
-  chip = topology.chip
-  is_proxy = not (chip.is_tpu or compiler.has_gpu_compiler(chip.name))
-  target = parse(PROXY_TOPOLOGY) if is_proxy else topology
-  devices = compiler.open_devices(target)
+  devices = compiler.open_devices(topology)
   with target_device(devices[0]):
-    target_plan = proxy_plan(plan, config, target) if is_proxy else plan
     count = 2 if plan.data.evals else 1
     with progress(f"update step, 1 of {count}"):
-      training = compile_training(target_plan, devices)
+      training = compile_training(plan, devices)
     evaluation = None
     if plan.data.evals:
       with progress("evaluation, 2 of 2"):
-        evaluation = compile_evaluation(target_plan, devices)
-    report = judge(plan, topology, target, training, evaluation)
+        evaluation = compile_evaluation(plan, devices)
+    report = judge(plan, topology, training, evaluation)
     if not suggests:
       return report
     report["suggestions"] = _search_batches(
-      report, target_plan.config, devices, progress
+      report, plan.config, devices, progress
     )
     can_shard = len(devices) > 1 and not config.shard_state
-    # A proxy has another number of shards, and a scan no estimate to compare.
-    if can_shard and not is_proxy and not config.model.scan:
+    if can_shard and not config.model.scan:  # without an estimate to compare
       with progress("update step with shard_state"):
         sharded_plan = plan_for(
           _change(plan.config, {"shard_state": True}), plan.devices
@@ -97,10 +91,35 @@ def preflight(
     return report
 
 
+def find_machines(
+  config: ConfigDict, kinds: Sequence[str], within: float
+) -> dict:
+  """Finds machines that end a run in time, without a compiler.
+
+  Args:
+    config: of a recipe.
+    kinds: names of chips.
+    within: seconds.
+
+  Returns:
+    "machines" of `roofline.find_machines`, and the run that they are for;
+    "fits" if one may end in time.
+  """
+  plan = plan_for(config, 1)
+  machines = roofline.find_machines(plan, kinds, within)
+  return {
+    "model": plan.config.model.name,
+    "total_steps": plan.schedule.total_steps,
+    "batch": plan.config.batch,
+    "within": within,
+    "fits": any(each["seconds"][0] <= within for each in machines),
+    "machines": machines,
+  }
+
+
 def judge(
   plan: Plan,
   topology: Topology,
-  target: Topology,
   training: Compilation,
   evaluation: Compilation | None,
 ) -> dict:
@@ -109,7 +128,6 @@ def judge(
   Args:
     plan: for `topology`.
     topology: the machine.
-    target: the machine itself, or the proxy that programs were compiled for.
     training, evaluation: programs; no evaluation without evaluators.
   """
   parameters = flops.count_params(plan.model.abstract_params)
@@ -132,13 +150,10 @@ def judge(
     for each in programs.values()
     if each
   )
-  is_proxy = target is not topology
-  verdict = "would fit" if is_proxy else "compiles and fits"
   report = {
     "model": plan.config.model.name,
     "topology": topology.name,
-    "compiled_for": target.name,
-    "verdict": verdict if fits else "does not fit",
+    "verdict": "compiles and fits" if fits else "does not fit",
     "fits": fits,
     "hosts": topology.hosts,
     "chips": topology.chips,
@@ -156,7 +171,7 @@ def judge(
   }
   # The compiler counts a loop over blocks as one block.
   if not isinstance(training, DoesNotFit) and not plan.config.model.scan:
-    report["estimate"] = estimate(plan, topology, training, is_proxy=is_proxy)
+    report["estimate"] = estimate(plan, topology, training)
   return report
 
 
@@ -193,24 +208,6 @@ def plan_for(config: ConfigDict, devices: int) -> Plan:
   if plan.complaints.problems:
     raise UserError("\n".join(plan.complaints.problems))
   return plan
-
-
-def proxy_plan(plan: Plan, config: ConfigDict, target: Topology) -> Plan:
-  """Returns the plan for a proxy, with the same images per device."""
-
-  def scale(batch: int) -> int:
-    return batch // plan.devices * target.devices
-
-  batches = {
-    f"evals.{name}.batch": scale(options.batch)
-    for name, options in plan.config.evals.items()
-    if options.batch
-  }
-  changes = batches | {
-    "batch": scale(plan.config.batch),
-    "accumulation": plan.data.accumulation,
-  }
-  return plan_for(_change(config, changes | _ANY_DURATION), target.devices)
 
 
 def _change(config: ConfigDict, values: dict) -> ConfigDict:

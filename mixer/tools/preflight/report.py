@@ -3,20 +3,22 @@
 
 import collections
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
 from mixer.chips import GIB
-from mixer.tools.preflight.compiler import gpu_advice
 from mixer.tools.preflight.preflight import MIN_PER_IMAGE
-from mixer.tools.preflight.topology import parse
+from mixer.tools.preflight.roofline import SLOWDOWN
 from mixer.tools.table import render
 
 HOUR = 3600.0
 MIN_GAIN = 0.02  # least share of a step's time that counts as a difference
 _TABLE_HEAD = (
   "GiB per device, arguments, temporaries, outputs and code, next to it, peak"
+).split(", ")
+_MACHINES_HEAD = (
+  "machine, chips, images a device, hours, chip-hours, in time, limit"
 ).split(", ")
 
 
@@ -46,6 +48,57 @@ def describe(report: dict, config: ConfigDict) -> str:
   if "sharded" in report:
     lines += ["", _line("sharding", sharding(report))]
   return "\n".join(lines)
+
+
+def describe_machines(report: dict) -> str:
+  """Returns a list of machines from `find_machines` for a terminal."""
+  within = report["within"]
+  lines = [
+    f"{report['model']}, {report['total_steps']:,} steps of "
+    f"{report['batch']:,} images, within {within / HOUR:g} h",
+    "",
+  ]
+  if not report["machines"]:
+    return (
+      f"No machine's devices divide the batch of {report['batch']:,}: take "
+      "other --chips, or another --config.batch."
+    )
+  rows = [
+    (
+      row["topology"],
+      f"{row['chips']:,}",
+      f"{row['images']:,}",
+      _range(row["seconds"], 1 / HOUR),
+      _range(row["seconds"], row["chips"] / HOUR),
+      ("no", "perhaps", "yes")[sum(x <= within for x in row["seconds"])],
+      row["limit"],
+    )
+    for row in report["machines"]
+  ]
+  least, most = SLOWDOWN
+  lines += [
+    render(_MACHINES_HEAD, rows),
+    "",
+    f"Hours are {least} to {most} times the least by the published peaks, as "
+    "in runs with known times.",
+    "Memory is not checked: --topology=MACHINE in place of --within compiles "
+    "the recipe for it.",
+  ]
+  if not report["fits"]:
+    fastest = min(report["machines"], key=lambda row: row["seconds"][1])
+    longest = fastest["seconds"][1]
+    lines.append(
+      f"None ends in time. {fastest['topology']} does with --within="
+      f"{math.ceil(longest / HOUR)}h, or with --config.total_steps="
+      f"{int(report['total_steps'] * within / longest)}."
+    )
+  return "\n".join(lines)
+
+
+def _range(ends: Sequence[float], unit: float) -> str:
+  ends = [unit * end for end in ends]
+  least, most = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in ends)
+  return f"{least} to {most}"
 
 
 def sharding(report: dict) -> str:
@@ -86,15 +139,7 @@ def _machine(report: dict, config: ConfigDict) -> Iterator[str]:
     f"{report['batch']:,} = {devices:,} devices x {report['per_device']} x "
     f"{report['accumulation']} accumulated; {report['total_steps']:,} steps",
   )
-  proxy = parse(report["compiled_for"])
-  if proxy.name != report["topology"]:
-    text = f"memory and bytes are those of {proxy.name} at as many images per "
-    text += "device"
-    if config.shard_state:
-      text += f"; the state is shared by {proxy.devices} devices there, not by "
-      text += f"{devices}"
-    yield _line("stand-in", f"{text}. {gpu_advice(chip['name'])}")
-  elif not proxy.chip.is_tpu:
+  if not chip["axes"]:
     yield _line(
       "compiled",
       "by XLA for this GPU, products by cuBLAS; on the GPU itself it tries "
@@ -161,7 +206,8 @@ def _estimate(report: dict) -> Iterator[str]:
     f"{speed:,.0f} images/s, {speed / report['chips']:,.0f} a chip, "
     f"{estimate['model_flops_utilisation']:.0%} of the peak FLOP/s, {origin}",
   )
-  text = f"{estimate['run_seconds'] / HOUR:.3g} h, {days:.3g} chip-days"
+  hours = estimate["run_seconds"] / HOUR
+  text = f"{hours:.3g} h, {days:.3g} chip-days"
   if chip["name"] == "v3":
     text += f" = {days * chip['devices']:.3g} TPUv3 core-days"
   if paper := report["paper_core_days"]:

@@ -4,13 +4,22 @@
 import dataclasses
 from collections.abc import Iterable
 
+from mixer.models.flops import count_params, product_bytes
 from mixer.plan import Plan
 from mixer.tools.paper.numbers import TABLE_3
 from mixer.tools.preflight.compiler import CompiledProgram
 from mixer.tools.preflight.hlo import Collective
-from mixer.tools.preflight.topology import Topology
+from mixer.tools.preflight.topology import Topology, machines_of
 
 SECONDS_PER_DAY = 86_400.0
+# Known runs took so many times the least time of `find_machines`
+# (benchmarks/NOTES.md).
+SLOWDOWN = 1.7, 2.3
+# HBM traffic without a compiler, by what compiled programs move: per parameter
+# ten passes over float32, for gradients and Adam; and the arrays of the forward
+# pass's products so many times, because GPUs fuse less.
+STATE_BYTES = 40
+PASSES_TPU, PASSES_GPU = 3.0, 6.6
 _DATA = {"i1k": "imagenet2012", "i21k": "imagenet21k"}
 # TPUv3 core-days of pre-training by (data set, model, epochs): table 3. The
 # authors extrapolated them from runs on JFT-300M.
@@ -65,40 +74,33 @@ def send_time(collective: Collective, topology: Topology) -> float:
   """Returns the seconds of one collective.
 
   In a ring of n chips, each sends (n - 1) / n of the array, twice for an
-  all-reduce. The devices of one chip reduce among themselves first.
+  all-reduce. The devices of one chip reduce among themselves first; then chips
+  that links join, slices or hosts; then each chip sends its share of that sum
+  over the network.
   """
-  chip = topology.chip
-  if topology.chips == 1:
-    return 0.0
+  chip, linked = topology.chip, topology.linked
+  groups = topology.chips // linked
   if collective.kind == "collective-permute":  # to one neighbour
     links = 2 * chip.axes or 1  # a switch gives one peer all of them
-    return collective.bytes / (chip.interconnect / links)
+    speed = chip.network if groups > 1 else chip.interconnect / links
+    return collective.bytes / speed if topology.chips > 1 else 0.0
   trips = 2 if collective.kind == "all-reduce" else 1
-  # Chips of one ring: a TPU's slice, or the GPUs of a host.
-  inside = topology.chips
-  if not chip.is_tpu:
-    inside = min(inside, chip.per_host)
-  speed = chip.interconnect * topology.links_used
-  seconds = trips * collective.bytes * (inside - 1) / inside / speed
-  if topology.chips > inside:
-    # Between hosts, each GPU sends its share of the host's sum.
-    hosts, share = topology.hosts, collective.bytes / inside
-    seconds += trips * share * (hosts - 1) / hosts / chip.network
+  seconds = 0.0
+  if linked > 1:
+    speed = chip.interconnect * topology.links_used
+    seconds += trips * collective.bytes * (linked - 1) / linked / speed
+  if groups > 1:
+    share = collective.bytes / linked
+    seconds += trips * share * (groups - 1) / groups / chip.network
   return seconds
 
 
-def estimate(
-  plan: Plan,
-  topology: Topology,
-  program: CompiledProgram,
-  *,
-  is_proxy: bool = False,
-) -> dict:
+def estimate(plan: Plan, topology: Topology, program: CompiledProgram) -> dict:
   """Returns the cost of a plan by its compiled update, in SI units.
 
   "flops" and "bytes_moved" are of one step per device, all micro-batches
   together; of FLOPs, a multiply-add is two. "compiler_seconds", the compiler's
-  own estimate of a step, is None without a plausible one, or of a proxy.
+  own estimate of a step, is None without a plausible one.
   """
   parts, chip = plan.data.accumulation, topology.chip
   # The compiler counts the loop over micro-batches, with all products, once.
@@ -116,7 +118,7 @@ def estimate(
     bytes_moved=bytes_moved,
     collectives=program.collectives,
   )
-  seconds = None if is_proxy else program.seconds
+  seconds = program.seconds
   if parts > 1 and seconds is not None:
     # The optimizer, outside the loop, is bound by HBM.
     outside = traffic.outside / (chip.bandwidth / chip.devices)
@@ -141,6 +143,60 @@ def estimate(
     "chip_days": topology.chips * run_seconds / SECONDS_PER_DAY,
     "device_seconds": run_seconds * topology.devices,
   }
+
+
+def find_machines(
+  plan: Plan, kinds: Iterable[str], within: float
+) -> list[dict]:
+  """Returns machines that may end a run in time, by roofline, uncompiled.
+
+  A step's FLOPs are the model's own; one all-reduce sums its gradients.
+
+  Args:
+    plan: of the recipe, for any number of devices.
+    kinds: names of chips.
+    within: seconds of the run.
+
+  Returns:
+    Up to four machines of each kind whose devices divide the batch, the
+    smallest first; where none of any kind may do, the fastest of each. The
+    "seconds" of the run are the least and the most by SLOWDOWN.
+  """
+  model, batch = plan.model, plan.config.batch
+  parameters = count_params(model.abstract_params)
+  arrays = product_bytes(model.module, plan.data.image_size)
+
+  def row(machine: Topology) -> dict:
+    images = batch // machine.devices
+    passes = PASSES_TPU if machine.chip.is_tpu else PASSES_GPU
+    least = roofline(
+      machine,
+      flops=6.0 * model.multiply_accumulates * images,
+      bytes_moved=passes * arrays * images + STATE_BYTES * parameters,
+      collectives=[Collective("all-reduce", 4 * parameters)],
+    )
+    seconds = plan.schedule.total_steps * least.step
+    return {
+      "topology": machine.name,
+      "chips": machine.chips,
+      "images": images,
+      "limit": least.limit,
+      "seconds": [factor * seconds for factor in SLOWDOWN],
+    }
+
+  by_kind = [
+    [row(each) for each in machines_of(kind) if batch % each.devices == 0]
+    for kind in kinds
+  ]
+  in_time = [
+    [each for each in rows if each["seconds"][0] <= within][:4]
+    for rows in by_kind
+  ]
+  if not any(in_time):
+    in_time = [
+      sorted(rows, key=lambda each: each["seconds"][0])[:1] for rows in by_kind
+    ]
+  return sum(in_time, [])
 
 
 def paper_core_days(plan: Plan) -> float | None:

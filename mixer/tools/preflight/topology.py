@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines by name: v4:4x4x4, v4-128, v5litepod-256, gpu:h200x8."""
+"""Machines by name: v4:4x4x4, v4-128, 2xv5e:16x16, gpu:h200x16."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ import re
 from mixer.chips import CHIPS, Chip
 from mixer.errors import UserError, nearest
 
-# Google Cloud's slices, in chips along each axis. A name with only a number of
-# chips means the first slice of that size. v4:16x16x16 is the whole Pod.
+# Google Cloud's slices, in chips along each axis. A name with only a number
+# means the first slice of that size. v4:16x16x16 is the whole Pod.
 SLICES = {
   "v2": "2x2 4x4 8x8 8x16 16x16",
   "v3": "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32",
@@ -23,12 +23,15 @@ SLICES = {
     "16x16x24"
   ),
   "v6e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+  "tpu7x": (
+    "1x1x1 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 "
+    "16x16x16 16x24x24"
+  ),
 }
-ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "v6": "v6e"}
-# v4-32 counts cores, two per chip; v5e-32 counts chips.
-CORES = {"v2": 2, "v3": 2, "v4": 2, "v5e": 1, "v5p": 2, "v6e": 1}
-# Axes of these lengths are rings. On v4 and v5p, where optical switches connect
-# cubes of 4 x 4 x 4, all axes are rings if all are multiples of 4.
+ALIASES = {"v5e": ("v5litepod", "v5lite"), "v5p": ("v5",), "v6e": ("v6",)}
+COUNTED_BY_CHIPS = "v5e", "v6e"  # v4-32 counts cores, two per chip
+# Axes of these lengths are rings. Where optical switches connect cubes of
+# 4 x 4 x 4, with three axes, all axes are rings if all are multiples of 4.
 RINGS = {"v2": {16}, "v3": {32}, "v5e": {16}, "v6e": {16}}
 CUBE = 4
 
@@ -37,13 +40,16 @@ CUBE = 4
 class Topology:
   """A machine: its chips and their interconnect.
 
-  shape: chips along each axis of the mesh or torus; empty for GPUs.
+  chips: of all slices.
+  shape: chips along each axis of a slice's mesh or torus; empty for GPUs.
+  slices: equal ones, joined by the data-centre network.
   """
 
   name: str
   chip: Chip
   chips: int
   shape: tuple[int, ...] = ()
+  slices: int = 1
 
   @property
   def devices(self) -> int:
@@ -52,20 +58,14 @@ class Topology:
 
   @property
   def hosts(self) -> int:
-    if self.shape == (2, 4) and self.chip.axes == 2:
-      return 1  # the largest v5e and v6e slice on one host
-    return -(-self.chips // self.chip.per_host)
+    # 2x4 is the largest v5e and v6e slice on one host.
+    per_host = 8 if self.shape == (2, 4) else self.chip.per_host
+    return self.slices * -(-self.chips // self.slices // per_host)
 
   @property
-  def libtpu_options(self) -> dict:
-    """Options for libtpu besides the name."""
-    options = {}
-    if self.chip.name == "v4":
-      # Otherwise every chip is two devices with half the memory each.
-      options["chip_config_name"] = "megacore"
-    if self.hosts == 1:
-      options["chips_per_host_bounds"] = (*self.shape, 1)[:3]
-    return options
+  def linked(self) -> int:
+    """Number of chips that reach each other without the network."""
+    return min(self.chips // self.slices, self.chip.linked or self.chips)
 
   @property
   def links_used(self) -> float:
@@ -88,69 +88,90 @@ class Topology:
     return length in RINGS[self.chip.name]
 
 
+def _name_slices() -> dict[str, Topology]:
+  """Returns each TPU slice by all of its names."""
+  machines = {}
+  for kind, shapes in SLICES.items():
+    for text in shapes.split():
+      shape = tuple(map(int, text.split("x")))
+      machine = Topology(f"{kind}:{text}", CHIPS[kind], math.prod(shape), shape)
+      count = machine.chips * (1 if kind in COUNTED_BY_CHIPS else 2)
+      for alias in (kind, *ALIASES.get(kind, ())):
+        machines[f"{alias}:{text}"] = machine
+        machines.setdefault(f"{alias}-{count}", machine)
+  return machines
+
+
+TPUS = _name_slices()
+GPUS = tuple(
+  chip.name for chip in CHIPS.values() if not chip.is_tpu and chip.interconnect
+)
+
+
 def parse(name: str) -> Topology:
   """Returns the machine of that name.
 
   Raises:
-    UserError: the name is unknown; the message lists known ones.
+    UserError: the name is unknown; the message has the nearest ones.
   """
-  if name.startswith("gpu:"):
-    return _parse_gpu(name)
-  match = re.fullmatch(r"(v\d\w*)[:-](\w+)", name)
-  kind = match and ALIASES.get(match[1], match[1])
-  if kind not in SLICES:
-    raise UserError(
-      f"--topology={name} is not a known machine: take a slice of "
-      f"{', '.join(SLICES)}, such as v4:2x2x4 or v4-32, or gpu:h200x8."
-    )
-  chip, shapes = CHIPS[kind], SLICES[kind].split()
-  shape = match[2]
-  sizes = {s: _count_chips(s) * CORES[kind] for s in shapes}
-  if shape.isdecimal():
-    shape = next((s for s in shapes if sizes[s] == int(shape)), shape)
-  if shape not in shapes:
-    counts = list(dict.fromkeys(f"{match[1]}-{n}" for n in sizes.values()))
-    names = [f"{kind}:{s}" for s in shapes]
-    near = nearest(name, [*names, *counts])
-    raise UserError(
-      f"--topology={name} is not a slice of {kind}"
-      + (f"; did you mean {near[0]}? " if near else ". ")
-      + f"There are {', '.join(names)}; by "
-      f"{'TensorCores' if CORES[kind] == 2 else 'chips'} {', '.join(counts)}."
-    )
-  return Topology(
-    f"{kind}:{shape}",
-    chip,
-    _count_chips(shape),
-    tuple(map(int, shape.split("x"))),
+  if match := re.fullmatch(rf"gpu:({'|'.join(GPUS)})x([1-9]\d*)", name):
+    return _gpus(name, CHIPS[match[1]], int(match[2]))
+  count, base = re.fullmatch(r"(?:([1-9]\d*)x)?(.*)", name).groups()
+  if machine := TPUS.get(base):
+    return _join(machine, int(count or 1))
+  near = nearest(base, [*TPUS, *(f"gpu:{kind}x8" for kind in GPUS)], most=3)
+  raise UserError(
+    f"--topology={name} is not a known machine"
+    + (f": did you mean {' or '.join(near)}? " if near else ": ")
+    + f"Take a slice of {', '.join(SLICES)}, such as v4:2x2x4 or v4-32; "
+    "several slices, such as 2xv5e:16x16; or GPUs, "
+    f"{', '.join(GPUS)}, such as gpu:h200x8."
   )
 
 
-def _count_chips(shape: str) -> int:
-  return math.prod(map(int, shape.split("x")))
-
-
-def _parse_gpu(name: str) -> Topology:
-  kinds = [
-    chip.name
-    for chip in CHIPS.values()
-    if not chip.is_tpu and chip.interconnect is not None
-  ]
-  match = re.fullmatch(r"gpu:(.+)x(\d+)", name)
-  if not match or match[1] not in kinds or not int(match[2]):
+def _join(machine: Topology, slices: int) -> Topology:
+  if slices == 1:
+    return machine
+  if not machine.chip.network:
     raise UserError(
-      f"--topology={name} is not a known machine: GPUs are "
-      f"{', '.join(f'gpu:{kind}x8' for kind in kinds)}, in any number."
+      f"--topology={slices}x{machine.name}: no network between slices of "
+      f"{machine.chip.name} is known here: take one slice."
     )
-  chip, count = CHIPS[match[1]], int(match[2])
-  if count > chip.per_host and (count % chip.per_host or not chip.network):
+  return dataclasses.replace(
+    machine,
+    name=f"{slices}x{machine.name}",
+    chips=slices * machine.chips,
+    slices=slices,
+  )
+
+
+def _gpus(name: str, chip: Chip, count: int) -> Topology:
+  if count > chip.linked and (count % chip.linked or not chip.network):
     raise UserError(
-      f"--topology={name}: a host has {chip.per_host} GPUs, and "
+      f"--topology={name}: links join {chip.linked} of these GPUs, and "
       + (
-        f"{count} are no whole number of hosts: take a multiple."
+        f"{count} are no multiple of that: take one."
         if chip.network
-        else "the bandwidth between hosts with these is not known here: take "
-        f"{chip.per_host} at most."
+        else f"no network between more is known here: take {chip.linked} at "
+        "most."
       )
     )
   return Topology(name, chip, count)
+
+
+def machines_of(kind: str) -> list[Topology]:
+  """Returns machines of one kind of chip, the smallest first.
+
+  GPUs come in powers of two, up to 1,024.
+  """
+  if kind in SLICES:
+    machines = [TPUS[f"{kind}:{shape}"] for shape in SLICES[kind].split()]
+  else:
+    chip = CHIPS[kind]
+    counts = [2**i for i in range(11)]
+    machines = [
+      Topology(f"gpu:{kind}x{n}", chip, n)
+      for n in counts
+      if n <= chip.linked or (chip.network and n % chip.linked == 0)
+    ]
+  return machines
