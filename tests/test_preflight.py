@@ -4,7 +4,6 @@
 import contextlib
 import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
@@ -26,17 +25,15 @@ from mixer.tools.preflight.compiler import (
 )
 from mixer.tools.preflight.hlo import HbmTraffic
 from mixer.tools.preflight.preflight import (
+  alternatives,
   find_machines,
   judge,
-  judge_sharded,
   plan_for,
-  remat_candidates,
-  search_batch,
 )
 from mixer.tools.preflight.report import (
   describe,
   describe_machines,
-  sharding,
+  recommend,
 )
 from mixer.tools.preflight.roofline import estimate, paper_core_days
 from mixer.tools.preflight.topology import SLICES, parse
@@ -160,72 +157,6 @@ def test_progress_ends_with_the_compilation_that_fails(capfd):
   assert capfd.readouterr().err == "compiling x\n"
 
 
-class Memory:
-  """Linear peak memory, more with accumulation, refused beyond a size."""
-
-  def __init__(self, extra=0, most=90):
-    self.calls = []
-    self.extra = extra
-    self.most = most
-
-  def peak_of(self, images, parts):
-    self.calls.append((images, parts))
-    at_once = images // parts
-    if at_once > self.most:
-      return math.inf
-    return 1000 + 10 * at_once + (self.extra if parts > 1 else 0)
-
-
-LINE = {"fixed": 1000, "per_image": 10}
-
-
-@pytest.mark.parametrize(
-  ("memory", "limit", "expected", "calls"),
-  [
-    (Memory(), 1700, (64, 8, 70, 1640, LINE), [(512, 8)]),
-    # The line leaves out the sum of gradients: 64 images are not confirmed.
-    (Memory(extra=100), 1700, (32, 16, 70, 1420, LINE), [(512, 8), (512, 16)]),
-    # All fit by the line, but the compiler refuses 512, 256 and 128.
-    (
-      *(Memory(), 9e5, (64, 8, 89_900, 1640, LINE)),
-      [(512, 1), (512, 2), (512, 4), (512, 8)],
-    ),
-    (
-      *(Memory(most=40), 1350, (32, 16, 35, 1320, LINE)),
-      [(8, 1), (16, 1), (512, 16)],
-    ),
-    (
-      *(Memory(most=1), 9e9, (1, 512, 0, 1010, None)),
-      [(8, 1), (1, 1), (2, 1), (512, 512)],
-    ),
-    (Memory(), 900, (0, 0, 0, None, LINE), []),  # too little for the state
-  ],
-)
-def test_a_batch_search_finds_the_largest_micro_batch_in_few_compilations(
-  memory, limit, expected, calls
-):
-  suggestion = search_batch(memory.peak_of, share=512, limit=limit)
-
-  names = "at_once", "accumulation", "whole", "peak", "line"
-  assert suggestion == dict(zip(names, expected, strict=True))
-  first = [(32, 1), (64, 1)] if memory.most >= 32 else [(32, 1)]
-  assert memory.calls == first + calls
-
-
-@pytest.mark.parametrize(
-  "name, policy, candidates",
-  [
-    ("Mixer-B/16", "none", ["none", "token_mixing", "blocks"]),
-    ("ViT-B/16", "products", ["products", "token_mixing", "blocks"]),
-    ("Mixer-B/16", "token_mixing", ["token_mixing", "blocks"]),
-    ("Mixer-B/16", "blocks", ["blocks"]),
-    ("BiT-R50x1", "none", ["none", "blocks"]),
-  ],
-)
-def test_remat_policies_that_keep_less_are_tried_too(name, policy, candidates):
-  assert remat_candidates(name, policy) == candidates
-
-
 def program(gibibytes, milliseconds, **changes):
   figures = {
     "arguments": 0,
@@ -241,9 +172,9 @@ def program(gibibytes, milliseconds, **changes):
   return CompiledProgram(**figures | changes)
 
 
-def plan_on(topology, **keys):
-  """Returns the plan of Mixer-B/16, with config keys by their dotted names."""
-  config = load("pretrain_i21k", "B/16")
+def plan_on(topology, recipe=("pretrain_i21k", "B/16"), **keys):
+  """Returns a recipe's plan, with config keys by their dotted names."""
+  config = load(*recipe)
   config.update_from_flattened_dict(keys)
   return plan_for(config, parse(topology).devices)
 
@@ -252,30 +183,63 @@ def report_on(topology, training, evaluation=None, **keys):
   return judge(plan_on(topology, **keys), parse(topology), training, evaluation)
 
 
+DIGITS = ("digits",)  # planned sooner
+SHARD = {"shard_state": True}
+REMAT = {"model.remat": "token_mixing"}
+LESS = [SHARD, REMAT, SHARD | REMAT]
+
+
 @pytest.mark.parametrize(
-  ("plain", "sharded", "advice"),
+  ("keys", "fits", "expected"),
   [
-    ((5, 100), (4, 95), "instead of 5.02 GiB and 100 ms; faster: worth it"),
-    ((5, 100), (4, 101), "as fast: for where memory is short"),
-    ((5, 100), (4, 110), "slower: for where memory is short"),
-    (None, (4, 110), "makes it fit: peak 4.02 GiB, a step 110 ms"),
-    ((17, 100), (16, 90), "does not make it fit"),
-    ((5, 100), None, "does not make it fit"),
+    ({}, True, LESS),
+    ({}, False, [*LESS, *({"max_per_device": n} for n in (4, 2, 1))]),
+    ({"batch": 256}, False, [*LESS, {"max_per_device": 1}]),
+    (SHARD, True, [REMAT]),
+    (REMAT, True, [SHARD]),
+    ({"model.remat": "blocks"} | SHARD, True, []),
+    ({"recipe": ("pretrain_i21k", "BiT-R50x1"), "batch": 4096}, True, [SHARD]),
   ],
 )
-def test_sharding_is_advised_by_memory_and_time(plain, sharded, advice):
+def test_flags_are_tried_that_a_recipe_does_not_have(keys, fits, expected):
+  plan = plan_on("v3-128", **{"recipe": DIGITS, "batch": 1024} | keys)
+
+  assert list(alternatives(plan, fits)) == expected
+
+
+@pytest.mark.parametrize(
+  ("given", "sharded", "remat", "advice"),
+  [
+    # Gibibytes and milliseconds of a step; of 15.48 GiB.
+    ((5, 100), (4, 95), (4, 97), "--config.shard_state=True"),
+    ((5, 100), (4, 99), (4, 110), "the recipe as it is"),
+    ((20, 100), (4, 110), (3, 90), "--config.model.remat=token_mixing"),
+    ((20, 100), (15, 110), (3, 109), "--config.shard_state=True"),
+    ((20, 100), (16, 90), (3, 109), "--config.model.remat=token_mixing"),
+    ((20, 100), (16, 90), (17, 109), "chips with more memory"),
+    (None, (4, 110), None, "--config.shard_state=True"),
+  ],
+)
+def test_the_fastest_flags_that_fit_are_recommended(
+  monkeypatch, given, sharded, remat, advice
+):
   refusal = DoesNotFit(20 * GIB, 15 * GIB)
-  one, other = (
-    program(*sizes) if sizes else refusal for sizes in (plain, sharded)
-  )
-  plan, report = plan_on("v3-128"), report_on("v3-128", one)
 
-  report["sharded"] = judge_sharded(
-    plan, parse("v3-128"), other, report["waiting_batches"]
-  )
+  def compile_training(plan, _):
+    if plan.config.max_per_device:
+      return refusal
+    sizes = remat if plan.config.model.remat != "none" else sharded
+    return program(*sizes) if sizes else refusal
 
-  # Four prefetched batches of 32 images of 224 px take 0.02 GiB.
-  assert advice in sharding(report)
+  monkeypatch.setattr(preflight, "compile_training", compile_training)
+  plan, machine = plan_on("v3-128", DIGITS, batch=1024), parse("v3-128")
+  report = judge(plan, machine, program(*given) if given else refusal, None)
+
+  rows = preflight.suggest(plan, machine, [], report, contextlib.nullcontext)
+
+  assert advice in recommend(rows)
+  text = describe(report | {"suggestions": rows}, plan.config)
+  assert f"recommended   {recommend(rows)}" in text
 
 
 @pytest.mark.parametrize("is_sharded", [True, False])
@@ -296,7 +260,7 @@ NO_COUNTS = {"flops": None, "seconds": None}
   [
     (
       *("v5e-16", {}, DoesNotFit(20 * GIB, 15 * GIB)),
-      ["refused by the compiler", "--suggest searches for batches that fit."],
+      ["refused by the compiler", "--suggest tries flags"],
     ),
     (
       *("v4:4x4x4", {"model.scan": True}, program(1, 10)),
@@ -405,7 +369,7 @@ def test_a_batch_that_no_machine_divides_is_named():
   assert not report["fits"]
 
 
-def test_every_compilation_is_shown_and_searches_are_reported(monkeypatch):
+def test_every_compilation_is_shown_and_reported(monkeypatch):
   labels, device = [], jax.devices()[0]
 
   @contextlib.contextmanager
@@ -423,27 +387,17 @@ def test_every_compilation_is_shown_and_searches_are_reported(monkeypatch):
     config, "v3-128", suggests=True, progress=progress
   )
 
+  shard, remat = (
+    "--config.shard_state=True",
+    "--config.model.remat=token_mixing",
+  )
+  flags = [shard, remat, f"{shard} {remat}"]
   assert labels == [
     "update step, 1 of 2",
     "evaluation, 2 of 2",
-    *(
-      f"update step with remat={remat} ({i} of 3), {images} images x 1"
-      for i, remat in enumerate(("none", "token_mixing", "blocks"), 1)
-      for images in (32, 64, 32)
-    ),
-    "update step with shard_state",
+    *(f"update step with {each}" for each in flags),
   ]
-  assert [each["key"] for each in report["suggestions"]] == [
-    "",
-    "config.model.remat=token_mixing",
-    "config.model.remat=blocks",
-  ]
-  text = describe(report, config)
-  assert text.count("no limit found: memory does not grow") == 3
-  assert "would fit without" not in text
-  text = describe(report, config)
-  assert "32 images at once x 1 accumulated, peak 1.02 GiB" in text
-  assert "sharding      config.shard_state=True: peak 1.02 GiB" in text
+  assert [each["flags"] for each in report["suggestions"]] == ["", *flags]
   json.dumps(report)
 
 

@@ -33,7 +33,7 @@ TOPOLOGY = flags.DEFINE_string(
   "topology", None, "The machine, such as v4:4x4x4, v3-128 or gpu:h200x8."
 )
 SUGGEST = flags.DEFINE_bool(
-  "suggest", False, "Search for the most images at once that fit."
+  "suggest", False, "Also try flags that save memory or time."
 )
 WITHIN = flags.DEFINE_string(
   "within", None, "Hours or days of the run, such as 48h or 2d."

@@ -3,9 +3,7 @@
 
 import contextlib
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +22,7 @@ from mixer.tools.preflight.topology import Topology, parse
 from mixer.training import setup
 from mixer.training.nonfinite import DISPATCH_AHEAD
 
-FIRST_TRIALS = 32, 8, 1  # images at once, then twice as many
-MAX_CONFIRMATIONS = 4
-MIN_PER_IMAGE = 1.0  # bytes; a line no steeper has no limit
-# A recipe's duration in steps of another batch could be invalid.
-_ANY_DURATION = {
-  "total_steps": 10_000_000,
-  "total_epochs": None,
-  "total_examples": None,
-}
+MAX_HALVINGS = 4
 
 Progress = Callable[[str], contextlib.AbstractContextManager]
 
@@ -49,13 +39,11 @@ def preflight(
   Args:
     config: of a recipe.
     topology_name: such as "v4:4x4x4" or "gpu:h200x8".
-    suggests: also search for the largest batches that fit, and try sharding.
+    suggests: also try keys that save memory or time.
     progress: context of each compilation, given the program's name.
 
   Returns:
-    The report of `judge`. With `suggests` also "suggestions", a `search_batch`
-    for each remat policy with the "key" to set; and where the state can be
-    "sharded", the update's figures with config.shard_state.
+    The report of `judge`, with `suggests` also "suggestions" of `suggest`.
 
   Raises:
     UserError: a name or the config is wrong, or the compiler is missing.
@@ -73,22 +61,9 @@ def preflight(
       with progress("evaluation, 2 of 2"):
         evaluation = compile_evaluation(plan, devices)
     report = judge(plan, topology, training, evaluation)
-    if not suggests:
-      return report
-    report["suggestions"] = _search_batches(
-      report, plan.config, devices, progress
-    )
-    can_shard = len(devices) > 1 and not config.shard_state
-    if can_shard and not config.model.scan:  # without an estimate to compare
-      with progress("update step with shard_state"):
-        sharded_plan = plan_for(
-          _change(plan.config, {"shard_state": True}), plan.devices
-        )
-        sharded = compile_training(sharded_plan, devices)
-      report["sharded"] = judge_sharded(
-        plan, topology, sharded, report["waiting_batches"]
-      )
-    return report
+    if suggests:
+      report["suggestions"] = suggest(plan, topology, devices, report, progress)
+  return report
 
 
 def find_machines(
@@ -175,17 +150,57 @@ def judge(
   return report
 
 
-def judge_sharded(
-  plan: Plan, topology: Topology, program: Compilation, waiting: int
-) -> dict:
-  """Returns the figures of the update with config.shard_state.
+def suggest(
+  plan: Plan,
+  topology: Topology,
+  devices: list,
+  report: dict,
+  progress: Progress,
+) -> list[dict]:
+  """Compiles the update step with keys that save memory or time.
 
-  `waiting` is the bytes of batches that wait on a device.
+  Returns:
+    For each set of keys "flags", "fits", "peak_beside_all" in bytes and
+    "step_seconds", 0 without an estimate; the first is the recipe as it is.
   """
-  seconds = None
-  if not isinstance(program, DoesNotFit):
-    seconds = estimate(plan, topology, program)["step_seconds"]
-  return {"training": _program(program, waiting), "step_seconds": seconds}
+  rows = [_suggestion("", report)]
+  for changes in alternatives(plan, report["fits"]):
+    flags = " ".join(f"--config.{key}={x}" for key, x in changes.items())
+    with progress(f"update step with {flags}"):
+      other = plan_for(_change(plan.config, changes), plan.devices)
+      training = compile_training(other, devices)
+    rows.append(_suggestion(flags, judge(other, topology, training, None)))
+    if "max_per_device" in changes and rows[-1]["fits"]:
+      break
+  return rows
+
+
+def _suggestion(flags: str, report: dict) -> dict:
+  return {
+    "flags": flags,
+    "fits": report["fits"],
+    "peak_beside_all": report["training"]["peak_beside_all"],
+    "step_seconds": report.get("estimate", {}).get("step_seconds", 0.0),
+  }
+
+
+def alternatives(plan: Plan, fits: bool) -> Iterator[dict]:
+  """Yields config keys that save memory or time, the cheapest first.
+
+  For a recipe that does not fit these are also smaller micro-batches.
+  """
+  config, shard, remat = plan.config, {}, {}
+  if plan.devices > 1 and not config.shard_state:
+    shard = {"shard_state": True}
+  mixes = FAMILIES[family_of(config.model.name)].mixes_tokens
+  if mixes and config.model.remat not in ("token_mixing", "blocks"):
+    remat = {"model.remat": "token_mixing"}
+  yield from filter(None, (shard, remat, shard and remat and shard | remat))
+  images = plan.data.per_device
+  for _ in range(0 if fits else MAX_HALVINGS):
+    if images > 1:
+      images = -(-images // 2)
+      yield {"max_per_device": images}
 
 
 def _program(program: Compilation, others: int) -> dict:
@@ -241,96 +256,3 @@ def compile_evaluation(plan: Plan, devices: list) -> Compilation:
     "label": jax.ShapeDtypeStruct(rows, jnp.int32),
   }
   return compiler.compile_program(step, params, batch, devices=n)
-
-
-def _search_batches(
-  report: dict, config: ConfigDict, devices: list, progress: Progress
-) -> list[dict]:
-  """Searches the largest batch for each remat policy."""
-  policies = remat_candidates(config.model.name, config.model.remat)
-
-  def peak_of(remat: str, images: int, parts: int) -> float:
-    changes = _ANY_DURATION | {
-      "batch": images * len(devices),
-      "accumulation": parts,
-      "model.remat": remat,
-    }
-    plan = plan_for(_change(config, changes), len(devices))
-    policy = f"remat={remat} ({policies.index(remat) + 1} of {len(policies)})"
-    label = f"update step with {policy}, {images // parts} images x {parts}"
-    with progress(label):
-      program = compile_training(plan, devices)
-    if isinstance(program, DoesNotFit):
-      return math.inf
-    return program.peak + report["waiting_batches"]
-
-  return [
-    {"key": f"config.model.remat={remat}" if i else ""}
-    | search_batch(
-      functools.partial(peak_of, remat),
-      share=report["batch"] // report["devices"],
-      limit=report["memory_per_device"],
-    )
-    for i, remat in enumerate(policies)
-  ]
-
-
-def remat_candidates(name: str, policy: str) -> list[str]:
-  """Returns a model's remat policy, then those that keep less in memory."""
-  mixes = FAMILIES[family_of(name)].mixes_tokens
-  less = ["token_mixing", "blocks"] if mixes else ["blocks"]
-  if policy in less:
-    return less[less.index(policy) :]
-  return [policy, *less]
-
-
-def search_batch(
-  peak_of: Callable[[int, int], float], *, share: int, limit: float
-) -> dict:
-  """Finds the largest micro-batch that fits, in about three compilations.
-
-  Args:
-    peak_of: bytes per device of an update with (images, micro-batches); inf if
-      refused.
-    share: images per device in one update.
-    limit: bytes of a device.
-
-  Returns:
-    "at_once", the images in a micro-batch; "accumulation", the number of
-    micro-batches; and "peak"; they are 0 or None if nothing fits. "whole" is
-    the number of images that would fit without accumulation by the "line".
-  """
-  line, whole = _fit_line(peak_of), 0
-  if line:
-    whole = max(0, int((limit - line["fixed"]) // line["per_image"]))
-  largest = min(share, whole if line else 1)
-  at_once, accumulation, peak = 0, 0, None
-  candidates = [n for n in range(largest, 0, -1) if share % n == 0]
-  for images in candidates[:MAX_CONFIRMATIONS]:
-    if (trial := peak_of(share, share // images)) <= limit:
-      at_once, accumulation, peak = images, share // images, trial
-      break
-  return {
-    "at_once": at_once,
-    "accumulation": accumulation,
-    "whole": whole,
-    "peak": peak,
-    "line": line,
-  }
-
-
-def _fit_line(
-  peak_of: Callable[[int, int], float],
-) -> dict[str, float] | None:
-  """Fits the peak by a line through two numbers of images.
-
-  It only finds candidates: the activations of few images fit into memory that
-  gradients take later, and with many the compiler rematerialises.
-  """
-  for images in FIRST_TRIALS:
-    small = peak_of(images, 1)
-    large = peak_of(2 * images, 1) if small < math.inf else math.inf
-    if large < math.inf:
-      per_image = max(MIN_PER_IMAGE, (large - small) / images)
-      return {"fixed": small - images * per_image, "per_image": per_image}
-  return None

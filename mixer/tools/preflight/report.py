@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from ml_collections import ConfigDict
 
 from mixer.chips import GIB
-from mixer.tools.preflight.preflight import MIN_PER_IMAGE
 from mixer.tools.preflight.roofline import SLOWDOWN
 from mixer.tools.table import render
 
@@ -42,11 +41,9 @@ def describe(report: dict, config: ConfigDict) -> str:
     text = "no estimate: the compiler counts a loop over blocks as one block; "
     lines += ["", _line("a step", f"{text}see without config.model.scan")]
   if not report["fits"] and "suggestions" not in report:
-    lines += ["", "--suggest searches for batches that fit."]
-  for suggestion in report.get("suggestions", ()):
-    lines += ["", *_suggestion(report, suggestion, config)]
-  if "sharded" in report:
-    lines += ["", _line("sharding", sharding(report))]
+    lines += ["", "--suggest tries flags with which it may fit."]
+  if rows := report.get("suggestions"):
+    lines += ["", _suggestions(rows), "", _line("recommended", recommend(rows))]
   return "\n".join(lines)
 
 
@@ -101,28 +98,34 @@ def _range(ends: Sequence[float], unit: float) -> str:
   return f"{least} to {most}"
 
 
-def sharding(report: dict) -> str:
-  """Returns advice on config.shard_state, with its memory and step time."""
-  key, limit = "config.shard_state=True", report["memory_per_device"]
-  seconds = report["sharded"]["step_seconds"]
-  training = report["sharded"]["training"]
-  peak = training["peak_beside_all"]
-  if not training["compiles"] or peak > limit:
-    return f"{key} does not make it fit"
-  figures = f"peak {_gib(peak)} GiB, a step {_ms(seconds)}"
-  whole = report["training"]["peak_beside_all"]
-  if "estimate" not in report or whole > limit:
-    return f"{key} makes it fit: {figures}"
-  whole_seconds = report["estimate"]["step_seconds"]
-  gain = 1 - seconds / whole_seconds
-  if gain > MIN_GAIN:
-    advice = "faster: worth it"
-  else:
-    speed = "slower" if gain < -MIN_GAIN else "as fast"
-    advice = f"{speed}: for where memory is short"
-  return (
-    f"{key}: {figures}, instead of {_gib(whole)} GiB and "
-    f"{_ms(whole_seconds)}; {advice}"
+def recommend(rows: list[dict]) -> str:
+  """Returns the flags of the fastest suggestion that fits.
+
+  Of those that are about as fast, it is the first.
+  """
+  fitting = [row for row in rows if row["fits"]]
+  if not fitting:
+    return "more chips, or chips with more memory: nothing tried fits"
+  fastest = min(row["step_seconds"] for row in fitting)
+  best = next(
+    row for row in fitting if row["step_seconds"] <= (1 + MIN_GAIN) * fastest
+  )
+  return best["flags"] or "the recipe as it is"
+
+
+def _suggestions(rows: list[dict]) -> str:
+  head = "training step with", "peak, GiB", "fits", "a step"
+  return render(
+    head,
+    [
+      (
+        row["flags"] or "the recipe as it is",
+        _gib(row["peak_beside_all"]),
+        "yes" if row["fits"] else "no",
+        _ms(row["step_seconds"]) if row["step_seconds"] else "unknown",
+      )
+      for row in rows
+    ],
   )
 
 
@@ -213,40 +216,6 @@ def _estimate(report: dict) -> Iterator[str]:
   if paper := report["paper_core_days"]:
     text += f"; the paper has {paper:g} TPUv3 core-days"
   yield _line("whole run", text)
-
-
-def _suggestion(
-  report: dict, suggestion: dict, config: ConfigDict
-) -> Iterator[str]:
-  key, at_once = suggestion["key"], suggestion["at_once"]
-  with_key = f"with {key}: " if key else ""
-  if not at_once:
-    share = report["batch"] // report["devices"]
-    can_shard = report["devices"] > 1 and not config.shard_state
-    flag = "--config.shard_state=True, or " if can_shard else ""
-    yield _line(
-      "suggestion",
-      f"{with_key}no part of the {share} images per device fits: take "
-      f"{flag}chips with more memory",
-    )
-    return
-  flags = f"--{key} " if key else ""
-  yield _line(
-    "suggestion",
-    f"{with_key}{at_once} images at once x {suggestion['accumulation']} "
-    f"accumulated, peak {_gib(suggestion['peak'])} GiB: "
-    f"{flags}--config.max_per_device={at_once}",
-  )
-  line, whole = suggestion["line"], suggestion["whole"]
-  if line and line["per_image"] <= MIN_PER_IMAGE:
-    yield _line("", "no limit found: memory does not grow with the images")
-  elif line:
-    yield _line(
-      "",
-      f"{_gib(line['fixed'])} GiB + {line['per_image'] / 2**20:.3g} MiB an "
-      f"image: about {whole} would fit without accumulation, a batch of "
-      f"{whole * report['devices']:,}",
-    )
 
 
 def _line(name: str, text: str) -> str:
