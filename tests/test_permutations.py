@@ -37,33 +37,13 @@ def patches(pixels, patch=4):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_every_pixel_goes_to_one_place(spec):
-  h, w = 12, 8
-  numbers = np.arange(h * w).reshape(h, w, 1)
-
-  result = permuted(spec, numbers)
-
-  assert result.shape == numbers.shape
-  assert sorted(result.ravel()) == list(range(h * w))
-  assert (result != numbers).mean() > 0.5
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_the_inverse_restores_the_image(spec):
-  pixels, (h, w) = image(), (12, 8)
-  index = permuted(spec, np.arange(h * w).reshape(h, w, 1)).ravel()
-
-  restored = preprocess.take(permuted(spec, pixels), np.argsort(index))
-
-  np.testing.assert_array_equal(restored, pixels)
-
-
-@pytest.mark.parametrize("spec", SPECS)
 def test_all_images_are_permuted_alike_whatever_else_is_random(spec):
   """The place of a pixel says where it goes; other draws have no part in it."""
   numbers = np.arange(96).reshape(12, 8, 1)
   index = permuted(spec, numbers).ravel()
 
+  assert sorted(index) == list(range(96))
+  assert (index != numbers.ravel()).mean() > 0.5
   for seed in range(3):
     result = permuted(spec, image(seed), seed)
 
@@ -115,10 +95,8 @@ def test_a_patch_that_does_not_divide_the_image_names_a_size_that_would_do():
 @pytest.mark.parametrize(
   "spec, said",
   [
-    ("permute_patches()", "missing a required argument: 'patch'"),
     ("permute_patches(0)", "patch must be above 0"),
     ("permute_pixels(0.5)", "seed=0.5 is not a whole number"),
-    ("permute_pixel(0)", "did you mean permute_pixels"),
   ],
 )
 def test_a_permutation_that_cannot_be_read_says_what_would_do(spec, said):
