@@ -46,13 +46,6 @@ _IMAGENET = "imagenet2012"
 # Evaluators of the recipes -> cells; nothing is recorded without ImageNet's.
 _FINETUNED = {"test": "imagenet", "real": "real"}
 _PRETRAINED = {"val": "imagenet", "real": "real"}
-_TITLES = {
-  "imagenet": "ImNet",
-  "real": "ReaL",
-  "average5": "Avg 5",
-  "vtab": "VTAB-1k",
-  CORE_DAYS: "cost",
-}
 
 
 def record(
@@ -84,7 +77,7 @@ def record(
   lines = [f"{add_records(results, row, records)}:"]
   for each in records:
     for name, cell in each["cells"].items():
-      lines.append(f"  {_TITLES[name]:8} {_text(cell)}, from {each['folder']}")
+      lines.append(f"  {name:9} {_text(cell)}, from {each['folder']}")
   return "\n".join(lines)
 
 

@@ -38,30 +38,25 @@ class Cell(NamedTuple):
 class Table:
   """A table whose column heads may have a second line above.
 
-  columns: a column's name, or (group, name); neighbours of one group share its
-    head.
+  columns: groups and names of the columns; neighbours of one group share its
+    head, "" is none.
   rows: cells, or a heading of the rows below it.
   caption: a line above the table, "" for none.
   """
 
-  columns: Sequence[str | tuple[str, str]]
+  columns: Sequence[tuple[str, str]]
   rows: Sequence[str | Sequence[Cell]]
   caption: str = ""
 
   @property
-  def heads(self) -> list[tuple[str, str]]:
-    """The group, "" for none, and the name of each column."""
-    return [("", x) if isinstance(x, str) else x for x in self.columns]
-
-  @property
-  def groups(self) -> list[tuple[str, range]]:
+  def groups(self) -> list[tuple[str, list[int]]]:
     """Groups and the columns of each; "" for a column outside of any."""
     result = []
-    for i, (group, _) in enumerate(self.heads):
+    for i, (group, _) in enumerate(self.columns):
       if group and result and result[-1][0] == group:
-        result[-1] = (group, range(result[-1][1].start, i + 1))
+        result[-1][1].append(i)
       else:
-        result.append((group, range(i, i + 1)))
+        result.append((group, [i]))
     return result
 
 
@@ -163,7 +158,7 @@ def _lines(table: Table) -> list[str]:
     row if isinstance(row, str) else [*map(_plain, row)] for row in table.rows
   ]
   indent = "  " if any(isinstance(row, str) for row in rows) else ""
-  names = [name for _, name in table.heads]
+  names = [name for _, name in table.columns]
   columns = zip(
     names, *(row for row in rows if isinstance(row, list)), strict=True
   )
@@ -184,7 +179,7 @@ def _lines(table: Table) -> list[str]:
     return _GAP.join([first, *others]).rstrip()
 
   lines = [line(names), "-" * (sum(widths) + len(_GAP) * (len(widths) - 1))]
-  if any(group for group, _ in table.heads):
+  if any(group for group, _ in table.columns):
     lines.insert(0, _GAP.join(heads).rstrip())
   return lines + [
     row if isinstance(row, str) else line([f"{indent}{row[0]}", *row[1:]])
@@ -196,7 +191,7 @@ def to_markdown(page: Page) -> str:
   parts = [f"# {page.title}", *page.intro]
   for table in page.tables:
     parts += [f"**{table.caption}**"] if table.caption else []
-    heads = [" ".join(filter(None, head)) for head in table.heads]
+    heads = [" ".join(filter(None, column)) for column in table.columns]
     rows = [
       [f"*{row}*", *[""] * (len(heads) - 1)]
       if isinstance(row, str)

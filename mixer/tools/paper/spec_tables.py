@@ -48,7 +48,7 @@ def table1() -> Page:
     ],
     [
       Table(
-        ["", *(name.removeprefix("Mixer-") for name in TABLE_1)],
+        [("", ""), *(("", name.removeprefix("Mixer-")) for name in TABLE_1)],
         [[Cell(text) for text in row] for row in rows],
       )
     ],
@@ -97,7 +97,7 @@ def table4() -> Page:
   ours = {
     key: read_settings(load_recipe(recipe)) for key, recipe in RECIPES.items()
   }
-  columns = [""]
+  columns = [("", "")]
   for letter, data in RECIPES:
     columns += [(f"Mixer-{letter}, {data}", name) for name in ("paper", "here")]
   rows = []
@@ -177,7 +177,7 @@ def _jft() -> Table:
       texts = f"Mixer-{letter}", *texts, "no recipe"
       rows.append([Cell(text) for text in texts])
   return Table(
-    ["", *labels, "here"],
+    [("", head) for head in ("", *labels, "here")],
     rows,
     "JFT-300M, which is not public: no recipe here. Besides crops and flips "
     "there is no regularisation.",

@@ -72,8 +72,7 @@ _FLAGS = {
     "required": True,
     "action": "append",
     "metavar": "WEIGHTS",
-    "help": "a name, a file or a run's folder; figure 5 takes one, figure 6 up "
-    "to three, figure 7 any number",
+    "help": "a name, a file or a run's folder; may be given several times",
   },
   "blocks": {
     "type": _numbers,

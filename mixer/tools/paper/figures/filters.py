@@ -42,14 +42,12 @@ def draw_figure7(init: Sequence[str], out: str | Path) -> str:
       cannot be written.
   """
   charts.check_out(out)
-  panels, names = [], []
+  row = []
   for name in init:
     sheet, caption = filter_mosaic(weights.read(name))
-    names.append(mosaic.short_name(name))
-    panels.append(mosaic.Panel(f"{names[-1]}\n{caption}", sheet))
-  title = f"Stem filters of {', '.join(names)}"
-  files = mosaic.draw_panels(title, f"Paper, figure 7; {HOW}.", [panels], out)
-  return f"{title}: {files}"
+    row.append(mosaic.Panel(f"{mosaic.short_name(name)}\n{caption}", sheet))
+  note = f"Paper, figure 7; {HOW}."
+  return mosaic.draw_panels("Stem filters", init, note, [row], out)
 
 
 def filter_mosaic(

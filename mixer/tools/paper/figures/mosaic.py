@@ -77,25 +77,20 @@ def make_mosaic(
     float [h', w', 3].
   """
   pictures = pictures.repeat(zoom, 1).repeat(zoom, 2)
-  down, right = (max(cell - size, 0) for size in pictures.shape[1:3])
-  border = (
-    (0, 0),
-    (down // 2, -(-down // 2)),
-    (right // 2, -(-right // 2)),
-    (0, 0),
-  )
-  pictures = np.pad(pictures, border, constant_values=between)
   n, h, w, _ = pictures.shape
-  near = max(round(h / 20), 1)  # pixels within a pair
+  cell_h, cell_w = max(h, cell), max(w, cell)
+  near = max(round(cell_h / 20), 1)  # pixels within a pair
   far = 3 * near if pairs else 2 * near
   column, row = np.arange(min(columns, n)), np.arange(-(-n // columns))
-  lefts = far + column * (w + far)
+  lefts = far + column * (cell_w + far)
   if pairs:
     lefts -= (column + 1) // 2 * (far - near)
-  tops = far + row * (h + far)
-  sheet = np.full((tops[-1] + h + far, lefts[-1] + w + far, 3), between)
+  tops = far + row * (cell_h + far)
+  shape = tops[-1] + cell_h + far, lefts[-1] + cell_w + far, 3
+  sheet = np.full(shape, between)
   for i, picture in enumerate(pictures):
-    top, left = tops[i // columns], lefts[i % columns]
+    top = tops[i // columns] + (cell_h - h) // 2
+    left = lefts[i % columns] + (cell_w - w) // 2
     sheet[top : top + h, left : left + w] = picture
   return sheet
 
@@ -138,22 +133,28 @@ class Panel:
 
 
 def draw_panels(
-  title: str, note: str, rows: Sequence[Sequence[Panel]], out: str | Path
+  subject: str,
+  init: Sequence[str],
+  note: str,
+  rows: Sequence[Sequence[Panel]],
+  out: str | Path,
 ) -> str:
   """Draws a table of panels, aligned in rows and columns.
 
   Args:
-    title: in large type, at the top.
+    subject: in large type at the top, before the models' names.
+    init: weights of the models.
     note: in small type, below the title.
     rows: panels from top to bottom, each row from left to right.
     out: FILE.svg; FILE.png is written next to it.
 
   Returns:
-    The names of both files, for a sentence.
+    The title and the names of both files, for a sentence.
 
   Raises:
     UserError: `out` does not end in .svg, or cannot be written.
   """
+  title = f"{subject} of {', '.join(map(short_name, init))}"
   sizes = np.array([[panel.size for panel in row] for row in rows])
   heights, widths = sizes[..., 0].max(1), sizes[..., 1].max(0)
   width = max(int(widths.sum()) + _MARGIN * (len(widths) + 1), 800)
@@ -186,7 +187,7 @@ def draw_panels(
       axes.imshow(panel.mosaic, interpolation="nearest", aspect="auto")
       x += column_width + _MARGIN
     y += row_height + _MARGIN
-  return charts.save(figure, out, dpi=_DPI, colors=None)
+  return f"{title}: {charts.save(figure, out, dpi=_DPI, colors=None)}"
 
 
 def _pixels(points: float) -> int:

@@ -5,10 +5,10 @@
   python -m mixer paper figure 6 --init=imagenet1k/Mixer-B_16 \\
     --init=imagenet21k/Mixer-B_16 --init=sam/Mixer-B_16
 
-Figure 5 has a panel for each of the first three blocks of one model, with pairs
-at equal distances in the order if a block has more than --units units. Figure 6
-has a column for each of up to three weights and a row for each of the first two
-blocks, with all units.
+Figure 5 has a panel for each of the first three blocks, with pairs at equal
+distances in the order if a block has more than --units units. Figure 6 has a
+column for each weights and a row for each of the first two blocks, with all
+units.
 
 The input weights of a hidden unit are a picture over the tokens: a column of
 `token_mixing/Dense_0/kernel` [S, D_S], in rows and columns of the token grid.
@@ -45,7 +45,6 @@ HOW = (
   "largest; next to each unit the one closest to its negative; low frequency "
   "first"
 )
-_MAX_COLUMNS = 3  # weights in figure 6
 _PIXELS = 28  # approximate height of a unit there
 _ORDINALS = ("first", "second", "third")
 
@@ -56,34 +55,26 @@ def draw_figure5(
   units: int,
   out: str | Path,
 ) -> str:
-  """Draws figure 5; returns the model's and the files' names, for a sentence.
+  """Draws figure 5; returns the models' and the files' names, for a sentence.
 
   Args:
-    init: weights of one Mixer.
+    init: weights of Mixers, a row for each.
     blocks: numbers of the blocks; None: the first three.
-    units: maximum number in a block.
+    units: maximum number in a block, at least a pair.
     out: FILE.svg.
 
   Raises:
-    UserError: the weights are not a Mixer's or cannot be read, there are
-      several, or the files cannot be written.
+    UserError: weights are not a Mixer's or cannot be read, or the files cannot
+      be written.
   """
-  if len(init) > 1:
-    raise UserError(
-      f"--init is given {len(init)} times: figure 5 is of one model, figure 6 "
-      "sets several side by side."
-    )
-  if units < 2:
-    raise UserError(f"--units={units} must be 2 or more: units come in pairs.")
   charts.check_out(out)
-  checkpoint = weights.read(*init)
-  row = []
-  for block in _choose_blocks(checkpoint, blocks, 3):
-    sheet, caption = unit_mosaic(checkpoint, block, units)
-    row.append(mosaic.Panel(f"{block_name(block)}\n{caption}", sheet))
-  title = f"Token-mixing units of {mosaic.short_name(checkpoint.name)}"
-  files = mosaic.draw_panels(title, f"Paper, figure 5; {HOW}.", [row], out)
-  return f"{title}: {files}"
+  checkpoints, blocks = _read(init, blocks, 3)
+  rows = [
+    [_panel(each, block, most=units) for block in blocks]
+    for each in checkpoints
+  ]
+  note = f"Paper, figure 5; {HOW}."
+  return mosaic.draw_panels("Token-mixing units", init, note, rows, out)
 
 
 def draw_figure6(
@@ -94,47 +85,43 @@ def draw_figure6(
   """Draws figure 6; returns the models' and the files' names, for a sentence.
 
   Args:
-    init: weights of up to three Mixers.
-    blocks: numbers of the blocks; None: the first two that all models have.
+    init: weights of Mixers, a column for each.
+    blocks: numbers of the blocks; None: the first two.
     out: FILE.svg.
 
   Raises:
-    UserError: weights are not a Mixer's or cannot be read, there are too many,
-      or the files cannot be written.
+    UserError: weights are not a Mixer's or cannot be read, or the files cannot
+      be written.
   """
-  if len(init) > _MAX_COLUMNS:
-    raise UserError(
-      f"--init is given {len(init)} times: figure 6 has up to {_MAX_COLUMNS} "
-      "columns."
-    )
   charts.check_out(out)
+  checkpoints, blocks = _read(init, blocks, 2)
+  # Units of all grids are as high as the highest, so that their rows align.
+  heights = [read_units(each, blocks[0]).shape[1] for each in checkpoints]
+  cell = max(h * mosaic.choose_zoom(h, _PIXELS) for h in heights)
+  rows = [
+    [
+      _panel(each, block, pixels=_PIXELS, cell=cell, ratio=1.3)
+      for each in checkpoints
+    ]
+    for block in blocks
+  ]
+  note = f"Paper, figure 6; {HOW}."
+  return mosaic.draw_panels("All token-mixing units", init, note, rows, out)
+
+
+def _read(
+  init: Sequence[str], blocks: list[int] | None, most: int
+) -> tuple[list[LoadedWeights], list[int]]:
+  """Reads weights; returns them and `blocks`, or the first that all have."""
   checkpoints = [weights.read(name) for name in init]
-  names = [mosaic.short_name(each.name) for each in checkpoints]
-  rows = []
-  for block in min(
-    (_choose_blocks(each, blocks, 2) for each in checkpoints), key=len
-  ):
-    # Units of all grids are as high as the highest, so that their rows align.
-    heights = [read_units(each, block).shape[1] for each in checkpoints]
-    cell = max(h * mosaic.choose_zoom(h, _PIXELS) for h in heights)
-    row = []
-    for checkpoint, name in zip(checkpoints, names, strict=True):
-      sheet, caption = unit_mosaic(
-        checkpoint, block, pixels=_PIXELS, cell=cell, ratio=1.3
-      )
-      title = f"{name}\n{block_name(block)}\n{caption}"
-      row.append(mosaic.Panel(title, sheet))
-    rows.append(row)
-  title = f"All token-mixing units of {', '.join(names)}"
-  files = mosaic.draw_panels(title, f"Paper, figure 6; {HOW}.", rows, out)
-  return f"{title}: {files}"
+  first = min((blocks_of(each.params)[:most] for each in checkpoints), key=len)
+  return checkpoints, blocks or first or [0]
 
 
-def _choose_blocks(
-  checkpoint: LoadedWeights, blocks: list[int] | None, most: int
-) -> list[int]:
-  """Returns `blocks`, or the first ones of the model if that is None."""
-  return blocks or blocks_of(checkpoint.params)[:most] or [0]
+def _panel(checkpoint: LoadedWeights, block: int, **options) -> mosaic.Panel:
+  sheet, caption = unit_mosaic(checkpoint, block, **options)
+  name = mosaic.short_name(checkpoint.name)
+  return mosaic.Panel(f"{name}\n{block_name(block)}\n{caption}", sheet)
 
 
 def block_name(block: int) -> str:
@@ -298,10 +285,10 @@ def some_pairs(order: Sequence[int], units: int) -> np.ndarray:
 
   Args:
     order: from `in_opposite_pairs`.
-    units: maximum number, 2 or more.
+    units: maximum number; at least a pair is taken.
   """
   order = np.asarray(order)
   pairs = -(-len(order) // 2)
-  count = min(units // 2, pairs)
+  count = min(max(units // 2, 1), pairs)
   chosen = np.linspace(0, pairs - 1, count).round().astype(int)
   return np.concatenate([order[2 * pair : 2 * pair + 2] for pair in chosen])
