@@ -25,7 +25,9 @@ Published and not published:
 - Settings of B and L are those of table 4 and of the code above, which agree. S
   and H/14 were never trained only on ImageNet and take the same settings. The
   authors computed in float32 on TPUs, which round the factors of matrix
-  products to bfloat16; dtype = "bfloat16" does the same on every device.
+  products to bfloat16. dtype = "bfloat16" does so on every device, and also
+  rounds the tokens between branches, and their cotangents, for less traffic
+  (benchmarks/NOTES.md).
 - ViT: the ViT authors trained table 3's models for 300 epochs, also with the
   "extra regularization", with settings that were not published. The 77.91 and
   76.53 % of the ViT paper belong to other, less regularised runs. Settings here

@@ -26,7 +26,9 @@ Published and not published:
   for ViT (vit_i21k.py), which divides the rest into two parts; this recipe
   keeps it as one.
 - The authors computed in float32 on TPUs, which round the factors of matrix
-  products to bfloat16; dtype = "bfloat16" does the same on every device.
+  products to bfloat16. dtype = "bfloat16" does so on every device, and also
+  rounds the tokens between branches, and their cotangents, for less traffic
+  (benchmarks/NOTES.md).
 - 14,197,122 images is the count of the fall 2011 release, 21,843 the width of
   the published heads.
 - ViT: the ViT authors trained table 3's models, also with the "extra

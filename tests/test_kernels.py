@@ -118,6 +118,9 @@ def test_the_tpu_kernel_and_its_gradients_equal_those_of_the_layers(
     expected, (d_weights, dx) = value_and_gradients(
       functools.partial(plain, mask=mask), weights, x, cotangent=cotangent
     )
+    # The layers stop this one in bfloat16.
+    shift = (mask[:, None, None] * cotangent.astype(jnp.float32)).sum((0, 2))
+    d_weights = d_weights._replace(b2=shift)
     out = tpu.mix(x, weights, mask, **options)
     gradients = tpu.gradient(x, weights, mask, cotangent, **options)
     assert out.dtype == dtype and gradients[0].dtype == x.dtype
@@ -165,10 +168,9 @@ def test_the_gpu_block_and_its_gradients_equal_those_of_the_layers(
     )
     assert out.dtype == dtype and gradients[1].dtype == tokens_in.dtype
     assert_near(out, expected, tolerance)
-    # It shifts all channels of a token, which the next layer norm removes: its
-    # gradient is rounding errors.
-    for each in gradients, right:
-      each[0]["token_mixing"]["Dense_1"].pop("bias", None)
+    if dtype == jnp.bfloat16:  # stopped in both
+      for each in gradients, right:
+        assert not each[0]["token_mixing"]["Dense_1"].pop("bias").any()
     assert_near(gradients, right, tolerance)
 
 

@@ -153,11 +153,59 @@ def test_gradients_in_bfloat16_are_as_large_as_in_float32():
   exact, rounded = gradients(None), gradients(jnp.bfloat16)
 
   for name, gradient in exact.items():
-    norm = jnp.linalg.norm(gradient)
-    # The shift of a whole token is normalised away: its gradient is 0.
-    if "token_mixing/Dense_1/bias" in name:
-      norm = jnp.linalg.norm(exact[name.replace("token", "channel")])
-    assert jnp.linalg.norm(rounded[name] - gradient) < 0.03 * norm, name
+    if "token_mixing/Dense_1/bias" not in name:
+      norm = jnp.linalg.norm(gradient)
+      assert jnp.linalg.norm(rounded[name] - gradient) < 0.03 * norm, name
+
+
+def gradients_of_shifts(model, params, images):
+  """Returns those of the token-mixing MLPs' last biases, and of all else."""
+
+  def loss(params):
+    keys = jax.random.split(jax.random.key(3), len(images))
+    run = {"train": True, "drop_keys": keys}
+    logits, _ = model.apply({"params": params}, images, **run)
+    return jax.nn.log_softmax(logits)[:, 0].mean()
+
+  flat = flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
+  shifts = [k for k in flat if k.endswith("token_mixing/Dense_1/bias")]
+  assert len(shifts) == model.blocks
+  return [flat.pop(k) for k in shifts], list(flat.values())
+
+
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+@pytest.mark.parametrize("fields", [{}, {"scan": True, "stoch_depth": 0.5}])
+def test_a_bias_that_layer_norms_remove_has_no_gradient(tiny, kernels, fields):
+  _, params, images, _ = tiny
+  model = create("Mixer", num_classes=7, **TINY | fields, kernels=kernels)
+  logits, _ = model.apply({"params": params}, images)
+
+  # Whatever its value, the logits are the same: the truth is 0.
+  for i in range(model.blocks):
+    layer = params[f"MixerBlock_{i}"]["token_mixing"]["Dense_1"]
+    layer["bias"] += np.cos(np.arange(16, dtype=np.float32))
+  shifted, _ = model.apply({"params": params}, images)
+  np.testing.assert_allclose(shifted, logits, atol=1e-5)
+
+  for dtype, nearly in (None, 1e-6), (jnp.bfloat16, 0):
+    shifts, others = gradients_of_shifts(
+      model.clone(dtype=dtype), params, images
+    )
+    largest = max(abs(x).max() for x in others)
+    assert max(abs(x).max() for x in shifts) <= nearly * largest
+
+
+def test_dropout_leaves_that_bias_its_gradient(tiny):
+  _, params, images, _ = tiny
+  model = create("Mixer", num_classes=7, **TINY, dropout=0.3)
+
+  exact, _ = gradients_of_shifts(model, params, images)
+  rounded, _ = gradients_of_shifts(
+    model.clone(dtype=jnp.bfloat16), params, images
+  )
+
+  for one, other in zip(exact, rounded, strict=True):
+    assert jnp.linalg.norm(one - other) < 0.05 * jnp.linalg.norm(one)
 
 
 def test_stochastic_depth_drops_whole_branches_and_leaves_the_rest_as_it_is(

@@ -29,8 +29,9 @@ class ImageModel(nn.Module, kw_only=True):
     and of each block's output; None for float32. Everything else is float32:
     parameters, their gradients, sums, norms, activations, logits. The authors'
     TPUs rounded the factors only. Storing tokens in bfloat16 saves a fifth of a
-    step's memory and traffic there, and doubles the rounding error of its
-    gradient (benchmarks/NOTES.md).
+    step's memory and traffic there, and adds a fifth to the rounding error of
+    its gradient (benchmarks/NOTES.md). A bias whose gradient is always 0 is
+    then not trained (`layers.freeze_shift`).
   dropout: rate inside the MLPs and after each branch of a block (table 4 sweeps
     0 and 0.1); for BiT, on the input of the head.
   stoch_depth: rate at which a branch of the last block is dropped for an

@@ -35,11 +35,24 @@ def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
   return inputs, kernel, bias
 
 
+def freeze_shift(bias: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+  """Stops the gradient of a bias that shifts all channels of a token alike.
+
+  Every later layer norm removes the shift, so that the gradient is 0. With
+  tokens in bfloat16 it would be the sum of their cotangents' rounding errors,
+  and Adam, which normalizes gradients, would walk at random
+  (benchmarks/NOTES.md). In float32 the errors are too small for that.
+  """
+  is_float32 = jnp.dtype(dtype or jnp.float32) == jnp.float32
+  return bias if is_float32 else jax.lax.stop_gradient(bias)
+
+
 def dense(
   features: int,
   dtype: jnp.dtype | None,
   *,
   saved_as: str | None = None,
+  shifts: bool = False,
   **options,
 ) -> nn.Dense:
   """Returns a dense layer whose product is computed in `dtype`.
@@ -48,6 +61,7 @@ def dense(
     features: width of the output.
     dtype: of the product's factors; None for float32.
     saved_as: checkpoint name of the product.
+    shifts: whether its bias is one for `freeze_shift`.
     **options: of flax's Dense.
   """
 
@@ -55,10 +69,14 @@ def dense(
     y = jax.lax.dot_general(*arguments, **keywords)
     return checkpoint_name(y, saved_as) if saved_as else y
 
+  def cast(inputs, kernel, bias, **keywords):
+    bias = freeze_shift(bias, dtype) if shifts else bias
+    return cast_products(inputs, kernel, bias, **keywords)
+
   return nn.Dense(
     features,
     dtype=dtype,
-    promote_dtype=cast_products,
+    promote_dtype=cast,
     dot_general=named_dot,
     **options,
   )

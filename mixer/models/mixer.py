@@ -42,6 +42,7 @@ class MlpBlock(nn.Module):
   gelu: str = "tanh"
   out: int | None = None
   saved_as: str | None = None  # checkpoint name of the first product
+  shifts: bool = False  # whether the last bias is one for `freeze_shift`
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -49,7 +50,8 @@ class MlpBlock(nn.Module):
     # share it.
     y = dense(self.hidden, self.dtype, saved_as=self.saved_as)(x)
     y = apply_mask(gelu(y, self.gelu), mask)
-    return dense(self.out or x.shape[-1], self.dtype)(y)
+    features = self.out or x.shape[-1]
+    return dense(features, self.dtype, shifts=self.shifts)(y)
 
 
 TokenMixing = share_over(share_over(MlpBlock, axis=1), axis=0)  # along s
@@ -76,6 +78,8 @@ class MixerBlock(ResidualBlock, kw_only=True):
     x, y = self.norm(x, branch=0, keep_layout=True)
     mask = self.hidden_mask(keys, (self.tokens_mlp, x.shape[-1]), branch=0)
     options = {"dtype": self.dtype, "gelu": self.gelu, "name": "token_mixing"}
+    # Dropout of the branch's output leaves shifts that differ by channel.
+    options["shifts"] = not self.dropout
     y = TokenMixing(self.tokens_mlp, **options)(y, mask)  # n s c
     return self.add(x, y, keys, branch=0)
 

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mixer.models.kernels import Weights, mixing_weights
 from mixer.models.kernels.triton import bias_gelu, layer_norm_residual
-from mixer.models.layers import HIDDEN, PRODUCT
+from mixer.models.layers import HIDDEN, PRODUCT, freeze_shift
 from mixer.models.mixer import MixerBlock
 
 _MULTIPLE = 8
@@ -70,7 +70,7 @@ def mix_tokens(
   y = checkpoint_name(_multiply(y, w1), PRODUCT)
   y = bias_gelu(y, weights.b1, 1, interpret)
   y = checkpoint_name(_multiply(y, w2), PRODUCT)
-  y = y[:, :s] + weights.b2[:, None]
+  y = y[:, :s] + freeze_shift(weights.b2, dtype)[:, None]
   return x.astype(jnp.float32), y
 
 

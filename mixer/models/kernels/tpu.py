@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mixer.models.kernels import Weights, mixing_weights, statistics
-from mixer.models.layers import gelu_gate_and_grad
+from mixer.models.layers import freeze_shift, gelu_gate_and_grad
 from mixer.models.mixer import MixerBlock
 
 _LANES = 128  # width of a TPU's vectors
@@ -62,6 +62,7 @@ def mix_tokens(
   if mask is None:
     mask = jnp.ones(x.shape[0])
   dtype = jnp.dtype(dtype or jnp.float32)
+  weights = weights._replace(b2=freeze_shift(weights.b2, dtype))
   return _mix(x, weights, mask.astype(jnp.float32), dtype)
 
 
