@@ -511,17 +511,20 @@ def test_an_absent_gpu_gets_the_kernels_of_its_kind():
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs jax's CUDA plugin")
 @pytest.mark.parametrize(
-  ("model", "batch"),
+  ("model", "batch", "topology"),
   [
-    ("S/16", 64),  # by kernels
-    ("ViT-B/16", 1024),
+    ("S/16", 64, "gpu:h100x8"),  # by kernels
+    ("ViT-B/16", 1024, "gpu:h100x8"),
+    ("S/32", 64, "gpu:a100x8"),
+    ("S/32", 64, "gpu:b200x8"),
+    ("S/32", 64, "gpu:gb200x16"),
   ],
 )
-def test_models_compile_for_an_absent_gpu(tmp_path, model, batch):
+def test_models_compile_for_an_absent_gpu(tmp_path, model, batch, topology):
   file = tmp_path / "report.json"
   done = run(
     f"--config=configs/pretrain_i1k.py:{model}",
-    "--topology=gpu:h100x8",
+    f"--topology={topology}",
     f"--config.batch={batch}",
     f"--json={file}",
   )
@@ -561,14 +564,16 @@ SLICES_OF_LIBTPU = """
 from mixer.tools.preflight.compiler import open_devices, set_environment
 set_environment()
 from mixer.tools.preflight.topology import SLICES, parse
-for kind, shapes in SLICES.items():
-  for shape in shapes.split():
-    machine = parse(f"{kind}:{shape}")
-    devices = open_devices(machine)
-    assert len(devices) == machine.devices, machine
-    hosts = {device.process_index for device in devices}
-    assert len(hosts) == machine.hosts, (machine, len(hosts))
-    assert machine.chip.kinds[0] == devices[0].device_kind.lower(), machine
+names = [f"{kind}:{x}" for kind in SLICES for x in SLICES[kind].split()]
+for name in [*names, "2xv5e:4x4", "3xv5p:2x2x1", "2xv6e-8", "4xtpu7x:2x2x2"]:
+  machine = parse(name)
+  devices = open_devices(machine)
+  assert len(devices) == machine.devices, machine
+  hosts = {device.process_index for device in devices}
+  assert len(hosts) == machine.hosts, (machine, len(hosts))
+  slices = {getattr(device, "slice_index", 0) for device in devices}
+  assert len(slices) == machine.slices, (machine, len(slices))
+  assert machine.chip.kinds[0] == devices[0].device_kind.lower(), machine
 """
 
 

@@ -36,6 +36,8 @@ ENTRY %main (p0: f32[8]) -> f32[8] {
   %collective-permute-done.1 = u8[1,224,224,3]{2,1,3,0:T(8,128)(4,1)S(3)} collective-permute-done(%collective-permute-start.1)
   %all-reduce-start.1 = (f32[10]{0}, pred[3]{0}) all-reduce-start(%f, %g), to_apply=%add
   %all-reduce-done.1 = (f32[10]{0}, pred[3]{0}) all-reduce-done(%all-reduce-start.1)
+  %all-reduce-start.2 = ((f32[20]{0}), f32[20]{0}) all-reduce-start(%h), to_apply=%add
+  %all-reduce-done.2 = f32[20]{0} all-reduce-done(%all-reduce-start.2)
   %fusion.4 = f32[128]{0} fusion(%p0), kind=kCustom, calls=%all-reduce-scatter.2, metadata={op_name="all-reduce(x)"}
   ROOT %copy = f32[8]{0} copy(%p0), metadata={op_name="jit(f)/all-gather(x)"}
 }
@@ -52,6 +54,7 @@ def test_collectives_are_read_from_the_hlo_with_their_bytes():
     Collective("all-gather", 4 * 128),
     Collective("collective-permute", 224 * 224 * 3),
     Collective("all-reduce", 4 * 10 + 3),
+    Collective("all-reduce", 4 * 20),  # with its operand, as on GPUs
   ]
 
 

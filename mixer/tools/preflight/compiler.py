@@ -32,9 +32,10 @@ ENVIRONMENT = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 CUDA_PLUGINS = {12: "jax_cuda12_plugin", 13: "jax_cuda13_plugin"}
-# Name of the device, compute capability, multiprocessors, their clock in GHz,
-# second-level cache in bytes, and per multiprocessor FP32 units and bytes of
-# shared memory, as in XLA's folder target_config/specs.
+# As in XLA's folder target_config/specs: the device's name, compute capability,
+# multiprocessors, their clock in GHz, second-level cache in bytes, and per
+# multiprocessor FP32 units and bytes of shared memory.
+_FIGURES = "name", "capability", "cores", "clock", "cache", "units", "shared"
 COMPILED_GPUS = {
   "a100": ("NVIDIA A100-SXM4-80GB", 8, 108, 1.41, 41_943_040, 64, 167_936),
   "h100": ("NVIDIA H100 80GB HBM3", 9, 132, 1.98, 52_428_800, 128, 233_472),
@@ -149,18 +150,10 @@ def open_devices(topology: Topology) -> list:
   chip = topology.chip
   if not chip.is_tpu:
     _accept_absent_gpus()
-    name, capability, cores, clock, cache, units, shared = COMPILED_GPUS[
-      chip.name
-    ]
+    figures = dict(zip(_FIGURES, COMPILED_GPUS[chip.name], strict=True))
     target = _GPU_DEVICE.format(
-      name=name,
-      capability=capability,
-      cores=cores,
-      clock=clock,
-      cache=cache,
-      units=units,
-      shared=shared,
-      block=shared - 1024,
+      **figures,
+      block=figures["shared"] - 1024,
       bandwidth=chip.bandwidth,
       memory=chip.memory,
       cuda=_cuda_version(),

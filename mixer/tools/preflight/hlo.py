@@ -158,9 +158,10 @@ def read_collectives(module: HloModule, devices: int) -> list[Collective]:
       if kind not in COLLECTIVES:
         continue
       sizes = [array.bytes for array in each.arrays]
-      if each.op in ("all-gather-start", "collective-permute-start"):
-        # The result is a tuple of operands, results and maybe counters.
-        inputs = len(each.operands)
+      inputs = len(each.operands)
+      if each.op.endswith("-start") and len(sizes) >= 2 * inputs:
+        # A tuple of operands, results and maybe counters; but of an all-reduce
+        # on TPUs the results only.
         sizes = sizes[inputs : 2 * inputs]
       size = sum(sizes)
       if kind == "reduce-scatter":

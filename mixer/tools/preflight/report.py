@@ -87,7 +87,7 @@ def describe_machines(report: dict) -> str:
     lines.append(
       f"None ends in time. {fastest['topology']} does with --within="
       f"{math.ceil(longest / HOUR)}h, or with --config.total_steps="
-      f"{int(report['total_steps'] * within / longest)}."
+      f"{max(1, int(report['total_steps'] * within / longest))}."
     )
   return "\n".join(lines)
 
