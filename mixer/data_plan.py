@@ -2,6 +2,7 @@
 """The data of a plan: training split, micro-batches, evaluators."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,7 +72,8 @@ class DataPlan:
     sources = [self.source, *(s for x in evals for s in (x.source, x.pool))]
     sources = [x for x in sources if isinstance(x, image_folder.FolderSource)]
     known = {folder for source in sources for folder in source.split_folders}
-    return sorted(known.difference(*(source.folders for source in sources)))
+    read = {os.path.dirname(x) for s in sources for x in s.class_folders}
+    return sorted(known - read)
 
 
 def plan_data(
@@ -198,29 +200,21 @@ def _open_eval(
   """Opens an evaluator's split, and the pool that it samples from if any."""
   options, where = config.evals[name], f"evals.{name}"
   kind = EVALUATORS[options.type]
-  source = _open_split(
-    config,
-    where,
-    options,
-    multilabel=kind.multilabel,
-    own_classes=kind.own_classes,
-  )
+  source = _open_split(config, where, options, kind)
   if training is not None and not kind.own_classes:
     check_classes(source, training.class_names, "training")
   if "pool_split" not in options:
     return source, None
   options = options.copy_and_resolve_references()
   options.update(split=options.pool_split, examples=None)
-  return source, _open_split(config, where, options, own_classes=True)
+  return source, _open_split(config, where, options, kind)
 
 
 def _open_split(
   config: ConfigDict,
   where: str,
   options: ConfigDict,
-  *,
-  multilabel: bool = False,
-  own_classes: bool = False,
+  kind: EvaluatorType = EVALUATORS["classification"],
 ) -> Source:
   """Opens a split and compares it with the config.
 
@@ -228,8 +222,7 @@ def _open_split(
     config: the whole.
     where: the part of the config that is about this split, such as "data".
     options: that part.
-    multilabel: an example must have any number of classes, and not one.
-    own_classes: the split's classes need not be those of the head.
+    kind: of the evaluator; training needs labels as classification does.
   """
   name, split = options.name or config.data.name, options.split
   if not name:
@@ -246,7 +239,7 @@ def _open_split(
     data_dir=config.data.data_dir or None,
     image_key=options.image,
     label_key=options.label,
-    classes=None if own_classes else classes or None,
+    classes=None if kind.own_classes else classes or None,
   )
   source = dataclasses.replace(source, max_pixels=config.data.max_pixels)
   examples, width = len(source), config.model.num_classes
@@ -256,19 +249,19 @@ def _open_split(
       f"{options.examples}: set config.{where}.examples = {examples}, or 0 for "
       "the number on disk."
     )
-  if bool(source.label_shape) != multilabel:
+  if bool(source.label_shape) != kind.multilabel:
     labels = "any number of classes" if source.label_shape else "one class"
     raise UserError(
       f"The label {options.label!r} of {name} is {labels} an image: evaluators "
       "of the type 'real' need any number, training and other types need one."
     )
-  if source.num_classes == 1 and not multilabel:
+  if source.num_classes == 1 and not kind.multilabel:
     layout = image_folder.EXPECTED if is_folder else "Take another label."
     raise UserError(
       f"{name} has one class, {source.class_names[0]}, so there is nothing to"
       f" learn. {layout}"
     )
-  if not own_classes and source.num_classes != width:
+  if not kind.own_classes and source.num_classes != width:
     raise UserError(
       f"{name} has {source.num_classes} classes, the model {width}: set "
       f"config.model.num_classes = {source.num_classes}."

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images in folders, one for each class: folder:DIR."""
 
-import bisect
 import collections
 import dataclasses
 import functools
@@ -54,40 +53,35 @@ class FolderSource(Source):
 
   Attributes:
     split_folders: all that the data set has.
-    folders: those that are read, one for each part of the split.
-    class_folders: path of the folder of each label, by split folder.
-    ends: examples up to the end of each part.
+    class_folders: paths of those that are read.
+    folder_labels: label of each class folder, int32 [class folders].
     files: names without folder, bytes [n].
-    labels: int32 [n].
+    numbers: index of each file's class folder, int32 [n].
   """
 
   split_folders: tuple[str, ...] = dataclasses.field(repr=False)
-  folders: tuple[str, ...]
-  class_folders: Mapping[str, Mapping[int, str]] = dataclasses.field(repr=False)
-  ends: tuple[int, ...]
+  class_folders: tuple[str, ...] = dataclasses.field(repr=False)
+  folder_labels: np.ndarray = dataclasses.field(repr=False)
   files: np.ndarray = dataclasses.field(repr=False)
-  labels: np.ndarray = dataclasses.field(repr=False)
+  numbers: np.ndarray = dataclasses.field(repr=False)
 
   def __len__(self) -> int:
     return len(self.files)
 
   def read(self, ids: Sequence[int]) -> list[tuple[bytes, int]]:
     """Returns (encoded image, label) for each id in 0..len-1, in order."""
-    return [
-      (read_file(self.locate(i)), int(self.labels[i])) for i in map(int, ids)
-    ]
+    images = [read_file(self.locate(i)) for i in ids]
+    return list(zip(images, self.read_labels(ids), strict=True))
 
   def read_labels(self, ids: Sequence[int]) -> list[int]:
     """Returns only the labels, which needs no file."""
-    return self.labels[ids].tolist()
+    return self.folder_labels[self.numbers[ids]].tolist()
 
   def locate(self, i: int) -> str:
     """Returns the path of the image."""
-    if not 0 <= i < len(self):
-      raise IndexError(f"There is no example {i} of {len(self)}.")
-    folder = self.folders[bisect.bisect_right(self.ends, i)]
-    class_folder = self.class_folders[folder][int(self.labels[i])]
-    return f"{class_folder}/{os.fsdecode(self.files[i].item())}"
+    assert 0 <= i < len(self), i
+    folder = self.class_folders[self.numbers[i]]
+    return f"{folder}/{os.fsdecode(self.files[i].item())}"
 
 
 def open_split(
@@ -101,8 +95,8 @@ def open_split(
   class_names = _class_names(splits, classes)
   label_of = {class_name: i for i, class_name in enumerate(class_names)}
   windows = _windows(splits, name, split)
-  listings, class_folders = {}, {}
-  for part in {window.splitname for window in windows}:
+  listings, class_folders, folder_labels = {}, [], []
+  for part in dict.fromkeys(window.splitname for window in windows):
     folder, names = splits[part].folder, splits[part].class_names
     if unknown := sorted({*names} - {*class_names}):
       near = nearest(unknown[0], class_names, most=3)
@@ -113,24 +107,23 @@ def open_split(
         " out."
       )
     files, numbers = splits[part].listing()
-    labels = [label_of[class_name] for class_name in names]
-    paths = [f"{folder}/{name}" for name in splits[part].classes]
-    class_folders[folder] = dict(zip(labels, paths, strict=True))
-    listings[part] = files, np.array(labels, np.int32)[numbers]
+    listings[part] = files, numbers + np.int32(len(class_folders))
+    class_folders += [f"{folder}/{name}" for name in splits[part].classes]
+    folder_labels += [label_of[class_name] for class_name in names]
   parts = [
     [column[window.from_ : window.to] for column in listings[window.splitname]]
     for window in windows
   ]
+  files, numbers = map(np.concatenate, zip(*parts, strict=True))
   return FolderSource(
     name=name,
     split=split,
     class_names=tuple(class_names),
     split_folders=tuple(split.folder for split in splits.values()),
-    folders=tuple(splits[window.splitname].folder for window in windows),
-    class_folders=class_folders,
-    ends=tuple(itertools.accumulate(len(files) for files, _ in parts)),
-    files=np.concatenate([files for files, _ in parts]),
-    labels=np.concatenate([labels for _, labels in parts]),
+    class_folders=tuple(class_folders),
+    folder_labels=np.array(folder_labels, np.int32),
+    files=files,
+    numbers=numbers,
   )
 
 

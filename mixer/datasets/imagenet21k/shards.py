@@ -131,9 +131,7 @@ def _read(archive: Path, rows: np.ndarray) -> Iterator[bytes]:
   yield from images
 
 
-@functools.cache
-def _exclusions(files: tuple[str, ...]) -> dedup.Hashes:
-  return dedup.load(files)
+_exclusions = functools.cache(dedup.load)
 
 
 @functools.cache
