@@ -272,8 +272,8 @@ def test_throughput_is_the_best_over_batch_sizes_of_the_fastest_device(
 
   assert "1384  5000 a" in line(text, "Mixer-B/16", "0.15k*")
   assert (
-    "a images/s on H100 in bfloat16, with batch 2, the best of 1, 2 and 3; "
-    "results/throughput/H100.json, 2026-08-01, commit abcdef0."
+    "a images/s on H100 in bfloat16: Mixer-B/16 with batch 2, the best of 1, 2 "
+    "and 3; results/throughput/H100.json, 2026-08-01, commit abcdef0."
     in one_line(text)
   )
 
@@ -291,9 +291,9 @@ def test_the_ratio_to_vit_is_of_one_dtype(results, capsys):
   assert cells[3:] == ["224", "1.61", "1.12", "c", "-"]
   assert line(text, "Mixer-L/16 : ViT-L/16").endswith("-")
   assert (
-    "c images/s on H100 in float32: Mixer with batch 1 only; ViT with batch 2, "
-    "the best of 1 and 2 (a larger one was not measured: 3 took more than 60 "
-    "s); results" in one_line(text)
+    "c images/s on H100 in float32: Mixer-B/16 with batch 1 only; ViT-B/16 "
+    "with batch 2, the best of 1 and 2 (a larger one was not measured: 3 took "
+    "more than 60 s); results" in one_line(text)
   )
 
 

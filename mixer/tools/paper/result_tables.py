@@ -152,10 +152,11 @@ def _measured_texts(
       texts[name] = f"{sum(days.values()):.3g}", _cost_note(days, record)
     else:
       texts[name] = f"{cell['value']:.2f}", accuracy_note(cell, record)
-  if best := fastest(devices, row.model, row.resolution):
-    rate = best[1].images_per_second
+  if measured := fastest(devices, row.model, row.resolution):
+    device, best = measured
+    rate = best.images_per_second
     text = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
-    texts["images_per_second"] = text, _speed_note(*best)
+    texts["images_per_second"] = text, _speed_note(device, {row.model: best})
   return texts
 
 
@@ -202,17 +203,22 @@ def _origin(record: dict) -> str:
   )
 
 
-def _speed_note(device: Device, best: Throughput) -> str:
-  return (
-    f"images/s on {device.name} in {best.dtype}, with {_batch(best)}; "
-    f"{_measured(device, best)}"
+def _speed_note(device: Device, speeds: dict[str, Throughput]) -> str:
+  """Names device, dtype and batches, file, dates and commits.
+
+  Args:
+    device: that was measured.
+    speeds: throughputs in one dtype by the models' names.
+  """
+  [dtype] = {each.dtype for each in speeds.values()}
+  batches = (f"{name} with {_batch(each)}" for name, each in speeds.items())
+  origins = dict.fromkeys(
+    f"{each.date}, commit {(each.git_commit or 'unknown')[:7]}"
+    for each in speeds.values()
   )
-
-
-def _ratio_note(device: Device, mixer: Throughput, vit: Throughput) -> str:
   return (
-    f"images/s on {device.name} in {mixer.dtype}: Mixer with {_batch(mixer)}; "
-    f"ViT with {_batch(vit)}; {_measured(device, mixer, vit)}"
+    f"images/s on {device.name} in {dtype}: {'; '.join(batches)}; "
+    f"{device.file}, {' and '.join(origins)}."
   )
 
 
@@ -226,15 +232,6 @@ def _batch(best: Throughput) -> str:
     batch, why = best.beyond
     text += f" (a larger one was not measured: {batch} {why})"
   return text
-
-
-def _measured(device: Device, *speeds: Throughput) -> str:
-  """Names file, dates and commits."""
-  origins = dict.fromkeys(
-    f"{each.date}, commit {(each.git_commit or 'unknown')[:7]}"
-    for each in speeds
-  )
-  return f"{device.file}, {' and '.join(origins)}."
 
 
 def _paper_marks(number: int) -> list[Note]:
@@ -258,8 +255,8 @@ def _ratios(devices: Sequence[Device], measured: Footnotes) -> Table:
     line = [Cell(text) for text in texts]
     for device, dtype in columns:
       if ratio := speed_ratio(device.best, models, dtype):
-        pair = (device.best[x, resolution, dtype] for x in (mixer, vit))
-        mark = measured.mark(_ratio_note(device, *pair))
+        pair = {x: device.best[x, resolution, dtype] for x in (mixer, vit)}
+        mark = measured.mark(_speed_note(device, pair))
         line.append(Cell(f"{ratio:.2f}", mark))
       else:
         line.append(Cell("-"))
