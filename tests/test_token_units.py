@@ -17,7 +17,6 @@ from mixer.tools.paper.figures import filters, mosaic
 from mixer.tools.paper.figures import token_units as units
 
 TINY = str(Path(__file__).parent / "goldens/mixer_tiny.npz")
-FIGURES = "5", "6", "7"
 
 
 def cosine(a, b, grid):
@@ -186,10 +185,6 @@ def draw(figure, *flags):
   return figures.draw(str(figure), flags)
 
 
-def shape(file):
-  return image.imread(file).shape[:2]
-
-
 def test_pictures_are_put_in_rows_with_grey_between_them():
   four = np.random.RandomState(0).uniform(size=(3, 2, 4, 3))
 
@@ -226,18 +221,18 @@ def test_pictures_smaller_than_a_cell_lie_in_its_middle():
 
 
 def test_zero_is_white_among_units_and_mid_grey_among_filters():
-  units = np.array([[[0.0, 2.0], [-2.0, 1.0]], [[0, 0], [0, 0]]])
-
-  colors = mosaic.signed_colors(units)
+  colors = mosaic.signed_colors(
+    np.array([[[0.0, 2.0], [-2.0, 1.0]], [[0] * 2] * 2])
+  )
 
   assert colors[0, 0, 0].min() > 0.95 and colors[1].min() > 0.95
   red, blue = colors[0, 0, 1], colors[0, 1, 0]
   assert red[0] > 2 * red[2] and blue[2] > 2 * blue[0]
 
-  colored = np.zeros((2, 1, 2, 3))
-  colored[0, 0] = [[-4, 0, 2], [0, 0, 0]]
-  greys = mosaic.around_grey(colored)
-  np.testing.assert_allclose(greys[0, 0], [[0, 0.5, 0.75], [0.5, 0.5, 0.5]])
+  filters = np.zeros((2, 1, 2, 3))
+  filters[0, 0, 0] = [-4, 0, 2]
+  greys = mosaic.around_grey(filters)
+  np.testing.assert_allclose(greys[0, 0], [[0, 0.5, 0.75], [0.5] * 3])
   np.testing.assert_allclose(greys[1], 0.5)
 
 
@@ -259,13 +254,15 @@ def test_a_pixel_of_a_mosaic_is_a_pixel_of_the_figure(tmp_path):
     assert sum(same) == 2  # once in each row
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", ["5", "6", "7"])
 def test_a_figure_is_two_files_and_the_same_call_makes_the_same(
-  figure, tmp_path
+  figure, baselines, tmp_path
 ):
+  others = baselines if figure == "7" else []
   files = [tmp_path / "one.svg", tmp_path / "other.svg"]
   for file in files:
-    message = draw(figure, f"--init={TINY}", f"--out={file}")
+    inits = (f"--init={name}" for name in (TINY, *others))
+    message = draw(figure, *inits, f"--out={file}")
 
     assert "goldens/mixer_tiny.npz" in message
     assert f"{file} and {file.with_suffix('.png')}" in message
@@ -289,34 +286,20 @@ def test_filters_of_a_bit_are_those_that_the_network_uses(baselines):
   np.testing.assert_allclose(filters.read_filters(bit), read, atol=1e-5)
 
 
-def test_figure_5_has_a_panel_for_each_block_and_so_many_units(tmp_path):
+def test_figures_have_a_panel_for_each_block_and_each_weights(tmp_path):
   out = tmp_path / "figure.svg"
-  sizes = []
-  for flags in ((), ("--blocks=1",), ("--blocks=1", "--units=4")):
-    draw(5, f"--init={TINY}", f"--init={TINY}", f"--out={out}", *flags)
-    sizes.append(shape(out.with_suffix(".png")))
-  both, one, four_units = sizes
 
+  def size(figure, *flags):
+    draw(figure, f"--init={TINY}", f"--out={out}", *flags)
+    return image.imread(out.with_suffix(".png")).shape[:2]
+
+  both, one = size(5), size(5, "--blocks=1")
   assert both[1] > one[1]
-  assert four_units[0] < one[0]
+  assert size(5, "--blocks=1", "--units=4")[0] < one[0]
+  assert size(5, "--blocks=1", f"--init={TINY}")[0] > one[0]
 
-
-def test_figure_6_has_a_row_a_block_and_a_column_for_each_weights(tmp_path):
-  out = tmp_path / "figure.svg"
-  draw(6, f"--init={TINY}", f"--out={out}", "--blocks=0")
-  one = shape(out.with_suffix(".png"))
-  draw(6, *[f"--init={TINY}"] * 3, f"--out={out}")
-  three = shape(out.with_suffix(".png"))
-
+  one, three = size(6, "--blocks=0"), size(6, *[f"--init={TINY}"] * 2)
   assert three[0] > one[0] and three[1] > one[1]
-
-
-def test_figure_7_takes_the_stems_of_all_models(baselines, tmp_path):
-  out = tmp_path / "figure.svg"
-
-  draw(7, f"--init={TINY}", *(f"--init={x}" for x in baselines), f"--out={out}")
-
-  assert out.exists()
 
 
 @pytest.mark.parametrize(
