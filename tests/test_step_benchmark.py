@@ -104,13 +104,21 @@ def test_the_table_compares_with_ours_and_with_a_product(tmp_path, children):
   ours, timm, authors = lines[-5:-2]
   flops = 2 * CELL.flops_per_image  # of a second; a product has 1e9
   share = [f"{flops / 1e12:.3g}", f"{flops / 1e7:.0f} %"]
-  assert ours == ["ours", "2", "", *share, "1.50", "2.0"]
+  assert ours == ["ours", "2", "", *share, "", "1.50", "2.0"]
   assert timm[:3] == ["timm", "1", "2.00 x"]
   assert authors[:2] == ["authors", "killed"]
   assert "float32 0.001 TFLOP/s (64 x 64, ours)" in text
   assert "Abacus; jax 1." in text
   assert "peak GiB, process" in text
   assert "peak GiB, device" in table.page(DEVICE | {"platform": "gpu"}, [])
+
+
+def test_the_table_has_the_mfu_by_the_data_sheet():
+  row = vars(CELL) | timed(1.0) | {"implementation": "ours", "versions": {}}
+  row |= {"images_per_second": 2.0, "flops_per_second": 494.5e12}
+  row["matmul"] = {"flops_per_second": 1e15, "size": 64, "by": "ours"}
+  text = table.page(DEVICE | {"device": "NVIDIA H200"}, [row])
+  assert "49 % | 50 % |" in text
 
 
 def test_implementations_take_turns_in_opposite_orders(children):

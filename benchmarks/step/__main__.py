@@ -3,11 +3,13 @@
 
 python -m benchmarks.step [--models=Mixer-B/*] [--batches=32] [--authors=PATH]
 
-For every Mixer at 224 px, on this machine's first device: images/s, TFLOP/s and
-their share of the speed of a large square product, peak memory, seconds of
-compilation. Implementations:
+For every Mixer at 224 px, on this machine's first device: images/s, TFLOP/s,
+their share of the speed of a large square product and, as MFU, of the data
+sheet's bfloat16 peak, peak memory, seconds of compilation. Implementations:
 
-  ours        this project's models and training step
+  ours        this project's models and training step; not by default:
+    ours-layers, ours-mosaic  by layers, by kernels of Mosaic GPU
+    ours-remat                with remat=token_mixing
   timm        timm through PyTorch, by torch.compile; has no H/14
   timm-eager  the same without it
   authors     vit_jax/models_mixer.py of google-research/vision_transformer in
@@ -39,7 +41,7 @@ from benchmarks import cells, harness
 from benchmarks.cells import Cell
 from benchmarks.device import environment
 from benchmarks.harness import ChildError, Results, log
-from benchmarks.step.implementations import NAMES, OURS
+from benchmarks.step.implementations import NAMES, OURS, VARIANTS
 from benchmarks.step.table import page
 from mixer import models as families
 from mixer.cli import run_cli
@@ -64,7 +66,8 @@ def main() -> int:
       "repeats": (5, "timings a round"),
     },
   )
-  for flag, every in ("passes", cells.PASSES), ("implementations", NAMES):
+  default = [name for name in NAMES if name == OURS or name not in VARIANTS]
+  for flag, every in ("passes", cells.PASSES), ("implementations", default):
     every = ",".join(every)
     parser.add_argument(f"--{flag}", default=every, help=f"default: {every}")
   parser.add_argument("--authors", type=Path, help="checkout of their code")
@@ -240,7 +243,7 @@ class Children:
     except ChildError as error:
       return error.row
     except UserError as error:
-      if name == OURS:
+      if name in VARIANTS:
         raise
       # A crash of another implementation is a result, too.
       return {"why": str(error).splitlines()[-1][:200]}

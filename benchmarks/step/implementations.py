@@ -5,6 +5,7 @@ The module's last functions run in child processes, see `harness.run_child`.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import tempfile
@@ -23,7 +24,14 @@ from mixer.jax_setup import configure_xla
 from mixer.models import create
 
 OURS = "ours"
-NAMES = OURS, "timm", "timm-eager", "authors"
+# Ours with options of the model.
+VARIANTS = {
+  OURS: {},
+  "ours-layers": {"kernels": "plain"},
+  "ours-mosaic": {"kernels": "fused"},
+  "ours-remat": {"remat": "token_mixing"},
+}
+NAMES = *VARIANTS, "timm", "timm-eager", "authors"
 
 
 class AbsentError(Exception):
@@ -76,13 +84,18 @@ class OnJax:
     return stats["peak_bytes_in_use"]
 
 
-def open_ours() -> OnJax:
+def open_ours(name: str = OURS) -> OnJax:
   """Opens this project's models and training step, as train.py runs it."""
   configure_xla()  # as train.py does
-  return OnJax(make_ours, (DoesNotFitError, jax.errors.JaxRuntimeError))
+  if name == "ours-mosaic":
+    from mixer.models.kernels import gpu, mosaic
+
+    gpu.GpuMixerBlock.passes = mosaic
+  make = functools.partial(make_ours, **VARIANTS[name])
+  return OnJax(make, (DoesNotFitError, jax.errors.JaxRuntimeError))
 
 
-def make_ours(cell: Cell) -> Program:
+def make_ours(cell: Cell, **options: str) -> Program:
   """Compiles a cell's program of this project.
 
   The step's extra work, such as logged norms and the test for updates that are
@@ -90,7 +103,7 @@ def make_ours(cell: Cell) -> Program:
   implementations lack, are off.
   """
   dtype = None if cell.dtype == "float32" else jnp.dtype(cell.dtype)
-  model = create(cell.model, num_classes=CLASSES, dtype=dtype)
+  model = create(cell.model, num_classes=CLASSES, dtype=dtype, **options)
   if cell.passes == TRAINING:
     return train(model, cell.image_shape, mixup=0.0, stoch_depth=0.0)
   return infer(model, cell.image_shape)
@@ -117,8 +130,8 @@ def open_implementation(name: str, platform: str, authors: str | None) -> OnJax:
   Raises:
     AbsentError: it cannot be used here; its libraries may raise anything else.
   """
-  if name == OURS:
-    return open_ours()
+  if name in VARIANTS:
+    return open_ours(name)
   if name == "authors":
     from benchmarks.step.authors import open_authors
 
@@ -136,7 +149,7 @@ def probe(implementation: dict) -> dict:
   try:
     opened = open_implementation(**implementation)
   except Exception as error:  # a peer's libraries may raise anything
-    if implementation["name"] == OURS:
+    if implementation["name"] in VARIANTS:
       raise
     return {"absent": first_line(error)}
   return {"versions": device.versions(opened.packages)}

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from benchmarks.cells import DTYPES, cell_of, sort_rows
 from benchmarks.harness import format_speed, list_versions
 from benchmarks.step.implementations import NAMES, OURS
+from mixer.chips import peak_flops
 from mixer.tools.table import render
 
 GIB, TERA = 2**30, 1e12
 HEAD = (
-  "model | pass | dtype | batch | by | images/s | ours is | TFLOP/s | share"
+  "model | pass | dtype | batch | by | images/s | ours is | TFLOP/s | share | "
+  "MFU"
 ).split(" | ")
 
 
@@ -31,16 +33,17 @@ def page(device: dict, rows: Sequence[dict]) -> str:
   rows = sort_rows(rows, NAMES)
   notes += _environments(rows)
   ours = {cell_of(row): row for row in rows if row["implementation"] == OURS}
-  lines = (_line(row, ours.get(cell_of(row))) for row in rows)
+  peak = peak_flops(device["device"])
+  lines = (_line(row, ours.get(cell_of(row)), peak) for row in rows)
   head = (*HEAD, f"peak GiB, {memory}", "compile s")
   return "\n\n".join([" ".join(notes), render(head, lines)])
 
 
-def _line(row: dict, ours: dict | None) -> Iterable[str]:
+def _line(row: dict, ours: dict | None, peak: float | None) -> Iterable[str]:
   first = *vars(cell_of(row)).values(), row["implementation"]
   speed = row["images_per_second"]
   if speed is None:
-    return *first, row["why"], *[""] * 5
+    return *first, row["why"], *[""] * 6
   flops = row["flops_per_second"]
   ours_is = ours and ours["images_per_second"]
   return (
@@ -49,6 +52,7 @@ def _line(row: dict, ours: dict | None) -> Iterable[str]:
     f"{ours_is / speed:.2f} x" if ours_is and ours is not row else "",
     f"{flops / TERA:.3g}",
     f"{100 * flops / row['matmul']['flops_per_second']:.0f} %",
+    f"{100 * flops / peak:.0f} %" if peak else "",
     f"{row['peak_bytes'] / GIB:.2f}",
     f"{row['compile_seconds']:.1f}",
   )

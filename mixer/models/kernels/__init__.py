@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels for a Mixer block, and the choice between them and its layers.
 
-`gpu`: layer norm, and bias with GELU, are Triton kernels; products are the
-library's. On the GPUs in `FASTER_ON` they are faster than the compiled layers
-(benchmarks/NOTES.md), and the default.
+`gpu`: layer norm, and bias with GELU, are kernels; products are the library's.
+`triton` has the kernels of the GPUs in `FASTER_ON`, where they are faster than
+the compiled layers (benchmarks/NOTES.md), and the default. `mosaic` has the
+same for the backend that replaces Pallas' Triton; unmeasured, hence chosen only
+by "fused", and only where jax has no Triton.
 
 `tpu`: experimental, never measured on hardware, and never the default. All of
 token mixing is one kernel. On a CPU it runs in Pallas' interpret mode, which is
@@ -15,12 +17,18 @@ Letters in shape comments: n examples, s tokens, c channels, d hidden units.
 """
 
 import contextlib
+import functools
+import importlib.util
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from flax import linen as nn
+
+from mixer.models.layers import gelu_gate_logit
 
 KERNELS = ("auto", "plain", "fused")
 # Prefixes of a device's kind. Measured on an H200; an H100 is the same chip
@@ -38,9 +46,13 @@ def target_device(device: jax.Device) -> Iterator[None]:
   Make the function to compile inside this context: jax.jit does not trace the
   same function twice.
   """
+  # Pallas asks this mesh for the device, where there is none of its platform.
+  kind = jax.sharding.AbstractDevice(device.device_kind, None, device.platform)
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=kind)
   _targets.append(device)
   try:
-    yield
+    with jax.sharding.use_abstract_mesh(mesh):
+      yield
   finally:
     _targets.pop()
 
@@ -109,7 +121,19 @@ def select_kernels(kind: str, *, gelu: str, dropout: float) -> str:
   device = _targets[-1] if _targets else jax.local_devices()[0]
   if kind == "fused":
     return "gpu" if device.platform in _GPUS else "tpu"
-  return "gpu" if device.device_kind.startswith(FASTER_ON) else "plain"
+  is_measured = device.device_kind.startswith(FASTER_ON) and has_triton()
+  return "gpu" if is_measured else "plain"
+
+
+@functools.cache
+def has_triton() -> bool:
+  if importlib.util.find_spec("jax.experimental.pallas.triton"):
+    return True
+  logging.info(
+    "This jax has no Triton, which the measured kernels need: layers run in "
+    "their place. config.model.kernels=fused takes kernels of Mosaic GPU."
+  )
+  return False
 
 
 _EPSILON = 1e-6  # of Flax's layer norm
@@ -151,19 +175,29 @@ def mixing_weights(params: dict, mixing: str) -> Weights:
 
 
 def statistics(
-  x: jax.Array, channels: int | None = None
+  x: jax.Array, channels: int | None = None, keepdims: bool = True
 ) -> tuple[jax.Array, jax.Array]:
   """Returns each token's mean and reciprocal standard deviation, as Flax does.
 
   Args:
     x: ... s c.
     channels: number of channels that are not padding (zeros); None for all.
+    keepdims: keeps the last axis.
 
   Returns:
     Two float32 arrays, ... s 1.
   """
   x = x.astype(jnp.float32)
   channels = channels or x.shape[-1]
-  mean, square = (y.sum(axis=-1, keepdims=True) / channels for y in (x, x * x))
+  mean, square = (
+    y.sum(axis=-1, keepdims=keepdims) / channels for y in (x, x * x)
+  )
   variance = jnp.maximum(square - mean * mean, 0.0)
   return mean, jax.lax.rsqrt(variance + _EPSILON)
+
+
+def gelu_gate(x: jax.Array) -> jax.Array:
+  """Returns the gate of x, GELU(x) = x * gate; 0 where the power overflows."""
+  power = -math.log2(math.e) * gelu_gate_logit(x)
+  root = jax.lax.rsqrt(1 + jnp.exp2(power))
+  return root * root  # division takes more instructions

@@ -18,15 +18,14 @@ GELU's kernels, r rows and c columns of a program's tile.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mixer.models.kernels import statistics
-from mixer.models.layers import gelu_gate_logit, gelu_grad
+from mixer.models.kernels import gelu_gate, statistics
+from mixer.models.layers import gelu_grad
 
 # Measured on an H200 (benchmarks/NOTES.md).
 # Tiles of the GELU's kernels are by the axis of hidden units.
@@ -37,39 +36,60 @@ _PARTS = 8  # programs per example in the backward pass
 _OPTIONS = plgpu.CompilerParams(num_warps=4, num_stages=1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def layer_norm_residual(
+def layer_norm(
   x: jax.Array,
   scale: jax.Array,
   shift: jax.Array,
   rows: int,
   dtype: jnp.dtype,
   interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-  """Computes a branch's layer norm, and passes its input on.
+) -> jax.Array:
+  """Computes the layer norm of tokens in float32.
 
   Args:
     x: n s c.
     scale, shift: [c] float32.
     rows: S, at least s; the padding is zeros.
-    dtype: of the layer norm's output; it is computed in float32.
+    dtype: of the result.
     interpret: runs on a CPU.
 
   Returns:
-    x itself, and its layer norm [n, S, c]. Both cotangents of x are added in
-    float32 and rounded once.
+    [n, S, c].
   """
-  return x, _norm(x, scale, shift, rows, dtype, interpret)
+  n, s, c = x.shape
+  channels = pl.next_power_of_2(c)
+  block = pl.BlockSpec((None, _ROWS, channels), lambda i, j: (i, j, 0))
+  vector = pl.BlockSpec((channels,), lambda i, j: (0,))
+  call = pl.pallas_call(
+    functools.partial(_norm_kernel, tokens=s, channels=c, rows=rows),
+    out_shape=jax.ShapeDtypeStruct((n, rows, c), dtype),
+    grid=(n, pl.cdiv(rows, _ROWS)),
+    in_specs=[block, vector, vector],
+    out_specs=block,
+    compiler_params=_OPTIONS,
+    interpret=interpret,
+    name="layer_norm",
+  )
+  return call(x, scale, shift)
 
 
-def _norm_forward(x, scale, shift, rows, dtype, interpret):
-  out = layer_norm_residual(x, scale, shift, rows, dtype, interpret)
-  return out, (x, scale)
+def layer_norm_gradient(
+  x: jax.Array,
+  scale: jax.Array,
+  d_y: jax.Array,
+  skip: jax.Array,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Computes the gradients of `layer_norm`.
 
+  Args:
+    x, scale, interpret: as there.
+    d_y: n S c, cotangent of its result.
+    skip: n s c, added to the gradient of x before that is rounded.
 
-def _norm_backward(rows, dtype, interpret, residuals, cotangents):
-  x, scale = residuals
-  skip, d_y = cotangents
+  Returns:
+    Gradients of x, scale and shift; the last two in float32.
+  """
   n, s, c = x.shape
   channels = pl.next_power_of_2(c)
 
@@ -87,7 +107,7 @@ def _norm_backward(rows, dtype, interpret, residuals, cotangents):
     in_specs=[
       example_spec(s),
       pl.BlockSpec((channels,), lambda i, j: (0,)),
-      example_spec(rows),
+      example_spec(d_y.shape[1]),
       example_spec(s),
     ],
     out_specs=[example_spec(s), part_spec, part_spec],
@@ -97,27 +117,6 @@ def _norm_backward(rows, dtype, interpret, residuals, cotangents):
   )
   d_x, d_scale, d_shift = call(x, scale, d_y, skip)
   return d_x, d_scale.sum(axis=(0, 1)), d_shift.sum(axis=(0, 1))
-
-
-layer_norm_residual.defvjp(_norm_forward, _norm_backward)
-
-
-def _norm(x, scale, shift, rows, dtype, interpret):
-  n, s, c = x.shape
-  channels = pl.next_power_of_2(c)
-  block = pl.BlockSpec((None, _ROWS, channels), lambda i, j: (i, j, 0))
-  vector = pl.BlockSpec((channels,), lambda i, j: (0,))
-  call = pl.pallas_call(
-    functools.partial(_norm_kernel, tokens=s, channels=c, rows=rows),
-    out_shape=jax.ShapeDtypeStruct((n, rows, c), dtype),
-    grid=(n, pl.cdiv(rows, _ROWS)),
-    in_specs=[block, vector, vector],
-    out_specs=block,
-    compiler_params=_OPTIONS,
-    interpret=interpret,
-    name="layer_norm",
-  )
-  return call(x, scale, shift)
 
 
 def _norm_kernel(
@@ -205,7 +204,6 @@ def _indices(shape, first):
   return row + first, channel
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def bias_gelu(
   x: jax.Array, bias: jax.Array, axis: int, interpret: bool = False
 ) -> jax.Array:
@@ -218,8 +216,7 @@ def bias_gelu(
     interpret: runs on a CPU.
 
   Returns:
-    An array like x. The gradient of the bias is summed in float32, before
-    rounding.
+    An array like x.
   """
   call, tile, bias_spec = _call(_gelu_kernel, x, axis, interpret, "bias_gelu")
   return call(
@@ -229,12 +226,18 @@ def bias_gelu(
   )(x, bias)
 
 
-def _gelu_forward(x, bias, axis, interpret):
-  return bias_gelu(x, bias, axis, interpret), (x, bias)
+def bias_gelu_gradient(
+  x: jax.Array,
+  bias: jax.Array,
+  cotangent: jax.Array,
+  axis: int,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes the gradients of `bias_gelu`.
 
-
-def _gelu_backward(axis, interpret, residuals, cotangent):
-  x, bias = residuals
+  Returns:
+    Gradients of x, like x, and of the bias, summed in float32 before rounding.
+  """
   call, tile, bias_spec = _call(
     _gelu_gradient_kernel, x, axis, interpret, "bias_gelu_gradient"
   )
@@ -255,9 +258,6 @@ def _gelu_backward(axis, interpret, residuals, cotangent):
     ],
   )(x, bias, cotangent)
   return d_x, d_bias.sum(axis=(0, 1))
-
-
-bias_gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def _call(kernel, x, axis, interpret, name):
@@ -288,7 +288,7 @@ def _gelu_kernel(
 ):
   mask, bias_mask = _masks(x_ref.shape, axis, rows, columns)
   x = _biased(x_ref, bias_ref, mask, bias_mask, axis)
-  out = (x * _gate(x)).astype(out_ref.dtype)
+  out = (x * gelu_gate(x)).astype(out_ref.dtype)
   plgpu.store(out_ref, out, mask=mask)
 
 
@@ -305,7 +305,7 @@ def _gelu_gradient_kernel(
 ):
   mask, bias_mask = _masks(x_ref.shape, axis, rows, columns)
   x = _biased(x_ref, bias_ref, mask, bias_mask, axis)
-  d_x = _load(cotangent_ref, mask) * gelu_grad(x, _gate(x))
+  d_x = _load(cotangent_ref, mask) * gelu_grad(x, gelu_gate(x))
   plgpu.store(d_x_ref, d_x.astype(d_x_ref.dtype), mask=mask)
   plgpu.store(d_bias_ref, d_x.sum(axis=1 - axis), mask=bias_mask)
 
@@ -326,10 +326,3 @@ def _masks(shape, axis, rows, columns):
 def _biased(x_ref, bias_ref, mask, bias_mask, axis):
   bias = _load(bias_ref, bias_mask)
   return _load(x_ref, mask) + jnp.expand_dims(bias, 1 - axis)
-
-
-def _gate(x):
-  """Returns the gate of x, GELU(x) = x * gate; 0 where the power overflows."""
-  power = -math.log2(math.e) * gelu_gate_logit(x)
-  root = jax.lax.rsqrt(1 + jnp.exp2(power))
-  return root * root  # division takes more instructions
