@@ -191,7 +191,7 @@ def with_weights(params, weights: Weights):
     ("triton", 17, 130, (33, 200), jnp.bfloat16, 0.02),
     ("mosaic", 16, 128, (7, 128), jnp.float32, 1e-5),  # no padding
     ("mosaic", 17, 384, (33, 640), jnp.float32, 1e-5),  # rows one by one
-    ("mosaic", 20, 384, (33, 640), jnp.bfloat16, 0.02),
+    ("mosaic", 20, 384, (33, 640), jnp.bfloat16, 0.03),  # Triton as much
   ],
 )
 def test_the_gpu_block_and_its_gradients_equal_those_of_the_layers(
