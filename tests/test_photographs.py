@@ -14,25 +14,23 @@ from mixer.tools.data import prepare
 
 
 @pytest.fixture(scope="module")
-def splits(tmp_path_factory):
-  """uint8 images [n, 40, 40, 3] and labels [n] of every split."""
-  return read("photographs", tmp_path_factory.mktemp("data"))
+def orders(tmp_path_factory):
+  """Images uint8 [n, 40, 40, 3] and labels [n] by order and split."""
+  folder = str(tmp_path_factory.mktemp("data"))
+  found = {}
+  for name in "photographs", "photographs/even":
+    prepare(name, folder)
+    for split in builder.SPLITS:
+      source = open_source(name, split, folder)
+      data, labels = zip(*source.read(range(len(source))), strict=True)
+      images = np.stack([decode(x) for x in data])
+      found.setdefault(name, {})[split] = images, np.array(labels)
+  return found
 
 
 @pytest.fixture(scope="module")
-def even_splits(tmp_path_factory):
-  """The splits in the even order."""
-  return read("photographs/even", tmp_path_factory.mktemp("data"))
-
-
-def read(name, folder):
-  prepare(name, str(folder))
-  found = {}
-  for split in builder.SPLITS:
-    source = open_source(name, split, str(folder))
-    data, labels = zip(*source.read(range(len(source))), strict=True)
-    found[split] = np.stack([decode(x) for x in data]), np.array(labels)
-  return found
+def splits(orders):
+  return orders["photographs"]
 
 
 def test_every_split_has_every_photograph(splits):
@@ -68,9 +66,9 @@ def test_the_first_tiles_of_a_split_are_a_sample_of_all_photographs(splits):
   assert len(set(labels[:116].tolist())) == len(builder.NAMES)
 
 
-def test_the_other_order_has_the_same_tiles(splits, even_splits):
+def test_the_other_order_has_the_same_tiles(splits, orders):
   for split, (images, labels) in splits.items():
-    others, of_others = even_splits[split]
+    others, of_others = orders["photographs/even"][split]
     one, other = (
       sorted(zip(map(bytes, x), y, strict=True))
       for x, y in ((images, labels), (others, of_others))
@@ -78,8 +76,8 @@ def test_the_other_order_has_the_same_tiles(splits, even_splits):
     assert one == other
 
 
-def test_any_few_in_the_even_order_are_of_all_photographs(even_splits):
-  _, labels = even_splits["train"]
+def test_any_few_in_the_even_order_are_of_all_photographs(orders):
+  _, labels = orders["photographs/even"]["train"]
 
   for begin in range(len(labels)):
     some = np.take(labels, range(begin, begin + 35), mode="wrap")
