@@ -163,10 +163,7 @@ def _generate(
     )
   manual = tfds.manual_instructions(name)
   if manual and not any((root / "downloads" / "manual").glob("*")):
-    raise DatasetNotFoundError(
-      f"{dataset} cannot be downloaded by a program. Put the files into"
-      f" {root / 'downloads' / 'manual'} ({manual}), then run this again."
-    )
+    raise DatasetNotFoundError(tfds.install_hint(name, data_dir))
   # TFDS's builders encode with it, some of them after hours of reading.
   if (
     dataset not in tfds.our_builders()

@@ -86,7 +86,7 @@ def open_split(
   """See `mixer.data.sources.open_source`."""
   folder = find_prepared(name, data_dir)
   if folder is None:
-    raise DatasetNotFoundError(_install_hint(name, data_dir))
+    raise DatasetNotFoundError(install_hint(name, data_dir))
   file_format = _readable_format(folder, name, data_dir)
   builder = read_builder(folder, name, file_format)
   features = builder.info.features
@@ -235,7 +235,7 @@ def _readable_format(
   )
 
 
-def _install_hint(name: str, data_dir: str | None) -> str:
+def install_hint(name: str, data_dir: str | None) -> str:
   """Returns in which folder a data set is missing, and how to get it there."""
   root = resolve_data_dir(data_dir)
   folder = root.joinpath(*filter(None, split_name(name)))
