@@ -26,7 +26,6 @@ from mixer.tools.preflight.compiler import (
 from mixer.tools.preflight.hlo import HbmTraffic
 from mixer.tools.preflight.preflight import (
   alternatives,
-  find_machines,
   judge,
   plan_for,
 )
@@ -35,7 +34,11 @@ from mixer.tools.preflight.report import (
   describe_machines,
   recommend,
 )
-from mixer.tools.preflight.roofline import estimate, paper_core_days
+from mixer.tools.preflight.roofline import (
+  estimate,
+  find_machines,
+  paper_core_days,
+)
 from mixer.tools.preflight.topology import SLICES, parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -307,10 +310,10 @@ def test_a_compiler_that_counts_nothing_leaves_the_models_own_flops():
 
 
 def test_the_hours_of_a_run_agree_with_a_computation_by_hand():
-  config = load("pretrain_i21k", "S/32")
+  plan = plan_for(load("pretrain_i21k", "S/32"), 1)
   tokens, hidden, classes = 49, 512, 21_843
 
-  report = find_machines(config, ["v5e"], within=1.0)
+  report = find_machines(plan, ["v5e"], within=1.0)
 
   [row] = report["machines"]
   assert (row["topology"], row["images"], report["fits"]) == (
@@ -347,7 +350,9 @@ def test_the_hours_of_a_run_agree_with_a_computation_by_hand():
   ],
 )
 def test_the_machines_that_end_a_run_in_time_are_listed(kinds, days, expected):
-  report = find_machines(load("pretrain_i21k", "B/16"), kinds, days * 86_400.0)
+  plan = plan_for(load("pretrain_i21k", "B/16"), 1)
+
+  report = find_machines(plan, kinds, days * 86_400.0)
 
   assert [each["topology"] for each in report["machines"]] == expected
   assert report["fits"] == (days > 1)
@@ -361,7 +366,8 @@ def test_the_machines_that_end_a_run_in_time_are_listed(kinds, days, expected):
 def test_a_batch_that_no_machine_divides_is_named():
   config = load("digits")
   config.batch = 63
-  report = find_machines(config, ["v4", "v3"], 3600.0)
+
+  report = find_machines(plan_for(config, 1), ["v4", "v3"], 3600.0)
 
   assert "No machine's devices divide the batch of 63" in describe_machines(
     report

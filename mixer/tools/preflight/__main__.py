@@ -67,14 +67,15 @@ def main() -> int:
     file = check_output(JSON.value, "--json", rb'{\s*"model":')
   compiler.set_environment()
   # These import jax, which reads the environment.
-  from mixer.tools.preflight import preflight
+  from mixer.tools.preflight.preflight import plan_for, preflight
   from mixer.tools.preflight.report import describe, describe_machines
+  from mixer.tools.preflight.roofline import find_machines
 
   if WITHIN.value:
-    report = preflight.find_machines(CONFIG.value, CHIPS.value, seconds)
+    report = find_machines(plan_for(CONFIG.value, 1), CHIPS.value, seconds)
     text = describe_machines(report)
   else:
-    report = preflight.preflight(
+    report = preflight(
       CONFIG.value,
       TOPOLOGY.value,
       suggests=SUGGEST.value,

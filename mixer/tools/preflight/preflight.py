@@ -3,7 +3,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from mixer.evaluators.classification import eval_step
 from mixer.models import FAMILIES, family_of, flops
 from mixer.models.kernels import target_device
 from mixer.plan import Plan, make_plan
-from mixer.tools.preflight import compiler, roofline
+from mixer.tools.preflight import compiler
 from mixer.tools.preflight.compiler import Compilation, DoesNotFit
 from mixer.tools.preflight.roofline import estimate, paper_core_days
 from mixer.tools.preflight.topology import Topology, parse
@@ -64,32 +64,6 @@ def preflight(
     if suggests:
       report["suggestions"] = suggest(plan, topology, devices, report, progress)
   return report
-
-
-def find_machines(
-  config: ConfigDict, kinds: Sequence[str], within: float
-) -> dict:
-  """Finds machines that end a run in time, without a compiler.
-
-  Args:
-    config: of a recipe.
-    kinds: names of chips.
-    within: seconds.
-
-  Returns:
-    "machines" of `roofline.find_machines`, and the run that they are for;
-    "fits" if one may end in time.
-  """
-  plan = plan_for(config, 1)
-  machines = roofline.find_machines(plan, kinds, within)
-  return {
-    "model": plan.config.model.name,
-    "total_steps": plan.schedule.total_steps,
-    "batch": plan.config.batch,
-    "within": within,
-    "fits": any(each["seconds"][0] <= within for each in machines),
-    "machines": machines,
-  }
 
 
 def judge(

@@ -145,10 +145,8 @@ def estimate(plan: Plan, topology: Topology, program: CompiledProgram) -> dict:
   }
 
 
-def find_machines(
-  plan: Plan, kinds: Iterable[str], within: float
-) -> list[dict]:
-  """Returns machines that may end a run in time, by roofline, uncompiled.
+def find_machines(plan: Plan, kinds: Iterable[str], within: float) -> dict:
+  """Finds machines that may end a run in time, by roofline, uncompiled.
 
   A step's FLOPs are the model's own; one all-reduce sums its gradients.
 
@@ -158,9 +156,10 @@ def find_machines(
     within: seconds of the run.
 
   Returns:
-    Up to four machines of each kind whose devices divide the batch, the
-    smallest first; where none of any kind may do, the fastest of each. The
-    "seconds" of the run are the least and the most by SLOWDOWN.
+    The run and its "machines": up to four of each kind whose devices divide the
+    batch, the smallest first; where none of any kind may do, the fastest of
+    each. The "seconds" on each are the least and the most by SLOWDOWN. "fits"
+    if one may end in time.
   """
   model, batch = plan.model, plan.config.batch
   parameters = count_params(model.abstract_params)
@@ -192,11 +191,19 @@ def find_machines(
     [each for each in rows if each["seconds"][0] <= within][:4]
     for rows in by_kind
   ]
-  if not any(in_time):
+  fits = any(in_time)
+  if not fits:
     in_time = [
       sorted(rows, key=lambda each: each["seconds"][0])[:1] for rows in by_kind
     ]
-  return sum(in_time, [])
+  return {
+    "model": plan.config.model.name,
+    "total_steps": plan.schedule.total_steps,
+    "batch": batch,
+    "within": within,
+    "fits": fits,
+    "machines": sum(in_time, []),
+  }
 
 
 def paper_core_days(plan: Plan) -> float | None:
