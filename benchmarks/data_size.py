@@ -15,19 +15,19 @@ from pathlib import Path
 from benchmarks import curves
 from benchmarks.curves import Curve, difference, percent
 from mixer.cli import run_cli
-from mixer.tools.paper.figures.experiments import STOPPED_BY, stopped
+from mixer.tools.paper.figures.experiments import (
+  FEWSHOT,
+  SIZE_MODELS,
+  STOPPED_BY,
+  TEST,
+  stopped,
+)
 from mixer.tools.table import render
 
-FEWSHOT, TEST = "eval/fewshot/few/5shot", "eval/test/accuracy"
 # The first result decides at which steps there are results.
 RESULTS = (STOPPED_BY, FEWSHOT, TEST)
 MEASURES = {FEWSHOT: "5-shot", TEST: "test"}
-NAMES = {
-  "mixer-small": "small Mixer",
-  "mixer-large": "large Mixer",
-  "vit": "ViT",
-  "resnet": "ResNet",
-}
+NAMES = {model: name for model, (name, *_) in SIZE_MODELS.items()}
 MIXERS = "mixer-small", "mixer-large"
 BASELINES = "vit", "resnet"
 SHARES = (3, 10, 30, 100)  # per cent

@@ -12,13 +12,7 @@ from pathlib import Path
 
 from mixer.errors import UserError
 from mixer.storage import storage_path
-from mixer.tools.paper.compare import (
-  check_published,
-  diff,
-  diff_evaluators,
-  diff_finetuning,
-  published_name,
-)
+from mixer.tools.paper import compare
 from mixer.tools.paper.numbers import ROWS, Row
 from mixer.tools.paper.protocols import (
   Protocol,
@@ -133,16 +127,16 @@ def make_records(row: Row, protocol: Protocol, run: RunResult) -> list[dict]:
     if protocol.is_pretrained_on_imagenet:
       recipe, evaluators = extend(recipe, "extra=True"), _PRETRAINED
     if is_evaluation:
-      more["weights"], problems = check_published(
+      more["weights"], problems = compare.check_published(
         protocol, run, repr(protocol.published)
       )
-      problems += diff_evaluators(recipe, run, evaluators)
+      problems += compare.diff_evaluators(recipe, run, evaluators)
     else:
-      problems = diff(recipe, run, evaluators)
+      problems = compare.diff(recipe, run, evaluators)
   else:
     recipe, evaluators = _on_imagenet(protocol.finetune), _FINETUNED
     source, upstream, problems = _trace_init(protocol, run)
-    problems += diff_finetuning(recipe, run, evaluators)
+    problems += compare.diff_finetuning(recipe, run, evaluators)
     cells, more = {}, {"upstream": source, "learning_rate": run.learning_rate}
   _refuse(row, run.folder, recipe, problems)
   cells |= _accuracies(run, recipe, evaluators)
@@ -188,7 +182,7 @@ def _average(
       # Rows pre-trained on ImageNet are evaluated without fine-tuning.
       if not protocol.is_pretrained_on_imagenet:
         imagenet = _accuracies(run, one, _FINETUNED)
-    differences = diff_finetuning(one, run, _FINETUNED)
+    differences = compare.diff_finetuning(one, run, _FINETUNED)
     problems += [f"{name}: {each}" for each in differences]
   _refuse(row, folder, recipe, problems)
 
@@ -250,15 +244,15 @@ def _trace_init(
   init = run.config["init"]
   if init and storage_path(init).is_dir():
     upstream = read_results(init)[""]
-    problems = diff(protocol.pretrain, upstream, ())
+    problems = compare.diff(protocol.pretrain, upstream, ())
     source = {"folder": upstream.folder.name}
     named = [f"of config.init = {init}: {each}" for each in problems]
     return source, upstream, named
   allowed = f"the folder of a run of {protocol.pretrain}"
   if protocol.published:
     allowed = f"{protocol.published!r}, or {allowed}"
-  source, problems = check_published(protocol, run, allowed)
-  if problems and init and not published_name(init):
+  source, problems = compare.check_published(protocol, run, allowed)
+  if problems and init and not compare.published_name(init):
     problems[0] += (
       ", which is no folder here: bring it back, its config.json says how it "
       "was pre-trained"
