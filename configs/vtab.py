@@ -35,6 +35,9 @@ Published and not published:
   of BiT (steps=500).
 - Warm-up: 100 steps, from the same rule. That rule then has a staircase; the
   cosine here is the paper's schedule for fine-tuning in general.
+- The authors computed in float32, with factors of products rounded on TPUs.
+  So does the model here: --config.model.dtype=bfloat16 was not measured in
+  fine-tuning, and GPUs before Ampere and many CPUs do not have it.
 - Augmentation: not published. Random crops and flips here, as in BiT, except
   for structured tasks, which ask for positions; digits are not flipped. Images
   are resized to squares, as in BiT.

@@ -12,6 +12,7 @@ from mixer.tools.preflight.hlo import (
   HbmTraffic,
   parse_hlo,
   read_collectives,
+  read_operations,
   read_traffic,
 )
 from mixer.tools.preflight.roofline import roofline, send_time
@@ -105,6 +106,7 @@ ENTRY %main (p0: f32[64,4]) -> f32[100] {
     outside=4 * 64 + 4 * 256 + 2 * 64,  # a slice in, a copy in, a result out
     inside=4 * 100 + 4 * 100,
   )
+  assert read_operations(program) == {"add": 100}
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers")

@@ -5,6 +5,7 @@ XLA's own "bytes accessed" also counts on-chip memory: on v4, which has much of
 it, three times as many bytes as HBM can deliver.
 """
 
+import collections
 import dataclasses
 import math
 import re
@@ -34,6 +35,11 @@ _NO_TRAFFIC = (
   "parameter constant tuple get-tuple-element bitcast partition-id replica-id"
   " after-all iota"
 ).split()
+_NO_ARITHMETIC = (
+  "fusion call while conditional async-start async-done async-update broadcast"
+  " concatenate copy copy-start copy-done pad reshape slice slice-start"
+  " slice-done dynamic-slice dynamic-update-slice transpose"
+).split()
 ENTRY = "ENTRY"
 
 
@@ -41,6 +47,7 @@ ENTRY = "ENTRY"
 class Array:
   """Size of an array, and whether it lies in HBM rather than on the chip."""
 
+  elements: int
   bytes: int
   is_in_hbm: bool
 
@@ -142,6 +149,19 @@ def read_traffic(module: HloModule) -> HbmTraffic:
   return HbmTraffic(outside, inside)
 
 
+def read_operations(module: HloModule) -> collections.Counter[str]:
+  """Counts the elements that each kind of arithmetic computes.
+
+  In fusions as well; the body of a loop is counted once.
+  """
+  elements = collections.Counter()
+  for instructions in module.values():
+    for each in instructions:
+      if each.op not in _NO_TRAFFIC + _NO_ARITHMETIC:
+        elements[each.op] += sum(array.elements for array in each.arrays)
+  return elements
+
+
 def read_collectives(module: HloModule, devices: int) -> list[Collective]:
   """Returns all collectives; a pair of start and done is one.
 
@@ -176,8 +196,9 @@ def _parse_arrays(type_text: str) -> list[Array]:
   arrays = []
   for dtype, shape, layout in _ARRAY.findall(type_text):
     bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-    bits *= math.prod(int(n) for n in shape.split(",") if n)
-    arrays.append(Array(-(-bits // 8), not _ON_CHIP.search(layout)))
+    elements = math.prod(int(n) for n in shape.split(",") if n)
+    size = -(-bits * elements // 8)
+    arrays.append(Array(elements, size, not _ON_CHIP.search(layout)))
   return arrays
 
 
