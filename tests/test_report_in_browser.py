@@ -60,7 +60,8 @@ def measure(folder, pages, widths, *flags):
   # Root cannot have the sandbox.
   command += ["--no-sandbox", "--disable-dev-shm-usage", *flags]
   command += [f"--user-data-dir={folder / 'profile'}", file.as_uri()]
-  done = subprocess.run(command, capture_output=True, text=True)
+  done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr
   return json.loads(re.search(r"<body>(\[.*\])</body>", done.stdout)[1])
 
 
