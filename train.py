@@ -37,22 +37,19 @@ flags.mark_flag_as_required("config")
 def main() -> int:
   from mixer import train  # after the flags: it takes seconds
 
-  if DRY_RUN.value:
-    return train.dry_run(
-      CONFIG.value,
-      WORKDIR.value,
-      accept_changes=ACCEPT_CHANGES.value,
-      skip_missing=SKIP_MISSING.value,
-      from_step=FROM_STEP.value,
-    )
-  return train.train(
-    CONFIG.value,
-    WORKDIR.value,
+  options = dict(
     accept_changes=ACCEPT_CHANGES.value,
     skip_missing=SKIP_MISSING.value,
     from_step=FROM_STEP.value,
+  )
+  if DRY_RUN.value:
+    return train.dry_run(CONFIG.value, WORKDIR.value, **options)
+  return train.train(
+    CONFIG.value,
+    WORKDIR.value,
     cluster=cluster_from_flags(),
     started=cli.PROCESS_START,
+    **options,
   )
 
 

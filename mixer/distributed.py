@@ -220,16 +220,14 @@ class Hosts:
       if self.count == 1:
         raise
       error = raised
-    mine = None if error is None else str(error)
-    results = self.gather([mine, isinstance(error, RetryableError)])
-    texts = [text for text, _ in results]
-    if any(text is not None for text in texts):
-      # The original keeps its class and its traceback.
-      is_common = error is not None and set(texts) == {str(error)}
-      kinds = {is_transient for text, is_transient in results if text}
-      kind = RetryableError if kinds == {True} else UserError
-      self.shared_error = error if is_common else kind(_merge(texts))
-      raise self.shared_error from error.__cause__ if is_common else error
+    mine = error and [str(error), isinstance(error, RetryableError)]
+    failures = self.gather(mine)
+    if any(failures):
+      is_transient = all(failure[1] for failure in failures if failure)
+      kind = RetryableError if is_transient else UserError
+      texts = [failure and failure[0] for failure in failures]
+      self.shared_error = kind(_merge(texts))
+      raise self.shared_error from error
 
   def check_same(
     self, value: dict, problem: str, ignored: tuple[str, ...] = ()

@@ -163,13 +163,15 @@ def _is_transient(error: Exception, code: str) -> bool:
   )
 
 
-def check_folder(workdir: str | os.PathLike) -> epath.Path:
-  """Makes a folder and checks that it can be written to.
+def make_folder(workdir: str | os.PathLike | None) -> epath.Path:
+  """Makes a run's folder and checks that it can be written to.
 
   Raises:
-    UserError: it cannot.
+    UserError: none is given, or it cannot be written to.
     RetryableError: its bucket cannot be reached.
   """
+  if not workdir:
+    raise UserError("Name the run's folder: --workdir=DIR.")
   path = storage_path(workdir)
   # A unique name, because other hosts may do the same at the same time.
   probe = path / f".writable_{os.urandom(8).hex()}"

@@ -19,8 +19,8 @@ from mixer.evaluators.runner import EvalRunner
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan, plan_summary
 from mixer.storage import (
-  check_folder,
   is_in_bucket,
+  make_folder,
   storage_errors,
   storage_path,
 )
@@ -94,7 +94,7 @@ def train(
     hosts = stack.enter_context(initialize(cluster))
     stack.enter_context(storage_errors(workdir))
     with hosts.raise_on_all():
-      folder = run_dir.make_folder(workdir)
+      folder = make_folder(workdir)
     check_same_config(hosts, config)
     check_shared_folder(hosts, folder)
     check_same_devices(hosts)
@@ -280,7 +280,7 @@ def dry_run(
         place = folder
         while not is_in_bucket(place) and not place.exists():
           place = place.parent  # the run will make the folder
-        check_folder(place)
+        make_folder(place)
   except RetryableError as error:
     raise UserError(str(error)) from error  # there is nothing to start again
   print("Nothing is missing: without --dry_run this trains.")

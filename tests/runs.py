@@ -117,6 +117,24 @@ def results(rows):
   ]
 
 
+def tensorboard(workdir):
+  """Returns the curves that TensorBoard shows: {name: [(step, value), ...]}."""
+  from tensorboard.backend.event_processing import plugin_event_accumulator
+  from tensorboard.util import tensor_util
+
+  accumulator = plugin_event_accumulator.EventAccumulator(
+    str(workdir), size_guidance={plugin_event_accumulator.TENSORS: 0}
+  )
+  accumulator.Reload()
+  return {
+    tag: [
+      (event.step, tensor_util.make_ndarray(event.tensor_proto).item())
+      for event in accumulator.Tensors(tag)
+    ]
+    for tag in accumulator.Tags()["tensors"]
+  }
+
+
 def assert_same_weights(one, other):
   jax.tree.map(
     np.testing.assert_array_equal,

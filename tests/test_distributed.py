@@ -122,18 +122,6 @@ def test_a_host_that_never_comes_is_reported_by_the_others(index, run):
   assert "Traceback" not in error
 
 
-def test_ctrl_c_ends_the_wait_for_other_hosts(run):
-  run.start("pass", index=0)
-  [process] = run.processes
-  assert "waits for all of them" in process.stderr.readline()
-
-  process.send_signal(signal.SIGINT)
-  [code], _, [error] = run.end()
-
-  assert code == 130
-  assert "Stopped" in error
-
-
 def test_a_port_that_another_program_uses_is_named(run):
   with socket.create_server(("localhost", run.port)):
     run.start("pass", index=0)
@@ -179,82 +167,54 @@ def test_another_version_of_the_code_on_a_host_ends_all(run, tmp_path):
     assert "code in mixer/: " in error
 
 
-def test_an_error_of_one_host_is_raised_on_all_with_its_name(run):
-  run.start(
-    """
-    with hosts.raise_on_all():
-      if hosts.index != 1:
-        raise UserError(f"no data{'!' * hosts.index}")
-    """,
-    count=3,
-  )
-
-  codes, _, errors = run.end()
-
-  assert codes == [EX_USAGE] * 3, errors
-  for error in errors:
-    assert "host 0: no data\nhost 2: no data!!\n" in error
-
-
 @pytest.mark.parametrize(
-  ("errors", "code"),
+  ("raised", "code", "message"),
   [
-    (["RetryableError", None], EX_TEMPFAIL),
-    (["RetryableError", "UserError"], EX_USAGE),
+    ([None, "UserError('a')"], EX_USAGE, "error: host 1: a\n"),
+    (["UserError('a')"] * 2, EX_USAGE, "error: a\n"),
+    # Started again, if all errors are transient.
+    (["RetryableError('a')", None], EX_TEMPFAIL, "error: host 0: a\n"),
+    (
+      ["RetryableError('a')", "UserError('b')"],
+      EX_USAGE,
+      "error: host 0: a\nhost 1: b\n",
+    ),
   ],
 )
-def test_hosts_are_started_again_if_all_their_errors_are_transient(
-  errors, code, run
+def test_errors_of_some_hosts_are_raised_on_all_with_their_names(
+  raised, code, message, run
 ):
   run.start(
     f"""
     from mixer.errors import RetryableError
     with hosts.raise_on_all():
-      if (error := {errors}[hosts.index]) is not None:
-        raise globals().get(error, RetryableError)(f"no {{hosts.index}}")
+      if (error := {raised}[hosts.index]) is not None:
+        raise eval(error)
     """
   )
 
   codes, _, errors = run.end()
 
   assert codes == [code] * 2, errors
+  assert all(message in error for error in errors)
 
 
-def test_what_all_hosts_complain_of_is_said_once(run):
-  run.start("with hosts.raise_on_all(): raise UserError('no data')")
-
-  codes, _, errors = run.end()
-
-  assert codes == [EX_USAGE] * 2, errors
-  assert all("error: no data\n" in error for error in errors)
-
-
-@pytest.mark.parametrize(
-  ("index", "statement", "message", "code"),
-  [
-    (0, "raise UserError('disk full')", "disk full", EX_USAGE),
-    (1, "raise KeyError('bug')", "KeyError: 'bug'", CRASH),
-  ],
-)
-def test_an_error_on_one_host_ends_all_with_its_text_and_code(
-  index, statement, message, code, run
-):
-  """The others wait for it, in a gather."""
-  run.start(f"if hosts.index == {index}: {statement}\nhosts.gather(None)")
+def test_a_crash_of_one_host_ends_all_with_its_text_and_code(run):
+  """The other waits for it, in a gather."""
+  run.start("if hosts.index == 1: raise KeyError('bug')\nhosts.gather(None)")
 
   codes, _, errors = run.end()
 
-  assert codes == [code] * 2, errors
-  assert f"Host {index} stopped: {message}" in errors[1 - index]
-  assert message in errors[index]
+  assert codes == [CRASH] * 2, errors
+  assert "Host 1 stopped: KeyError: 'bug'" in errors[0]
+  assert "KeyError: 'bug'" in errors[1]
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_host_ends_the_others(lost, run):
+def test_a_killed_host_ends_the_others(run):
   run.start(
-    f"""
+    """
     hosts.gather(None)
-    if hosts.index == {lost}:
+    if hosts.index == 1:
       os.kill(os.getpid(), signal.SIGKILL)
     hosts.gather(None)
     """,
@@ -263,33 +223,31 @@ def test_a_killed_host_ends_the_others(lost, run):
 
   codes, _, errors = run.end()
 
-  assert codes[lost] == -signal.SIGKILL
-  assert codes[1 - lost] in LOST, errors
+  assert codes[1] == -signal.SIGKILL
+  assert codes[0] in LOST, errors
 
 
-COUNT_CALLS = """
-with preemption.catch_signals(hosts) as should_stop:
-  calls = 0
-  while not should_stop():
-    calls += 1
-    if hosts.index == {index} and calls == 20:
-      os.kill(os.getpid(), signal.{name})
-    time.sleep(0.01 * (1 + hosts.index))
-  assert should_stop()
-print(calls)
-"""
-
-
-@pytest.mark.parametrize(("index", "name"), [(0, "SIGINT"), (1, "SIGTERM")])
-def test_a_signal_to_one_host_stops_all_in_the_same_call(index, name, run):
-  run.start(COUNT_CALLS.format(index=index, name=name))
+def test_a_signal_to_one_host_stops_all_in_the_same_call(run):
+  run.start(
+    """
+    with preemption.catch_signals(hosts) as should_stop:
+      calls = 0
+      while not should_stop():
+        calls += 1
+        if hosts.is_first and calls == 20:
+          os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01 * (1 + hosts.index))
+      assert should_stop()
+    print(calls)
+    """
+  )
 
   codes, outputs, errors = run.end()
 
   assert codes == [EX_OK] * 2, errors
   assert outputs[0] == outputs[1]
   assert int(outputs[0]) >= 20
-  assert "Stopping: saves first" in errors[index]
+  assert "Stopping: saves first" in errors[0]
 
 
 def test_a_second_signal_to_a_host_of_several_ends_all_at_once(run):

@@ -11,11 +11,10 @@ import runs
 
 from mixer import evaluate, train, weights
 from mixer.cli import EX_OK
-from mixer.config import EVALUATORS, EvaluatorType, default, evaluator
+from mixer.config import default, evaluator
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan
-from mixer.schema import Key
 from mixer.weights import zoo
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -84,57 +83,6 @@ def test_weights_are_evaluated_without_a_training_run(
   assert float(dict(names)["eval/fewshot/few/5shot"]) > 0.3
 
 
-def test_what_others_report_stands_beside_what_is_measured(
-  digits_dir, init, tmp_path, capsys
-):
-  config = config_of(digits_dir, init, test=TEST | {"published": 0.5})
-
-  evaluate.evaluate(config, str(tmp_path))
-
-  [line] = re.findall("eval/test/accuracy .*", capsys.readouterr().out)
-  measured, published, difference = re.findall(r"[-+]?\d\.\d{5}", line)
-  assert published == "0.50000"
-  assert float(difference) == pytest.approx(float(measured) - 0.5, abs=1e-5)
-
-
-class CountImages:
-  """Counts the images of its split."""
-
-  def __init__(self, setup):
-    self.setup = setup
-
-  create = classmethod(lambda cls, setup: cls(setup))
-
-  def run(self, params):
-    images = sum(int(batch["mask"].sum()) for batch in self.setup.batches())
-    return {"images": images * self.setup.options.factor}
-
-
-def test_a_new_evaluator_is_one_row_of_the_table(
-  digits_dir, init, tmp_path, capsys, monkeypatch
-):
-  row = EvaluatorType(
-    f"{__name__}:CountImages",
-    {"factor": Key(1)},
-    results=lambda options, classes: ["images"],
-    prefix="count/",
-  )
-  monkeypatch.setitem(EVALUATORS, "count", row)
-  config = config_of(digits_dir, init, x=TEST | {"type": "count", "factor": 2})
-  config.checkpoint.best = "eval/count/x/images"
-
-  evaluate.evaluate(config, str(tmp_path))
-
-  assert re.search(r"^eval/count/x/images +720", capsys.readouterr().out, re.M)
-
-
-def test_published_figures_are_shares(digits_dir, init):
-  config = config_of(digits_dir, init, test=TEST | {"published": 76.44})
-
-  with pytest.raises(UserError, match="published = 76.44 must be 0 to 1"):
-    make_plan(config, for_training=False).complaints.raise_all()
-
-
 def test_everything_missing_is_listed_at_once(
   digits_dir, init, tmp_path, capsys
 ):
@@ -147,21 +95,6 @@ def test_everything_missing_is_listed_at_once(
   assert MISSING in str(error.value)
   assert "python -m mixer data prepare imagenet_v2" in str(error.value)
   assert "eval/" not in capsys.readouterr().out
-
-
-def test_a_value_out_of_its_range_is_the_only_complaint(
-  digits_dir, init, tmp_path
-):
-  config = config_of(digits_dir, init, test=TEST)
-  config.model.remat = "all"
-
-  with pytest.raises(UserError, match="config.model.remat = 'all'.*blocks'.$"):
-    evaluate.evaluate(config, str(tmp_path))
-
-
-def test_a_config_without_evaluators_is_refused(digits_dir, init, tmp_path):
-  with pytest.raises(UserError, match="no evaluators: add to config.evals"):
-    evaluate.evaluate(config_of(digits_dir, init), str(tmp_path))
 
 
 def test_evaluators_without_data_can_be_left_out(
@@ -213,56 +146,51 @@ def test_training_data_are_never_left_out(digits_dir, tmp_path):
     train.train(config, str(tmp_path), skip_missing=True)
 
 
-def test_a_run_is_evaluated_by_its_own_config(digits_dir, tmp_path, capsys):
-  config = runs.small(digits_dir, total_steps=6, skip_evals="v2")
-  config.evals.v2 = evaluator(**TEST, ops="resize(8)")
-  assert train.train(config, str(tmp_path)) == EX_OK
-  last = runs.read_rows(tmp_path)[-1]
-
-  assert evaluate.evaluate(None, str(tmp_path)) == EX_OK
-
-  printed = capsys.readouterr().out
-  assert f"{last['eval/test/loss']:.5f}" in printed
-  for folder, words in (None, "Name a recipe"), ("none", "no config.json"):
-    with pytest.raises(UserError, match=words):
-      evaluate.evaluate(None, folder)
-
-
 @pytest.mark.parametrize(
   "options, words",
   [
     (REAL | {"per_class": True}, "evals.x.per_class is not a key"),
     (FEW | {"shot": (5,)}, "evals.x.shot is not a key; did you mean.*shots"),
     (TEST | {"pool_splt": "train"}, "evals.x.pool_splt is not a key"),
+    (TEST | {"published": 76.44}, "published = 76.44 must be 0 to 1"),
+    ({"split": "test"}, "evals.x: name, the data set, is not set."),
+    (FEW | {"pool_split": "trian"}, "no split 'trian'"),
+    (FEW | {"shots": ()}, r"shots = \(\) must be numbers"),
+    (FEW | {"shots": (0, 5)}, r"shots = \(0, 5\) must be numbers"),
+    (FEW | {"draws": 0}, "draws = 0 must be 1 or more"),
+    (FEW | {"l2": 0.0}, "l2 = 0.0 must be above 0"),
   ],
 )
-def test_keys_of_another_type_are_refused(digits_dir, init, options, words):
+def test_wrong_options_of_evaluators_are_named(
+  digits_dir, init, options, words
+):
   config = config_of(digits_dir, init, x=options)
 
   with pytest.raises(UserError, match=words):
-    make_plan(config, for_training=False)
+    make_plan(config, for_training=False).complaints.raise_all()
 
 
-def test_an_evaluator_needs_a_data_set_of_its_own_without_training(init):
-  config = config_of("", init, x={"split": "test"})
-
-  problems = make_plan(config, for_training=False).complaints.problems
-
-  assert "config.evals.x: name, the data set, is not set." in problems
-
-
-def test_training_and_eval_py_agree(digits_dir, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def trained(digits_dir, tmp_path_factory):
+  """The folder of a run of a few steps, and its config."""
+  folder = tmp_path_factory.mktemp("trained")
   best = "eval/fewshot/digits/5shot"
-  config = runs.small(digits_dir, total_steps=6, checkpoint__best=best)
+  changes = dict(total_steps=6, skip_evals="v2", checkpoint__best=best)
+  config = runs.small(digits_dir, **changes)
+  config.evals.v2 = evaluator(**TEST, ops="resize(8)")
   config.evals.digits = evaluator(
     type="fewshot", split="test", ops="central_crop(8)", every_steps=2
   )
+  assert train.train(config, str(folder)) == EX_OK
+  return folder, config
 
-  assert train.train(config, str(tmp_path)) == EX_OK
-  capsys.readouterr()
-  assert evaluate.evaluate(config, str(tmp_path)) == EX_OK
 
-  rows = {row["step"]: row for row in runs.read_rows(tmp_path)}
+def test_training_and_eval_py_agree(trained, capsys):
+  folder, _ = trained
+
+  assert evaluate.evaluate(None, str(folder)) == EX_OK
+
+  rows = {row["step"]: row for row in runs.read_rows(folder)}
   printed = capsys.readouterr().out
   found = dict(re.findall(r"^(eval/\S+) +([\d.]+)$", printed, re.MULTILINE))
   logged = {k: v for k, v in rows[6].items() if k.startswith("eval/")}
@@ -286,54 +214,52 @@ def test_published_weights_are_evaluated_as_their_authors_did():
   assert real.published == pytest.approx(0.8236)
   assert plan.data.evals["imagenet"].options.pool_split == "train[:65000]"
 
-
-def test_a_head_of_imagenet_21k_is_not_judged_on_imagenet():
   config = recipes.load("evaluate", "imagenet21k/Mixer-L_16")
-
-  assert list(config.evals) == ["imagenet"]
+  assert list(config.evals) == ["imagenet"]  # the head is of other classes
   assert config.model.num_classes == 21_843
-
-
-def test_weights_that_were_never_published_are_named():
   with pytest.raises(UserError, match="imagenet1k/Mixer-H_14"):
     recipes.load("evaluate", "imagenet1k/Mixer-H_14")
 
 
-def train_few_steps(digits_dir, folder):
-  """Leaves a run in the folder, and returns its config."""
-  config = runs.small(digits_dir, total_steps=6)
-  train.train(config, str(folder))
-  return config
-
-
 def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(
-  digits_dir, init, tmp_path, capsys, monkeypatch
+  digits_dir, init, trained, capsys, monkeypatch
 ):
-  train_few_steps(digits_dir, tmp_path)
-  monkeypatch.chdir(tmp_path)
+  monkeypatch.chdir(trained[0])
 
-  config = config_of(digits_dir, init, test=TEST)
-  evaluate.evaluate(config, None)
+  evaluate.evaluate(config_of(digits_dir, init, test=TEST), None)
 
   assert f"Evaluates {init}." in capsys.readouterr().out
+
+
+def test_without_weights_to_evaluate_the_flags_are_named(
+  digits_dir, init, tmp_path
+):
+  config = config_of(digits_dir, init, test=TEST)
+  without_init = config_of(digits_dir, "", test=TEST)
+  for arguments, words in (
+    ((None, None), "Name a recipe"),
+    ((None, "none"), "no config.json"),
+    ((config_of(digits_dir, init), None), "no evaluators: add to config.evals"),
+    ((without_init, None), "^There is no --workdir, and config.init"),
+    ((without_init, str(tmp_path)), "^There is no checkpoint in"),
+  ):
+    with pytest.raises(UserError, match=words):
+      evaluate.evaluate(*arguments)
   with pytest.raises(UserError, match="--best and --step.*--workdir"):
     evaluate.evaluate(config, None, best=True)
-  with pytest.raises(
-    UserError, match="^There is no --workdir, and config.init"
-  ):
-    evaluate.evaluate(config_of(digits_dir, "", test=TEST), None)
 
 
-def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(
-  digits_dir, tmp_path, capsys
-):
-  config = train_few_steps(digits_dir, tmp_path)
+def test_a_run_that_may_have_seen_what_it_is_judged_by_is_told(trained, capsys):
+  folder, config = trained
+  config = config.copy_and_resolve_references()
+  del config.evals.digits
+  config.checkpoint.best = ""
 
-  evaluate.evaluate(config, str(tmp_path))
+  evaluate.evaluate(config, str(folder))
   assert "has learned from" not in capsys.readouterr().out
 
   config.data.split, config.data.examples = "train[:50%]", None
-  evaluate.evaluate(config, str(tmp_path))
+  evaluate.evaluate(config, str(folder))
   assert "was trained on 'train' of digits" in capsys.readouterr().out
 
 

@@ -52,8 +52,10 @@ def padded(examples, batch):
 def evaluate(
   examples,
   *,
-  batch,
-  devices,
+  batch=16,
+  devices=8,
+  evaluator=Classification,
+  kind="classification",
   loss="softmax",
   folder=None,
   classes=CLASSES,
@@ -63,17 +65,17 @@ def evaluate(
   names = [f"class {k}" for k in range(classes)]
   setup = EvalSetup(
     name="test",
-    options=config.evaluator(**options),
+    options=config.evaluator(kind, **options),
     source=types.SimpleNamespace(class_names=names),
     pool=None,
-    batches=lambda: padded(examples, batch),
+    batches=lambda source: padded(examples, batch),
     model=Pixels(),
     loss=loss,
     devices=some,
     workers=DEFAULT_WORKERS,
     folder=folder,
   )
-  return Classification(setup).run(replicate({"scale": jnp.float32(3)}, some))
+  return evaluator(setup).run(replicate({"scale": jnp.float32(3)}, some))
 
 
 def truth(examples):

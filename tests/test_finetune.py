@@ -3,29 +3,16 @@
 
 import shutil
 
-import cv2
-import numpy as np
 import pytest
 import recipes
-from sweeps import (
-  METRIC,
-  REPORT,
-)
+from sweeps import METRIC, REPORT
+from test_own_images import write_images
 
 from mixer.data.sources import image_folder
 from mixer.errors import UserError
 from mixer.models import flops
 from mixer.plan import make_plan, plan_summary
 from mixer.tools.sweep.plan import plan_sweep
-
-
-def write_images(folder, classes, number):
-  rng = np.random.default_rng(0)
-  for name in classes:
-    (folder / name).mkdir(parents=True)
-    for i in range(number):
-      image = rng.integers(0, 255, (40, 30, 3), np.uint8)
-      cv2.imwrite(str(folder / name / f"{i}.png"), image)
 
 
 def finetune(arg):
@@ -57,30 +44,28 @@ def test_images_of_ones_own_are_counted_and_take_the_settings_of_their_number(
   assert config.sweep.full_split == "train"
 
 
-@pytest.mark.parametrize(
-  "names, taken",
-  [
-    *((name, name) for name in image_folder.HELD_OUT),
-    *((name, name) for name in ("Test", "VALID", "Dev")),
-    ("valid test", "test"),
-    ("Val Validation", "Validation"),
-  ],
-)
-def test_the_test_split_may_have_any_of_the_usual_names(images, names, taken):
-  for name in names.split():
-    shutil.copytree(images / "train", images / name, dirs_exist_ok=True)
-  if "val" not in names.split():
-    shutil.rmtree(images / "val")
+def test_the_test_split_may_have_any_of_the_usual_names(images):
   (images / "train").rename(images / "Train")
+  name = "val"
+  for other in (*image_folder.HELD_OUT, "Test", "VALID"):
+    name = (images / name).rename(images / other).name
+    config = finetune(f"dataset=folder:{images},res=32")
+    splits = config.data.split, config.evals.test.split
+    assert splits == ("Train[:90%]", name)
+
+
+@pytest.mark.parametrize("other, taken", [("test", "test"), ("Eval", "val")])
+def test_of_two_test_splits_the_usual_one_is_taken(images, other, taken):
+  shutil.copytree(images / "train", images / other)
   config = finetune(f"dataset=folder:{images},res=32")
 
   plan = make_plan(config, load_init=False)
 
   assert not plan.complaints.problems
-  assert (config.data.split, config.evals.test.split) == ("Train[:90%]", taken)
-  unused = [str(images / x) for x in names.split() if x != taken]
+  assert config.evals.test.split == taken
+  [unused] = {other, "val"} - {taken}
   lines = [x for x in plan_summary(plan).split("\n") if "not used" in x]
-  assert lines == [f"not used      {x}" for x in unused]
+  assert lines == [f"not used      {images / unused}"]
 
 
 def test_without_a_test_split_the_held_out_part_is_what_is_reported(images):
@@ -135,40 +120,21 @@ def test_a_sweep_on_images_of_ones_own_is_checked_whole(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "arg, growth, tokens_mlp, ops",
+  "arg, growth, tokens_mlp, sides",
   [
-    ("res=224", "none", None, "resize_small(256) | random_crop(224) | flip"),
-    (
-      "res=448",
-      "tiles",
-      4 * 256,
-      "resize_small(512) | random_crop(448) | flip",
-    ),
-    (
-      "res=672",
-      "tiles",
-      9 * 256,
-      "resize_small(768) | random_crop(672) | flip",
-    ),
-    (
-      "res=384",
-      "interpolate",
-      None,
-      "resize_small(439) | random_crop(384) | flip",
-    ),
-    (
-      "res=128",
-      "interpolate",
-      None,
-      "resize_small(146) | random_crop(128) | flip",
-    ),
+    ("res=224", "none", None, (256, 224)),
+    ("res=448", "tiles", 4 * 256, (512, 448)),
+    ("res=384", "interpolate", None, (439, 384)),
+    ("res=128", "interpolate", None, (146, 128)),
   ],
 )
-def test_fine_tuning_goes_to_any_resolution(arg, growth, tokens_mlp, ops):
+def test_fine_tuning_goes_to_any_resolution(arg, growth, tokens_mlp, sides):
   config = finetune(f"dataset=cifar10,model=Mixer-S/32,{arg}")
 
+  resize, crop = sides
   assert config.init_growth == growth
   assert config.model.tokens_mlp == tokens_mlp
+  ops = f"resize_small({resize}) | random_crop({crop}) | flip"
   assert config.data.ops == ops
   assert make_plan(config, load_init=False).model.abstract_params is not None
 

@@ -3,13 +3,12 @@
 
 import os
 import platform
-import re
 import subprocess
 import sys
 
 import jax
 import pytest
-from runs import command, run
+from runs import run
 
 from mixer.jax_setup import (
   ASYNC_DISPATCH,
@@ -126,10 +125,7 @@ DIGITS = "--config=configs/digits.py"
   [
     ["train.py", DIGITS, "--dry_run"],
     ["train.py", DIGITS, "--workdir={}"],
-    ["eval.py", DIGITS, "--workdir={}", f"--config.init={TINY}"],
-    ["-m", "mixer", "predict", f"--init={TINY}", "docs/digits.png"],
     ["-m", "mixer", "export", f"--init={TINY}", "--out={}/x.stablehlo"],
-    ["-m", "mixer", "paper", "table", "1"],
   ],
   ids=" ".join,
 )
@@ -165,58 +161,39 @@ def test_a_device_that_does_not_start_has_its_reason(platforms, error, answer):
   assert answer in _explain_start(platforms, error)
 
 
-def test_the_second_start_finds_the_programs_of_the_first(
-  digits_dir, environment, tmp_path
-):
-  cache = tmp_path / "cache"
-  environment = environment | {"MIXER_CACHE_DIR": str(cache)}
-  del environment["JAX_COMPILATION_CACHE_DIR"]
-  programs, messages = [], []
-  for name in "first", "second":
-    short = {"total_steps": 6}
-    done = run(command(digits_dir, tmp_path / name, **short), environment)
-    assert done.returncode == 0, done.stderr
-    programs.append({x.name for x in (cache / "programs").glob("*-cache")})
-    messages += re.findall(r"first update after \d+\.\d s", done.stderr)
-
-  assert len(programs[0]) >= 1
-  assert programs[0] == programs[1]
-  assert len(messages) == 2
-
-
-def test_a_cache_that_cannot_be_written_is_one_sentence(environment, tmp_path):
-  (tmp_path / "file").touch()
-  environment = environment | {"MIXER_CACHE_DIR": str(tmp_path / "file")}
+@pytest.fixture
+def predict(environment, tmp_path):
+  """Predicts with the programs that are cached in a folder."""
+  environment = {**environment}
   del environment["JAX_COMPILATION_CACHE_DIR"]
   words = ["-m", "mixer", "predict", f"--init={TINY}", "docs/digits.png"]
 
-  done = run([sys.executable, *words], environment)
+  def predict(folder):
+    folder = {"MIXER_CACHE_DIR": str(folder)}
+    done = run([sys.executable, *words], environment | folder)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
-  first, *others = done.stderr.splitlines()
-  assert done.returncode == 0
+  return predict
+
+
+def test_the_second_start_finds_the_programs_of_the_first(predict, tmp_path):
+  folder = tmp_path / "programs"
+  folder.mkdir()
+  (folder / "killed-cache").write_bytes(b"half")  # within a write
+  programs = []
+  for _ in range(2):
+    predict(tmp_path)
+    programs.append({file.name for file in folder.glob("*-cache")})
+
+  assert programs[0] and programs[0] == programs[1]
+  assert "killed-cache" not in programs[0]
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(predict, tmp_path):
+  (tmp_path / "file").touch()
+
+  first, *others = predict(tmp_path / "file").splitlines()
+
   assert f"because {tmp_path}/file/programs cannot be written" in first
   assert not [line for line in others if "cache" in line]
-
-
-def test_a_program_that_a_kill_left_half_written_does_not_stop_caching(
-  environment, tmp_path
-):
-  programs = tmp_path / "programs"
-  programs.mkdir()
-  (programs / "killed-cache").write_bytes(b"half")
-  code = """
-import jax
-from mixer.jax_setup import enable_compilation_cache
-enable_compilation_cache()
-jax.jit(lambda x: x + 1)(1.0)
-"""
-  environment = environment | {"MIXER_CACHE_DIR": str(tmp_path)}
-  del environment["JAX_COMPILATION_CACHE_DIR"]
-
-  done = subprocess.run(
-    [sys.executable, "-c", code], env=environment, capture_output=True
-  )
-
-  assert done.returncode == 0, done.stderr
-  names = [file.name for file in programs.glob("*-cache")]
-  assert names and "killed-cache" not in names

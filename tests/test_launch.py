@@ -107,14 +107,12 @@ def test_launchers_know_all_tools():
   "arguments, code, words",
   [
     ("train --config=configs/pretrain_i21k.py:B/16 --workdir=/x", 0, ""),
-    ("train --config=configs/pretrain_i21k.py:B/17 --workdir=/x", 2, "B/17"),
     (
       "train --config=configs/pretrain_i21k.py:B/16 --workdir=/x"
       " --config.schedule.warmup_stps=3",
       2,
       "did you mean",
     ),
-    ("eval --workdir=/runs/x", 0, ""),
     (
       "eval --config=configs/evaluate.py --workdir=/x"
       " --config.model.name=Mixer-B/17",
@@ -127,7 +125,6 @@ def test_launchers_know_all_tools():
       "not checked here: it reads its data.",
     ),
     ("sweep --config=configs/finetune.py --workdri=/x", 2, "workdri"),
-    ("sweep --config=configs/finetune.py --workdir=/x --datasets=all", 0, ""),
     (
       "sweep --config=configs/finetune.py --workdir=/x --datasets=cifar11",
       2,
@@ -176,7 +173,6 @@ def test_no_launcher_goes_on_with_a_wrong_recipe(checkout, cloud, monkeypatch):
   "command",
   [
     "tpu_vm.sh create b16 --zone=z --type=v4-32 --project=p --dry_run",
-    "tpu_vm.sh logs b16 --zone=z --worker=3 --dry_run",
     "gke.sh b16 --image=i --claim=c --accelerator=nvidia-l4 --hosts=2"
     " --chips=8 --dry_run -- --config=configs/digits.py --workdir=/runs/b",
   ],
@@ -340,56 +336,39 @@ def test_only_machines_with_the_tag_reach_the_port_if_rules_can_be_made(
     assert (words in done.stderr) == is_refused
 
 
-def test_a_run_waits_for_its_machines(checkout, cloud):
-  states = "WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
-
-  done = tpu_vm(checkout, cloud, "run", states=states)
-
-  assert done.returncode == 0
-  assert verbs(cloud) == 3 * ["describe"] + ["scp"] + 3 * ["ssh"]
-  assert "b16 is PROVISIONING; waits." in done.stderr
-  # The command that shows the log.
-  logs = tpu_vm(checkout, cloud, "logs", "--dry_run", flags=["--worker=0"])
-  assert f"Its log: {logs.stdout}" in done.stderr
-  assert logs.stdout.startswith("gcloud compute tpus tpu-vm ssh b16 ")
+WAITS = "WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
 
 
 @pytest.mark.parametrize(
-  ("state", "words"),
+  "action, states, expected, words",
   [
-    ("SUSPENDED", "b16 is SUSPENDED: launch/tpu_vm.sh resume"),
-    ("FAILED", "b16 is FAILED: launch/tpu_vm.sh resume"),
-    ("none", "There is no b16: launch/tpu_vm.sh create requests"),
-    ("lost", "error: no route"),
-    ("silent", "gcloud reports no state of b16"),
+    ("run", WAITS, 3 * "describe ", "b16 is PROVISIONING; waits."),
+    ("run", "FAILED", "describe", "b16 is FAILED: launch/tpu_vm.sh resume"),
+    ("run", "none", "describe", "There is no b16: launch/tpu_vm.sh create"),
+    ("run", "lost", "describe", "error: no route"),
+    ("run", "silent", "describe", "gcloud reports no state of b16"),
+    # Requests machines again that were taken away.
+    ("resume", "none ACTIVE", "describe create describe", ""),
+    ("resume", "FAILED ACTIVE", "describe delete create describe", ""),
+    (
+      "resume",
+      "SUSPENDING SUSPENDED ACTIVE",
+      "describe describe delete create describe",
+      "",
+    ),
+    ("resume", "PROVISIONING ACTIVE", "describe describe", ""),
   ],
 )
-def test_a_run_without_machines_gives_advice(checkout, cloud, state, words):
-  done = tpu_vm(checkout, cloud, "run", states=state)
-
-  assert done.returncode == 1
-  assert words in done.stderr
-  assert verbs(cloud) == ["describe"]
-
-
-@pytest.mark.parametrize(
-  "states, expected",
-  [
-    ("SUSPENDED ACTIVE", "describe delete create describe"),
-    ("FAILED PROVISIONING ACTIVE", "describe delete create describe describe"),
-    ("SUSPENDING SUSPENDED ACTIVE", "describe describe delete create describe"),
-    ("none ACTIVE", "describe create describe"),
-    ("ACTIVE", "describe describe"),
-    ("WAITING_FOR_RESOURCES ACTIVE", "describe describe"),
-  ],
-)
-def test_resume_requests_machines_again_that_were_taken_away(
-  checkout, cloud, states, expected
+def test_the_state_of_the_machines_decides(
+  checkout, cloud, action, states, expected, words
 ):
-  done = tpu_vm(checkout, cloud, "resume", states=states)
+  done = tpu_vm(checkout, cloud, action, states=states)
 
-  assert done.returncode == 0
-  assert verbs(cloud) == [*expected.split(), "scp", "ssh", "ssh", "ssh"]
+  is_active = states.endswith("ACTIVE")
+  starts = ["scp", "ssh", "ssh", "ssh"] if is_active else []
+  assert done.returncode == (0 if is_active else 1)
+  assert verbs(cloud) == [*expected.split(), *starts]
+  assert words in done.stderr
 
 
 def on_the_machine(cloud, command: str, **programs):
@@ -400,7 +379,7 @@ def on_the_machine(cloud, command: str, **programs):
 
 
 def test_machines_get_the_commit_and_start_the_run(checkout, cloud):
-  tpu_vm(checkout, cloud, "run")
+  done = tpu_vm(checkout, cloud, "run")
   install, setup, start = [
     call[-1].removeprefix("--command=")
     for call in calls(cloud)
@@ -411,6 +390,9 @@ def test_machines_get_the_commit_and_start_the_run(checkout, cloud):
   assert on_the_machine(cloud, install, **programs).returncode == 0
   assert on_the_machine(cloud, start, sudo=RECORDS).returncode == 0
 
+  # The command that shows the log.
+  logs = tpu_vm(checkout, cloud, "logs", "--dry_run", flags=["--worker=0"])
+  assert f"Its log: {logs.stdout}" in done.stderr
   commits = [
     run("git", "rev-parse", "HEAD", folder=folder).stdout
     for folder in (checkout, cloud / "mixer")
@@ -482,13 +464,9 @@ def test_wrong_flags_are_refused_before_the_wait_for_machines(
   assert done.returncode == (2 if words else 0)
   assert words in done.stderr
   assert bool(done.stdout) != bool(words)
-
-
-def test_slurm_refuses_buckets_of_others():
-  job = LAUNCH / "slurm.sh", "--dry_run", "configs/digits.py"
-
-  assert run(*job, "gs://bucket/run").returncode == 0
-  assert run(*job, "s3://bucket/run").returncode == 2
+  if "bucket" in workdir:
+    slurm = run(LAUNCH / "slurm.sh", "--dry_run", recipe, workdir)
+    assert slurm.returncode == done.returncode
 
 
 # gke.sh
@@ -522,15 +500,6 @@ def test_a_tpu_slice_is_one_job_of_all_its_hosts():
   pod = pod_of(made)
   [job] = made["spec"]["replicatedJobs"]
   [container] = pod["containers"]
-  assert (made["apiVersion"], made["kind"]) == (
-    "jobset.x-k8s.io/v1alpha2",
-    "JobSet",
-  )
-  [annotation] = made["metadata"]["annotations"].items()
-  assert annotation == (
-    "alpha.jobset.sigs.k8s.io/exclusive-topology",
-    "cloud.google.com/gke-nodepool",
-  )
   assert made["metadata"]["name"] == made["spec"]["network"]["subdomain"]
   assert job["template"]["spec"]["completionMode"] == "Indexed"
   assert pod["nodeSelector"] == {

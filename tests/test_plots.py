@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from mixer.errors import UserError
 from mixer.training import plots
 
 
@@ -51,6 +52,8 @@ def test_the_learning_curve_has_the_numbers_of_the_log(tmp_path, monkeypatch):
   (tmp_path / "metrics.jsonl").write_text(text)
   figures = []
   new_figure = plots.new_figure
+  with pytest.raises(UserError, match="Is this the folder of a training run"):
+    plots.draw_learning_curve(tmp_path / "none")
   monkeypatch.setattr(
     plots,
     "new_figure",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several labels per image, as the ReaL paper's NumPy code counts them."""
 
+import functools
 import re
 
 import jax
@@ -8,20 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import test_evaluators
 from layouts import write_tfds
-from test_evaluators import CLASSES, EXAMPLES, Pixels, padded
+from test_evaluators import CLASSES, EXAMPLES
 
 from mixer import evaluate as evaluation
 from mixer import weights
 from mixer.config import default, evaluator
 from mixer.data.sources import open_source
-from mixer.data.workers import DEFAULT_WORKERS
 from mixer.errors import UserError
-from mixer.evaluators import EvalSetup
 from mixer.evaluators.classification import Real
 from mixer.models import create
 from mixer.plan import make_plan
-from mixer.training.sharding import replicate
 
 
 @pytest.fixture
@@ -35,21 +34,9 @@ def examples():
   }
 
 
-def evaluate(examples, *, batch=16, devices=8):
-  some = jax.local_devices()[:devices]
-  setup = EvalSetup(
-    name="real",
-    options=evaluator("real"),
-    source=None,
-    pool=None,
-    batches=lambda: padded(examples, batch),
-    model=Pixels(),
-    loss="softmax",
-    devices=some,
-    workers=DEFAULT_WORKERS,
-    folder=None,
-  )
-  return Real(setup).run(replicate({"scale": jnp.float32(3)}, some))
+evaluate = functools.partial(
+  test_evaluators.evaluate, evaluator=Real, kind="real"
+)
 
 
 @pytest.mark.parametrize("batch, devices", [(8, 1), (16, 8), (40, 8), (64, 2)])

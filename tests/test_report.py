@@ -204,34 +204,19 @@ def test_folders_that_are_no_runs_are_explained_in_a_message(tmp_path):
   assert not list(run.glob("*.html"))
 
 
-def changed(key, value):
-  """Returns a function that changes a config."""
-
-  def change(text):
-    content = json.loads(text)
-    content[key] = value
-    return json.dumps(content)
-
-  return change
-
-
 @pytest.mark.parametrize(
   "name, change, words",
   [
-    ("metrics.jsonl", "what\n", "Line 1 of .* is not a row"),
     ("provenance.json", '{"starts": [', "is damaged"),
     ("predictions.csv", "image,rank\ncat/a,1\n", "lacks 'class'"),
-    ("config.json", "[]", "not a JSON object"),
-    ("config.json", "{}", "its config lacks batch, model, data, evals"),
-    ("config.json", changed("data", 3), "data = 3"),
-    ("config.json", changed("batch", 0), "config.batch = 0 must be 1 or more"),
+    ("config.json", "{", "is damaged"),
   ],
 )
 def test_a_damaged_file_of_a_run_is_named(name, change, words, done, tmp_path):
   folder = shutil.copytree(done, tmp_path / "run")
   (folder / "classes.txt").write_text("cat\ndog\n")
   file = folder / name
-  file.write_text(change(file.read_text()) if callable(change) else change)
+  file.write_text(change)
 
   with pytest.raises(UserError, match=words) as error:
     report.write(folder)

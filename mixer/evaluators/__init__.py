@@ -31,8 +31,8 @@ class EvalSetup:
   options: its part of the config.
   source: split that is evaluated.
   pool: split that examples are sampled from, if the type does so.
-  batches: starts a pass over a split, by default over `source`; yields "image",
-    "label", "position" and "mask" (False for padding).
+  batches: starts a pass over a split; yields "image", "label", "position" and
+    "mask" (bool, False for padding), of a size that the devices divide.
   model: to evaluate.
   loss: "softmax" or "sigmoid".
   devices: local devices, which share each batch.
@@ -44,7 +44,7 @@ class EvalSetup:
   options: ConfigDict
   source: Source
   pool: Source | None
-  batches: Callable[..., Iterable[Batch]]
+  batches: Callable[[Source], Iterable[Batch]]
   model: nn.Module
   loss: str
   devices: Sequence[jax.Device]
@@ -56,6 +56,52 @@ class EvalSetup:
     if self.folder is None or not self.options[kind]:
       return None
     return self.folder / f"{self.name}_{kind}.csv"
+
+  def run_pass(
+    self,
+    step: Callable,
+    params: dict,
+    source: Source | None = None,
+    inputs: Sequence[str] = ("image",),
+    **options,
+  ) -> Iterator[tuple[Batch, Batch]]:
+    """Yields (outputs, the batch without `image`) of each batch, unpadded.
+
+    Each host passes its slice of the global batches, in step with the others,
+    and gets the results of all.
+
+    Args:
+      step, options: see `pmap_eval_step`.
+      params: a copy on every device.
+      source: split, by default the evaluator's.
+      inputs: names of the step's inputs in a batch.
+    """
+    step = pmap_eval_step(step, self.model, tuple(self.devices), **options)
+    rests = collections.deque()
+
+    def feed():
+      for batch in self.batches(self.source if source is None else source):
+        rests.append({k: v for k, v in batch.items() if k != "image"})
+        yield {key: batch[key] for key in inputs}
+
+    def fetch(outputs):
+      flat = {
+        k: np.asarray(v).reshape(-1, *v.shape[2:]) for k, v in outputs.items()
+      }
+      flat, rest = _from_all_hosts((flat, rests.popleft()))
+      mask = rest.pop("mask")
+      return (
+        {k: v[mask] for k, v in flat.items()},
+        {k: v[mask] for k, v in rest.items()},
+      )
+
+    ahead = collections.deque()  # dispatched, not yet fetched
+    for batch in prefetch_to_device(feed(), self.devices):
+      ahead.append(step(params, batch))
+      if len(ahead) > 1:
+        yield fetch(ahead.popleft())
+    while ahead:
+      yield fetch(ahead.popleft())
 
 
 @functools.cache
@@ -78,53 +124,6 @@ def pmap_eval_step(
   return pmap_step(bound, devices, in_axes=(None, 0))
 
 
-def run_pass(
-  step: Callable,
-  params: dict,
-  batches: Iterable[Batch],
-  devices: Sequence[jax.Device],
-  inputs: Sequence[str] = ("image",),
-) -> Iterator[tuple[Batch, Batch]]:
-  """Yields (outputs, the batch without `image`) of each batch, unpadded.
-
-  Each host passes its slice of the global batches, in step with the others, and
-  gets the results of all.
-
-  Args:
-    step: from `pmap_eval_step`.
-    params: a copy on every device.
-    batches: "image", "label" and "mask" (bool, False where an example is
-      padding), of a size that the devices divide.
-    devices: of the step.
-    inputs: names of the step's inputs in a batch.
-  """
-  rests = collections.deque()
-
-  def feed():
-    for batch in batches:
-      rests.append({k: v for k, v in batch.items() if k != "image"})
-      yield {key: batch[key] for key in inputs}
-
-  def fetch(outputs):
-    flat = {
-      k: np.asarray(v).reshape(-1, *v.shape[2:]) for k, v in outputs.items()
-    }
-    flat, rest = _from_all_hosts((flat, rests.popleft()))
-    mask = rest.pop("mask")
-    return (
-      {k: v[mask] for k, v in flat.items()},
-      {k: v[mask] for k, v in rest.items()},
-    )
-
-  ahead = collections.deque()  # dispatched, not yet fetched
-  for batch in prefetch_to_device(feed(), devices):
-    ahead.append(step(params, batch))
-    if len(ahead) > 1:
-      yield fetch(ahead.popleft())
-  while ahead:
-    yield fetch(ahead.popleft())
-
-
 def _from_all_hosts(slices: tuple[Batch, Batch]) -> tuple[Batch, Batch]:
   """All-gathers the slices of a global batch, in the hosts' order."""
   if jax.process_count() == 1:
@@ -140,7 +139,7 @@ def _from_all_hosts(slices: tuple[Batch, Batch]) -> tuple[Batch, Batch]:
 
 
 def gather(parts: Iterable[tuple[Batch, Batch]]) -> tuple[Batch, Batch]:
-  """Concatenates the batches of `run_pass`."""
+  """Concatenates the batches of `EvalSetup.run_pass`."""
   outputs, rests = zip(*parts, strict=True)
   return _join(outputs), _join(rests)
 

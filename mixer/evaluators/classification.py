@@ -11,12 +11,7 @@ from etils import epath
 from flax import linen as nn
 
 from mixer.errors import UserError
-from mixer.evaluators import (
-  EvalSetup,
-  gather,
-  pmap_eval_step,
-  run_pass,
-)
+from mixer.evaluators import EvalSetup, gather
 from mixer.storage import atomic_write
 from mixer.training.step import LOSSES, normalise, soft_labels
 
@@ -53,11 +48,7 @@ class Classification:
   """Loss, top-1 and top-5 accuracy, and on request details as CSV files."""
 
   def __init__(self, setup: EvalSetup):
-    """Prepares the evaluator, which compiles in its first run."""
     self._setup = setup
-    self._step = pmap_eval_step(
-      eval_step, setup.model, tuple(setup.devices), loss=setup.loss
-    )
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters.
@@ -71,7 +62,7 @@ class Classification:
     """
     setup, inputs = self._setup, ("image", "label")
     outputs, rest = gather(
-      run_pass(self._step, params, setup.batches(), setup.devices, inputs)
+      setup.run_pass(eval_step, params, inputs=inputs, loss=setup.loss)
     )
     labels, predictions = rest["label"], outputs["prediction"]
     if not len(labels):
@@ -131,9 +122,7 @@ class Real:
   """
 
   def __init__(self, setup: EvalSetup):
-    """Prepares the evaluator, which compiles in its first run."""
     self._setup = setup
-    self._step = pmap_eval_step(predict_step, setup.model, tuple(setup.devices))
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters that every device holds.
@@ -142,9 +131,7 @@ class Real:
       "accuracy" (0 to 1) over "examples" images; "unlabelled" are left out.
     """
     correct = examples = unlabelled = 0
-    for outputs, rest in run_pass(
-      self._step, params, self._setup.batches(), self._setup.devices
-    ):
+    for outputs, rest in self._setup.run_pass(predict_step, params):
       labels, predictions = rest["label"], outputs["prediction"]
       # An image without a label is right with none.
       correct += int(labels[np.arange(len(labels)), predictions].sum())

@@ -14,12 +14,7 @@ from flax import linen as nn
 from mixer.data.input_pipeline import read_labels
 from mixer.data.sources import Source, Subset
 from mixer.errors import UserError, format_list
-from mixer.evaluators import (
-  EvalSetup,
-  gather,
-  pmap_eval_step,
-  run_pass,
-)
+from mixer.evaluators import EvalSetup, gather
 from mixer.training.step import normalise
 
 # A constant feature stands for the bias, so large that its penalty is close to
@@ -120,13 +115,12 @@ class Fewshot:
   """Accuracy of linear regression on features, learned from a few examples."""
 
   def __init__(self, setup: EvalSetup):
-    """Samples the shots; compiles in the first run.
+    """Samples the shots.
 
     Raises:
       UserError: a class has too few examples in the pool.
     """
     self._setup = setup
-    self._step = pmap_eval_step(feature_step, setup.model, tuple(setup.devices))
     pool, shots = setup.pool, max(setup.options.shots)
     labels = read_labels(pool, setup.workers)
     try:
@@ -178,11 +172,7 @@ class Fewshot:
     self, params: dict, source: Source
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns features, labels and indices of the decodable examples."""
-    outputs, rest = gather(
-      run_pass(
-        self._step, params, self._setup.batches(source), self._setup.devices
-      )
-    )
+    outputs, rest = gather(self._setup.run_pass(feature_step, params, source))
     if not len(rest["label"]):
       raise UserError(
         f"No image of {source.name}, split {source.split}, can be decoded."

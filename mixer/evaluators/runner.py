@@ -110,12 +110,12 @@ class EvalRunner:
       results["left_out"] = left_out
     return results
 
-  def _make_batches(self, name: str) -> Callable[..., Iterator[Batch]]:
+  def _make_batches(self, name: str) -> Callable[[Source], Iterator[Batch]]:
     """Returns a function that starts a pass over a split."""
     evaluation = self._plan.data.evals[name]
     ops = preprocess.parse(evaluation.options.ops)
 
-    def batches(source: Source = evaluation.source) -> Iterator[Batch]:
+    def batches(source: Source) -> Iterator[Batch]:
       for batch in eval_batches(
         source,
         ops,

@@ -81,16 +81,6 @@ def make_axes(
   return list(axes)
 
 
-def series_style(i: int) -> dict[str, str | float]:
-  """Returns the colour and marker of series number `i`."""
-  return {
-    "color": PALETTE[i % len(PALETTE)],
-    "marker": MARKERS[i % len(MARKERS)],
-    "markersize": 4,
-    "linewidth": 1.4,
-  }
-
-
 def limit_accuracy(axes: "Axes", whole: float) -> None:
   """Keeps the y axis within 0 and `whole`, the value of 100 %.
 
@@ -167,68 +157,64 @@ def draw_learning_curve(workdir: str | os.PathLike) -> epath.Path:
   """
   rows = read_rows(workdir)
   names = sorted({name for row in rows for name in row})
-  training = collect(rows, "train/loss")
-  losses = {n: collect(rows, n) for n in names if is_loss(n)}
-  accuracies = {n: collect(rows, n) for n in names if is_accuracy(n)}
-  if not training[0] and not accuracies:
+  losses = [name for name in names if is_loss(name)]
+  accuracies = [name for name in names if is_accuracy(name)]
+  steps, training = collect(rows, "train/loss")
+  if not steps and not accuracies:
     raise UserError(
       f"Nothing to draw in {workdir}/metrics.jsonl: it has neither "
       "train/loss nor an accuracy. Is this the folder of a training run?"
     )
-  # An evaluator has one colour in both halves.
-  evaluators = dict.fromkeys(map(evaluator_name, (*losses, *accuracies)))
-  styles = {name: series_style(i) for i, name in enumerate(evaluators)}
   figure = new_figure(7.2, 6)
   upper, lower = make_axes(figure, 2, 1, sharex=True)
-  _draw_losses(upper, *training, losses, styles)
-  _draw_accuracies(lower, accuracies, styles)
+  upper.set_ylabel("loss", fontsize=9)
+  drawn = [*training]
+  if steps:
+    label = draw_training_loss(upper, steps, training, GREY)
+    upper.lines[-1].set_label(label)
+    title = f"loss of the batch at step {steps[-1]:,}: {training[-1]:.4g}"
+    upper.set_title(title, loc="left", fontsize=10)
+  # An evaluator has one colour in both halves.
+  evaluators = [*dict.fromkeys(map(evaluator_name, losses + accuracies))]
+  for name in losses + accuracies:
+    steps, values = collect(rows, name)
+    if is_loss(name):
+      axes, numbers = upper, f"{values[-1]:.4g}"
+      drawn += values
+    else:
+      axes, numbers = lower, f"{values[-1]:.1%}, best {max(values):.1%}"
+      axes.set_title(f"accuracy at step {steps[-1]:,}", loc="left", fontsize=10)
+    i = evaluators.index(evaluator_name(name))
+    axes.plot(
+      steps,
+      values,
+      label=f"{evaluators[i]}: {numbers}",
+      color=PALETTE[i % len(PALETTE)],
+      marker=MARKERS[i % len(MARKERS)],
+      markersize=4,
+      linewidth=1.4,
+    )
+  if log_scale_if_wide(upper, drawn):
+    upper.set_ylabel("loss (log scale)", fontsize=9)
   upper.margins(x=0.02)
+  lower.set_ylabel("evaluation accuracy (%)", fontsize=9)
+  lower.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
   lower.xaxis.get_major_locator().set_params(integer=True)
   lower.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
   lower.set_xlabel("step (updates applied)", fontsize=9)
+  if accuracies:
+    limit_accuracy(lower, 1.0)
+  else:
+    lower.set_title("no evaluation yet", loc="left", fontsize=10)
+    lower.set_ylim(0, 1)
+  for axes in (upper, lower):
+    if axes.lines:
+      axes.legend(loc="best", frameon=False, fontsize=9)
   folder = storage_path(workdir)
   figure.suptitle(folder.name, fontsize=11)
   path = folder / "learning_curve.png"
   save_picture(figure, path)
   return path
-
-
-def _draw_losses(axes, steps, losses, evaluations, styles) -> None:
-  """Draws training losses [n] at `steps`, and {name: (steps, losses)}."""
-  axes.set_ylabel("loss", fontsize=9)
-  if steps:
-    label = draw_training_loss(axes, steps, losses, GREY)
-    axes.lines[-1].set_label(label)
-    axes.set_title(
-      f"loss of the batch at step {steps[-1]:,}: {losses[-1]:.4g}",
-      loc="left",
-      fontsize=10,
-    )
-  for name, values in evaluations.items():
-    label = f"{evaluator_name(name)}: {values[1][-1]:.4g}"
-    axes.plot(*values, **styles[evaluator_name(name)], label=label)
-  drawn = [losses, *(values for _, values in evaluations.values())]
-  if log_scale_if_wide(axes, [value for each in drawn for value in each]):
-    axes.set_ylabel("loss (log scale)", fontsize=9)
-  if axes.lines:
-    axes.legend(loc="best", frameon=False, fontsize=9)
-
-
-def _draw_accuracies(axes, accuracies, styles) -> None:
-  """Draws {name: (steps, accuracies from 0 to 1)}."""
-  axes.set_ylabel("evaluation accuracy (%)", fontsize=9)
-  axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
-  if not accuracies:
-    axes.set_title("no evaluation yet", loc="left", fontsize=10)
-    axes.set_ylim(0, 1)
-    return
-  for name, (steps, shares) in accuracies.items():
-    label = f"{evaluator_name(name)}: {shares[-1]:.1%}, best {max(shares):.1%}"
-    axes.plot(steps, shares, **styles[evaluator_name(name)], label=label)
-  limit_accuracy(axes, 1.0)
-  axes.legend(loc="best", frameon=False, fontsize=9)
-  last = max(steps[-1] for steps, _ in accuracies.values())
-  axes.set_title(f"accuracy at step {last:,}", loc="left", fontsize=10)
 
 
 def is_loss(name: str) -> bool:

@@ -3,8 +3,7 @@
 
 config.json holds the resolved config, provenance.json every start's commit,
 versions and devices, metrics.jsonl the log, checkpoints/ the state, weights.npz
-and classes.txt the result. Files of older versions may lack keys; those that
-somebody has damaged end in one message that names the file.
+and classes.txt the result. Files of older versions may lack keys.
 """
 
 import contextlib
@@ -28,10 +27,9 @@ from mixer.config_check import (
   explain_order,
   resolve,
   to_dict,
-  validate,
 )
 from mixer.errors import UserError
-from mixer.storage import atomic_write, check_folder, is_in_bucket
+from mixer.storage import atomic_write, is_in_bucket
 
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"  # the latest result of eval.py
@@ -40,18 +38,6 @@ PACKAGES = (
   "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets "
   "ml_collections clu numpy opencv-python-headless"
 ).split()
-
-
-def make_folder(workdir: str | None) -> epath.Path:
-  """Makes the run's folder and checks that it can be written to.
-
-  Raises:
-    UserError: none is given, or it cannot be written to.
-    RetryableError: its bucket cannot be reached.
-  """
-  if not workdir:
-    raise UserError("Name the run's folder: --workdir=DIR.")
-  return check_folder(workdir)
 
 
 # The config of the run that a folder holds.
@@ -127,16 +113,6 @@ def has_gone_back(
   if step is None or not starts or starts[-1].get("went_back_to") != step:
     return False
   return not [*diff_configs(read_config(path / "config.json"), to_dict(config))]
-
-
-def with_defaults(config: dict, defaults: dict) -> dict:
-  """Adds the keys that were not in the schema when the config was written."""
-  return defaults | {
-    RENAMED.get(key, key): with_defaults(value, defaults[key])
-    if isinstance(value, dict) and isinstance(defaults.get(key), dict)
-    else value
-    for key, value in config.items()
-  }
 
 
 # Writing.
@@ -248,38 +224,22 @@ def read_json(file: epath.Path) -> dict:
     UserError: the file holds none.
   """
   with wrap_read_errors(file):
-    content = json.loads(file.read_text())
-    if not isinstance(content, dict):
-      raise ValueError("it is not a JSON object")
-    return content
+    return json.loads(file.read_text())
 
 
 def read_config(file: epath.Path) -> dict:
-  """Reads config.json; see `validate_config`."""
-  return validate_config(read_json(file), file)
+  """Reads config.json; adds the keys that the schema did not have then."""
+  return with_defaults(read_json(file), to_dict(default()))
 
 
-def validate_config(config: dict, file: epath.Path) -> dict:
-  """Returns a config from a file, with the schema's other keys added.
-
-  Raises:
-    UserError: it lacks a key that every config has, or has a value out of its
-      range.
-  """
-  with wrap_read_errors(file):
-    if lacking := [key for key in _REQUIRED if key not in config]:
-      raise ValueError(f"its config lacks {', '.join(lacking)}")
-    for part in _REQUIRED[1:]:
-      if not isinstance(config[part], dict):
-        raise ValueError(f"{part} = {config[part]!r}")
-    filled = with_defaults(config, to_dict(default()))
-    try:
-      problems = list(validate(resolve_known(filled)))
-    except UserError as error:
-      problems = str(error).splitlines()
-    if problems:
-      raise ValueError(problems[0].removesuffix("."))
-    return filled
+def with_defaults(config: dict, defaults: dict) -> dict:
+  """Adds keys that a config lacks, and renames former ones."""
+  return defaults | {
+    RENAMED.get(key, key): with_defaults(value, defaults[key])
+    if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    else value
+    for key, value in config.items()
+  }
 
 
 def load_config(folder: epath.Path) -> ConfigDict:
@@ -294,17 +254,19 @@ def load_config(folder: epath.Path) -> ConfigDict:
       f"There is no run in {folder}, since it holds no config.json: mend the "
       "name, or give the recipe with --config."
     )
-  return resolve_known(read_config(file))
+  return resolve_known(read_json(file))
 
 
 def resolve_known(config: dict) -> ConfigDict:
   """Resolves a config of an older version, without its unknown keys."""
-  known = _filter_keys(config, to_dict(default()))
-  return resolve(ConfigDict(known | {"evals": _filter_evals(config)}))
-
-
-# Without these keys nobody can tell which model was trained on which data.
-_REQUIRED = "batch", "model", "data", "evals"
+  schema = to_dict(default())
+  config = with_defaults(config, schema)
+  evals = {}
+  for name, options in config["evals"].items():
+    kind = options.get("type", "classification")
+    if kind in EVALUATORS:
+      evals[name] = _filter_keys(options, to_dict(evaluator(kind)))
+  return resolve(ConfigDict(_filter_keys(config, schema) | {"evals": evals}))
 
 
 def _filter_keys(config: dict, schema: dict) -> dict:
@@ -316,15 +278,3 @@ def _filter_keys(config: dict, schema: dict) -> dict:
     for key, value in config.items()
     if key in schema
   }
-
-
-def _filter_evals(config: dict) -> dict:
-  """Drops evaluators of unknown types, and their unknown keys."""
-  evals = {}
-  for name, options in config["evals"].items():
-    if not isinstance(options, dict):
-      raise ValueError(f"evals.{name} = {options!r}")
-    kind = options.get("type", "classification")
-    if kind in EVALUATORS:
-      evals[name] = _filter_keys(options, to_dict(evaluator(kind)))
-  return evals

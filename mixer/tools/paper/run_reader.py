@@ -23,7 +23,6 @@ from mixer.training.run_dir import (
   read_config,
   read_json,
   resolve_known,
-  validate_config,
 )
 from mixer.weights import RUN_FILE
 
@@ -227,14 +226,13 @@ def results_of(run: Run, results: Mapping[str, Number]) -> RunResult:
 
 
 def _read_evaluation(folder: epath.Path) -> RunResult:
-  file = folder / EVALUATION_FILE
-  content = read_json(file)
+  content = read_json(folder / EVALUATION_FILE)
   # Checkpoints in the folder are evaluated instead of config.init.
   config = content["config"] | {"init": content["evaluated"]}
   return RunResult(
     folder,
     EVALUATION,
-    to_dict(resolve_known(validate_config(config, file))),
+    to_dict(resolve_known(config)),
     _single_means(content["results"]),
     [content],
     sha256=content.get("sha256"),
@@ -242,15 +240,14 @@ def _read_evaluation(folder: epath.Path) -> RunResult:
 
 
 def _read_sweep(folder: epath.Path) -> RunResult:
-  file = folder / SWEEP_FILE
-  content = read_json(file)
+  content = read_json(folder / SWEEP_FILE)
   starts = []
   for run in content["final"]:
     starts += _read_starts(folder / run["folder"])
   return RunResult(
     folder,
     SWEEP,
-    to_dict(resolve_known(validate_config(content["config"], file))),
+    to_dict(resolve_known(content["config"])),
     content["means"],
     starts or [content["provenance"]],  # runs may have been moved away
     learning_rate=content["learning_rate"],

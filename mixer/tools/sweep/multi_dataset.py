@@ -20,12 +20,11 @@ from ml_collections import ConfigDict, config_flags
 from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.errors import UserError, did_you_mean
 from mixer.jax_setup import configure_xla
-from mixer.storage import storage_path
+from mixer.storage import make_folder, storage_path
 from mixer.tools.sweep import sweep as single
 from mixer.tools.sweep.plan import plan_sweep
 from mixer.tools.sweep.report import JSON, describe, mean_text, write_files
 from mixer.tools.table import render
-from mixer.training import run_dir
 from mixer.training.lock import locked
 
 
@@ -126,7 +125,7 @@ def sweep(
   Returns:
     The exit code, as of a single sweep.
   """
-  folder = run_dir.make_folder(str(multi.folder))
+  folder = make_folder(str(multi.folder))
   failures, is_unfinished = {}, False
   with contextlib.ExitStack() as stack:
     if not parallel:

@@ -13,7 +13,12 @@ from mixer import train
 from mixer.cli import EX_OK, EX_TEMPFAIL, sigterm_to_keyboard_interrupt
 from mixer.errors import UserError, format_list
 from mixer.jax_setup import configure_xla
-from mixer.storage import atomic_write, storage_errors, storage_path
+from mixer.storage import (
+  atomic_write,
+  make_folder,
+  storage_errors,
+  storage_path,
+)
 from mixer.tools.sweep.plan import (
   FAILED,
   Outcome,
@@ -23,7 +28,6 @@ from mixer.tools.sweep.plan import (
   read_outcome,
 )
 from mixer.tools.sweep.report import describe, failure_reason, write_report
-from mixer.training import run_dir
 from mixer.training.lock import LockedError, locked
 from mixer.training.nonfinite import DivergedError
 from mixer.training.preemption import SIGNALS
@@ -62,7 +66,7 @@ def sweep(
   configure_xla(deterministic=config.get("deterministic_operations"))
   with contextlib.ExitStack() as stack:
     stack.enter_context(storage_errors(workdir))
-    folder = run_dir.make_folder(workdir)
+    folder = make_folder(workdir)
     if not parallel:
       stack.enter_context(locked(folder))
     plan = plan_sweep(config, folder, accept_changes=accept_changes)
