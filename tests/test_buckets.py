@@ -207,12 +207,12 @@ def assert_same_run(one, other):
 def test_a_run_in_a_bucket_that_is_killed_ends_like_one_on_a_disk(
   start, storage, images, on_a_disk
 ):
-  """One of five kills is in a save; an evaluation fails once."""
+  """One of three kills is in a save; an evaluation fails once."""
   folder = storage.root / "killed"
-  for i in range(5):
+  for i in range(3):
     process = start("gs://bucket/killed")
-    wait_for_save(process, folder, 20 * i + 10, is_committed=i != 2)
-    time.sleep(random.uniform(0.0, 0.2) if i != 2 else 0.0)
+    wait_for_save(process, folder, 30 * i + 10, is_committed=i != 1)
+    time.sleep(random.uniform(0.0, 0.2) if i != 1 else 0.0)
     process.kill()
     output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output

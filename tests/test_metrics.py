@@ -94,18 +94,6 @@ def test_writes_for_one_step_make_one_row(tmp_path):
   ]
 
 
-def test_a_process_that_does_not_log_leaves_no_trace(tmp_path):
-  workdir = tmp_path / "run"
-
-  with open_writer(workdir, enabled=False) as writer:
-    writer.write(1, {"train/loss": 1.0})
-    writer.message("hello")
-    writer.profile(11)
-    writer.flush()
-
-  assert not workdir.exists()
-
-
 @pytest.mark.parametrize(
   "tail",
   [
