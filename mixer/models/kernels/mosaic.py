@@ -22,6 +22,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from mixer.models.kernels import gelu_gate, statistics
 from mixer.models.layers import gelu_grad
 
+if jax.__version_info__ < (0, 11):
+  raise ImportError("Kernels of Mosaic GPU need jax 0.11 or newer.")
+
 THREADS = 128
 _TILE = 4096  # elements at most, 32 for each thread
 _PARTS = 8  # programs per example in the layer norm's backward pass
@@ -182,7 +185,7 @@ def _indices(count):
 
 def _divisor(number, most):
   """Returns the largest divisor that is not above `most`."""
-  return max(k for k in range(1, most + 1) if number % k == 0)
+  return max(k for k in range(1, max(most, 1) + 1) if number % k == 0)
 
 
 def _vector(columns):
