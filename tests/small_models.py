@@ -39,6 +39,11 @@ def golden(family: str) -> Golden:
   )
 
 
+def assert_same(one: dict, other: dict) -> None:
+  """Fails unless two trees of arrays are equal to the bit."""
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 def count_saved(model: nn.Module, params: dict, images) -> int:
   """Returns how many numbers the forward pass saves for the backward pass."""
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from old_checkpoints import old_mixer, old_vit
+from small_models import assert_same, golden
 
 from mixer import weights
 from mixer.errors import UserError
@@ -40,13 +41,6 @@ def flat_file():
 def load_as_file(arrays, tmp_path):
   np.savez(tmp_path / "file.npz", **arrays)
   return flatten_dict(weights.load(tmp_path / "file.npz"), sep="/")
-
-
-def assert_same(given, wanted):
-  assert given.keys() == wanted.keys()
-  for name, array in wanted.items():
-    assert given[name].shape == array.shape, name
-    assert np.array_equal(given[name], array), name
 
 
 def test_timms_names_and_shapes_are_timms():
@@ -91,7 +85,7 @@ def test_parameters_are_taken_out_of_a_whole_training_state(tmp_path, capsys):
 
 
 def test_two_arrays_that_would_get_one_name_are_refused(tmp_path):
-  old, _ = old_vit(head=7)
+  old = old_vit(flatten_dict(golden("ViT").params, sep="/"))
   name = "Transformer/encoderblock_0/LayerNorm_{}/bias"
   old[name.format(1)] = old[name.format(2)]
 

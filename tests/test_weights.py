@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save, save_file
-from small_models import SIZES
+from small_models import SIZES, assert_same
 
 from mixer import weights
 from mixer.errors import UserError
@@ -23,15 +23,6 @@ from mixer.weights import convert, io
 ROOT = Path(__file__).parent.parent
 TINY = SIZES["Mixer"]
 FILE = "tests/goldens/mixer_tiny.npz"
-
-
-def assert_equal(one, other):
-  one, other = (flatten_dict(tree, sep="/") for tree in (one, other))
-  assert one.keys() == other.keys()
-  for name in one:
-    assert one[name].dtype == other[name].dtype
-    assert one[name].shape == other[name].shape
-    assert one[name].tobytes() == other[name].tobytes()
 
 
 def test_other_readers_of_npz_find_the_arrays_only(tmp_path):
@@ -53,7 +44,7 @@ def test_a_file_says_with_which_gelu_it_was_trained(tmp_path, suffix, gelu):
   weights.save(path, params, gelu=gelu)
 
   assert weights.read(path).gelu == gelu
-  assert_equal(weights.load(path), params)
+  assert_same(weights.load(path), params)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +218,7 @@ def test_names_that_wrappers_have_changed_are_read(
   arrays = {re.sub(pattern, new, k): v for k, v in timms_arrays().items()}
   save_file(arrays, path)
 
-  assert_equal(weights.load(path), weights.load(FILE))
+  assert_same(weights.load(path), weights.load(FILE))
   assert "Leaves out the prefixes of wrappers" in capsys.readouterr().err
 
 
@@ -257,7 +248,7 @@ def test_a_file_of_a_run_knows_what_its_folder_knows(tmp_path, suffix):
     found = weights.read(tmp_path / name)
     assert {key: getattr(found, key) for key in record} == record
     assert found.image_size == (32, 32)
-    assert_equal(found.params, params)
+    assert_same(found.params, params)
 
 
 def test_names_of_classes_that_fill_a_comment_are_left_out(tmp_path):
@@ -341,7 +332,7 @@ def test_convert_grows_and_says_what_it_did(
 
   assert re.search(words, capsys.readouterr().out)
   params = weights.load(source)
-  assert_equal(
+  assert_same(
     weights.load(target), weights.grow(params, **growth) if growth else params
   )
 
@@ -410,4 +401,4 @@ def test_weights_for_other_pixels_take_ours(
   # Converted once, whatever the place.
   again = theirs.with_name("again.safetensors")
   assert main(["convert", str(theirs), str(again)]) == 0
-  assert_equal(weights.load(again), ours.params)
+  assert_same(weights.load(again), ours.params)

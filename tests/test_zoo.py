@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from old_checkpoints import old_bit, old_vit
+from small_models import assert_same, golden
 
 from mixer import weights
 from mixer.errors import UserError
@@ -17,7 +18,8 @@ from mixer.weights import convert, download
 from mixer.weights.zoo import REGISTRY, UNPUBLISHED, find
 
 MIXERS = [name for name in REGISTRY if "/Mixer" in name]
-OTHERS = [name for name in REGISTRY if "/Mixer" not in name]
+# One of each recipe.
+OTHERS = {x.recipe: x.name for x in REGISTRY.values() if x.name not in MIXERS}
 # To a hundredth of a MiB.
 VITS_OF_A_LISTED_SIZE = (
   "imagenet21k/ViT-B_32",
@@ -76,29 +78,24 @@ def test_mixers_are_read_by_their_names_in_every_layout(
 
   checkpoint = weights.read(name)
 
-  found = flatten_dict(checkpoint.params, sep="/")
-  assert found.keys() == arrays.keys()
-  for key in arrays:
-    assert np.array_equal(found[key], arrays[key])
+  assert_same(checkpoint.params, unflatten_dict(arrays, sep="/"))
   assert checkpoint.gelu == "tanh" and checkpoint.image_size == (224, 224)
   assert checkpoint.create_model().num_classes == published.num_classes
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", OTHERS.values())
 def test_baselines_are_read_by_their_names(cache, accept_any_size, name):
   published = find(name)
+  params = golden(published.model[:3]).params
+  today = flatten_dict(params, sep="/")
   make = old_vit if "ViT" in published.model else old_bit
-  old, today = make(head=published.num_classes)
-  put(published, cache, old, ".npz")
+  put(published, cache, make(today), ".npz")
 
   checkpoint = weights.read(name)
 
-  found = flatten_dict(checkpoint.params, sep="/")
-  assert found.keys() == today.keys()
-  for key in today:
-    assert np.array_equal(found[key], today[key])
-  # The ViT in the file is for 2 x 2 patches, and says so by its shapes.
-  own_size = (8, 8) if "ViT" in published.model else published.image_size
+  assert_same(checkpoint.params, params)
+  # The ViT in the file is for 32 px, and says so by its shapes.
+  own_size = (32, 32) if "ViT" in published.model else published.image_size
   assert checkpoint.image_size == own_size
 
 
