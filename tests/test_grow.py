@@ -153,7 +153,7 @@ def test_interpolated_units_answer_to_a_smooth_picture_as_before(side):
     ("mixer", dict(factor=2, grid=(3, 5)), "3 x 5.*16 tokens"),
     ("vit", dict(factor=2), "no token-mixing MLPs to copy for every tile"),
     ("vit", dict(tokens=(3, 3), grid=(4, 5)), "are for 16 tokens"),
-    ("bit", dict(tokens=(3, 3)), "width=0.5.*any size as it is"),
+    ("bit", dict(tokens=(3, 3)), "width=0.5.*images of any size: only a Mixer"),
   ],
 )
 def test_growth_that_cannot_be_is_refused(family, given, words):
@@ -161,11 +161,6 @@ def test_growth_that_cannot_be_is_refused(family, given, words):
 
   with pytest.raises(UserError, match=words):
     weights.grow(params, **given)
-
-
-def test_weights_without_token_mixing_are_refused():
-  with pytest.raises(UserError, match="no token-mixing MLPs"):
-    weights.grow({"stem": {"kernel": np.ones((8, 8, 3, 4))}}, factor=2)
 
 
 @pytest.mark.parametrize(

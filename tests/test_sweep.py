@@ -361,7 +361,6 @@ def test_where_all_rates_fail_the_reasons_are_the_message(digits_dir, tmp_path):
     ({"sweep.learning_rates": ()}, "config.sweep.learning_rates is empty"),
     ({"sweep.learning_rates": (0.1, -1)}, "has -1: rates are above 0"),
     ({"sweep.learning_rates": ("x",)}, "has 'x': rates are above 0"),
-    ({"sweep.learning_rates": (0.1, 0.1)}, "the same to six digits (lr_0.1)"),
     ({"data.ops": "resize(10)"}, "Images are of several sizes"),
     ({"sweep.seeds": 0}, "config.sweep.seeds = 0 must be 1 or more"),
     ({"sweep.full_examples": 1_436}, "set config.sweep.full_examples = 1437"),

@@ -66,9 +66,9 @@ def without_channel_mixing(params, block):
   return params
 
 
-def apply(model, params, images, **call):
+def apply(model, params, images):
   with jax.default_matmul_precision("highest"):
-    return model.apply({"params": params}, images, **call)
+    return jax.jit(model.apply)({"params": params}, images)
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ def test_convert_grows_and_says_what_it_did(
   [
     ("nothing.npz", [], "There are no weights at nothing.npz"),
     ("other.npz", [], "not the parameters of a Mixer"),
-    (f"{ROOT}/tests/goldens/bit_tiny.npz", ["--grow=2"], "size as it is"),
+    (f"{ROOT}/tests/goldens/bit_tiny.npz", ["--grow=2"], "any size: only a"),
     (f"{ROOT}/{FILE}", ["--tokens=4"], "'4' is not written as 24x24"),
     (f"{ROOT}/{FILE}", ["--grow=448"], "invalid choice: 448"),
   ],

@@ -181,8 +181,8 @@ def test_the_list_has_everything_in_a_hundred_columns(capsys):
   assert max(len(line) for line in out.splitlines()) <= 100
   assert all(f"\n{name} " in out for name in REGISTRY)
   joined = " ".join(out.split())
-  for never in UNPUBLISHED:
-    assert f"{never.description[1:]}. {never.instead}" in joined
+  for _, description, instead in UNPUBLISHED:
+    assert f"{description[1:]}. {instead}" in joined
   assert "goog_in21k_ft_in1k" in out and "11,221 classes" in out
   assert "unknown" in out
 

@@ -100,8 +100,8 @@ def _list(names: list[str]) -> str:
       f"{each.measured}".rstrip()
     )
   unpublished = [
-    f"{each.description[0].upper()}{each.description[1:]}. {each.instead}"
-    for each in UNPUBLISHED
+    f"{description[0].upper()}{description[1:]}. {instead}"
+    for _, description, instead in UNPUBLISHED
   ]
   return "\n".join(
     [

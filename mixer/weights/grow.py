@@ -16,7 +16,7 @@ import numpy as np
 
 from mixer.errors import UserError
 from mixer.models.base import TokenModel
-from mixer.models.infer import describe, infer, infer_image_size
+from mixer.models.infer import describe_params, infer, infer_image_size
 from mixer.models.vit import VisionTransformer
 
 Grid = tuple[int, int]  # rows and columns of tokens
@@ -45,15 +45,10 @@ def grid_shape(params: dict, image_size: Grid | None = None) -> Grid:
 
 def _token_model(params: dict) -> TokenModel:
   model = infer(params)
-  if model is None:
-    raise UserError(
-      "These weights have no token-mixing MLPs and no position embeddings: "
-      "they are neither a Mixer's nor a ViT's."
-    )
   if not isinstance(model, TokenModel):
     raise UserError(
-      f"These weights are of {describe(model)}, which takes images of any size "
-      "as it is: there is nothing to grow."
+      f"These weights are of {describe_params(params)}: only a Mixer's and a "
+      "ViT's grow."
     )
   return model
 

@@ -105,20 +105,13 @@ def read(init: str | os.PathLike) -> LoadedWeights:
     if path.is_dir():
       path = _find_file(path)
     if path.exists():
-      return _read_file(path, name, _published_at(path))
+      return _read_file(path, name)
   if path.is_absolute() or path.suffix in _SUFFIXES:
     raise UserError(
       f"There are no weights at {name}: give a file, the folder of a finished "
       "run, or a published name (python -m mixer weights list)."
     )
-  published = zoo.find(name)
-  return _read_file(download.fetch(published), name, published)
-
-
-def _published_at(path: Path) -> Published | None:
-  """Returns the entry of a file in the cache, by its folder and name."""
-  name = "/".join(path.absolute().parts[-2:]).removesuffix(path.suffix)
-  return zoo.REGISTRY.get(name)
+  return _read_file(download.fetch(zoo.find(name)), name)
 
 
 def _find_file(folder: epath.Path) -> epath.Path:
@@ -135,9 +128,10 @@ def _find_file(folder: epath.Path) -> epath.Path:
   )
 
 
-def _read_file(
-  path: Path, name: str, published: Published | None
-) -> LoadedWeights:
+def _read_file(path: Path, name: str) -> LoadedWeights:
+  # Files in the cache, by their folder and name.
+  cached = "/".join(path.absolute().parts[-2:]).removesuffix(path.suffix)
+  published = zoo.REGISTRY.get(cached)
   params, record = io.read_file(path)
   config, class_names = record.get("config"), record.get("class_names")
   gelu, about, model, image_size = record.get("gelu"), {}, None, None

@@ -12,7 +12,6 @@ published.
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from mixer.errors import UserError, format_list, nearest
 from mixer.models import sizes
@@ -271,54 +270,43 @@ REGISTRY = {
 }
 
 
-class Unpublished(NamedTuple):
-  """Weights that people look for, and that nobody has published.
-
-  pattern: matches the names under which people look for them.
-  description: of the weights.
-  instead: the alternative, a sentence.
-  """
-
-  pattern: str
-  description: str
-  instead: str
-
-
+# Weights that people look for, and that nobody has published: a pattern of
+# their names, their description, and a sentence about the alternative.
 UNPUBLISHED = (
-  Unpublished(
+  (
     r"jft|Mixer-H|BiT-L",
     "anything trained on JFT-300M or JFT-3B: every Mixer-H/14, the Mixers of "
     "86.78 and 87.94 % in tables 2 and 3, BiT-L, ViT on JFT",
     "The best Mixer there is to fine-tune is imagenet21k/Mixer-L_16.",
   ),
-  Unpublished(
+  (
     r"imagenet21k\+.*/Mixer|Mixer.*(ft|21k.*1k|2012|448|384)",
     "Mixers of ImageNet-21k fine-tuned on ImageNet-1k, at 224 px (80.64 and "
     "82.89 %) or 448 px (84.15 %)",
     "Fine-tune imagenet21k/Mixer-B_16 or -L_16 yourself: "
     "configs/finetune.py:dataset=imagenet2012.",
   ),
-  Unpublished(
+  (
     r"imagenet1k/Mixer-(S|._32)",
     "Mixer-S and Mixer-*/32 trained on ImageNet-1k by the paper's recipe",
     "gsam/ has Mixer-S_8, -S_16, -S_32 and -B_32, trained on ImageNet-1k.",
   ),
-  Unpublished(
+  (
     r"imagenet21k/Mixer-(S|._32)",
     "Mixer-S and Mixer-*/32 trained on ImageNet-21k",
     "ImageNet-21k has only Mixer-B_16 and -L_16; smaller ones are in gsam/.",
   ),
-  Unpublished(
+  (
     r"sam/Mixer-L|(^|[^g])sam/Mixer-S|Mixer-._8",
     "Mixer-L with SAM or GSAM, Mixer-S with SAM, Mixer-B/8",
     "gsam/ has Mixer-S_8, -S_16, -S_32, -B_16 and -B_32.",
   ),
-  Unpublished(
+  (
     r"BiT.*(R200x3|R152x1|R50x2)",
     "BiT-R200x3, BiT-R152x1 and BiT-R50x2, on any data",
     "bit/ has R50x1, R50x3, R101x1, R101x3, R152x2 and R152x4.",
   ),
-  Unpublished(
+  (
     r"^imagenet(1k|2012)/ViT",
     "ViT of the ViT paper trained on ImageNet-1k only",
     "augreg/ViT-B_16-i1k and augreg/ViT-L_16-i1k are later, better ones.",
@@ -334,11 +322,11 @@ def find(name: str) -> Published:
   """
   if name in REGISTRY:
     return REGISTRY[name]
-  for never in UNPUBLISHED:
-    if re.search(never.pattern, name, re.IGNORECASE):
+  for pattern, description, instead in UNPUBLISHED:
+    if re.search(pattern, name, re.IGNORECASE):
       raise UserError(
-        f"{name} was never published; neither were these: {never.description}. "
-        f"{never.instead}"
+        f"{name} was never published; neither were these: {description}. "
+        f"{instead}"
       )
   near = [known for known in REGISTRY if known.endswith(f"/{name}")]
   near = near or nearest(name, REGISTRY, most=4, cutoff=0.4)

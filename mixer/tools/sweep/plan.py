@@ -93,7 +93,7 @@ def best_outcome(config: ConfigDict, outcomes: list[Outcome]) -> Outcome | None:
 
 def grid_runs(config: ConfigDict, folder: epath.Path) -> list[SweepRun]:
   """Returns one run per learning rate, from the lowest on."""
-  rates = sorted(config.sweep.learning_rates)
+  rates = sorted({*config.sweep.learning_rates})
   return [_make_run(config, folder / f"lr_{rate:g}", rate) for rate in rates]
 
 
@@ -227,12 +227,6 @@ def _check_grid(sweep: SweepPlan) -> Iterator[str]:
     yield (
       "config.sweep.full_examples is set, but full_split is not, such as "
       "'train'."
-    )
-  names = [run.folder.name for run in sweep.grid]
-  if repeated := sorted({name for name in names if names.count(name) > 1}):
-    yield (
-      f"config.sweep.learning_rates = {options.learning_rates} has rates that "
-      f"are the same to six digits ({', '.join(repeated)}): leave one of them."
     )
 
 

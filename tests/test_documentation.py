@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of CONTRIBUTING.md train and evaluate as they are written."""
+"""The notebook runs, and the examples of CONTRIBUTING.md train and evaluate."""
 
+import json
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,7 +17,17 @@ from mixer.cli import EX_OK
 from mixer.data import pp_parser
 from mixer.models import mixer
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+TOUR = ROOT / "docs" / "tour.ipynb"
+# Without Jupyter or a network.
+RUN = """
+import json, sys
+space = {"__name__": "__main__"}
+for cell in json.load(open(sys.argv[1]))["cells"]:
+  if cell["cell_type"] == "code":
+    exec("".join(cell["source"]), space)
+"""
 
 
 def run_example(name, source, monkeypatch):
@@ -65,3 +77,32 @@ def test_the_examples_train_and_evaluate(digits_dir, tmp_path, monkeypatch):
     weights.read(str(tmp_path)).create_model(), shift.ShiftMixer
   )
   assert 0.1 <= read_rows(tmp_path)[-1]["eval/own/confidence"] <= 1.0
+
+
+def test_the_tour_runs_from_top_to_bottom(environment):
+  done = subprocess.run(
+    [sys.executable, "-c", RUN, str(TOUR)],
+    cwd=TOUR.parent,
+    env=environment | {"MPLBACKEND": "Agg"},
+    capture_output=True,
+    text=True,
+  )
+
+  assert done.returncode == 0, done.stderr
+  percent = {
+    name: float(value)
+    for name, value in re.findall(r"(\w+) .*?([\d.]+)%", done.stdout)
+  }
+  assert percent["test"] > 90  # on the digits 0 to 4
+  assert percent["finetune"] > percent["scratch"]
+
+
+def test_the_tour_is_committed_with_small_outputs_and_no_error():
+  cells = json.loads(TOUR.read_text())["cells"]
+  outputs = [out for cell in cells for out in cell.get("outputs", ())]
+
+  assert TOUR.stat().st_size < 200_000
+  kinds = {out["output_type"] for out in outputs}
+  assert kinds == {"stream", "display_data"}
+  assert {out.get("name", "stdout") for out in outputs} == {"stdout"}
+  assert "docs/tour.ipynb" in (ROOT / "README.md").read_text()
