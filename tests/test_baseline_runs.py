@@ -102,7 +102,7 @@ def test_its_weights_are_taken_at_another_resolution(run, digits_dir):
     f"{grown}interpolated. {kept}" if model == "ViT" else kept
   )
   config.init_growth = "tiles"
-  words = "any size" if model == "BiT" else "take 'interpolate', which resizes"
+  words = "any size" if model == "BiT" else "init_growth='interpolate'"
   with pytest.raises(UserError, match=words):
     make_plan(config).complaints.raise_all()
 
