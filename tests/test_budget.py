@@ -15,7 +15,7 @@ FIGURES = {
   "bytes_moved": 1000,
   "peak_memory": 1000,
   "collectives": {"all-reduce": [1, 1000]},
-  "operations": {"dot": 500, "tanh": 100},
+  "operations": {"products": 900, "tanh": 100},
 }
 
 
@@ -45,11 +45,8 @@ def test_the_step_of_s32_keeps_its_budget(target, environment):
     ({"bytes_moved": 1031}, ["x: bytes moved 1,031, before 1,000."]),
     ({"peak_memory": 2000}, ["x: bytes of peak memory 2,000, before 1,000."]),
     (
-      {"flops": 1200, "operations": {"dot": 501, "tanh": 300}},
-      [
-        "x: FLOPs 1,200, before 1,000; the most by tanh, 300 elements, before"
-        " 100."
-      ],
+      {"flops": 1200, "operations": {"products": 901, "tanh": 299}},
+      ["x: FLOPs 1,200, before 1,000; the most by tanh, 299, before 100."],
     ),
     (
       {"collectives": {"all-reduce": [2, 1000], "all-gather": [1, 8]}},
