@@ -363,6 +363,25 @@ def test_the_machines_that_end_a_run_in_time_are_listed(kinds, days, expected):
   assert ("--config.total_steps=" in text) == (days < 1)
 
 
+def test_each_kind_of_chip_shows_its_fastest_where_none_is_in_time():
+  plan = plan_for(load("pretrain_i21k", "B/16"), 1)
+
+  report = find_machines(plan, ["v2", "tpu7x"], 3600.0)
+
+  names = [each["topology"] for each in report["machines"]]
+  assert report["fits"] and names[:2] == ["v2:16x16", "tpu7x:8x8x8"]
+
+
+def test_machines_that_a_batch_leaves_out_are_counted():
+  config = load("pretrain_i21k", "B/16")
+  config.batch = 4_099
+
+  report = find_machines(plan_for(config, 1), ["v6e"], 3600.0)
+
+  assert [each["topology"] for each in report["machines"]] == ["v6e:1x1"]
+  assert "7 machines left out" in describe_machines(report)
+
+
 def test_a_batch_that_no_machine_divides_is_named():
   config = load("digits")
   config.batch = 63
@@ -461,7 +480,10 @@ def run(*arguments, code=None):
   [
     (["--topology=v4-33"], "error: --topology=v4-33 is not a known machine"),
     ([], "error: Name a machine, such as --topology=v4:4x4x4"),
-    (["--topology=v4-8", "--within=2h"], "error: Name a machine, such as"),
+    (["--topology=v4-8", "--within=2h"], "--topology or --within, not both"),
+    (["--within=2h", "--suggest"], "--suggest compiles"),
+    (["--within=2h", "--chips="], "--chips= names no chip"),
+    (["--topology=gpu:h200x12"], "take 8 or 16"),
     (["--within=48"], "error: --within=48 is not a duration"),
     (["--within=0h"], "error: --within=0h is not a duration"),
     (["--within=-2d"], "error: --within=-2d is not a duration"),

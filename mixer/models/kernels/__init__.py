@@ -121,8 +121,8 @@ def select_kernels(kind: str, *, gelu: str, dropout: float) -> str:
   device = _targets[-1] if _targets else jax.local_devices()[0]
   if kind == "fused":
     return "gpu" if device.platform in _GPUS else "tpu"
-  is_measured = device.device_kind.startswith(FASTER_ON) and has_triton()
-  return "gpu" if is_measured else "plain"
+  is_faster = device.device_kind.startswith(FASTER_ON) and has_triton()
+  return "gpu" if is_faster else "plain"
 
 
 @functools.cache

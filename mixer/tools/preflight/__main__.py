@@ -48,15 +48,22 @@ flags.mark_flag_as_required("config")
 def main() -> int:
   from mixer.tools.preflight import compiler, topology
 
-  if bool(TOPOLOGY.value) == bool(WITHIN.value):
+  if TOPOLOGY.value and WITHIN.value:
+    raise UserError("Give --topology or --within, not both.")
+  if not TOPOLOGY.value and not WITHIN.value:
     raise UserError(
       "Name a machine, such as --topology=v4:4x4x4, v3-128 or gpu:h200x8, or "
       "the hours of the run, such as --within=48h, to see which machines do."
     )
   if WITHIN.value:
     seconds = _parse_duration(WITHIN.value)
+    if SUGGEST.value:
+      raise UserError("--suggest compiles: it takes --topology, not --within.")
     known = [*topology.SLICES, *topology.GPUS]
-    for name in CHIPS.value:
+    chips = list(dict.fromkeys(filter(None, CHIPS.value)))
+    if not chips:
+      raise UserError(f"--chips= names no chip. There are {', '.join(known)}.")
+    for name in chips:
       if name not in known:
         raise UserError(
           f"--chips={name} is not a known chip{did_you_mean(name, known)}"
@@ -72,7 +79,7 @@ def main() -> int:
   from mixer.tools.preflight.roofline import find_machines
 
   if WITHIN.value:
-    report = find_machines(plan_for(CONFIG.value, 1), CHIPS.value, seconds)
+    report = find_machines(plan_for(CONFIG.value, 1), chips, seconds)
     text = describe_machines(report)
   else:
     report = preflight(

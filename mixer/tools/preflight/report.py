@@ -49,16 +49,11 @@ def describe(report: dict, config: ConfigDict) -> str:
 
 def describe_machines(report: dict) -> str:
   """Returns a list of machines from `find_machines` for a terminal."""
-  within = report["within"]
-  lines = [
-    f"{report['model']}, {report['total_steps']:,} steps of "
-    f"{report['batch']:,} images, within {within / HOUR:g} h",
-    "",
-  ]
+  within, batch = report["within"], report["batch"]
   if not report["machines"]:
     return (
-      f"No machine's devices divide the batch of {report['batch']:,}: take "
-      "other --chips, or another --config.batch."
+      f"No machine's devices divide the batch of {batch:,}: take other --chips, "
+      "or another --config.batch."
     )
   rows = [
     (
@@ -73,19 +68,29 @@ def describe_machines(report: dict) -> str:
     for row in report["machines"]
   ]
   least, most = SLOWDOWN
-  lines += [
+  lines = [
+    f"{report['model']}, {report['total_steps']:,} steps of {batch:,} images, "
+    f"within {within / HOUR:g} h",
+    "",
     render(_MACHINES_HEAD, rows),
     "",
-    f"Hours are {least} to {most} times the least by the published peaks, as "
-    "in runs with known times.",
+    "Of each kind the smallest are listed, four at most; perhaps: only the "
+    "shorter time is in time.",
+    f"Hours are the least time by the published peaks times {least} to {most}, "
+    "as known runs took.",
     "Memory is not checked: --topology=MACHINE in place of --within compiles "
     "the recipe for it.",
   ]
   if not report["fits"]:
+    if undivided := report["undivided"]:
+      lines.append(
+        f"{_count(undivided, 'machine')} left out, whose devices do not divide "
+        f"the batch of {batch:,}: take a --config.batch with more factors of 2."
+      )
     fastest = min(report["machines"], key=lambda row: row["seconds"][1])
     longest = fastest["seconds"][1]
     lines.append(
-      f"None ends in time. {fastest['topology']} does with --within="
+      f"None finishes in time. {fastest['topology']} does with --within="
       f"{math.ceil(longest / HOUR)}h, or with --config.total_steps="
       f"{max(1, int(report['total_steps'] * within / longest))}."
     )
@@ -210,7 +215,7 @@ def _estimate(report: dict) -> Iterator[str]:
     f"{estimate['model_flops_utilisation']:.0%} of the peak FLOP/s, {origin}",
   )
   hours = estimate["run_seconds"] / HOUR
-  text = f"{hours:.3g} h, {days:.3g} chip-days"
+  text = f"at least {hours:.3g} h, {days:.3g} chip-days"
   if chip["name"] == "v3":
     text += f" = {days * chip['devices']:.3g} TPUv3 core-days"
   if paper := report["paper_core_days"]:

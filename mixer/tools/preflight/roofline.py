@@ -15,7 +15,7 @@ from mixer.tools.preflight.topology import Topology, machines_of
 SECONDS_PER_DAY = 86_400.0
 # Known runs took so many times the least time of `find_machines`
 # (benchmarks/NOTES.md).
-SLOWDOWN = 1.7, 2.3
+SLOWDOWN = 1.7, 2.4
 # HBM traffic without a compiler, by what compiled programs move: per parameter
 # ten passes over float32, for gradients and Adam; and the arrays of the forward
 # pass's products so many times: GPUs fuse less, most where our kernels are off.
@@ -157,10 +157,10 @@ def find_machines(plan: Plan, kinds: Iterable[str], within: float) -> dict:
     within: seconds of the run.
 
   Returns:
-    The run and its "machines": up to four of each kind whose devices divide the
-    batch, the smallest first; where none of any kind may do, the fastest of
-    each. The "seconds" on each are the least and the most by SLOWDOWN. "fits"
-    if one may end in time.
+    The run and its "machines": of each kind up to four that may end in time,
+    the smallest first, or else the fastest. The "seconds" on each are the least
+    and the most by SLOWDOWN. "fits" if one may end in time. "undivided" counts
+    machines that are left out, as their devices do not divide the batch.
   """
   model, batch = plan.model, plan.config.batch
   parameters = count_params(model.abstract_params)
@@ -186,26 +186,22 @@ def find_machines(plan: Plan, kinds: Iterable[str], within: float) -> dict:
       "seconds": [factor * seconds for factor in SLOWDOWN],
     }
 
-  by_kind = [
-    [row(each) for each in machines_of(kind) if batch % each.devices == 0]
-    for kind in kinds
-  ]
-  in_time = [
-    [each for each in rows if each["seconds"][0] <= within][:4]
-    for rows in by_kind
-  ]
-  fits = any(in_time)
-  if not fits:
-    in_time = [
-      sorted(rows, key=lambda each: each["seconds"][0])[:1] for rows in by_kind
-    ]
+  machines, undivided = [], 0
+  for kind in kinds:
+    every = machines_of(kind)
+    rows = [row(each) for each in every if batch % each.devices == 0]
+    undivided += len(every) - len(rows)
+    in_time = [each for each in rows if each["seconds"][0] <= within]
+    fastest = sorted(rows, key=lambda each: each["seconds"][0])[:1]
+    machines += in_time[:4] or fastest
   return {
     "model": plan.config.model.name,
     "total_steps": plan.schedule.total_steps,
     "batch": batch,
     "within": within,
-    "fits": fits,
-    "machines": sum(in_time, []),
+    "fits": any(each["seconds"][0] <= within for each in machines),
+    "machines": machines,
+    "undivided": undivided,
   }
 
 

@@ -119,7 +119,9 @@ def parse(name: str) -> Topology:
   count, base = re.fullmatch(r"(?:([1-9]\d*)x)?(.*)", name).groups()
   if machine := TPUS.get(base):
     return _join(machine, int(count or 1))
-  near = nearest(base, [*TPUS, *(f"gpu:{kind}x8" for kind in GPUS)], most=3)
+  names = [each for each in TPUS if re.split("[:-]", each)[0] in SLICES]
+  names += [f"gpu:{kind}x8" for kind in GPUS]
+  near = nearest(base, names, most=3)
   raise UserError(
     f"--topology={name} is not a known machine"
     + (f": did you mean {' or '.join(near)}? " if near else ": ")
@@ -147,10 +149,12 @@ def _join(machine: Topology, slices: int) -> Topology:
 
 def _gpus(name: str, chip: Chip, count: int) -> Topology:
   if count > chip.linked and (count % chip.linked or not chip.network):
+    whole = count // chip.linked * chip.linked
     raise UserError(
       f"--topology={name}: links join {chip.linked} of these GPUs, and "
       + (
-        f"{count} are no multiple of that: take one."
+        f"{count} are no multiple of that: take {whole} or "
+        f"{whole + chip.linked}."
         if chip.network
         else f"no network between more is known here: take {chip.linked} at "
         "most."
