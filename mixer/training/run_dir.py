@@ -183,7 +183,8 @@ def _git(*arguments: str) -> str | None:
   """Returns git's output in this code's folder; None outside a repository."""
   try:
     done = subprocess.run(
-      ("git", *arguments),
+      # Without locks, a kill leaves none behind in the user's checkout.
+      ("git", "--no-optional-locks", *arguments),
       cwd=Path(__file__).parent,
       capture_output=True,
       text=True,
