@@ -52,8 +52,8 @@ def describe_machines(report: dict) -> str:
   within, batch = report["within"], report["batch"]
   if not report["machines"]:
     return (
-      f"No machine's devices divide the batch of {batch:,}: take other --chips, "
-      "or another --config.batch."
+      f"No machine's devices divide the batch of {batch:,}: take other "
+      "--chips, or another --config.batch."
     )
   rows = [
     (
