@@ -331,6 +331,23 @@ def signal_first(*arguments, **options):
   return eval_batches(*arguments, **options)
 
 
+def test_a_full_disk_leaves_the_checkpoint_before_it(
+  undisturbed, digits_dir, environment, tmp_path
+):
+  """A limit on the size of files stands for the disk's end."""
+  arguments = command(digits_dir, tmp_path)
+  limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", *arguments]
+
+  full = run(limited, environment)
+  assert full.returncode == EX_USAGE, full.stderr
+  assert "Traceback" not in full.stderr
+  assert "start the same command again" in full.stderr
+
+  done = run(arguments, environment)
+  assert done.returncode == EX_OK, done.stderr
+  assert_same_weights(tmp_path, undisturbed)
+
+
 def test_a_run_of_an_older_version_goes_on(digits_dir, tmp_path):
   """Its losses are those of the older version, on another number of devices."""
   with tarfile.open(ROOT / "tests" / "goldens" / "old_run.tar.gz") as archive:
