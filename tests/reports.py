@@ -16,7 +16,7 @@ STEPS = 200
 
 
 def rows(steps=STEPS, every=10):
-  """Of a log: a loss that falls, and an evaluation every 50 steps."""
+  """Rows of a log: a loss that falls, and an evaluation every 50 steps."""
   found = []
   for step in range(every, steps + 1, every):
     row = {

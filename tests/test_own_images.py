@@ -55,7 +55,7 @@ def learned(tmp_path_factory):
 
 @pytest.fixture
 def run(learned, config):
-  """The same run, and its config."""
+  """A run and its config."""
   config.update(total_steps=60)
   config.data.name = f"folder:{learned.parent / 'images'}"
   return learned
@@ -107,7 +107,7 @@ def test_broken_images_are_replaced_left_out_and_told(
 
 
 def test_a_failing_evaluation_costs_no_training(config, images, tmp_path):
-  """Where no save is due."""
+  """A step at which no save is due."""
   config.evals.val.every_steps = 3
   assert train.train(config, str(tmp_path / "sound")) == EX_OK
   image = images / "validation" / "grey" / "0.png"

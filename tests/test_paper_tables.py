@@ -33,7 +33,7 @@ def results(tmp_path):
 
 
 def show(capsys, number, results, *flags):
-  """What the command prints."""
+  """Output of the command."""
   code = main(["table", str(number), f"--results={results}", *flags])
   assert code == EX_OK
   return capsys.readouterr().out

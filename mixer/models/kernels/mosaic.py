@@ -190,7 +190,11 @@ def _divisor(number, most):
 
 def _vector(columns):
   """Returns the number of adjacent columns of a thread."""
-  assert columns % THREADS == 0, f"{columns} is no multiple of {THREADS}"
+  if columns % THREADS:
+    raise ValueError(
+      f"Kernels of Mosaic GPU need widths in multiples of {THREADS}, not "
+      f"{columns}: take kernels='plain'."
+    )
   return math.gcd(columns // THREADS, 8)
 
 
