@@ -172,6 +172,11 @@ def _grow(
   """Returns the weights for the run's token grid, and a note about it."""
   params, growth = checkpoint.params, config.init_growth
   family = family_of(config.model.name)
+  if family == "BiT":
+    raise UserError(
+      f"config.init_growth = {growth!r}, but {config.model.name} takes images "
+      "of any size as it is: leave it out."
+    )
   grid = weights.grid_shape(params, checkpoint.image_size)
   new_grid = tuple(side // model.patch for side in image_size)
   if grid == new_grid:

@@ -176,6 +176,7 @@ def draw_learning_curve(workdir: str | os.PathLike) -> epath.Path:
     upper.set_title(title, loc="left", fontsize=10)
   # An evaluator has one colour in both halves.
   evaluators = [*dict.fromkeys(map(evaluator_name, losses + accuracies))]
+  last = 0
   for name in losses + accuracies:
     steps, values = collect(rows, name)
     if is_loss(name):
@@ -183,7 +184,8 @@ def draw_learning_curve(workdir: str | os.PathLike) -> epath.Path:
       drawn += values
     else:
       axes, numbers = lower, f"{values[-1]:.1%}, best {max(values):.1%}"
-      axes.set_title(f"accuracy at step {steps[-1]:,}", loc="left", fontsize=10)
+      last = max(last, steps[-1])
+      axes.set_title(f"accuracy at step {last:,}", loc="left", fontsize=10)
     i = evaluators.index(evaluator_name(name))
     axes.plot(
       steps,

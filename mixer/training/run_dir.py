@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -183,9 +184,10 @@ def _git(*arguments: str) -> str | None:
   """Returns git's output in this code's folder; None outside a repository."""
   try:
     done = subprocess.run(
-      # Without locks, a kill leaves none behind in the user's checkout.
-      ("git", "--no-optional-locks", *arguments),
+      ("git", *arguments),
       cwd=Path(__file__).parent,
+      # Without locks, a kill leaves none behind in the user's checkout.
+      env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
       capture_output=True,
       text=True,
     )

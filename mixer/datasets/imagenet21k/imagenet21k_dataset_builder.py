@@ -103,6 +103,10 @@ class Builder(dataset_builder.FileReaderBuilder):
     path = archive.find(Path(dl_manager.manual_dir), release)
     folder = self._unfinished()
     with shards.claim(folder, self._plan(path)):
+      # TFDS leaves its own folder behind when it is killed.
+      for stale in folder.parent.glob(f"incomplete.*_{self.version}"):
+        if stale != Path(self.data_path):
+          shutil.rmtree(stale)
       tars = archive.inner_tars(path)
       self._set_names(tars, path)
       index = folder / shards.INDEX
