@@ -198,6 +198,11 @@ LESS = [SHARD, REMAT, SHARD | REMAT]
     ({}, True, LESS),
     ({}, False, [*LESS, *({"max_per_device": n} for n in (4, 2, 1))]),
     ({"batch": 256}, False, [*LESS, {"max_per_device": 1}]),
+    (
+      {"accumulation": 2},
+      False,
+      [*LESS, *({"max_per_device": n, "accumulation": 0} for n in (2, 1))],
+    ),
     (SHARD, True, [REMAT]),
     (REMAT, True, [SHARD]),
     ({"model.remat": "blocks"} | SHARD, True, []),
@@ -235,6 +240,8 @@ def test_the_fastest_flags_that_fit_are_recommended(
     return program(*sizes) if sizes else refusal
 
   monkeypatch.setattr(preflight, "compile_training", compile_training)
+  small = program(1, 9)
+  monkeypatch.setattr(preflight, "compile_evaluation", lambda *_: small)
   plan, machine = plan_on("v3-128", DIGITS, batch=1024), parse("v3-128")
   report = judge(plan, machine, program(*given) if given else refusal, None)
 

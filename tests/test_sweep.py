@@ -320,6 +320,16 @@ def test_a_stop_between_runs_is_ctrl_c_and_handlers_come_back():
   assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_rates_that_are_the_same_to_six_digits_are_one_run(
+  digits_dir, tmp_path
+):
+  config = small(digits_dir, sweep__learning_rates=(0.3, 3 * 0.1, 0.01, 0.3))
+
+  runs = grid_runs(config, tmp_path)
+
+  assert [run.folder.name for run in runs] == ["lr_0.01", "lr_0.3"]
+
+
 def test_of_equal_rates_the_lowest_is_chosen_and_of_losses_the_least(
   digits_dir, tmp_path
 ):

@@ -13,11 +13,13 @@ import math
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mixer.errors import UserError
 from mixer.models.base import TokenModel
 from mixer.models.infer import describe_params, infer, infer_image_size
 from mixer.models.vit import VisionTransformer
+from mixer.weights.io import MAX_BYTES
 
 Grid = tuple[int, int]  # rows and columns of tokens
 
@@ -124,6 +126,17 @@ def grow(
     )
   if tokens is not None and min(tokens) < 1:
     raise UserError(f"tokens={tokens} must be rows and columns, from 1 on.")
+  times = factor**4 if factor else math.prod(tokens) / trained
+  size = times * sum(
+    array.nbytes
+    for name, array in flatten_dict(params, sep="/").items()
+    if "token_mixing" in name or "posembed" in name
+  )
+  if size > MAX_BYTES:
+    raise UserError(
+      f"The grown weights would take {size / 2**30:,.0f} GiB, and no model "
+      f"here takes more than {MAX_BYTES / 2**30:g}: ask for fewer tokens."
+    )
   if isinstance(model, VisionTransformer):
     if factor is not None:
       raise UserError(

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
       "--results",
       metavar="DIR",
-      type=Path,
+      type=figures.folder,
       default=RESULTS,
       help="default: results/ of this project",
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixer.errors import UserError
-from mixer.storage import storage_path
+from mixer.storage import storage_errors, storage_path
 from mixer.tools.paper import compare
 from mixer.tools.paper.numbers import ROWS, Row
 from mixer.tools.paper.protocols import (
@@ -242,8 +242,11 @@ def _trace_init(
     published ones; differences from the row's pre-training.
   """
   init = run.config["init"]
-  if init and storage_path(init).is_dir():
-    upstream = read_results(init)[""]
+  upstream = None
+  with storage_errors(init):
+    if init and storage_path(init).is_dir():
+      upstream = read_results(init)[""]
+  if upstream is not None:
     problems = compare.diff(protocol.pretrain, upstream, ())
     source = {"folder": upstream.folder.name}
     named = [f"of config.init = {init}: {each}" for each in problems]

@@ -211,7 +211,9 @@ def _speed_note(device: Device, speeds: dict[str, Throughput]) -> str:
     speeds: throughputs in one dtype by the models' names.
   """
   [dtype] = {each.dtype for each in speeds.values()}
-  batches = (f"{name} with {_batch(each)}" for name, each in speeds.items())
+  batches = [f"{name} with {_batch(each)}" for name, each in speeds.items()]
+  if len(speeds) == 1:  # models with the same note share it
+    batches = [_batch(each) for each in speeds.values()]
   origins = dict.fromkeys(
     f"{each.date}, commit {(each.git_commit or 'unknown')[:7]}"
     for each in speeds.values()

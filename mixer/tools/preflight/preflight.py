@@ -143,7 +143,11 @@ def suggest(
     with progress(f"update step with {flags}"):
       other = plan_for(_change(plan.config, changes), plan.devices)
       training = compile_training(other, devices)
-    rows.append(_suggestion(flags, judge(other, topology, training, None)))
+      evaluation = None
+      if not report["fits"] and other.data.evals:
+        evaluation = compile_evaluation(other, devices)
+    judged = judge(other, topology, training, evaluation)
+    rows.append(_suggestion(flags, judged))
     if "max_per_device" in changes and rows[-1]["fits"]:
       break
   return rows
@@ -170,11 +174,13 @@ def alternatives(plan: Plan, fits: bool) -> Iterator[dict]:
   if mixes and config.model.remat not in ("token_mixing", "blocks"):
     remat = {"model.remat": "token_mixing"}
   yield from filter(None, (shard, remat, shard and remat and shard | remat))
+  # Where it is given, max_per_device has no effect.
+  cut = {"accumulation": 0} if config.accumulation else {}
   images = plan.data.per_device
   for _ in range(0 if fits else MAX_HALVINGS):
     if images > 1:
       images = -(-images // 2)
-      yield {"max_per_device": images}
+      yield {"max_per_device": images} | cut
 
 
 def _program(program: Compilation, others: int) -> dict:

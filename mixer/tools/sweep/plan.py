@@ -93,8 +93,9 @@ def best_outcome(config: ConfigDict, outcomes: list[Outcome]) -> Outcome | None:
 
 def grid_runs(config: ConfigDict, folder: epath.Path) -> list[SweepRun]:
   """Returns one run per learning rate, from the lowest on."""
-  rates = sorted({*config.sweep.learning_rates})
-  return [_make_run(config, folder / f"lr_{rate:g}", rate) for rate in rates]
+  # Rates that are the same to six digits are one run.
+  rates = {f"lr_{rate:g}": rate for rate in sorted(config.sweep.learning_rates)}
+  return [_make_run(config, folder / name, rates[name]) for name in rates]
 
 
 def _make_run(

@@ -61,9 +61,16 @@ def _numbers(text: str) -> list[int]:
   return [int(number) for number in text.split(",")]
 
 
+def folder(text: str) -> Path:
+  """Reads a flag; an empty path would be the current folder."""
+  if not text:
+    raise argparse.ArgumentTypeError("is empty: give a value, or leave it out")
+  return Path(text)
+
+
 _FLAGS = {
   "results": {
-    "type": Path,
+    "type": folder,
     "default": RESULTS,
     "metavar": "DIR",
     "help": "default: results/",
