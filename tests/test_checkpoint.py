@@ -305,6 +305,37 @@ def test_what_another_process_deletes_while_it_is_read_is_no_damage(
   assert "damaged" not in caplog.text
 
 
+def test_a_kill_during_a_save_leaves_the_one_before(open_checkpoints):
+  checkpoints = open_checkpoints()
+  save_steps(checkpoints, 1)
+
+  killed = run_python(
+    """
+    import os, pathlib, signal
+    import numpy as np
+    from mixer.training.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(2, {"large": np.random.rand(8_000_000)})
+    half_written = pathlib.Path(folder).glob
+    while checkpoints.steps == [1] and not list(half_written("2.*/*")):
+      pass
+    os.kill(os.getpid(), signal.SIGKILL)
+    """,
+    checkpoints._folder,
+  )
+  left_behind = [p.name for p in checkpoints._folder.glob("2.*")]
+  resumed = open_checkpoints()
+  step, tree = resumed.restore(tree_of(0))
+  save_steps(resumed, 2)
+
+  assert killed.returncode == -9, killed.stderr
+  assert len(left_behind) == 1
+  assert step == 1
+  assert_same(tree, tree_of(1))
+  assert sorted(p.name for p in resumed._folder.iterdir()) == ["1", "2"]
+
+
 def test_a_kill_during_a_deletion_leaves_no_half_checkpoint(
   open_checkpoints, monkeypatch
 ):

@@ -86,12 +86,14 @@ def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
       "name='folder:my photos'.",
     ),
     ([DIGITS, "--wait=nan"], "error: --wait=nan is not a duration: give"),
+    ([DIGITS, "--wait=-1"], "error: --wait=-1 is not a duration: give"),
     # Places.
     (
       [DIGITS, "--workdir=s3://bucket/run"],
       "s3://bucket/run: a folder is",
     ),
     ([DIGITS, "--workdir=/proc/run"], "Cannot write to --workdir=/proc/run"),
+    ([DIGITS, "--workdir=train.py"], "--workdir=train.py (File exists)"),
     (
       [DIGITS, "--workdir={tmp}", "--config.data.data_dir={tmp}"],
       "python -m mixer data prepare digits",
@@ -163,6 +165,7 @@ def test_an_error_is_printed_line_by_line_without_control_characters(capsys):
       ["  stage=pretrain           pretrain, finetune, scratch", "  res=16\n"],
     ),
     ([f"{DIGITS}:help"], ["handwritten digits", "takes no argument"]),
+    (["--config=none.py", "--help"], ["no recipe to read", "--[no]dry_run"]),
   ],
 )
 def test_help_lists_a_recipes_arguments_with_their_values(flags, words):

@@ -65,6 +65,8 @@ def test_flags_come_before_the_environment(environ):
     ((None, None, 0), "add --coordinator=HOST:PORT and --hosts=N"),
     (("a:1", 2, None), "add --host=I"),
     (("a", 2, 0), "--coordinator=a is not HOST:PORT"),
+    (("a:b", 2, 0), "is not HOST:PORT"),
+    (("a:0", 2, 0), "from 1 to 65535"),
     (("a:65536", 2, 0), "from 1 to 65535"),
     ((":8", 2, 0), "is not HOST:PORT"),
     (("a:1", 2, 2), "no host 2 of 2"),

@@ -122,6 +122,18 @@ def test_a_host_that_never_comes_is_reported_by_the_others(index, run):
   assert "Traceback" not in error
 
 
+def test_ctrl_c_ends_the_wait_for_other_hosts(run):
+  run.start("pass", index=0)
+  [process] = run.processes
+  assert "waits for all of them" in process.stderr.readline()
+
+  process.send_signal(signal.SIGINT)
+  [code], _, [error] = run.end()
+
+  assert code == 130
+  assert "Stopped" in error
+
+
 def test_a_port_that_another_program_uses_is_named(run):
   with socket.create_server(("localhost", run.port)):
     run.start("pass", index=0)
@@ -210,11 +222,12 @@ def test_a_crash_of_one_host_ends_all_with_its_text_and_code(run):
   assert "KeyError: 'bug'" in errors[1]
 
 
-def test_a_killed_host_ends_the_others(run):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_host_ends_the_others(lost, run):
   run.start(
-    """
+    f"""
     hosts.gather(None)
-    if hosts.index == 1:
+    if hosts.index == {lost}:
       os.kill(os.getpid(), signal.SIGKILL)
     hosts.gather(None)
     """,
@@ -223,19 +236,20 @@ def test_a_killed_host_ends_the_others(run):
 
   codes, _, errors = run.end()
 
-  assert codes[1] == -signal.SIGKILL
-  assert codes[0] in LOST, errors
+  assert codes[lost] == -signal.SIGKILL
+  assert codes[1 - lost] in LOST, errors
 
 
-def test_a_signal_to_one_host_stops_all_in_the_same_call(run):
+@pytest.mark.parametrize(("index", "name"), [(0, "SIGINT"), (1, "SIGTERM")])
+def test_a_signal_to_one_host_stops_all_in_the_same_call(index, name, run):
   run.start(
-    """
+    f"""
     with preemption.catch_signals(hosts) as should_stop:
       calls = 0
       while not should_stop():
         calls += 1
-        if hosts.is_first and calls == 20:
-          os.kill(os.getpid(), signal.SIGINT)
+        if hosts.index == {index} and calls == 20:
+          os.kill(os.getpid(), signal.{name})
         time.sleep(0.01 * (1 + hosts.index))
       assert should_stop()
     print(calls)
@@ -247,7 +261,7 @@ def test_a_signal_to_one_host_stops_all_in_the_same_call(run):
   assert codes == [EX_OK] * 2, errors
   assert outputs[0] == outputs[1]
   assert int(outputs[0]) >= 20
-  assert "Stopping: saves first" in errors[0]
+  assert "Stopping: saves first" in errors[index]
 
 
 def test_a_second_signal_to_a_host_of_several_ends_all_at_once(run):

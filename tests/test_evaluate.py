@@ -83,6 +83,19 @@ def test_weights_are_evaluated_without_a_training_run(
   assert float(dict(names)["eval/fewshot/few/5shot"]) > 0.3
 
 
+def test_what_others_report_stands_next_to_what_is_measured(
+  digits_dir, init, tmp_path, capsys
+):
+  config = config_of(digits_dir, init, test=TEST | {"published": 0.5})
+
+  evaluate.evaluate(config, str(tmp_path))
+
+  [line] = re.findall("eval/test/accuracy .*", capsys.readouterr().out)
+  measured, published, difference = re.findall(r"[-+]?\d\.\d{5}", line)
+  assert published == "0.50000"
+  assert float(difference) == pytest.approx(float(measured) - 0.5, abs=1e-5)
+
+
 def test_everything_missing_is_listed_at_once(
   digits_dir, init, tmp_path, capsys
 ):

@@ -104,6 +104,8 @@ def test_steps_follow_the_number_of_images_in_a_folder(
 def test_a_folder_that_is_not_there_or_has_no_train_is_named(images):
   with pytest.raises(UserError, match="There is no folder .*my=image"):
     finetune(f"dataset=folder:{images.parent / 'my=image'}")
+  with pytest.raises(UserError, match=f"write dataset=folder:{images}"):
+    finetune(f"dataset={images}")
   (images / "train").rename(images / "training")
   with pytest.raises(UserError, match="no split train, but training, val"):
     finetune(f"dataset=folder:{images}")

@@ -125,7 +125,9 @@ DIGITS = "--config=configs/digits.py"
   [
     ["train.py", DIGITS, "--dry_run"],
     ["train.py", DIGITS, "--workdir={}"],
+    ["-m", "mixer", "predict", f"--init={TINY}", "docs/digits.png"],
     ["-m", "mixer", "export", f"--init={TINY}", "--out={}/x.stablehlo"],
+    ["-m", "mixer", "paper", "table", "1"],
   ],
   ids=" ".join,
 )

@@ -124,6 +124,8 @@ def test_launchers_know_all_tools():
       0,
       "not checked here: it reads its data.",
     ),
+    ("eval --workdir=/runs/x", 0, ""),
+    ("sweep --config=configs/finetune.py --workdir=/x --datasets=all", 0, ""),
     ("sweep --config=configs/finetune.py --workdri=/x", 2, "workdri"),
     (
       "sweep --config=configs/finetune.py --workdir=/x --datasets=cifar11",
@@ -343,6 +345,7 @@ WAITS = "WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
   "action, states, expected, words",
   [
     ("run", WAITS, 3 * "describe ", "b16 is PROVISIONING; waits."),
+    ("run", "SUSPENDED", "describe", "is SUSPENDED: launch/tpu_vm.sh resume"),
     ("run", "FAILED", "describe", "b16 is FAILED: launch/tpu_vm.sh resume"),
     ("run", "none", "describe", "There is no b16: launch/tpu_vm.sh create"),
     ("run", "lost", "describe", "error: no route"),
@@ -357,6 +360,7 @@ WAITS = "WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
       "",
     ),
     ("resume", "PROVISIONING ACTIVE", "describe describe", ""),
+    ("resume", "ACTIVE", "describe describe", ""),
   ],
 )
 def test_the_state_of_the_machines_decides(

@@ -325,6 +325,7 @@ def test_the_time_left_ignores_the_first_step_which_compiles():
   first, second = file.getvalue().splitlines()
   assert "left" not in first
   assert second.endswith(" · 1:02:40 left")
+  assert format_seconds(3599.6) == "1:00:00"
   assert format_seconds(266700) == "3d 02:05"
 
 

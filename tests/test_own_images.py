@@ -106,9 +106,12 @@ def test_broken_images_are_replaced_left_out_and_told(
   assert runs.read_rows(tmp_path / "run")[-1]["eval/val/left_out"] == 1
 
 
-def test_a_failing_evaluation_costs_no_training(config, images, tmp_path):
-  """A step at which no save is due."""
-  config.evals.val.every_steps = 3
+@pytest.mark.parametrize("every", [None, 3])
+def test_a_failing_evaluation_costs_no_training(
+  config, images, tmp_path, every
+):
+  """Neither after the last step nor on the way, where no save is due."""
+  config.evals.val.every_steps = every
   assert train.train(config, str(tmp_path / "sound")) == EX_OK
   image = images / "validation" / "grey" / "0.png"
   pixels = image.read_bytes()
@@ -120,7 +123,7 @@ def test_a_failing_evaluation_costs_no_training(config, images, tmp_path):
 
   assert train.train(config, str(tmp_path / "run")) == EX_OK
 
-  assert saved == ["3"]
+  assert saved == [str(every or config.total_steps)]
   runs.assert_same_weights(tmp_path / "sound", tmp_path / "run")
   sound, mended = map(runs.read_rows, (tmp_path / "sound", tmp_path / "run"))
   assert runs.results(mended) == runs.results(sound)

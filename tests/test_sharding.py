@@ -192,6 +192,15 @@ def test_a_device_keeps_its_share_of_the_state_alone():
   assert kept(placed.opt_state) == 2 * share + len(counts)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_several_hosts_take_the_axes_of_the_state(case):
+  plan = make_plan(sharded=True, **CASES[case])
+
+  state = abstract_state(plan, create_optimizer(plan)[1])
+
+  hash(create_sharding(plan).axes(state))  # as jax.pmap does there
+
+
 @pytest.mark.parametrize("sharded", [True, False])
 def test_evaluators_are_given_whole_parameters_on_every_device(sharded):
   plan = make_plan(sharded=sharded, **CASES["adam"])
@@ -246,6 +255,15 @@ def test_a_state_comes_back_from_the_devices_as_it_went(sharded, devices):
   back = fetch(plan, placed, some)
 
   assert_same(back, state)
+
+
+def test_a_run_goes_on_bit_for_bit_from_what_was_saved():
+  undisturbed, _ = run("adam", sharded=True)
+
+  half, _ = train("adam", 2)
+  resumed, _ = train("adam", 3, state=half)
+
+  assert_same(resumed, undisturbed)
 
 
 @pytest.mark.parametrize("sharded", [True, False])

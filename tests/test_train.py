@@ -38,9 +38,11 @@ from runs import (
 from mixer import evaluate, train, weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.config import EVALUATORS
+from mixer.config_check import to_dict
 from mixer.data.input_pipeline import eval_batches
 from mixer.errors import UserError
 from mixer.evaluators import runner
+from mixer.training import run_dir
 from mixer.training.lock import locked
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -136,7 +138,7 @@ def is_saving(workdir):
   ("number", "kind"), [(signal.SIGINT, "thread"), (signal.SIGTERM, "process")]
 )
 def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
-  number, kind, digits_dir, environment, tmp_path
+  number, kind, undisturbed, digits_dir, environment, tmp_path
 ):
   changes = {
     "checkpoint.every_steps": 1000,
@@ -161,6 +163,13 @@ def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
   assert "Traceback" not in error
   saved = int(re.search(r"saved at step (\d+)", out)[1])
   assert (tmp_path / "checkpoints" / str(saved)).is_dir()
+
+  # How often it saves and who loads may change on the way.
+  done = run(command(digits_dir, tmp_path), environment)
+
+  assert done.returncode == EX_OK, done.stderr
+  assert f"Goes on from the checkpoint of step {saved}" in done.stdout
+  assert_same_weights(tmp_path, undisturbed)
 
 
 def test_a_run_whose_terminal_is_closed_saves(
@@ -273,6 +282,23 @@ def test_a_run_with_another_config_is_not_gone_on_with_by_mistake(
     train.train(config, str(undisturbed), accept_changes=accept_changes)
 
   assert (undisturbed / "checkpoints" / str(STEPS)).is_dir()
+
+
+def test_keys_that_a_run_was_started_before_stand_at_their_defaults(
+  digits_dir, tmp_path
+):
+  config = small(digits_dir)
+  older = to_dict(config)
+  del older["cutmix"], older["data"]["classes"]
+  older["shard_optimizer_state"] = older.pop("shard_state")
+  older["model"]["token_mixing"] = older["model"].pop("kernels")
+  (tmp_path / "config.json").write_text(json.dumps(older))
+
+  run_dir.check_config(tmp_path, config, accept_changes=False)
+
+  config.cutmix = 1.0
+  with pytest.raises(UserError, match="cutmix: 0.0 -> 1.0"):
+    run_dir.check_config(tmp_path, config, accept_changes=False)
 
 
 def test_a_disk_that_takes_nothing_is_said_at_the_start(
