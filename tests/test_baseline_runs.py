@@ -9,7 +9,7 @@ from jax import export as jax_export
 from PIL import Image
 from runs import read_rows
 
-from mixer import train, weights
+from mixer import evaluate, train, weights
 from mixer.errors import UserError
 from mixer.models.infer import infer_model
 from mixer.plan import make_plan
@@ -24,11 +24,11 @@ MODELS = {
 }
 
 
-def config_of(digits_dir, model, **changes):
+def config_of(digits_dir, model, steps=2, **changes):
   """The digits recipe, small; every kind of randomness is on."""
   config = recipes.load("digits")
   config.data.data_dir = digits_dir
-  config.total_epochs, config.total_steps = 0.0, 1
+  config.total_epochs, config.total_steps = 0.0, steps
   config.schedule.kind, config.schedule.warmup_epochs = "constant", 0.0
   config.batch = 16
   config.model.update(MODELS[model], dropout=0.1, stoch_depth=0.2)
@@ -41,19 +41,30 @@ def config_of(digits_dir, model, **changes):
 
 @pytest.fixture(scope="module", params=MODELS)
 def run(request, digits_dir, tmp_path_factory, compiled_once):
-  """A family, and the folder of a run."""
+  """A family, and the folder of a run that was made longer by a step."""
   folder = tmp_path_factory.mktemp("runs") / request.param
-  assert train.train(config_of(digits_dir, request.param), str(folder)) == 0
+  for steps in (1, 2):
+    config = config_of(digits_dir, request.param, steps)
+    assert train.train(config, str(folder), accept_changes=steps == 2) == 0
   return request.param, folder
 
 
-def test_it_trains_and_its_weights_say_what_model_they_are_of(run):
+def test_it_trains_goes_on_and_is_evaluated(run, digits_dir, capsys):
   model, folder = run
 
-  [row] = read_rows(folder)
+  rows = read_rows(folder)
+  assert evaluate.evaluate(config_of(digits_dir, model), str(folder)) == 0
+
+  assert [row["step"] for row in rows] == [1, 2]
+  assert np.isfinite(rows[-1]["train/loss"])
+  assert f"{rows[-1]['eval/test/accuracy']:.5f}" in capsys.readouterr().out
+
+
+def test_its_weights_say_what_model_they_are_of(run):
+  model, folder = run
+
   checkpoint = weights.read(folder)
 
-  assert np.isfinite(row["train/loss"]) and "eval/test/accuracy" in row
   found = infer_model(checkpoint.params)
   sizes = {k: v for k, v in MODELS[model].items() if v and k != "name"}
   assert {key: getattr(found, key) for key in sizes} == sizes

@@ -218,7 +218,12 @@ def test_a_broken_image_is_replaced_by_the_next_of_the_order(few, damaged):
   ids = IndexShuffler(10, seed=0)(np.arange(100))
   bad_images = BadImages()
   batches = train_batches(
-    damaged, PLAIN, batch=30, seed=0, bad_images=bad_images
+    damaged,
+    PLAIN,
+    batch=30,
+    seed=0,
+    workers=Workers(1, "process"),  # which have to tell what they replaced
+    bad_images=bad_images,
   )
 
   labels = np.concatenate([batch["label"] for batch in take(batches, 2)])

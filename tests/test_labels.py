@@ -103,6 +103,10 @@ def near(*distances):
     ("clevr_distance", {"objects/pixel_coords": near(8.01, 50.0)}, 1),
     ("clevr_distance", {"objects/pixel_coords": near(10.0, 50.0)}, 4),
     ("clevr_distance", {"objects/pixel_coords": near(50.0, 10.5)}, 5),
+    ("dsprites_orientation", {"label_orientation": [2]}, 0),
+    ("dsprites_orientation", {"label_orientation": [3]}, 1),
+    ("dsprites_orientation", {"label_orientation": [5]}, 2),
+    ("dsprites_orientation", {"label_orientation": [39]}, 15),
     # Only vehicles count, and none is a class of its own.
     ("kitti_distance", {"objects/type": [], "objects/location": []}, 3),
     ("kitti_distance", {"objects/type": [3, 5]}, 3),

@@ -60,6 +60,7 @@ def test_fast_bilinear_resizing_is_nearly_tensorflows(height, width):
     noise(1, 1),
     noise(2, 7),
     noise(97, 3),
+    noise(60, 70)[3:45, 9:58],  # not contiguous
     noise(61, 83) // 128 * 255,  # which bicubic throws beyond the range
     np.array([[[0] * 3, [1] * 3]], np.uint8),  # whose fractions are cut off
     np.full((333, 257, 3), 255, np.uint8),
@@ -70,6 +71,7 @@ def test_fast_bilinear_resizing_is_nearly_tensorflows(height, width):
     "dot",
     "wide",
     "high",
+    "part",
     "black and white",
     "step",
     "white",

@@ -144,6 +144,11 @@ def test_what_is_prepared_already_is_left_and_described(tmp_path, capsys):
   assert "train: 8 examples" in out and "test: 4 examples" in out
   assert sorted(tmp_path.rglob("*")) == before
 
+  [info] = tmp_path.rglob("dataset_info.json")
+  info.write_text("{")
+  assert main(["prepare", "cifar10", f"--data_dir={tmp_path}"]) == 2
+  assert f"{info.parent} " in capsys.readouterr().err
+
 
 def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
   for version in "3.0.2", "3.0.10", "2.1.0":

@@ -329,6 +329,7 @@ CUT_SHORT = "is damaged or was cut short: .*within record 30,"
     (cut(after=3), CUT_SHORT),
     (cut(after=11), CUT_SHORT),
     (cut(after=100), CUT_SHORT),
+    (lambda data, _: data[:-1], "is damaged or .*within record 39,"),
     (cut(after=0), "holds 30 records.* says 40"),
     (lambda data, _: 2 * data, "holds more than 40.* says 40"),
     (lambda *_: b"<html>" * 1000, "is damaged .*within record 0"),

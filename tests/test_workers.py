@@ -16,7 +16,7 @@ from runs import TIMEOUT, wait_until
 from mixer.data import pp_parser, preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
-from mixer.data.workers import Workers
+from mixer.data.workers import Workers, usable_cores
 
 LOADS_FOR_EVER = """
 import signal, sys, time
@@ -85,6 +85,15 @@ def test_workers_are_deaf_to_signals_and_end_with_their_loader(
   process.wait()
   _, alive = psutil.wait_procs(workers, timeout=TIMEOUT)
   assert not alive
+
+
+def test_there_is_one_worker_for_each_core_that_may_be_used():
+  allowed = os.sched_getaffinity(0)
+  try:
+    os.sched_setaffinity(0, {min(allowed)})
+    assert usable_cores() == 1
+  finally:
+    os.sched_setaffinity(0, allowed)
 
 
 def test_a_recipe_s_own_op_works_in_worker_processes_until_they_are_closed(
