@@ -241,6 +241,20 @@ def test_the_data_set_has_classes_of_its_own(cifar):
   assert len(plan.data.evals["cifar"].source) == 70
 
 
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    (dict(pool_split="trian"), "no split 'trian'"),
+    (dict(shots=(0, 5)), r"shots = \(0, 5\) must be numbers"),
+    (dict(draws=0), "draws = 0 must be 1 or more"),
+    (dict(l2=0.0), "l2 = 0.0 must be above 0"),
+  ],
+)
+def test_bad_options_are_named_beforehand(cifar, options, words):
+  with pytest.raises(UserError, match=words):
+    plan_with(cifar, **options).complaints.raise_all()
+
+
 def test_a_pool_that_is_too_small_is_named(cifar):
   with pytest.raises(UserError, match="cifar10, split train: 10 of 10 classes"):
     evaluate(cifar, shots=(5, 17))

@@ -208,11 +208,12 @@ def test_dropout_leaves_that_bias_its_gradient(tiny):
     assert jnp.linalg.norm(one - other) < 0.05 * jnp.linalg.norm(one)
 
 
+@pytest.mark.parametrize("family", ["Mixer", "ViT"])
 def test_stochastic_depth_drops_whole_branches_and_leaves_the_rest_as_it_is(
-  tiny,
+  family,
 ):
-  _, params, images, _ = tiny
-  model = create("Mixer", num_classes=7, **TINY, stoch_depth=0.5)
+  model, params, images, _ = golden(family)
+  model = model.clone(stoch_depth=0.5)
   images = jnp.broadcast_to(images[:1], (400, *images.shape[1:]))
   keys = jax.random.split(jax.random.key(0), 400)
 
@@ -222,7 +223,7 @@ def test_stochastic_depth_drops_whole_branches_and_leaves_the_rest_as_it_is(
   # The first block has rate 0, the second the full rate on two branches: each
   # example is one of four, among them the input of the block and the block.
   np.testing.assert_allclose(
-    out["block00"], jnp.broadcast_to(whole["block00"], (400, 16, 24)), atol=1e-5
+    out["block00"], whole["block00"].repeat(400, axis=0), atol=1e-5
   )
   kinds = np.unique(np.round(np.asarray(out["block01"]), 3), axis=0)
   assert len(kinds) == 4

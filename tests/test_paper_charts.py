@@ -117,6 +117,14 @@ def test_a_figure_is_drawn_with_its_lines_and_its_origin_named(
   assert out.with_suffix(".png").stat().st_size < 80_000
 
 
+def test_runs_are_judged_where_their_validation_accuracy_was_best():
+  curve = {"runs": [run(0, 0.4), run(2, 0.6)]}
+
+  results = experiments.stopped(curve, "eval/test/accuracy")
+
+  assert results.tolist() == [0.45, 0.65]
+
+
 @pytest.mark.parametrize(
   "name, file, command",
   [

@@ -372,6 +372,11 @@ def test_a_folder_without_the_rows_results_is_refused_with_the_reason(
     ),
     (
       "evaluated",
+      {"published": "sam/Mixer-B_16"},
+      "'sam/Mixer-B_16' -> 'imagenet1k/Mixer-B_16'",
+    ),
+    (
+      "evaluated",
       {"is_pretrained_on_imagenet": False},
       "is fine-tuned: offer a sweep",
     ),
@@ -389,6 +394,8 @@ def test_a_run_by_another_protocol_is_refused_with_both_values(
   with pytest.raises(UserError, match=words):
     record(ROW, str(folder), tmp_path, protocol(recipe, **changes))
 
+  assert not (tmp_path / "tables").exists()
+
 
 def test_a_config_of_another_version_has_other_keys(
   pretrained, recipe, tmp_path
@@ -400,6 +407,15 @@ def test_a_config_of_another_version_has_other_keys(
   cells = read_cells(tmp_path, folder, protocol(recipe))
 
   assert cells["imagenet"][1]["config"]["init"] == ""
+
+
+def test_a_damaged_file_of_results_is_not_replaced(tmp_path):
+  file = results_store.row_file(tmp_path, ROW)
+  file.parent.mkdir(parents=True)
+  file.write_text('{"row": "')
+
+  with pytest.raises(UserError, match="is damaged .*move it away"):
+    results_store.add_records(tmp_path, ROW, [])
 
 
 @pytest.mark.parametrize(

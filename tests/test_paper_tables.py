@@ -369,6 +369,8 @@ def test_markdown_has_a_table_that_github_takes(results, capsys):
     (["figure"], "Name a figure; there are 2, 3, 4, 5, 6, 7, throughput."),
     (["report"], "Name the folder of a run: --workdir=RUN."),
     (["report", "--workdir=r", "--out=r.txt"], "r.txt must end in .html"),
+    (["report", "--workdir=r", "--out="], "--out= is a folder or a device"),
+    (["table", "2", "--out="], "--out= is a folder or a device: name a file"),
     (["report", "--workdir="], "Name the folder of a run: --workdir=RUN."),
     (["table", "2", "--out=gs://b/t.md"], "gs://b/t.md must be a local file"),
     (["table", "2", "--out=t.foo"], "must end in .txt or .md or .html"),

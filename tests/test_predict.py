@@ -105,6 +105,15 @@ def test_the_accuracy_is_that_of_the_runs_evaluator(
   assert not list(tmp_path.glob("*.partial*"))
 
 
+def test_a_copy_of_a_runs_weights_predicts_as_the_run_does(trained, tmp_path):
+  copy = shutil.copy(trained / "weights.npz", tmp_path / "copy.npz")
+
+  run, other = map(inference.open_classifier, map(str, (trained, copy)))
+
+  for field in ("model", "ops", "size", "loss", "class_names", "notes"):
+    assert getattr(other, field) == getattr(run, field)
+
+
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_probabilities_are_the_models_on_the_same_pixels(
   trained, digits, tmp_path, loss
@@ -420,6 +429,7 @@ def test_the_accuracy_of_labelled_folders_is_printed(
   ("flags", "message"),
   [
     (["--topk=0"], "--topk=0 must be 1 or more."),
+    (["--batch=0"], "--batch=0 must be 1 or more."),
     (
       ["--ops=resize(12)"],
       "The ops 'resize(12)': Images of 12 x 12 px are not",
@@ -431,6 +441,10 @@ def test_the_accuracy_of_labelled_folders_is_printed(
     (["--grid=sheet.txt"], "--grid=sheet.txt must end in .png or .jpg or"),
     (["--out={folder}/chelsea.png"], "chelsea.png must end in .csv."),
     (["--grid={folder}/chelsea.png"], "chelsea.png is an input, {folder}/ch"),
+    (["--grid={folder}/empty/../chelsea.png"], "is an input, {folder}/chelsea"),
+    (["--grid="], "--grid= is a folder or a device: name a file."),
+    (["--out="], "--out= is a folder or a device: name a file."),
+    (["--out={folder}"], "--out={folder} is a folder or a device: name"),
     (["--out=none/table.csv"], "There is no folder for --out=none/table.csv"),
     (["gs://bucket/cat.png"], "gs://bucket/cat.png is not on this machine"),
     (["nothing/*.png"], "There is no nothing/*.png"),

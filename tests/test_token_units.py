@@ -286,6 +286,13 @@ def test_filters_of_a_bit_are_those_that_the_network_uses(baselines):
   np.testing.assert_allclose(filters.read_filters(bit), read, atol=1e-5)
 
 
+def test_filters_of_a_mixer_and_a_vit_are_their_weights(baselines):
+  for name, place in (TINY, "stem"), (baselines[0], "embedding"):
+    kernel = weights.load(name)[place]["kernel"].transpose(3, 0, 1, 2)
+
+    assert np.array_equal(filters.read_filters(weights.read(name)), kernel)
+
+
 def test_figures_have_a_panel_for_each_block_and_each_weights(tmp_path):
   out = tmp_path / "figure.svg"
 

@@ -24,6 +24,10 @@ PARAMETERS = {
 }
 
 
+# As timm counts them.
+GMACS = {"ViT-B/16": 17.6, "ViT-L/16": 61.6}
+
+
 @pytest.fixture
 def tiny():
   return golden("ViT")
@@ -46,6 +50,7 @@ def test_a_variant_has_the_published_parameters_and_its_arithmetic(name):
   params = flops.abstract_params(model, (224, 224))
   assert flops.count_params(params) == PARAMETERS[name]
   assert macs == macs_by_arithmetic(*vit.VARIANTS[name], classes=1000)
+  assert macs / 1e9 == pytest.approx(GMACS.get(name, macs / 1e9), rel=5e-3)
 
 
 def test_initial_values_are_those_of_the_authors_code():

@@ -16,13 +16,14 @@ from small_models import SIZES, assert_same
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.models import create
+from mixer.models import create, flops
 from mixer.tools.weights import main
 from mixer.weights import convert, io
 
 ROOT = Path(__file__).parent.parent
 TINY = SIZES["Mixer"]
 FILE = "tests/goldens/mixer_tiny.npz"
+WHOLE = (ROOT / FILE).read_bytes()
 
 
 def test_other_readers_of_npz_find_the_arrays_only(tmp_path):
@@ -122,7 +123,8 @@ def test_a_runs_folder_says_how_it_was_trained(tmp_path):
   [
     (b"", "is damaged, or no .npz, .safetensors or PyTorch file"),
     (b"<!DOCTYPE html>", "is damaged"),
-    (open(FILE, "rb").read()[:9000], "is damaged"),
+    (WHOLE[:9000], "is damaged"),
+    (WHOLE[:9000] + b"?" + WHOLE[9001:], "is damaged"),
     (b"\xff" * 7 + b"\0{", "is damaged"),
     (save({"norm.bias": np.zeros(99)})[:200], "is damaged"),
     (save({"conv1.weight": np.zeros(3)}), "Only a Mixer's.*conv1.weight"),
@@ -228,6 +230,13 @@ def test_files_are_measured_before_they_are_unpacked(tmp_path, monkeypatch):
 
   with pytest.raises(UserError, match="holds 0.0 GiB, and no model here"):
     weights.load(tmp_path / "bomb.npz")
+
+
+def test_the_largest_models_are_within_the_measure():
+  for name in "BiT-R152x4", "Mixer-H/14":
+    model = create(name, num_classes=21_843)
+    numbers = flops.count_params(flops.abstract_params(model, (448, 448)))
+    assert 4 * numbers < 0.8 * io.MAX_BYTES
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

@@ -87,6 +87,9 @@ def test_mixers_are_read_by_their_names_in_every_layout(
 def test_baselines_are_read_by_their_names(cache, accept_any_size, name):
   published = find(name)
   params = golden(published.model[:3]).params
+  if published.fields.get("representation"):  # a hidden layer under the head
+    layer = {"kernel": np.eye(24, dtype="f"), "bias": np.ones(24, "f")}
+    params = params | {"pre_logits": layer}
   today = flatten_dict(params, sep="/")
   make = old_vit if "ViT" in published.model else old_bit
   put(published, cache, make(today), ".npz")
@@ -94,6 +97,10 @@ def test_baselines_are_read_by_their_names(cache, accept_any_size, name):
   checkpoint = weights.read(name)
 
   assert_same(checkpoint.params, params)
+  model = checkpoint.create_model()
+  assert getattr(model, "representation", None) == (
+    24 if "pre_logits" in params else None
+  )
   # The ViT in the file is for 32 px, and says so by its shapes.
   own_size = (32, 32) if "ViT" in published.model else published.image_size
   assert checkpoint.image_size == own_size
@@ -148,10 +155,15 @@ def test_every_entry_is_whole():
   "name, words",
   [
     ("jft/Mixer-B_16", "JFT-300M"),
+    ("imagenet21k/Mixer-H_14", "every Mixer-H/14"),
+    ("bit/BiT-L-R152x4", "BiT-L"),
     ("imagenet21k+imagenet2012/Mixer-B_16", "dataset=imagenet2012"),
+    ("imagenet21k/Mixer-L_16-448", "448 px"),
     ("imagenet1k/Mixer-S_32", "gsam/ has"),
+    ("imagenet1k/Mixer-B_32", "gsam/ has"),
     ("imagenet21k/Mixer-B_32", "only Mixer-B_16 and -L_16"),
     ("sam/Mixer-S_16", "Mixer-S with SAM"),
+    ("gsam/Mixer-L_16", "Mixer-L with SAM or GSAM"),
     ("imagenet1k/ViT-B_16", "augreg/ViT-B_16-i1k"),
     ("bit/BiT-M-R200x3", "BiT-R200x3, BiT-R152x1"),
   ],

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Input pipeline: sources of examples, decoding, preprocessing, batches."""

@@ -99,10 +99,10 @@ def run(
   enable_compilation_cache()
   paths, others = find_images(images)
   inputs = [*paths, *others]
-  if out:
+  if out is not None:
     header = ",".join(COLUMNS).encode()
     out = check_output(out, "--out", header, suffixes=[".csv"], inputs=inputs)
-  if grid:
+  if grid is not None:
     grid = plots.check_picture(grid, "--grid", inputs=inputs)
   device_count()  # starts jax, which takes seconds
   classifier = open_classifier(init, ops=ops, classes=classes)

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Training: step, optimizer, sharding, checkpoints, metrics, preemption."""

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""ImageNet-21k, from its official archive, as a data set of TFDS."""

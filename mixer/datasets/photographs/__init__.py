@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Tiles of scikit-image's photographs as a data set of TFDS."""

@@ -105,7 +105,7 @@ def choose_format(format: str | None, out: str | None) -> str:
     raise UserError(
       f"--format={format} is not written here{did_you_mean(format, FORMATS)}"
     )
-  if not out:
+  if out is None:
     return format or "text"
   file = check_output(out, "--out", _OURS, suffixes=[*_SUFFIXES])
   return format or _SUFFIXES[file.suffix.lower()]

@@ -72,7 +72,7 @@ def write(workdir: str | os.PathLike, out: str | None = None) -> str:
     UserError: the folder is not a run's, a file in it is damaged, or the page
       cannot be written.
   """
-  if out:
+  if out is not None:
     out = check_output(out, "--out", _OURS, suffixes=[".html", ".htm"])
   folder = find_folder(workdir)
   if not (folder / "config.json").is_file():
