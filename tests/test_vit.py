@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from small_models import SIZES, golden
 
 from mixer.models import create, flops, vit
@@ -108,3 +108,35 @@ def test_a_hidden_layer_under_the_head_makes_the_pre_logits(tiny):
   expected = np.tanh(plain["pre_logits"][:, :10] + 1)
   np.testing.assert_allclose(out["pre_logits"], expected, atol=1e-5)
   np.testing.assert_allclose(logits[:, 0], expected.sum(1), atol=1e-5)
+
+
+def test_the_bias_of_keys_which_the_softmax_removes_has_no_gradient(tiny):
+  model, params, images, _ = tiny
+  names = [
+    ("Transformer", f"encoderblock_{i}", "MultiHeadDotProductAttention_0")
+    for i in range(model.blocks)
+  ]
+
+  def gradients(params, dtype):
+    def loss(params):
+      logits, _ = model.clone(dtype=dtype).apply({"params": params}, images)
+      return jax.nn.log_softmax(logits)[:, 0].mean()
+
+    flat = flatten_dict(jax.jit(jax.grad(loss))(params))
+    keys = [flat.pop((*name, "key", "bias")) for name in names]
+    return keys, max(abs(x).max() for x in flat.values())
+
+  # Whatever its value, the logits are the same: the truth is 0.
+  flat = flatten_dict(params)
+  for name in names:
+    bias = flat[*name, "key", "bias"]
+    flat[*name, "key", "bias"] = bias + np.cos(np.arange(bias.size)).reshape(
+      bias.shape
+    )
+  shifted, _ = model.apply({"params": unflatten_dict(flat)}, images)
+  logits, _ = model.apply({"params": params}, images)
+  np.testing.assert_allclose(shifted, logits, atol=1e-5)
+
+  for dtype, nearly in (None, 1e-6), (jnp.bfloat16, 0):
+    keys, largest = gradients(params, dtype)
+    assert max(abs(x).max() for x in keys) <= nearly * largest

@@ -25,23 +25,25 @@ _CUBIC = 0.044715
 _SLOPE = 2 * math.sqrt(2 / math.pi)
 
 
-def cast_products(inputs, kernel, bias, *, dtype, inexact=True):
+def cast_products(inputs, kernel, bias, *, dtype, inexact=True, shifts=False):
   """Casts the factors of a Flax layer's product to `dtype`, but not its bias.
 
   Adds biases in float32: in bfloat16 the gradient of a bias, a sum over all
-  tokens, was seen to come out a third too small.
+  tokens, was seen to come out a third too small. `shifts`: whether the bias is
+  one for `freeze_shift`.
   """
+  bias = freeze_shift(bias, dtype) if shifts else bias
   inputs, kernel = promote_dtype(inputs, kernel, dtype=dtype, inexact=inexact)
   return inputs, kernel, bias
 
 
 def freeze_shift(bias: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
-  """Stops the gradient of a bias that shifts all channels of a token alike.
+  """Stops the gradient of a bias whose effect a later layer removes.
 
-  Every later layer norm removes the shift, so that the gradient is 0. With
-  tokens in bfloat16 it would be the sum of their cotangents' rounding errors,
-  and Adam, which normalizes gradients, would walk at random
-  (benchmarks/NOTES.md). In float32 the errors are too small for that.
+  Layer norms remove what shifts all channels of a token alike, and a softmax
+  what shifts all its logits, so that the gradient is 0. In bfloat16 it would be
+  the sum of rounding errors, and Adam, which normalizes gradients, would walk
+  at random (benchmarks/NOTES.md). In float32 the errors are too small for that.
   """
   is_float32 = jnp.dtype(dtype or jnp.float32) == jnp.float32
   return bias if is_float32 else jax.lax.stop_gradient(bias)
@@ -69,14 +71,10 @@ def dense(
     y = jax.lax.dot_general(*arguments, **keywords)
     return checkpoint_name(y, saved_as) if saved_as else y
 
-  def cast(inputs, kernel, bias, **keywords):
-    bias = freeze_shift(bias, dtype) if shifts else bias
-    return cast_products(inputs, kernel, bias, **keywords)
-
   return nn.Dense(
     features,
     dtype=dtype,
-    promote_dtype=cast,
+    promote_dtype=functools.partial(cast_products, shifts=shifts),
     dot_general=named_dot,
     **options,
   )

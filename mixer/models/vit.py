@@ -6,6 +6,7 @@ published weights fit. Letters in shape comments: n examples, s tokens (patches,
 and the class token), c channels, k heads, d channels of a head.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -70,18 +71,26 @@ class SelfAttention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps n s c to n s c."""
-    options = {
-      "dtype": self.dtype,
-      "promote_dtype": cast_products,
-      "kernel_init": _KERNEL_INIT,
-    }
+
+    def linear(features, name, **options):
+      # The key's bias adds the same to all logits of a softmax.
+      cast = functools.partial(cast_products, shifts=name == "key")
+      return nn.DenseGeneral(
+        features,
+        name=name,
+        dtype=self.dtype,
+        promote_dtype=cast,
+        kernel_init=_KERNEL_INIT,
+        **options,
+      )
+
     shape = self.heads, x.shape[-1] // self.heads
     query, key, value = (
-      nn.DenseGeneral(shape, name=name, **options)(x).astype(x.dtype)  # n s k d
+      linear(shape, name)(x).astype(x.dtype)  # n s k d
       for name in ("query", "key", "value")
     )
     y = jax.nn.dot_product_attention(query, key, value)  # n s k d
-    return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out", **options)(y)
+    return linear(x.shape[-1], "out", axis=(-2, -1))(y)
 
 
 class EncoderBlock(ResidualBlock, kw_only=True):
