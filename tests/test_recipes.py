@@ -105,8 +105,11 @@ PATHS = {
     "imagenet2012": {"train": 100, "validation": 9},
     "imagenet_v2/matched-frequency": {"test": 5},
   },
-  # Momentum, resize-small and random crop, the best checkpoint by a held-out
-  # part, the other evaluation crop.
+  # Momentum, resize-small and random crop, a sum of splits, no held-out part.
+  ("finetune", "dataset=oxford_flowers102,full=True"): {
+    "oxford_flowers102": {"train": 20, "validation": 20, "test": 9}
+  },
+  # The best checkpoint by a held-out part, the other evaluation crop.
   ("finetune", "dataset=cifar10,eval=resize"): {
     "cifar10": {"train": 200, "test": 9}
   },
