@@ -3,7 +3,7 @@
 
 `parse` turns such a line into a function of a uint8 image [h, w, 3] and a NumPy
 Generator that returns a uint8 image. Results agree with those of the TensorFlow
-operations of the paper's training code. `randaug` is in a file of its own.
+operations of the paper's training code. More ops: `randaugment`, `augment`.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from mixer.data import randaugment  # noqa: F401
+from mixer.data import augment, randaugment  # noqa: F401
 from mixer.data.pp_parser import Size, op, output_size, parse  # noqa: F401
 from mixer.data.resize import Method, check_size, resize
 from mixer.errors import UserError
