@@ -60,8 +60,20 @@ HELD_OUT = 51_200
 def get_config(arg=None):
   """Returns the config for an argument such as "B/16" or "variant=L/16"."""
   arg = parse_arg(arg, variant="B/16", epochs=0.0)
-  name = arg.variant if "-" in arg.variant else f"Mixer-{arg.variant}"
+  config = on_imagenet21k(arg.variant)
+  if config.model.name.startswith("BiT"):
+    train_bit(config)
+  else:
+    train_mixer_or_vit(config)
+  if arg.epochs:
+    config.total_epochs = arg.epochs
+  config.checkpoint.milestone_epochs = 30.0
+  return config
 
+
+def on_imagenet21k(variant):
+  """Returns a config without length, augmentation and optimizer."""
+  name = variant if "-" in variant else f"Mixer-{variant}"
   config = default()
   config.batch = 4096
   config.max_per_device = default_microbatch(name)
@@ -76,12 +88,6 @@ def get_config(arg=None):
   config.data.split = f"full[{HELD_OUT}:]"
   config.data.examples = 14_197_122 - HELD_OUT
   config.optimizer.clip_norm = 1.0
-  if name.startswith("BiT"):
-    train_bit(config)
-  else:
-    train_mixer_or_vit(config)
-  if arg.epochs:
-    config.total_epochs = arg.epochs
 
   ops = "resize_small(256) | central_crop(224)"
   config.evals.heldout = evaluator(
@@ -94,7 +100,6 @@ def get_config(arg=None):
     every_steps=10_000,
   )
   config.checkpoint.every_steps = 1_000
-  config.checkpoint.milestone_epochs = 30.0
   return config
 
 

@@ -33,6 +33,8 @@ RECIPES = [
   ("pretrain_i1k", "BiT-R50x1"),
   ("pretrain_i21k", "ViT-L/16"),
   ("pretrain_i21k", "BiT-R152x4"),
+  ("pretrain_large", "H/14"),
+  ("pretrain_large", "ViT-L/16"),
   *(("finetune", f"dataset={name}") for name in DATA_SETS),
   *(("finetune", f"dataset={name},full=True") for name in DATA_SETS),
   ("finetune", "dataset=imagenet2012,model=Mixer-L/16,res=448,eval=resize"),

@@ -264,11 +264,29 @@ def test_shares_of_a_seed_are_nested_and_take_equal_steps():
   )
   assert whole.data.split == "full[51200:14197122]"
   assert part.data.split == "full[51200:1465792]"
-  assert part.total_epochs * part.data.examples == pytest.approx(
-    whole.total_epochs * whole.data.examples, rel=1e-6
-  )
   configs = [recipes.load("data_size", f"share={share}") for share in (3, 100)]
   assert len({config.total_steps for config in configs}) == 1
+
+
+def test_at_the_papers_scale_all_models_are_trained_alike():
+  """Section 3: Adam, linear decay, crops and flips, 7 epochs of JFT-300M."""
+  loaded = [
+    recipes.load("permutations", "mixer,scale=paper"),
+    recipes.load("permutations", "resnet,scale=paper"),
+    *(
+      recipes.load("data_size", f"{model},scale=paper,share={share}")
+      for model in ("Mixer-L/32", "ViT-B/32", "BiT-R152x2")
+      for share in (3, 100)
+    ),
+  ]
+
+  assert len({config.model.name for config in loaded}) == 5
+  for config in loaded:
+    assert config.total_steps == pytest.approx(7 * 303e6 / 4096, rel=1e-3)
+    assert config.optimizer.name == "adam"
+    assert str(config.schedule) == str(loaded[0].schedule)
+    assert config.data.ops == "inception_crop(224) | flip"
+    assert not config.mixup and not config.model.stoch_depth
 
 
 def test_seeds_draw_different_images():

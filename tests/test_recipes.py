@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 import recipes
 from layouts import write_tfds
 from runs import read_rows
+from test_own_images import write_images
 
 from mixer import train
 from mixer.errors import UserError
@@ -58,6 +60,63 @@ def test_the_pre_training_recipes_hold_to_the_papers_table_4():
     assert config.schedule.warmup_steps == 10_000
 
 
+@pytest.mark.parametrize(
+  "variant, epochs, rate, decay",
+  [
+    # Mixer: table 4. The others: table 3 of the ViT paper (arXiv 2010.11929).
+    *(("S/32", 5, 3e-3, 0.03), ("B/16", 7, 3e-3, 0.03)),
+    *(("L/16", 7, 1e-3, 0.03), ("H/14", 14, 1e-3, 0.03)),
+    *(("ViT-B/32", 7, 8e-4, 0.1), ("ViT-L/32", 7, 6e-4, 0.1)),
+    *(("ViT-L/16", 7, 4e-4, 0.1), ("ViT-H/14", 14, 3e-4, 0.1)),
+    *(("BiT-R50x1", 7, 1e-3, 0.1), ("BiT-R152x2", 7, 6e-4, 0.1)),
+  ],
+)
+def test_a_large_data_set_is_trained_on_as_jft_300m(
+  variant, epochs, rate, decay
+):
+  config = recipes.load("pretrain_large", variant)
+
+  assert config.total_epochs == epochs
+  assert config.optimizer.learning_rate == rate
+  assert config.optimizer.weight_decay == pytest.approx(rate * decay)
+  assert (config.optimizer.name, config.schedule.kind) == ("adam", "linear")
+  assert config.data.ops == "inception_crop(224) | flip"
+  assert not config.mixup and not config.model.stoch_depth
+  longer = recipes.load("pretrain_large", f"{variant},epochs=20")
+  assert longer.total_epochs == 20
+
+
+def test_pre_training_counts_the_classes_of_images_of_ones_own(tmp_path):
+  write_images(tmp_path / "my" / "TRAIN", "abc", 70)
+
+  config = recipes.load("pretrain_large", f"S/16,data=folder:{tmp_path}/my")
+
+  config.schedule.warmup_steps = 0
+  config.batch = 40
+  plan = make_plan(config, devices=1)
+  assert not plan.complaints.problems
+  assert config.model.num_classes == 3
+  assert config.model.head_bias == pytest.approx(-np.log(3), abs=0.1)
+  sizes = [len(plan.data.evals[x].source) for x in ("heldout", "train")]
+  assert (len(plan.data.source), *sizes) == (208, 2, 2)
+
+
+@pytest.mark.parametrize(
+  "data, answer",
+  [
+    ("folder:none", "There is no folder none"),
+    ("cifar10", "cifar10 is not prepared"),
+    ("./photos", "write folder:DIR"),
+    ("cifar11", "cifar10"),
+  ],
+)
+def test_pre_training_says_which_data_it_lacks(data, answer):
+  with pytest.raises(UserError, match=answer) as error:
+    recipes.load("pretrain_large", f"data={data}")
+
+  assert type(error.value) is UserError  # others are shown with their name
+
+
 def test_a_missing_data_set_is_reported_beside_everything_else(capsys):
   config = recipes.load("pretrain_i21k", "B/16")
 
@@ -100,6 +159,8 @@ def shrink(config):
 PATHS = {
   # Soft labels and bfloat16, sigmoid, RandAugment, accumulation, Adam.
   ("pretrain_i21k", "B/16"): {"imagenet21k": {"full": 40}},
+  # Classes from the data set.
+  ("pretrain_large", "B/32,data=cifar10"): {"cifar10": {"train": 200}},
   # Evaluation on a second data set.
   ("pretrain_i1k", "B/32"): {
     "imagenet2012": {"train": 100, "validation": 9},

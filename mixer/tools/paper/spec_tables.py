@@ -174,11 +174,11 @@ def _jft() -> Table:
   for (letter, data), settings in TABLE_4.items():
     if data == "JFT-300M":
       texts = [_text(settings[label]) for label in labels]
-      texts = f"Mixer-{letter}", *texts, "no recipe"
-      rows.append([Cell(text) for text in texts])
+      rows.append([Cell(text) for text in (f"Mixer-{letter}", *texts)])
   return Table(
-    [("", head) for head in ("", *labels, "here")],
+    [("", head) for head in ("", *labels)],
     rows,
-    "JFT-300M, which is not public: no recipe here. Besides crops and flips "
-    "there is no regularisation.",
+    "JFT-300M, which is not public: configs/pretrain_large.py takes these "
+    "settings to another large data set. Besides crops and flips there is no "
+    "regularisation.",
   )
