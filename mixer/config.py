@@ -155,6 +155,10 @@ SCHEMA = {
     "label": Key("label"),
     "data_dir": Key(""),  # root of TFDS data; "": TFDS_DATA_DIR or TFDS's own
     "ops": Key(None, kind=str),  # such as "inception_crop(224) | flip"
+    # Times that each example of a batch is in it, augmented differently
+    # (repeated augmentation); a divisor of the batch. Epochs count images, so
+    # that a run's steps stay, with fewer different examples in an epoch.
+    "repeats": Key(1, _POSITIVE),
     # For folder:DIR, a file with the class folders in the order of their
     # labels, one a line; "": the folders of the split train, sorted.
     "classes": Key(""),

@@ -202,7 +202,7 @@ def diff_configs(
 
 
 def explain_order(old: dict, new: dict, start: int, total_steps: int) -> str:
-  """Tells which examples a change of batch, data size or seed repeats or skips.
+  """Tells which examples a change of batch, data or seed repeats or skips.
 
   Args:
     old, new: from `to_dict`, resolved.
@@ -215,10 +215,12 @@ def explain_order(old: dict, new: dict, start: int, total_steps: int) -> str:
   batch, new_batch = old["batch"], new["batch"]
   new_size = new["data"]["examples"]
   size = old["data"]["examples"] or new_size
-  if (size, old["seed"]) != (new_size, new["seed"]):
+  repeats = old["data"].get("repeats", 1)
+  order = size, old["seed"], repeats
+  if order != (new_size, new["seed"], new["data"].get("repeats", 1)):
     fate = "examples are in another order: some are repeated, some passed over"
   elif batch != new_batch:
-    low, high = sorted((start * batch, start * new_batch))
+    low, high = sorted(start * n // repeats for n in (batch, new_batch))
     verb = "passed over" if new_batch > batch else "seen again"
     fate = f"examples {low:,} to {high - 1:,} of the global order are {verb}"
   else:

@@ -143,6 +143,11 @@ def plan_data(
 
 def _split_batch(config: ConfigDict, devices: int) -> tuple[int, int]:
   """Returns images per micro-batch and device, and micro-batches per update."""
+  if config.batch % config.data.repeats:
+    raise UserError(
+      f"config.data.repeats = {config.data.repeats} does not divide the "
+      f"{config.batch} images of a batch: take a divisor, or 1 for none."
+    )
   if config.batch % devices:
     lower = config.batch // devices * devices
     near = [str(n) for n in (lower, lower + devices) if n]

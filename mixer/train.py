@@ -140,7 +140,12 @@ def train(
       folder,
       from_step=start,
       batch=plan.config.batch,
-      order=IndexShuffler(len(plan.data.source), plan.config.seed),
+      order=IndexShuffler(
+        len(plan.data.source),
+        plan.config.seed,
+        plan.config.batch,
+        plan.config.data.repeats,
+      ),
       checkpoints=checkpoints,
       max_skipped=plan.config.max_skipped,
       enabled=hosts.is_first,

@@ -169,6 +169,7 @@ def test_a_config_makes_a_model_of_any_family(digits_dir, name, fields):
   [
     ({"batch": 100}, "100 is not divided by the 8 devices: take 96 or 104"),
     ({"batch": 64, "accumulation": 3}, "accumulation = 3 does not divide"),
+    ({"batch": 64, "data.repeats": 3}, "repeats = 3 does not divide"),
     ({"data.examples": 5}, "has 1437 examples in 'train', and not 5"),
     ({"data.split": "train[:0.1]", "data.examples": 0}, "no split 'train"),
     ({"data.split": "tran"}, "no split 'tran'"),

@@ -72,6 +72,21 @@ def test_images_and_labels_are_those_of_the_order(train):
   np.testing.assert_array_equal(batch["image"][..., 0], pixels)
 
 
+def test_repeated_examples_are_augmented_differently(train):
+  options = dict(batch=12, seed=7, repeats=3)
+  [first, batch] = take(train_batches(train, SHIFT, **options), 2)
+  halves = [
+    take(train_batches(train, SHIFT, host=h, hosts=2, **options), 2)
+    for h in (0, 1)
+  ]
+
+  labels = batch["label"].reshape(3, 4)
+  assert (labels == labels[0]).all() and len(set(labels[0])) > 1
+  copies = batch["image"].reshape(3, 4, -1)
+  assert all(len(np.unique(copies[:, i], axis=0)) > 1 for i in range(4))
+  assert_same([first, batch], join(halves))
+
+
 def test_batches_straddle_epochs(few):
   batches = take(train_batches(few, PLAIN, batch=4, seed=1), 5)
 

@@ -88,3 +88,15 @@ def test_the_order_of_a_seed_never_changes():
 
   assert order[:10].tolist() == [6, 1, 0, 5, 3, 8, 7, 9, 2, 4]
   assert order[10:].tolist() == [7, 3, 5, 0, 1, 4, 6, 8, 9, 2]
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 6])
+def test_a_batch_is_copies_of_the_next_examples(repeats):
+  order = IndexShuffler(10, seed=4)(np.arange(60))
+  ids = IndexShuffler(10, 4, batch=6, repeats=repeats)(np.arange(60))
+
+  parts = np.split(order[: 60 // repeats], 10)
+  expected = np.concatenate([np.tile(part, repeats) for part in parts])
+  np.testing.assert_array_equal(ids, expected)
+  later = IndexShuffler(10, 4, batch=6, repeats=repeats)(np.arange(33, 50))
+  np.testing.assert_array_equal(later, expected[33:50])

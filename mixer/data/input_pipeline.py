@@ -56,6 +56,7 @@ def train_batches(
   *,
   batch: int,
   seed: int,
+  repeats: int = 1,
   start_step: int = 0,
   host: int = 0,
   hosts: int = 1,
@@ -70,6 +71,7 @@ def train_batches(
     ops: maps a uint8 image [h, w, 3] and a Generator to one of a fixed size.
     batch: examples in a global batch; a multiple of `hosts`.
     seed: of the order and of the augmentation, 0 or more.
+    repeats: times that each example of a batch is in it (`IndexShuffler`).
     start_step: the first step to yield, reached at once.
     host: which slice of each global batch, of `hosts` equal ones.
     hosts: number of slices.
@@ -86,7 +88,7 @@ def train_batches(
   Raises:
     UserError: an example is such an image.
   """
-  shuffler = IndexShuffler(len(source), seed)
+  shuffler = IndexShuffler(len(source), seed, batch, repeats)
   allow_bad = bad_images is not None
 
   def load(positions: np.ndarray) -> Arrays:

@@ -24,13 +24,24 @@ class IndexShuffler:
   Attributes:
     examples: number of examples in an epoch.
     seed: of the order, 0 or more.
+    batch: positions of a batch.
+    repeats: times that each example of a batch is in it, a divisor of it
+      (repeated augmentation, arXiv 1901.09335). A batch is then that many
+      copies, one after the other, of the next batch / repeats examples of the
+      order: neighbours, which mixup mixes, are different examples.
   """
 
   examples: int
   seed: int
+  batch: int = 1
+  repeats: int = 1
 
   def __call__(self, positions: np.ndarray) -> np.ndarray:
     """Maps int64 positions [n] to int64 example ids [n]."""
+    if self.repeats > 1:
+      steps, rows = np.divmod(positions, self.batch)
+      different = self.batch // self.repeats
+      positions = steps * different + rows % different
     epochs, places = np.divmod(positions, self.examples)
     ids = np.empty_like(positions)
     for epoch in np.unique(epochs).tolist():

@@ -90,6 +90,7 @@ def fed_examples(
     preprocess.parse(config.data.ops),
     batch=config.batch,
     seed=config.seed,
+    repeats=config.data.repeats,
     start_step=step,
     workers=plan.data.workers,
     bad_images=plan.data.bad_images,

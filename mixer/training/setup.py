@@ -323,6 +323,7 @@ def open_batches(plan: Plan, hosts: Hosts, start: int) -> Iterator[dict]:
       preprocess.parse(config.data.ops),
       batch=config.batch,
       seed=config.seed,
+      repeats=config.data.repeats,
       start_step=start,
       host=hosts.index,
       hosts=hosts.count,
