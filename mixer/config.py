@@ -143,6 +143,15 @@ SCHEMA = {
       tuple,
     ),
   },
+  # Steps at which model.dropout and model.stoch_depth act: "always", "early"
+  # (before the cut-off) or "late" (from it on); at the others a step is that of
+  # a model without them (arXiv 2303.01500).
+  "drop": {
+    "when": Key("always", one_of("always", "early", "late")),
+    **define_duration("cutoff"),  # from the start of the run
+    # Early rates: "constant", or "linear", falling to 0 at the cut-off.
+    "shape": Key("constant", one_of("constant", "linear")),
+  },
   "data": {
     "name": Key(None, kind=str),  # of a TFDS data set, or "folder:DIR"
     "split": Key("train"),  # in TFDS's syntax, such as "train[:99%]"

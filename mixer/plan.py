@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mixer.config import default
 from mixer.config_check import Complaints, resolve, validate
 from mixer.data_plan import DataPlan, plan_data
-from mixer.errors import did_you_mean, format_list
+from mixer.errors import UserError, did_you_mean, format_list
 from mixer.jax_setup import device_count
 from mixer.model_plan import ModelPlan, plan_model
 from mixer.models import flops
@@ -22,6 +22,7 @@ from mixer.schema import resolve_steps
 # Part of the config, keys in it, and the key and value with which they count.
 _COUNT_WITH = (
   ("schedule", ("end",), "kind", "linear"),
+  ("drop", ("shape",), "when", "early"),
   ("optimizer", ("momentum",), "name", "momentum"),
   ("optimizer", ("b1", "b2", "eps"), "name", "adam"),
 )
@@ -29,12 +30,18 @@ _COUNT_WITH = (
 
 @dataclasses.dataclass(frozen=True)
 class SchedulePlan:
-  """Durations in updates; None where not set or complained about."""
+  """Durations in updates; None where not set or complained about.
+
+  drop_steps: steps whose update has dropout and stochastic depth.
+  drop_decay: updates over which their rates fall to 0; 0: they are constant.
+  """
 
   total_steps: int | None = None
   warmup_steps: int = 0
   checkpoint_every: int | None = None
   milestone_every: int | None = None
+  drop_steps: range = range(2**31)
+  drop_decay: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +144,48 @@ def _plan_schedule(config: ConfigDict, complaints: Complaints) -> SchedulePlan:
   with complaints.collect("config.checkpoint."):
     every = steps(config.checkpoint, "every")
     milestone = steps(config.checkpoint, "milestone")
-  return SchedulePlan(total, warmup, every, milestone)
+  drops = SchedulePlan.drop_steps
+  with complaints.collect("config.drop."):
+    cutoff = steps(config.drop, "cutoff")
+    drops = _drop_steps(config, cutoff, total)
+  is_linear = config.drop.when == "early" and config.drop.shape == "linear"
+  decay = len(drops) if is_linear else 0
+  return SchedulePlan(total, warmup, every, milestone, drops, decay)
+
+
+def _drop_steps(
+  config: ConfigDict, cutoff: int | None, total: int | None
+) -> range:
+  """Returns the steps at which dropout and stochastic depth act.
+
+  Raises:
+    UserError: a cut-off without a schedule, a schedule without a cut-off in the
+      run, or without a rate.
+  """
+  when, every = config.drop.when, SchedulePlan.drop_steps
+  if when == "always":
+    if cutoff:
+      raise UserError(
+        "when = 'always' has no cut-off: set it to 'early' or 'late', or leave "
+        "the cut-off out."
+      )
+    return every
+  if not (config.model.dropout or config.model.stoch_depth):
+    raise UserError(
+      f"when = {when!r} has no rate to act on: set config.model.stoch_depth or "
+      "config.model.dropout."
+    )
+  if not cutoff:
+    raise UserError(
+      f"when = {when!r} needs a cut-off: set config.drop.cutoff_steps, "
+      "cutoff_epochs or cutoff_examples."
+    )
+  if total and cutoff >= total:
+    raise UserError(
+      f"The cut-off at step {cutoff:,} is not within the run of {total:,} "
+      "steps: set an earlier one."
+    )
+  return every[:cutoff] if when == "early" else every[cutoff:]
 
 
 def plan_summary(plan: Plan) -> str:
@@ -187,6 +235,13 @@ def plan_summary(plan: Plan) -> str:
     if model.multiply_accumulates:
       flop = 6 * model.multiply_accumulates * seen
       lines.append(f"compute       {flop:.3g} FLOP")
+  if config.drop.when != "always":
+    late = config.drop.when == "late"
+    edge = schedule.drop_steps.start if late else schedule.drop_steps.stop
+    lines.append(
+      f"dropping      {'from' if late else 'until'} step {edge:,}, "
+      f"{'linear to 0' if schedule.drop_decay else 'constant'}"
+    )
   for name, each in data.evals.items():
     lines.append(
       f"evaluation    {name}: {each.options.name or config.data.name}, "

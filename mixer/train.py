@@ -119,6 +119,7 @@ def train(
     )
     check_same_plan(hosts, plan)
     total_steps = plan.schedule.total_steps
+    drop_steps = plan.schedule.drop_steps
     log_every = plan.config.log.every_steps
 
     # Restore the newest checkpoint or initialise; put the state on devices.
@@ -131,8 +132,12 @@ def train(
     ) or (0, initial_state(plan, optimizer))
     state = sharding.put(state, devices)
 
-    # Make the step; open batches, evaluators and the log.
-    update = create_update(plan, optimizer, devices)
+    # Make the steps, without dropout and stochastic depth and with them; open
+    # batches, evaluators and the log.
+    updates = [
+      create_update(plan, optimizer, devices, drops=drops)
+      for drops in (False, True)
+    ]
     evaluators = EvalRunner(
       plan, folder / "eval", local_devices(), hosts, should_stop
     )
@@ -232,11 +237,13 @@ def train(
         log.profile(step)
         with log.timer.wait_for_data():
           batch = next(batches)
-        if step == start:  # the first call compiles
+        update = updates[step in drop_steps]
+        if step in (start, drop_steps.start, drop_steps.stop):  # compiles
           with log.timer.pause():
             state, metrics = update(state, batch)
-          seconds = time.monotonic() - started
-          log.message(f"first update after {seconds:.1f} s")
+          if step == start:
+            seconds = time.monotonic() - started
+            log.message(f"first update after {seconds:.1f} s")
         else:
           state, metrics = update(state, batch)
         pending.push(step + 1, metrics)

@@ -151,6 +151,7 @@ def model(name, **fields):
 
 VIT = dict(patch=2, hidden=16, blocks=2, mlp=32, heads=2)
 BIT = dict(width=0.5, units=(1, 1))
+DROP = {"model.stoch_depth": 0.1}
 
 
 @pytest.mark.parametrize("name, fields", [("ViT", VIT), ("BiT", BIT)])
@@ -182,6 +183,13 @@ def test_a_config_makes_a_model_of_any_family(digits_dir, name, fields):
     ({"evals.test.name": "digitz"}, "no data set 'digitz'"),
     ({"skip_evals": "tset"}, "'tset' is not an evaluator; did you mean test?"),
     ({"schedule.warmup_epochs": 1000.0}, "does not end within the run"),
+    ({"drop.when": "late"}, "'late' has no rate to act on"),
+    ({"drop.cutoff_steps": 5}, "'always' has no cut-off"),
+    (DROP | {"drop.when": "early"}, "'early' needs a cut-off"),
+    (
+      DROP | {"drop.when": "late", "drop.cutoff_epochs": 100.0},
+      "at step 2,245 is not within the run of 2,245 steps",
+    ),
     ({"total_steps": 5}, "total_steps = 5 and total_epochs"),
     ({"total_epochs": 0.0}, "length of the run is not set"),
     ({"checkpoint.best": "eval/tset/accuracy"}, "mean eval/test/accuracy?"),

@@ -47,7 +47,8 @@ class ImageModel(nn.Module, kw_only=True):
   [n, c] and "logits". Its arguments:
 
   train: turns dropout and stochastic depth on.
-  drop_keys: [n] PRNG keys, one per example; required if anything is dropped.
+  drop_keys: [n] PRNG keys, one per example, or `layers.ScaledKeys`; required if
+    anything is dropped.
 
   It raises ValueError if its options do not fit together, or if the images do
   not fit the options or the resolution of the parameters.

@@ -9,6 +9,7 @@ Letters in shape comments: n examples, s tokens, c channels.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -251,6 +252,7 @@ class ResidualBlock(nn.Module):
     if keys is None or (not isinstance(prob, jax.Array) and prob == 1):
       return None
     number = self._number(branch, self.output_mask) + 1
+    keys, prob = scale_rate(keys, prob)
     mask = keep_mask(keys, number, prob, shape)
     # The authors' code does not rescale the remaining branches.
     return mask * (1 / prob if self.rescale else 1.0)
@@ -283,6 +285,26 @@ def survival_probs(stoch_depth: float, blocks: int) -> list[float]:
   return [1 - stoch_depth * i / max(blocks - 1, 1) for i in range(blocks)]
 
 
+class ScaledKeys(NamedTuple):
+  """PRNG keys that also scale the drop rates, in place of plain keys.
+
+  keys: [n], one per example.
+  scale: float32 [], factor on every rate, 0 to 1.
+  """
+
+  keys: jax.Array
+  scale: jax.Array
+
+
+def scale_rate(
+  keys: jax.Array | ScaledKeys, prob: float | jax.Array
+) -> tuple[jax.Array, float | jax.Array]:
+  """Returns plain keys, and the probability to stay at the scaled rate."""
+  if not isinstance(keys, ScaledKeys):
+    return keys, prob
+  return keys.keys, 1 - (1 - prob) * keys.scale
+
+
 def keep_mask(
   keys: jax.Array, number: int, prob: float, shape: tuple[int, ...]
 ) -> jax.Array:
@@ -305,12 +327,16 @@ def keep_mask(
 
 
 def dropout_mask(
-  keys: jax.Array | None, rate: float, number: int, shape: tuple[int, ...]
+  keys: jax.Array | ScaledKeys | None,
+  rate: float,
+  number: int,
+  shape: tuple[int, ...],
 ) -> jax.Array | None:
   """Draws factors 0 or 1 / (1 - rate), [n, *shape]; None if all stay."""
   if keys is None or not rate:
     return None
-  return keep_mask(keys, number, 1 - rate, shape) / (1 - rate)
+  keys, prob = scale_rate(keys, 1 - rate)
+  return keep_mask(keys, number, prob, shape) / prob
 
 
 def _save_products(primitive, *_, name: str | None = None, **__) -> bool:

@@ -146,9 +146,18 @@ def create_update(
   plan: Plan,
   optimizer: optax.GradientTransformation,
   devices: Sequence[jax.Device],
+  *,
+  drops: bool = True,
 ) -> Callable:
-  """Returns the plan's `train_step` on all devices; it donates the state."""
-  config = plan.config
+  """Returns the plan's `train_step` on all devices; it donates the state.
+
+  Args:
+    drops: False for a step outside `SchedulePlan.drop_steps`: its program is
+      that of a model without dropout and stochastic depth.
+  """
+  config, model = plan.config, plan.model.module
+  if not drops:
+    model = model.clone(dropout=0.0, stoch_depth=0.0)
   objective = LossConfig(
     loss=config.loss,
     num_classes=config.model.num_classes,
@@ -159,11 +168,12 @@ def create_update(
     accumulation=plan.data.accumulation,
     ema_decay=config.ema_decay,
     seed=config.seed,
+    drop_decay=plan.schedule.drop_decay,
   )
   sharding = create_sharding(plan)
   step = functools.partial(
     train_step,
-    model=plan.model.module,
+    model=model,
     optimizer=optimizer,
     objective=objective,
     sharding=sharding,

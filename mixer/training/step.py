@@ -22,6 +22,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from mixer.models.layers import ScaledKeys
 from mixer.training.mixup import MixupWeights, add_partners, sample_mixup
 from mixer.training.sharding import AXIS, REPLICATED, Replicated
 
@@ -67,6 +68,8 @@ class LossConfig:
   accumulation: micro-batches that a device's part of the batch is cut into.
   ema_decay: decay of the EMA of parameters; 0 is off.
   seed: of mixup weights and drop masks.
+  drop_decay: updates over which the drop rates fall linearly from the model's
+    to 0; 0 keeps them constant.
   """
 
   loss: str
@@ -78,6 +81,7 @@ class LossConfig:
   accumulation: int = 1
   ema_decay: float = 0.0
   seed: int = 0
+  drop_decay: int = 0
 
 
 def create_state(
@@ -150,6 +154,9 @@ def train_step(
     )
     fold = functools.partial(jax.random.fold_in, drop_key)
     drop_keys = jax.vmap(fold)(part["index"])
+    if objective.drop_decay:
+      scale = drop_scale(state.step, objective.drop_decay)
+      drop_keys = ScaledKeys(drop_keys, scale)
     logits, _ = model.apply(
       {"params": params}, images, train=True, drop_keys=drop_keys
     )
@@ -241,6 +248,15 @@ def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
   key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
   mixup_key, drop_key = jax.random.split(key)
   return mixup_key, drop_key
+
+
+def drop_scale(step: jax.Array | int, steps: int) -> jax.Array:
+  """Returns the factor on drop rates: 1 at step 0, 0 at the last of `steps`.
+
+  Source: the code of arXiv 2303.01500, whose rates are
+  numpy.linspace(rate, 0, steps).
+  """
+  return optax.linear_schedule(1.0, 0.0, steps - 1)(step)
 
 
 def accumulate(value_and_grad, params, batch, parts: int):

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Early and late dropout and stochastic depth (arXiv 2303.01500)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import read_rows, small
+from scipy import stats
+from small_models import SIZES
+
+from mixer import train
+from mixer.models import create
+from mixer.models.layers import ScaledKeys
+from mixer.plan import make_plan, plan_summary
+from mixer.training.setup import (
+  abstract_inputs,
+  create_optimizer,
+  create_update,
+)
+from mixer.training.step import drop_scale
+
+MIXERS = dict.fromkeys(("model.tokens_mlp", "model.channels_mlp"))
+SIZELESS = MIXERS | dict.fromkeys(("model.patch", "model.hidden"))
+VIT = MIXERS | {"model.name": "ViT", "model.mlp": 8, "model.heads": 2}
+BIT = SIZELESS | {
+  "model.name": "BiT",
+  "model.blocks": None,
+  "model.width": 0.5,
+  "model.units": (2,),
+}
+LATE = {"drop.when": "late", "drop.cutoff_steps": 2}
+EARLY = {"drop.when": "early", "drop.cutoff_steps": 2}
+NO_RATES = {"model.dropout": 0.0, "model.stoch_depth": 0.0}
+
+
+def plan_small(digits_dir, changes):
+  config = small(digits_dir)
+  config.update_from_flattened_dict(changes)
+  plan = make_plan(config)
+  plan.complaints.raise_all()
+  return plan
+
+
+def program(plan, **options):
+  """Returns the text of an update's program, before XLA compiles it."""
+  _, optimizer = create_optimizer(plan)
+  devices = jax.local_devices()
+  update = create_update(plan, optimizer, devices, **options)
+  return update.lower(*abstract_inputs(plan, optimizer, devices)).as_text()
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"model.dtype": "bfloat16"},  # dropout trains one bias more
+    {"model.scan": True, "model.remat": "token_mixing"},
+    VIT,
+    BIT,
+  ],
+  ids=["Mixer", "scan", "ViT", "BiT"],
+)
+def test_where_nothing_drops_the_program_is_the_plain_one(digits_dir, changes):
+  scheduled = plan_small(digits_dir, changes | LATE)
+
+  plain = program(plan_small(digits_dir, changes | NO_RATES))
+
+  assert program(scheduled, drops=False) == plain != program(scheduled)
+  assert program(scheduled) == program(plan_small(digits_dir, changes))
+
+
+def test_a_run_drops_on_its_side_of_the_cut_off(digits_dir, tmp_path):
+  """The plain run is the truth where nothing drops, the constant one else."""
+  changes = {
+    "always": {},
+    "plain": NO_RATES,
+    "late": LATE,
+    "early": EARLY,
+  }
+  losses = {}
+  for name, each in changes.items():
+    config = small(digits_dir, total_steps=4, batch=16)
+    config.update_from_flattened_dict(each)
+    config.schedule.warmup_steps = 0
+    assert train.train(config, str(tmp_path / name)) == 0
+    losses[name] = [x["train/loss"] for x in read_rows(tmp_path / name)]
+
+  assert losses["late"][:2] == losses["plain"][:2]
+  assert losses["early"][:2] == losses["always"][:2]
+  # The head is 0 at first, so that the first loss is the same for all.
+  assert losses["plain"][1] != losses["always"][1]
+  assert losses["late"][2] != losses["plain"][2]
+  assert losses["early"][2] != losses["always"][2]
+
+
+def test_linear_rates_are_the_published_ones():
+  for steps in 2, 7, 1000:
+    expected = np.linspace(0.3, 0, steps)  # drop_scheduler.py
+    scales = jax.vmap(lambda step, n=steps: drop_scale(step, n))
+    np.testing.assert_allclose(
+      0.3 * scales(jnp.arange(steps)), expected, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_linear_rates_reach_the_step(digits_dir):
+  plan = plan_small(digits_dir, EARLY | {"drop.shape": "linear"})
+
+  assert plan.schedule.drop_decay == 2
+  assert "until step 2, linear to 0" in plan_summary(plan)
+  assert program(plan) != program(plan_small(digits_dir, EARLY))
+
+
+@pytest.mark.parametrize(
+  "family, fields",
+  [
+    ("Mixer", {}),
+    ("Mixer", {"scan": True, "remat": "blocks"}),
+    ("Mixer", {"kernels": "fused", "dropout": 0.0}),
+    ("ViT", {"remat": "products"}),
+    ("BiT", {"remat": "blocks"}),
+  ],
+)
+def test_scaled_rates_drop_as_those_rates_do(family, fields):
+  """Halved rates, in values and gradients."""
+  fields = {"dropout": 0.25, "stoch_depth": 0.5} | fields
+  model = create(family, **SIZES[family], num_classes=5, **fields)
+  images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+  params = jax.jit(model.init)(jax.random.key(1), images)["params"]
+  params = jax.tree.map(
+    lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params
+  )
+  keys = jax.random.split(jax.random.key(2), 4)
+
+  def loss(params, keys, model):
+    call = {"train": True, "drop_keys": keys}
+    return (model.apply({"params": params}, images, **call)[0] ** 2).sum()
+
+  compute = jax.jit(jax.value_and_grad(loss), static_argnums=2)
+  halved = {name: fields[name] / 2 for name in ("dropout", "stoch_depth")}
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    compute(params, ScaledKeys(keys, jnp.float32(0.5)), model),
+    compute(params, keys, model.clone(**halved)),
+  )
+  nothing, _ = compute(params, ScaledKeys(keys, jnp.float32(0)), model)
+  whole = (model.apply({"params": params}, images)[0] ** 2).sum()
+  np.testing.assert_allclose(nothing, whole, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+def test_branches_are_dropped_as_often_as_the_scaled_rate_says(scale):
+  n, rate = 500, 0.5
+  model = create("Mixer", num_classes=5, stoch_depth=rate, **SIZES["Mixer"])
+  images = jnp.broadcast_to(
+    jax.random.normal(jax.random.key(0), (1, 16, 16, 3)), (n, 16, 16, 3)
+  )
+  params = jax.jit(model.init)(jax.random.key(1), images[:1])["params"]
+  keys = jax.random.split(jax.random.key(2), n)
+
+  _, out = jax.jit(
+    lambda scale: model.apply(
+      {"params": params},
+      images,
+      train=True,
+      drop_keys=ScaledKeys(keys, scale),
+    )
+  )(jnp.float32(scale))
+
+  change = np.abs(np.asarray(out["block01"] - out["block00"]))
+  dropped = int((change.max(axis=(1, 2)) == 0).sum())  # both branches
+  expected = (rate * scale) ** 2
+  assert stats.binomtest(dropped, n, expected).pvalue > 1e-3
