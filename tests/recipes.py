@@ -31,6 +31,7 @@ RECIPES = [
   ("pretrain_i1k", "B/16,extra=True"),
   ("pretrain_i1k", "ViT-B/16"),
   ("pretrain_i1k", "BiT-R50x1"),
+  *(("modern_i1k", variant) for variant in ("S/32", "S/16", "B/16")),
   ("pretrain_i21k", "ViT-L/16"),
   ("pretrain_i21k", "BiT-R152x4"),
   ("pretrain_large", "H/14"),

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import recipes
 from layouts import write_tfds
@@ -10,6 +13,7 @@ from mixer import train
 from mixer.errors import UserError
 from mixer.models import flops
 from mixer.plan import make_plan
+from mixer.training.optimizer import make_optimizer, make_schedule
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -117,6 +121,30 @@ def test_pre_training_says_which_data_it_lacks(data, answer):
   assert type(error.value) is UserError  # others are shown with their name
 
 
+def test_the_modern_recipe_updates_as_adamw():
+  options = recipes.load("modern_i1k", "B/16").optimizer
+  params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+  schedule = make_schedule(kind="cosine", total_steps=9, warmup_steps=3)
+  adamw = optax.adamw(
+    lambda step: 4e-3 * schedule(step),
+    weight_decay=0.05,
+    mask={"Dense_0": {"kernel": True, "bias": False}},
+  )
+  results = []
+  for optimizer in (make_optimizer(params, schedule, **options), adamw):
+    new, state = params, optimizer.init(params)
+    for step in range(9):
+      gradients = jax.tree.map(lambda x, n=step: jnp.cos(x * n), new)
+      updates, state = optimizer.update(gradients, state, new)
+      new = optax.apply_updates(new, updates)
+    results.append(new)
+
+  jax.tree.map(
+    lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6),
+    *results,
+  )
+
+
 def test_a_missing_data_set_is_reported_beside_everything_else(capsys):
   config = recipes.load("pretrain_i21k", "B/16")
 
@@ -163,6 +191,11 @@ PATHS = {
   ("pretrain_large", "B/32,data=cifar10"): {"cifar10": {"train": 200}},
   # Evaluation on a second data set.
   ("pretrain_i1k", "B/32"): {
+    "imagenet2012": {"train": 100, "validation": 9},
+    "imagenet_v2/matched-frequency": {"test": 5},
+  },
+  # Later ops, CutMix.
+  ("modern_i1k", "S/32"): {
     "imagenet2012": {"train": 100, "validation": 9},
     "imagenet_v2/matched-frequency": {"test": 5},
   },
