@@ -100,6 +100,10 @@ SCHEMA = {
     # Fields of some families, refused for the others. None: as in the named
     # variant (Mixer: paper, table 1).
     "patch": Key(None, _POSITIVE, int),  # Mixer, ViT: side in pixels
+    # Mixer, ViT: "imagenet" trains on (pixels - mean) / deviation of ImageNet;
+    # None on pixels in [-1, 1], as the authors. Weights that are read for use
+    # or fine-tuning always take [-1, 1]: the stem is converted.
+    "pixels": Key(None, one_of(None, "imagenet"), str),
     "hidden": Key(None, _POSITIVE, int),  # Mixer, ViT: channels of a token, C
     "blocks": Key(None, _POSITIVE, int),  # Mixer, ViT
     # Mixer, ViT: compile one block and loop over it: shorter compilation, a

@@ -116,6 +116,11 @@ def _read_init(
         )
   if not config.init:
     return None
+  if config.model.pixels:
+    raise UserError(
+      "weights that are read take pixels in [-1, 1], and config.model.pixels = "
+      f"{config.model.pixels!r} is for random ones: leave one of the two out."
+    )
   checkpoint = weights.read(os.path.expanduser(config.init))
   family = config.model.name.partition("-")[0]
   has_gelu = family in FAMILIES and "gelu" in fields_of(family)

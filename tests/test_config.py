@@ -211,6 +211,8 @@ def test_a_config_makes_a_model_of_any_family(digits_dir, name, fields):
     (model("ViT", **VIT | {"heads": 3}), "heads=3 do not divide hidden=16"),
     (model("ViT", **VIT | {"pool": "max"}), "pool = 'max' is none of None"),
     (model("ViT", **VIT | {"heads": 0}), "heads = 0 must be 1 or more"),
+    (model("BiT", **BIT, pixels="imagenet"), "pixels is of Mixer, ViT"),
+    ({"model.pixels": "imagenet", "init": "x.npz"}, "is for random ones"),
     (model("BiT", **BIT, gelu="tanh"), "gelu is of Mixer, ViT, .*; BiT has"),
     (model("BiT", **BIT, remat="token_mixing"), "remat='token_mixing' is"),
     (model("BiT", **BIT | {"width": 0.1}), "width = 0.1 must be 0.5 or more"),

@@ -173,6 +173,8 @@ def shrink(config):
   config.total_steps = 2
   config.init_head = "auto"
   config.schedule.warmup_steps = 1
+  if config.drop.when != "always":
+    config.drop.update(cutoff_steps=1, cutoff_epochs=None)
   config.batch = 32
   config.max_per_device = 2
   config.model.update(hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
@@ -194,7 +196,7 @@ PATHS = {
     "imagenet2012": {"train": 100, "validation": 9},
     "imagenet_v2/matched-frequency": {"test": 5},
   },
-  # Later ops, CutMix.
+  # Later ops, CutMix, early stochastic depth, other pixels.
   ("modern_i1k", "S/32"): {
     "imagenet2012": {"train": 100, "validation": 9},
     "imagenet_v2/matched-frequency": {"test": 5},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save, save_file
-from small_models import SIZES, assert_same
+from small_models import SIZES, assert_same, golden
 
 from mixer import weights
 from mixer.errors import UserError
@@ -411,3 +411,27 @@ def test_weights_for_other_pixels_take_ours(
   again = theirs.with_name("again.safetensors")
   assert main(["convert", str(theirs), str(again)]) == 0
   assert_same(weights.load(again), ours.params)
+
+
+@pytest.mark.parametrize("family", ["Mixer", "ViT"])
+def test_a_run_on_imagenets_pixels_leaves_weights_for_ours(tmp_path, family):
+  _, params, images, _ = golden(family)
+  mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+  theirs = np.float32(((images + 1) / 2 - mean) / deviation)
+  sizes = {"name": family, "num_classes": 7, **SIZES[family]}
+  config = {
+    "data": {"ops": "resize((32, 32))"},
+    "model": sizes | {"pixels": "imagenet"},
+  }
+  weights.save(tmp_path / "weights.npz", params, config=config)
+
+  expected, _ = create(**sizes).apply({"params": params}, theirs)
+  trained, _ = create(**config["model"]).apply({"params": params}, images)
+  np.testing.assert_allclose(trained, expected, atol=1e-5)
+  copies = [tmp_path / "again.npz", tmp_path / "once_more.npz"]
+  for before, after in zip([tmp_path, *copies], copies, strict=False):
+    assert main(["convert", str(before), str(after)]) == 0
+  for place in (tmp_path, *copies):
+    read = weights.read(place)
+    logits, _ = read.create_model().apply({"params": read.params}, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)

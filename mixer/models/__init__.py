@@ -40,6 +40,7 @@ CHOICES = {
   "gelu": GELUS,
   "remat": tuple(REMAT),
   "kernels": KERNELS,
+  "pixels": (None, "imagenet"),
   "pool": vit.POOLS,
 }
 

@@ -19,6 +19,9 @@ from mixer.models.layers import (
   survival_probs,
 )
 
+# Mean and deviation of the red, green and blue pixels of ImageNet, of 0..1.
+IMAGENET_PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class ImageModel(nn.Module, kw_only=True):
   """An image classifier. Options of every model:
@@ -111,6 +114,8 @@ class TokenModel(ImageModel, kw_only=True):
   hidden: channels of a token, C.
   blocks: number of blocks.
   gelu: "tanh", as in the authors' code, or "exact", as in timm.
+  pixels: "imagenet" takes the data set's mean off images and divides by its
+    deviation; None leaves them in [-1, 1], as the authors do.
   scan: compiles one block and loops over it. H/14 compiles in two thirds of the
     time (benchmarks/NOTES.md), and each step copies the blocks' parameters.
     `remat` "none" then means "products".
@@ -120,6 +125,7 @@ class TokenModel(ImageModel, kw_only=True):
   hidden: int
   blocks: int
   gelu: str = "tanh"
+  pixels: str | None = None
   scan: bool = False
 
   def check(self, images: jax.Array, verb: str = "mix"):
@@ -140,6 +146,9 @@ class TokenModel(ImageModel, kw_only=True):
     self, images: jax.Array, name: str, *, as_product: bool = False
   ) -> jax.Array:
     """Projects each patch to a token: n h w c to n s c."""
+    if self.pixels == "imagenet":
+      mean, deviation = jnp.array(IMAGENET_PIXELS)
+      images = ((images + 1) / 2 - mean) / deviation
     embed = patch_embedding(
       self.hidden, self.patch, self.dtype, name, as_product=as_product
     )

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from mixer.errors import UserError, notify
 from mixer.models import flops
-from mixer.models.base import TokenModel
+from mixer.models.base import IMAGENET_PIXELS, TokenModel
 from mixer.models.infer import (
   create_from_config,
   infer,
@@ -154,6 +154,9 @@ def _read_file(path: Path, name: str) -> LoadedWeights:
     )
   if gelu is None:
     gelu = _convert_from_timm(params["stem"], path, about, published)
+  if config and config["model"].pop("pixels", None):
+    stem = params["stem" if "stem" in params else "embedding"]
+    _absorb_pixels(stem, *np.float32(IMAGENET_PIXELS))
   image_size = image_size or infer_image_size(params, model)
   if published is not None and published.model.startswith("BiT"):
     image_size = published.image_size
@@ -196,10 +199,7 @@ def _convert_from_timm(
   is_miils = re.search(_TIMMS_OF_MIIL, origin)
   mean = np.float32(defaults.get("mean", 0 if is_miils else 0.5))
   std = np.float32(defaults.get("std", 1 if is_miils else 0.5))
-  kernel = stem["kernel"]  # h w c o
-  shift = np.broadcast_to((0.5 - mean) / std, kernel.shape[2])
-  stem["bias"] = stem["bias"] + np.einsum("hwco,c->o", kernel, shift)
-  stem["kernel"] = kernel / (2 * std)[..., None]
+  _absorb_pixels(stem, mean, std)
   if published is None:
     notify(
       f"{path} records neither GELU nor range of pixels; its "
@@ -207,6 +207,17 @@ def _convert_from_timm(
       f"(pixels in [0, 1] - {mean}) / {std}."
     )
   return gelu
+
+
+def _absorb_pixels(stem: dict, mean: np.ndarray, std: np.ndarray) -> None:
+  """Converts a stem for (pixels in [0, 1] - mean) / std to pixels in [-1, 1].
+
+  The same function of the pixels, but for rounding.
+  """
+  kernel = stem["kernel"]  # h w c o
+  shift = np.broadcast_to((0.5 - mean) / std, kernel.shape[2])
+  stem["bias"] = stem["bias"] + np.einsum("hwco,c->o", kernel, shift)
+  stem["kernel"] = kernel / (2 * std)[..., None]
 
 
 def trained_classes(folder: epath.Path) -> list[str] | None:
