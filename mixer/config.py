@@ -273,6 +273,8 @@ class EvaluatorType:
   prefix: of the results' names.
   multilabel: an example has any number of classes.
   own_classes: the data set's classes are not those of the head.
+  configs: of the TFDS data set `name`, whose splits are read one after the
+    other.
   """
 
   target: str
@@ -282,7 +284,16 @@ class EvaluatorType:
   prefix: str = ""
   multilabel: bool = False
   own_classes: bool = False
+  configs: tuple[str, ...] = ()
 
+
+# ImageNet-C's corruptions, in the order of its paper (arXiv 1903.12261).
+CORRUPTIONS = (
+  "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur"
+  " zoom_blur snow frost fog brightness contrast elastic_transform pixelate"
+  " jpeg_compression"
+).split()
+SEVERITIES = range(1, 6)
 
 EVALUATORS = {
   # Loss and accuracy.
@@ -292,10 +303,32 @@ EVALUATORS = {
       **_PUBLISHED,
       "per_class": Key(False),  # writes WORKDIR/eval/NAME_per_class.csv
       "confusion": Key(False),  # writes WORKDIR/eval/NAME_confusion.csv
+      # Adds "ece", the expected calibration error of the softmax, 0 to 1 (also
+      # for the sigmoid loss, whose outputs are no distribution).
+      "calibration": Key(False),
+      # Leaves out the logits of classes that no example of the split has:
+      # ImageNet-A and -R have 200 of the 1,000.
+      "present_classes_only": Key(False),
     },
     results=lambda options, classes: (
-      ["loss", "accuracy"] + ["accuracy_top5"] * (classes > 5)
+      ["loss", "accuracy"]
+      + ["accuracy_top5"] * (classes > 5)
+      + ["ece"] * options.calibration
     ),
+    lower_is_better=("loss", "ece"),
+  ),
+  # ImageNet-C: accuracy and mean corruption error (mCE) over 15 corruptions of
+  # 5 severities.
+  "corruptions": EvaluatorType(
+    "mixer.evaluators.corruptions:Corruptions",
+    {
+      **_PUBLISHED,
+      "name": Key("imagenet2012_corrupted"),
+      "split": Key("validation"),
+    },
+    results=lambda options, classes: ["accuracy", "mce"],
+    lower_is_better=("mce",),
+    configs=tuple(f"{c}_{s}" for c in CORRUPTIONS for s in SEVERITIES),
   ),
   # Accuracy where an image has any number of right classes (ReaL).
   "real": EvaluatorType(

@@ -244,6 +244,7 @@ def _open_split(
     data_dir=config.data.data_dir or None,
     image_key=options.image,
     label_key=options.label,
+    configs=kind.configs,
     classes=None if kind.own_classes else classes or None,
   )
   source = dataclasses.replace(source, max_pixels=config.data.max_pixels)

@@ -163,6 +163,7 @@ def test_training_data_are_never_left_out(digits_dir, tmp_path):
   "options, words",
   [
     (REAL | {"per_class": True}, "evals.x.per_class is not a key"),
+    (FEW | {"calibration": True}, "evals.x.calibration is not a key"),
     (FEW | {"shot": (5,)}, "evals.x.shot is not a key; did you mean.*shots"),
     (TEST | {"pool_splt": "train"}, "evals.x.pool_splt is not a key"),
     (TEST | {"published": 76.44}, "published = 76.44 must be 0 to 1"),
@@ -219,19 +220,57 @@ def test_published_weights_are_evaluated_as_their_authors_did():
   plan = make_plan(config, for_training=False, load_init=False)
 
   assert not plan.complaints.problems
-  assert {*plan.data.evals} == {"val", "val_resize", "real", "v2", "imagenet"}
-  assert len(plan.complaints.missing) == 3
+  of_head = {
+    "val",
+    "val_resize",
+    "real",
+    "v2",
+    "a",
+    "r",
+    "r_1000",
+    "sketch",
+    "c",
+  }
+  assert {*plan.data.evals} == {*of_head, "imagenet"}
+  assert len(plan.complaints.missing) == 7
   val, real = plan.data.evals["val"].options, plan.data.evals["real"].options
   assert val.ops == "resize_small(256) | central_crop(224)"
   assert val.published == pytest.approx(0.7644)
   assert real.published == pytest.approx(0.8236)
   assert plan.data.evals["imagenet"].options.pool_split == "train[:65000]"
+  named = {n for n, x in config.evals.items() if x.get("present_classes_only")}
+  assert named == {"a", "r"}
+  assert config.evals.r.published == pytest.approx(0.3432)
+  c = recipes.load("evaluate", "gsam/Mixer-B_16").evals.c
+  assert c.published == pytest.approx(0.544)
 
   config = recipes.load("evaluate", "imagenet21k/Mixer-L_16")
   assert list(config.evals) == ["imagenet"]  # the head is of other classes
   assert config.model.num_classes == 21_843
   with pytest.raises(UserError, match="imagenet1k/Mixer-H_14"):
     recipes.load("evaluate", "imagenet1k/Mixer-H_14")
+
+
+def test_the_few_shot_suite_is_big_visions():
+  """Data sets and splits of its configs/common_fewshot.py."""
+  config = recipes.load("evaluate", "imagenet21k/Mixer-B_16,fewshot=True")
+
+  suite = {
+    name: (x.name, x.pool_split, x.split) for name, x in config.evals.items()
+  }
+  assert suite == {
+    "caltech": ("caltech101", "train", "test"),
+    "cars": ("cars196", "train", "test"),
+    "cifar100": ("cifar100", "train", "test"),
+    "dtd": ("dtd", "train", "test"),
+    "imagenet": ("imagenet2012", "train[:65000]", "validation"),
+    "pets": ("oxford_iiit_pet", "train", "test"),
+    "uc_merced": ("uc_merced", "train[:1000]", "train[1000:]"),
+  }
+  for name, options in config.evals.items():
+    assert options.shots == (1, 5, 10, 25)[: 3 if name == "cars" else 4]
+    assert (options.type, options.draws, options.l2) == ("fewshot", 3, 2**10)
+    assert options.ops == "resize(256) | central_crop(224)"
 
 
 def test_checkpoints_that_happen_to_lie_here_are_not_evaluated(

@@ -13,7 +13,7 @@ from sklearn import metrics
 from mixer import config
 from mixer.data.workers import DEFAULT_WORKERS
 from mixer.evaluators import EvalSetup
-from mixer.evaluators.classification import Classification
+from mixer.evaluators.classification import Classification, calibration_error
 from mixer.training.sharding import replicate
 
 EXAMPLES, CLASSES = 37, 7
@@ -101,11 +101,46 @@ def test_results_are_scikit_learns_for_any_batch_and_devices(
 
 
 @pytest.mark.parametrize("classes", [5, 6])
-def test_a_run_has_the_results_that_may_select_the_best(examples, classes):
-  result = evaluate(examples, batch=16, devices=2, classes=classes)
+@pytest.mark.parametrize("options", [{}, {"calibration": True}])
+def test_a_run_has_the_results_that_may_select_the_best(
+  examples, classes, options
+):
+  result = evaluate(examples, batch=16, devices=2, classes=classes, **options)
 
   kind = config.EVALUATORS["classification"]
-  assert list(result) == kind.results(config.evaluator(), classes)
+  assert list(result) == kind.results(config.evaluator(**options), classes)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("batch, devices", [(8, 1), (16, 8), (64, 2)])
+def test_the_calibration_error_is_guos(examples, batch, devices, loss):
+  logits = 3 * (examples["image"][:, 0, :CLASSES, 0] / 127.5 - 1)
+  shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  confidence = shares.max(1)
+  correct = shares.argmax(1) == examples["label"]
+  expected, filled = 0.0, 0
+  for m in range(15):
+    is_in = (confidence > m / 15) & (confidence <= (m + 1) / 15)
+    if is_in.any():
+      gap = abs(correct[is_in].mean() - confidence[is_in].mean())
+      expected += is_in.mean() * gap
+      filled += 1
+
+  result = evaluate(
+    examples, batch=batch, devices=devices, loss=loss, calibration=True
+  )
+
+  assert result["ece"] == pytest.approx(expected, rel=1e-5)
+  assert filled > 5
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_lower_bin():
+  confidence = np.array([0.0, 1 / 3, 1 / 3 + 1e-9, 1.0])
+  correct = np.array([False, True, False, True])
+
+  # A shared bin would cancel 2/3 against -1/3.
+  expected = (2 / 3 + 1 / 3) / 4
+  assert calibration_error(confidence, correct) == pytest.approx(expected)
 
 
 def test_the_sigmoid_loss_is_summed_over_classes(examples):

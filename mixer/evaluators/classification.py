@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss and accuracy over a split; accuracy on reassessed labels (ReaL)."""
+"""Loss, accuracy and calibration; accuracy on reassessed labels (ReaL)."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,24 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 
+from mixer.data.input_pipeline import read_labels
 from mixer.errors import UserError
 from mixer.evaluators import EvalSetup, gather
 from mixer.storage import atomic_write
 from mixer.training.step import LOSSES, normalise, soft_labels
 
 TOP = 5
+BINS = 15  # of the calibration error
 
 
 def eval_step(
-  params: dict, batch: dict[str, jax.Array], *, model: nn.Module, loss: str
+  params: dict,
+  batch: dict[str, jax.Array],
+  *,
+  model: nn.Module,
+  loss: str,
+  present: tuple[int, ...] | None = None,
+  calibration: bool = False,
 ) -> dict[str, jax.Array]:
   """Evaluates one device's part of a batch.
 
@@ -28,27 +36,44 @@ def eval_step(
     batch: "image" uint8 [n, h, w, 3], "label" int32 [n].
     model: its `apply` returns (logits, intermediates).
     loss: "softmax" or "sigmoid".
+    present: classes, in ascending order, whose logits count; None: all.
+    calibration: also return "confidence".
 
   Returns:
-    "loss" float32 [n], "prediction" int32 [n], "in_top" bool [n].
+    "loss" float32 [n], "prediction" int32 [n], "in_top" bool [n], "confidence"
+    float32 [n], the largest probability of the softmax.
   """
   logits, _ = model.apply(
     {"params": params}, normalise(batch["image"]), train=False
   )
+  labels = batch["label"]
+  if present is not None:
+    present = jnp.array(present)
+    logits, labels = logits[:, present], jnp.searchsorted(present, labels)
   classes = logits.shape[-1]
   _, top = jax.lax.top_k(logits, min(TOP, classes))
-  return {
-    "loss": LOSSES[loss](logits, soft_labels(batch["label"], classes)),
+  outputs = {
+    "loss": LOSSES[loss](logits, soft_labels(labels, classes)),
     "prediction": jnp.argmax(logits, axis=-1),
-    "in_top": jnp.any(top == batch["label"][:, None], axis=1),
+    "in_top": jnp.any(top == labels[:, None], axis=1),
   }
+  if present is not None:
+    outputs["prediction"] = present[outputs["prediction"]]
+  if calibration:
+    outputs["confidence"] = nn.softmax(logits).max(axis=-1)
+  return outputs
 
 
 class Classification:
   """Loss, top-1 and top-5 accuracy, and on request details as CSV files."""
 
   def __init__(self, setup: EvalSetup):
-    self._setup = setup
+    self._setup, self._options = setup, {"loss": setup.loss}
+    if setup.options.present_classes_only:
+      labels = read_labels(setup.source, setup.workers)
+      self._options["present"] = tuple(np.unique(labels).tolist())
+    if setup.options.calibration:
+      self._options["calibration"] = True
 
   def run(self, params: dict) -> dict[str, float]:
     """Evaluates parameters.
@@ -58,11 +83,11 @@ class Classification:
 
     Returns:
       "loss" (mean, in nats), "accuracy" and, where there are more than five
-      classes, "accuracy_top5" (both 0 to 1).
+      classes, "accuracy_top5" (both 0 to 1); on request "ece" (0 to 1).
     """
     setup, inputs = self._setup, ("image", "label")
     outputs, rest = gather(
-      setup.run_pass(eval_step, params, inputs=inputs, loss=setup.loss)
+      setup.run_pass(eval_step, params, inputs=inputs, **self._options)
     )
     labels, predictions = rest["label"], outputs["prediction"]
     if not len(labels):
@@ -79,7 +104,25 @@ class Classification:
     }
     if len(names) > TOP:
       result["accuracy_top5"] = float(outputs["in_top"].mean())
+    if "confidence" in outputs:
+      result["ece"] = calibration_error(outputs["confidence"], correct)
     return result
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+  """Returns the expected calibration error (Guo et al., arXiv 1706.04599).
+
+  The mean of |accuracy - mean confidence| over bins of equal width, (0, 1/15]
+  to (14/15, 1], each weighted by its examples.
+
+  Args:
+    confidence: float [n], of the predictions, 0 to 1.
+    correct: bool [n].
+  """
+  confidence = confidence.astype(np.float64)
+  bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
+  gaps = np.bincount(bins, correct - confidence)  # times the bin's examples
+  return float(np.abs(gaps).sum() / len(correct))
 
 
 def per_class_rows(

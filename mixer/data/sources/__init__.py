@@ -7,12 +7,13 @@ read, so that its builder may be unknown here, and TensorFlow is never imported.
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mixer.data.decode import MAX_PIXELS
-from mixer.errors import UserError
+from mixer.errors import DatasetNotFoundError, UserError
 from mixer.storage import storage_errors, storage_path
 
 # The way out where a data set's files are damaged.
@@ -111,6 +112,35 @@ class Subset(Source):
     return self.source.locate(int(self.ids[i]))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Concatenation(Source):
+  """Several sources of the same classes, one after the other."""
+
+  parts: tuple[Source, ...] = dataclasses.field(repr=False)
+
+  @functools.cached_property
+  def ends(self) -> np.ndarray:
+    """Examples up to the end of each part, int64 [parts]."""
+    return np.cumsum([len(part) for part in self.parts])
+
+  def __len__(self) -> int:
+    return int(self.ends[-1])
+
+  def read(self, ids: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
+    found = [self._find(i) for i in ids]
+    return [example for part, i in found for example in part.read([i])]
+
+  def locate(self, i: int) -> str:
+    part, i = self._find(i)
+    return part.locate(i)
+
+  def _find(self, i: int) -> tuple[Source, int]:
+    """Maps an example's number to (its part, its number there)."""
+    part = int(np.searchsorted(self.ends, i, side="right"))
+    begin = self.ends[part] - len(self.parts[part])
+    return self.parts[part], int(i - begin)
+
+
 def open_source(
   name: str,
   split: str,
@@ -118,6 +148,7 @@ def open_source(
   *,
   image_key: str = "image",
   label_key: str = "label",
+  configs: Sequence[str] = (),
   classes: str | None = None,
 ) -> Source:
   """Opens one split of a data set for random access.
@@ -131,6 +162,7 @@ def open_source(
     image_key: the feature of a TFDS data set that holds the image.
     label_key: the feature that holds the label, or a rule of
       mixer.data.labels.
+    configs: of the TFDS data set `name`, to open one after the other.
     classes: a file with the class folders of folder:DIR in the order of their
       labels, one a line; None means in sorted order.
 
@@ -141,6 +173,18 @@ def open_source(
   """
   from mixer.data.sources import image_folder, tfds  # which import this file
 
+  if configs:
+    keys = {"image_key": image_key, "label_key": label_key}
+    try:
+      parts = [
+        open_source(f"{name}/{each}", split, data_dir, **keys)
+        for each in configs
+      ]
+    except DatasetNotFoundError as error:
+      raise DatasetNotFoundError(
+        f"All {len(configs)} configs of {name} are needed. {error}"
+      ) from error
+    return Concatenation(name, split, parts[0].class_names, tuple(parts))
   is_folder = name.startswith(image_folder.PREFIX)
   if is_folder and (image_key, label_key) != ("image", "label"):
     raise UserError(
