@@ -24,6 +24,11 @@ SECONDS = 6.0  # of a measurement
 ROUNDS = 5
 CROP = "inception_crop(224) | flip"
 RANDAUG = f"{CROP} | randaug(2, 15)"
+# Of configs/modern_i1k.py.
+MODERN = (
+  "random_resized_crop(224) | flip"
+  " | randaug_timm(2, 9, interpolation='bicubic') | random_erasing_timm(0.25)"
+)
 
 
 def ours(
@@ -169,6 +174,10 @@ def throughput(folder: Path) -> str:
     {
       "and RandAugment(2, 15): Pillow's ops": lambda: pillow(array_record),
       "and RandAugment(2, 15): ours": lambda: ours(array_record, RANDAUG),
+    },
+    {
+      "pretrain_i1k.py's ops": lambda: ours(array_record, RANDAUG),
+      "modern_i1k.py's ops": lambda: ours(array_record, MODERN),
     },
   )
   pipelines = {name: start for group in groups for name, start in group.items()}

@@ -64,7 +64,8 @@ def draw(
   figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows + 0.5), layout="constrained")
   figure.suptitle(
     f"{plan.data.source.name}, {plan.data.source.split}, step {step:,}: "
-    f"{plan.config.data.ops}"
+    f"{plan.config.data.ops}",
+    wrap=True,
   )
   axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
   for axis in axes:
