@@ -225,6 +225,8 @@ def _explain_parse_error(error: Exception) -> str:
     keys = {"name", "kind"} & {*SCHEMA.get(part, {})}
     setting = f"{keys.pop()}={shlex.quote(value)}" if keys else "KEY=VALUE"
     flag = f"--config.{part}"
+    if part == "optimizer.arguments":
+      return f"{flag} takes a dict, such as {flag}='{{\"b2\": 0.95}}'."
     return f"{flag} is a group of keys: set one, as {flag}.{setting}."
   if "must have a value other than None" in message:
     return "Name a recipe, such as --config=configs/digits.py."
@@ -281,6 +283,13 @@ def _unknown_arguments() -> list[str]:
           f"{argument} changes a recipe: name that first, such as "
           "--config=configs/digits.py."
         )
+      continue
+    elif key.startswith("optimizer.arguments."):
+      group, _, name = key.rpartition(".")
+      complaints.append(
+        f"The recipe has no {key}: give the whole dict, such as "
+        f"--config.{group}='{{\"{name}\": {value}}}'."
+      )
       continue
     else:
       complaint, near = f"The config has no key {key}", []

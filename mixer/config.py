@@ -188,7 +188,11 @@ SCHEMA = {
     "prefetch": Key(2, _POSITIVE),  # batches kept ready on the devices
   },
   "optimizer": {
-    "name": Key("adam", one_of("adam", "momentum")),  # momentum: SGD
+    # "adam" and "momentum" (SGD) are the authors' forms. Or an optimizer of
+    # optax or optax.contrib, by its function: "adamw", "lion", "adafactor",
+    # "lamb", "muon", ...; `arguments` then replaces the keys from weight_decay
+    # to accumulator_dtype, except clip_norm.
+    "name": Key("adam"),
     "learning_rate": Key(1e-3, _NOT_NEGATIVE),  # the peak
     # Decoupled, only on kernels, times the schedule, NOT times the learning
     # rate: the paper's 0.1 at learning rate 0.001 is 0.0001 here.
@@ -200,6 +204,13 @@ SCHEMA = {
     "momentum": Key(0.9, _SHARE),  # SGD
     # Of the first moment.
     "accumulator_dtype": Key("float32", one_of("float32", "bfloat16")),
+    # Of an optimizer of optax, such as {"weight_decay": 0.05, "b2": 0.95}. Its
+    # decay is times the learning rate, and on kernels only.
+    "arguments": {},
+    # Layer-wise decay of the learning rate: times this factor once for each
+    # block (BiT: stage) between a parameter and the head, and once more for the
+    # stem; 1 is off (arXiv 2106.08254).
+    "layer_decay": Key(1.0, _SHARE),
     # (pattern, factor) on the learning rate of parameters by name; the first
     # match counts, 0 freezes. Linear probe: (("head/.*", 1.0), (".*", 0.0)).
     "multipliers": Key((), multipliers),

@@ -139,7 +139,8 @@ def _resolve(config, defaults, path, problems):
       )
     elif name == "evals":
       pass
-    elif isinstance(result[key], ConfigDict):
+    # A part without default keys, such as optimizer.arguments, takes any.
+    elif isinstance(result[key], ConfigDict) and result[key]:
       result[key] = _resolve(value, defaults[key], f"{name}.", problems)
     else:
       try:

@@ -2,8 +2,11 @@
 """The model of a plan, and its initial weights from config.init."""
 
 import dataclasses
+import inspect
 import os
 
+import jax
+import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -12,9 +15,16 @@ from mixer.config import EVALUATORS, default
 from mixer.config_check import Complaints
 from mixer.data.sources import Source
 from mixer.data_plan import DataPlan
-from mixer.errors import UserError
+from mixer.errors import UserError, did_you_mean, nearest, printable
 from mixer.models import FAMILIES, create, family_of, fields_of, flops
-from mixer.training.optimizer import lr_multiplier_tree
+from mixer.training.optimizer import (
+  AUTHORS,
+  AUTHORS_KEYS,
+  ELEMENTWISE,
+  lr_multiplier_tree,
+  make_optimizer,
+  optax_optimizers,
+)
 from mixer.weights import LoadedWeights
 
 
@@ -62,7 +72,7 @@ def plan_model(
       cost = flops.multiply_accumulates(module, data.image_size)
   if params is not None and for_training:
     with complaints.collect("config."):
-      lr_multiplier_tree(params, config.optimizer.multipliers)
+      _check_optimizer(config, params)
   if params is not None and checkpoint is not None:
     classes = checkpoint.class_names if checkpoint.config else None
     with complaints.collect(f"config.init = {config.init}: "):
@@ -70,6 +80,59 @@ def plan_model(
         _check_head(classes, data.source)
       initial, note = _fit_init(config, checkpoint, data, module, params)
   return ModelPlan(module, params, cost, initial, classes, note)
+
+
+def _check_optimizer(config: ConfigDict, params: dict):
+  """Raises ValueError unless the optimizer can be made and makes updates."""
+  options, off = config.optimizer, default().optimizer
+  name, arguments = options.name, options.arguments
+  lr_multiplier_tree(params, options.multipliers, options.layer_decay)
+  if name in AUTHORS:
+    if arguments:
+      raise UserError(
+        f"optimizer.arguments = {arguments.to_dict()} is for optimizers of "
+        f"optax, such as adamw, and not for {name}: leave it out."
+      )
+    return
+  known = optax_optimizers()
+  if name not in known:
+    raise UserError(
+      f"optimizer.name = {name!r} is none of {', '.join(AUTHORS)} and optax's "
+      f"optimizers{did_you_mean(name, [*AUTHORS, *known])}"
+    )
+  taken = dict(inspect.signature(known[name]).parameters)
+  del taken["learning_rate"]
+  takes = f"{name} takes {', '.join(taken)}."
+  for key in AUTHORS_KEYS:
+    if options[key] != off[key]:
+      own = [
+        f"optimizer.arguments.{x}" for x in nearest(key, taken, cutoff=0.8)
+      ]
+      raise UserError(
+        f"optimizer.{key} = {options[key]} is for {' and '.join(AUTHORS)}: set "
+        f"it to {off[key]}, and {own[0] if own else 'optimizer.arguments'} "
+        f"instead. {takes}"
+      )
+  for key in arguments:
+    if key not in taken:
+      raise UserError(f"optimizer.arguments.{key} is unknown: {takes}")
+  for key, parameter in taken.items():
+    if parameter.default is parameter.empty and key not in arguments:
+      raise UserError(f"optimizer.arguments.{key} is missing: {takes}")
+  if config.shard_state and name not in ELEMENTWISE:
+    raise UserError(
+      f"shard_state = True is for {', '.join(ELEMENTWISE)}; {name} may need "
+      "whole arrays: set it to False."
+    )
+  try:
+    optimizer = make_optimizer(params, optax.constant_schedule(1.0), **options)
+    state = jax.eval_shape(optimizer.init, params)
+    jax.eval_shape(optimizer.update, params, state, params)
+  except Exception as error:  # optax checks little, and raises anything
+    raise UserError(
+      f"optimizer: {name} makes no updates from gradients alone, or not with "
+      f"these arguments: {printable(error)}"
+    ) from error
 
 
 def _model_fields(options: ConfigDict) -> dict:

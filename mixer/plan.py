@@ -18,6 +18,7 @@ from mixer.jax_setup import device_count
 from mixer.model_plan import ModelPlan, plan_model
 from mixer.models import flops
 from mixer.schema import resolve_steps
+from mixer.training.optimizer import AUTHORS
 
 # Part of the config, keys in it, and the key and value with which they count.
 _COUNT_WITH = (
@@ -241,6 +242,11 @@ def plan_summary(plan: Plan) -> str:
     lines.append(
       f"dropping      {'from' if late else 'until'} step {edge:,}, "
       f"{'linear to 0' if schedule.drop_decay else 'constant'}"
+    )
+  if config.optimizer.name not in AUTHORS:
+    lines.append(
+      f"optimizer     optax's {config.optimizer.name}, in its own form: decay "
+      "(on kernels) by config.optimizer.arguments, not .weight_decay"
     )
   for name, each in data.evals.items():
     lines.append(

@@ -8,14 +8,33 @@ One update of parameter p at step s, with g the clipped gradient:
 Weight decay is decoupled: it is multiplied by the schedule, which runs from 0
 to 1 and down again, and not by the learning rate. The weight decay 0.1 of
 the paper's table 4 is AdamW's coefficient, so decay = 0.1 * learning_rate.
+
+Any other optimizer is optax's, in its own form; clipping, factors on the
+learning rate and freezing are the same.
 """
 
+import functools
+import inspect
 import re
-from collections.abc import Container
+import types
+from collections.abc import Callable, Container, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
+
+AUTHORS = ("adam", "momentum")
+AUTHORS_KEYS = (  # of these two only
+  "weight_decay",
+  "b1",
+  "b2",
+  "eps",
+  "momentum",
+  "accumulator_dtype",
+)
+# Optimizers that compute each element by itself: a share of an array is enough.
+ELEMENTWISE = (*AUTHORS, "adamw", "lion")
 
 
 def make_schedule(
@@ -56,13 +75,16 @@ def make_optimizer(
   momentum: float = 0.9,
   accumulator_dtype: str = "float32",
   multipliers: tuple[tuple[str, float], ...] = (),
+  layer_decay: float = 1.0,
+  arguments: Mapping[str, object] | None = None,
 ) -> optax.GradientTransformation:
   """Makes the optimizer for these parameters.
 
   Args:
     params: nested dict of arrays or shapes.
     schedule: the factor from `make_schedule`.
-    name: "adam" or "momentum".
+    name: "adam", "momentum", or one of `optax_optimizers`, which takes
+      `arguments` in place of `AUTHORS_KEYS`.
     learning_rate: the peak.
     weight_decay: decoupled, on kernels only, times the schedule, not times the
       learning rate.
@@ -74,28 +96,31 @@ def make_optimizer(
       regular expression matches the whole name, such as "head/kernel", holds,
       and a name that none matches has 1. Factor 0 freezes: no update, no
       decay, no part in the gradients' norm.
+    layer_decay: factor on the learning rate for each layer above a parameter.
+    arguments: of optax's function, besides its learning rate and mask.
 
   Raises:
     ValueError: a pattern matches no parameter, or everything is frozen.
   """
-  assert name in ("adam", "momentum")
-  factors = lr_multiplier_tree(params, multipliers)
+  factors = lr_multiplier_tree(params, multipliers, layer_decay)
+  clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  is_scaled = multipliers or layer_decay != 1
+  scale = scale_by_tree(factors) if is_scaled else optax.identity()
+  if name not in AUTHORS:
+
+    def rate(step):
+      return learning_rate * schedule(step)
+
+    optimizer = _make_optax(name, rate, arguments or {})
+    return freeze(optax.chain(clip, optimizer, scale), factors)
   if name == "adam":
     direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=accumulator_dtype)
   else:
     direction = optax.trace(momentum, accumulator_dtype=accumulator_dtype)
 
-  def is_kernel(path, leaf):
-    return path[-1].key == "kernel"
-
-  def decayed(params):
-    return jax.tree.map_with_path(is_kernel, params)
-
-  clip = clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-  scale = scale_by_tree(factors) if multipliers else optax.identity()
   decay = optax.identity()
   if weight_decay:
-    decay = optax.add_decayed_weights(weight_decay, decayed)
+    decay = optax.add_decayed_weights(weight_decay, is_kernel)
   # Always these seven, so that the state has the same names whatever is on.
   optimizer = optax.chain(
     clip,
@@ -107,6 +132,35 @@ def make_optimizer(
     optax.scale(-1.0),
   )
   return freeze(optimizer, factors)
+
+
+def optax_optimizers() -> dict[str, Callable]:
+  """Returns optax's optimizers by name: its functions of a learning rate."""
+  return {
+    name: function
+    for module in (contrib, optax)
+    for name, function in vars(module).items()
+    if isinstance(function, (types.FunctionType, functools.partial))
+    and "learning_rate" in inspect.signature(function).parameters
+    # schedule_free evaluates other parameters than it updates.
+    and not name.startswith(("_", "scale_by_", "schedule_free"))
+  }
+
+
+def _make_optax(
+  name: str, rate: optax.Schedule, arguments: Mapping[str, object]
+) -> optax.GradientTransformation:
+  make = optax_optimizers()[name]
+  masks = {"mask", "weight_decay_mask"} & {*inspect.signature(make).parameters}
+  values = dict.fromkeys(masks, is_kernel) | dict(arguments)
+  return make(learning_rate=rate, **values)
+
+
+def is_kernel(params: dict) -> dict:
+  """Marks the parameters that decay."""
+  return jax.tree.map_with_path(
+    lambda path, _: path[-1].key == "kernel", params
+  )
 
 
 def current_name(name: str) -> str:
@@ -129,12 +183,14 @@ def is_unfrozen(name: str, others: Container[str]) -> bool:
     name: of a leaf of a state, such as opt_state/1/mu/head/kernel.
     others: names of all leaves of the other state.
   """
-  match = re.fullmatch(r"opt_state/1/(mu|nu|trace)/(.+)", name)
+  match = re.fullmatch(r"opt_state/1/(?:0/)?(mu|nu|trace)/(.+)", name)
   return bool(match) and name not in others and f"params/{match[2]}" in others
 
 
 def lr_multiplier_tree(
-  params: dict, multipliers: tuple[tuple[str, float], ...]
+  params: dict,
+  multipliers: tuple[tuple[str, float], ...],
+  layer_decay: float = 1.0,
 ) -> dict:
   """Gives every parameter its factor on the learning rate.
 
@@ -142,30 +198,49 @@ def lr_multiplier_tree(
     ValueError: a pattern matches no parameter, or everything is frozen.
   """
   unused = dict.fromkeys(pattern for pattern, _ in multipliers)
-  names = []
-
-  def factor(path, _):
-    name = "/".join(key.key for key in path)
-    names.append(name)
+  leaves, structure = jax.tree.flatten_with_path(params)
+  names = ["/".join(key.key for key in path) for path, _ in leaves]
+  factors = [1.0] * len(names)
+  if layer_decay != 1:
+    factors = _layer_scales(names, layer_decay)
+  for i, name in enumerate(names):
     for pattern, value in multipliers:
       if re.fullmatch(pattern, name):
         unused.pop(pattern, None)
-        return value
-    return 1.0
-
-  factors = jax.tree.map_with_path(factor, params)
+        factors[i] *= value
+        break
   if unused:
     raise ValueError(
       f"optimizer.multipliers: {next(iter(unused))!r} is the first match of no "
       f"parameter. Parameters have names such as {names[0]!r} and "
       f"{names[-1]!r}."
     )
-  if not any(jax.tree.leaves(factors)):
+  if not any(factors):
     raise ValueError(
       f"optimizer.multipliers = {multipliers} freezes every parameter: give "
       "what should train a factor above 0."
     )
-  return factors
+  return jax.tree.unflatten(structure, factors)
+
+
+def _layer_scales(names: list[str], decay: float) -> list[float]:
+  """Returns decay ** (depth from the head) for parameters by name.
+
+  As in BEiT's code (arXiv 2106.08254): 0 for the head and the last norm, 1 for
+  the last block, one more for each block below, and one more for the stem. A
+  block of BiT is a stage.
+  """
+  blocks = [re.search(r"(?:Block_|block_?)(\d+)/", name) for name in names]
+  numbers = {int(block[1]) for block in blocks if block}
+  first, last = min(numbers), max(numbers)
+  stem = r"(stem|embedding|cls|Transformer/posembed_input|root_block)\b.*"
+
+  def depth(name, block):
+    if block:
+      return last + 1 - int(block[1])
+    return last + 2 - first if re.fullmatch(stem, name) else 0
+
+  return [decay ** depth(*each) for each in zip(names, blocks, strict=True)]
 
 
 def clip_by_global_norm(

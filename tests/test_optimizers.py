@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers of optax by name, and layer-wise decay of the learning rate."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from runs import read_rows, small
+from small_models import golden
+
+from mixer import train
+from mixer.plan import make_plan
+from mixer.training.optimizer import lr_multiplier_tree, make_optimizer
+
+RATE, STEPS = 0.01, 10
+ARGUMENTS = {
+  "adamw": {"weight_decay": 0.05, "b2": 0.95},
+  "lion": {"weight_decay": 0.1},
+  "adafactor": {"min_dim_size_to_factor": 4, "weight_decay_rate": 1e-3},
+  "lamb": {"weight_decay": 0.02},
+  "muon": {"weight_decay": 0.1, "beta": 0.9},
+}
+
+
+def kernels(tree):
+  return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", tree)
+
+
+def schedule(step):
+  return 1 - step / STEPS
+
+
+def optax_directly(name, **arguments):
+  """Returns optax's optimizer, whose decay acts on kernels."""
+  rate = optax.linear_schedule(RATE, 0.0, STEPS)
+  if name == "muon":
+    arguments["weight_decay_mask"] = kernels
+    return optax.contrib.muon(rate, **arguments)
+  mask = "weight_decay_mask" if name == "adafactor" else "mask"
+  return getattr(optax, name)(rate, **arguments | {mask: kernels})
+
+
+def run(optimizer, params):
+  """Applies ten updates with gradients of a bowl, the same for every caller."""
+  target = jax.tree.map(lambda p: 0.3 * jnp.cos(jnp.arange(p.size)), params)
+
+  @jax.jit
+  def update(params, state):
+    grads = jax.tree.map(lambda p, t: p - t.reshape(p.shape), params, target)
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  state = optimizer.init(params)
+  for _ in range(STEPS):
+    params, state = update(params, state)
+  return params
+
+
+def assert_close(one, other):
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+  jax.tree.map(close, one, other)
+
+
+@pytest.mark.parametrize("name, arguments", ARGUMENTS.items())
+def test_ten_updates_are_those_of_optax(name, arguments):
+  params = golden("ViT").params
+  make = functools.partial(
+    make_optimizer,
+    params,
+    schedule,
+    name=name,
+    learning_rate=RATE,
+    arguments=arguments,
+  )
+  direct = optax_directly(name, **arguments)
+  expected = run(direct, params)
+
+  assert_close(run(make(), params), expected)
+  assert np.abs(expected["head"]["kernel"] - params["head"]["kernel"]).max() > 0
+
+  halved = (".*", 0.5)
+  chain = optax.chain(optax.clip_by_global_norm(0.5), direct, optax.scale(0.5))
+  changed = make(clip_norm=0.5, multipliers=(halved,))
+  assert_close(run(changed, params), run(chain, params))
+
+  frozen = (("head/.*", 1.0), (".*", 0.0))
+  head = {"head": params["head"]}
+  after = run(make(multipliers=frozen), params)
+  assert_close(after["head"], run(direct, head)["head"])
+  assert_close(
+    {k: v for k, v in after.items() if k != "head"},
+    {k: v for k, v in params.items() if k != "head"},
+  )
+
+
+@pytest.mark.parametrize(
+  "family, expected",
+  [
+    (
+      "Mixer",  # two blocks
+      {"stem": 3, "MixerBlock_0": 2, "MixerBlock_1": 1, "pre_head": 0},
+    ),
+    (
+      "ViT",
+      {
+        "cls": 3,
+        "embedding": 3,
+        "Transformer/posembed_input": 3,
+        "Transformer/encoderblock_0": 2,
+        "Transformer/encoderblock_1": 1,
+        "Transformer/encoder_norm": 0,
+      },
+    ),
+    (
+      "BiT",  # two stages
+      {"root_block": 3, "block1": 2, "block2": 1, "norm-pre-head": 0},
+    ),
+  ],
+)
+def test_layer_decay_falls_from_the_head_to_the_stem(family, expected):
+  params = golden(family).params
+
+  factors = lr_multiplier_tree(params, (("head/bias", 3.0),), 0.5)
+
+  assert factors["head"] == {"kernel": 1.0, "bias": 3.0}
+  seen = set()
+  for path, factor in jax.tree.leaves_with_path(factors):
+    name = "/".join(key.key for key in path)
+    for start, depth in expected.items():
+      if name.startswith(start):
+        seen.add(start)
+        assert factor == 0.5**depth, name
+  assert seen == {*expected}
+
+
+def test_layer_decay_is_on_the_rate_of_every_optimizer():
+  params = golden("Mixer").params
+  for name in "momentum", "lion":
+    options = {"name": name, "learning_rate": RATE}
+    make = functools.partial(make_optimizer, params, schedule, **options)
+    whole = run(make(), params)
+    decayed = run(make(layer_decay=0.5), params)
+    stem = (("stem/.*", 0.125),)
+
+    assert_close(whole["head"], decayed["head"])
+    multiplied = run(make(multipliers=stem), params)
+    assert_close(multiplied["stem"], decayed["stem"])
+    assert np.abs(multiplied["stem"]["bias"] - whole["stem"]["bias"]).max() > 0
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_a_run_trains_goes_on_and_shards(name, digits_dir, tmp_path):
+  def config(steps, **changes):
+    values = {"optimizer.name": name, "optimizer.weight_decay": 0.0}
+    each = small(digits_dir, total_steps=steps, batch=16)
+    each.checkpoint.every_steps = 2
+    each.model.dropout = each.model.stoch_depth = 0.0
+    each.schedule.kind, each.schedule.warmup_steps = "constant", 0
+    each.optimizer.arguments = {"weight_decay": 0.05}
+    each.update_from_flattened_dict(values | changes)
+    return each
+
+  def losses(folder):
+    return [row["train/loss"] for row in read_rows(folder)]
+
+  whole, parts, shared = (tmp_path / x for x in ("whole", "parts", "shared"))
+  assert train.train(config(4), str(whole)) == 0
+  assert train.train(config(2), str(parts)) == 0
+  assert train.train(config(4), str(parts), accept_changes=True) == 0
+  assert losses(parts) == losses(whole)
+  assert losses(whole)[-1] != losses(whole)[0]
+
+  if name != "muon":
+    assert train.train(config(4, shard_state=True), str(shared)) == 0
+    np.testing.assert_allclose(losses(shared), losses(whole), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"name": "admw"}, "'admw' is .*did you mean adamw"),
+    ({"name": "schedule_free_adamw"}, "'schedule_free_adamw' is none"),
+    ({"name": "adamw", "weight_decay": 0.1}, r"optimizer.arguments.weight_dec"),
+    (
+      {"name": "adafactor", "weight_decay": 0.1},
+      r"optimizer.arguments.weight_decay_rate",
+    ),
+    ({"name": "adamw", "b2": 0.9}, r"optimizer.b2 = 0.9 is .*arguments.b2"),
+    ({"name": "lion", "arguments": {"eps": 1.0}}, "eps is unknown.*b1, b2, mu"),
+    ({"name": "lars", "arguments": {"eps": "x"}}, "not with these arguments"),
+    ({"name": "nadamw", "arguments": {"lr": 1}}, "lr is unknown: .*eps_root"),
+    ({"name": "dpsgd"}, "arguments.l2_norm_clip is missing.* seed"),
+    ({"name": "lbfgs"}, "makes no updates from gradients alone"),
+    ({"arguments": {"b1": 0.5}}, "'b1': 0.5.* not for adam"),
+    ({"layer_decay": 1.5}, "layer_decay = 1.5 must be 0 to 1"),
+  ],
+)
+def test_what_optax_does_not_take_is_refused_with_what_it_takes(
+  digits_dir, changes, words
+):
+  config = small(digits_dir)
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.update(changes)
+
+  [complaint] = make_plan(config).complaints.problems
+
+  assert re.search(words, complaint), complaint
