@@ -73,6 +73,22 @@ SCHEMA = {
   "mixup": Key(0.0, _NOT_NEGATIVE),  # p of Beta(p, p); 0 is off
   "cutmix": Key(0.0, _NOT_NEGATIVE),  # p of Beta(p, p); 0 is off
   "cutmix_share": Key(0.5, _SHARE),  # of the steps, if mixup is on as well
+  # Sharpness-aware minimization (SAM, arXiv 2010.01412; GSAM, 2203.08065): the
+  # gradient at perturbed weights, for twice the arithmetic. Logs
+  # train/sharpness, the perturbed loss minus the clean one.
+  "sam": {
+    # Norm of the perturbation, of all parameters together; 0 is off.
+    "rho": Key(0.0, _NOT_NEGATIVE),
+    # With it rho follows the learning rate, from `rho` at the peak down to
+    # this at the last step (GSAM). None: constant.
+    "rho_min": Key(None, _NOT_NEGATIVE, float),
+    # GSAM's share of the clean gradient's orthogonal part that is taken away.
+    "alpha": Key(0.0, _NOT_NEGATIVE),
+    # Examples of a micro-batch: each has a perturbation of its own, so that
+    # another number gives another result. Divides the micro-batch that
+    # accumulation and max_per_device ask for.
+    "images": Key(64, _POSITIVE),
+  },
   # Exponential moving average (EMA) of the parameters, which is evaluated and
   # published in their place; 0 is off.
   "ema_decay": Key(0.0, _DECAY),

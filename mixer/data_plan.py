@@ -168,6 +168,17 @@ def _split_batch(config: ConfigDict, devices: int) -> tuple[int, int]:
       f"each device ({config.batch} / {devices}): take a divisor, or set "
       "config.max_per_device instead."
     )
+  if config.sam.rho:
+    images, most = config.sam.images, share // parts
+    if most % images:
+      fitting = [str(n) for n in range(1, most + 1) if most % n == 0]
+      raise UserError(
+        f"config.sam.images = {images} does not divide the {most} images of a "
+        f"device's micro-batch ({config.batch} / {devices} / {parts}): take "
+        f"{' or '.join(fitting[-3:])}, or fewer devices, or a larger "
+        "config.batch or config.max_per_device."
+      )
+    parts = share // images
   return share // parts, parts
 
 

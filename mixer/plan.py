@@ -56,6 +56,16 @@ class Plan:
   schedule: SchedulePlan = SchedulePlan()
   model: ModelPlan = ModelPlan()
 
+  @property
+  def gradients(self) -> int:
+    """Forward and backward passes of an update: two with SAM."""
+    return 2 if self.config.sam.rho else 1
+
+  @property
+  def flops_per_image(self) -> int:
+    """FLOPs of training: a backward pass takes twice a forward pass."""
+    return 6 * self.gradients * self.model.multiply_accumulates
+
 
 def make_plan(
   config: ConfigDict,
@@ -142,6 +152,11 @@ def _plan_schedule(config: ConfigDict, complaints: Complaints) -> SchedulePlan:
         f"{total}: add --config.schedule.warmup_steps={max(total // 10, 1)}, a "
         "tenth of the run, or lengthen the run."
       )
+  if (config.sam.rho_min or 0.0) > config.sam.rho > 0:
+    complaints.problems.append(
+      f"config.sam.rho_min = {config.sam.rho_min:g} is above config.sam.rho = "
+      f"{config.sam.rho:g}, its value at the peak: swap them, or leave it out."
+    )
   with complaints.collect("config.checkpoint."):
     every = steps(config.checkpoint, "every")
     milestone = steps(config.checkpoint, "milestone")
@@ -208,8 +223,18 @@ def plan_summary(plan: Plan) -> str:
       f"model         {config.model.name}, "
       f"{flops.count_params(model.abstract_params):,} parameters, "
       f"{data.image_size[0]} x {data.image_size[1]} px, {giga:.3g} GMAC or "
-      f"{2 * giga:.3g} GFLOP an image forward, {6 * giga:.3g} GFLOP in training"
+      f"{2 * giga:.3g} GFLOP an image forward, "
+      f"{plan.flops_per_image / 1e9:.3g} GFLOP in training"
     )
+  sam = config.sam
+  if sam.rho:
+    low = "" if sam.rho_min is None else f" to {sam.rho_min:g}"
+    lines.append(
+      f"SAM           rho {sam.rho:g}{low}, alpha {sam.alpha:g}, each "
+      f"{sam.images} images perturbed by themselves"
+    )
+  elif sam != default().sam:
+    lines.append("WARNING       config.sam: no effect without config.sam.rho")
   note = f"; {model.initial_note}" if model.initial_note else ""
   lines.append(f"start         {config.init or 'random weights'}{note}")
   if config.data.name:
@@ -234,7 +259,7 @@ def plan_summary(plan: Plan) -> str:
         "are evaluated and saved will be the initial ones; 0 turns it off"
       )
     if model.multiply_accumulates:
-      flop = 6 * model.multiply_accumulates * seen
+      flop = plan.flops_per_image * seen
       lines.append(f"compute       {flop:.3g} FLOP")
   if config.drop.when != "always":
     late = config.drop.when == "late"

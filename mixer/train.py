@@ -166,8 +166,7 @@ def train(
         total_steps=total_steps,
         batch=plan.config.batch,
         devices=plan.devices,
-        # The backward pass takes twice the arithmetic of the forward pass.
-        flops_per_image=6 * plan.model.multiply_accumulates,
+        flops_per_image=plan.flops_per_image,
         profile_steps=plan.config.log.profile_steps,
         enabled=hosts.is_first,
       ) as log,

@@ -176,7 +176,7 @@ def shrink(config):
   if config.drop.when != "always":
     config.drop.update(cutoff_steps=1, cutoff_epochs=None)
   config.batch = 32
-  config.max_per_device = 2
+  config.max_per_device = config.sam.images = 2
   config.model.update(hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
   config.data.examples = None
   config.data.split = config.data.split.replace("51200", "12")
@@ -193,6 +193,11 @@ PATHS = {
   ("pretrain_large", "B/32,data=cifar10"): {"cifar10": {"train": 200}},
   # Evaluation on a second data set.
   ("pretrain_i1k", "B/32"): {
+    "imagenet2012": {"train": 100, "validation": 9},
+    "imagenet_v2/matched-frequency": {"test": 5},
+  },
+  # Two gradients an update.
+  ("sam_i1k", "B/16"): {
     "imagenet2012": {"train": 100, "validation": 9},
     "imagenet_v2/matched-frequency": {"test": 5},
   },
@@ -225,6 +230,7 @@ def test_a_code_path_takes_two_steps_on_records_as_tfds_lays_them_out(
   assert code == 0
   rows = read_rows(tmp_path / "run")
   assert [row["step"] for row in rows] == [1, 2]
+  assert ("train/sharpness" in rows[-1]) == (config.sam.rho > 0)
   for name in config.evals:
     assert 0 <= rows[-1][f"eval/{name}/accuracy"] <= 1
   assert (tmp_path / "run" / "weights.npz").exists()

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "mixer"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = {
   "ground": "errors chips storage jax_setup models training/sharding"
-  " training/step training/optimizer training/mixup training/__init__"
-  " __init__",
+  " training/step training/optimizer training/mixup training/sam"
+  " training/__init__ __init__",
   "config": "schema config config_check recipe cli cluster distributed",
   "data": "data datasets",
   "weights": "weights",

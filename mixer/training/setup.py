@@ -28,6 +28,7 @@ from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import wait_for_path
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.run_dir import CHECKPOINTS
+from mixer.training.sam import make_radius
 from mixer.training.sharding import (
   REPLICATED,
   Replicated,
@@ -119,19 +120,23 @@ def check_run(
     )
 
 
+def create_schedule(plan: Plan) -> optax.Schedule:
+  """Returns the factor on the peak learning rate."""
+  return make_schedule(
+    kind=plan.config.schedule.kind,
+    total_steps=plan.schedule.total_steps,
+    warmup_steps=plan.schedule.warmup_steps,
+    end=plan.config.schedule.end,
+  )
+
+
 def create_optimizer(
   plan: Plan,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
   """Returns the schedule (a factor on the peak rate) and the optimizer."""
-  config = plan.config
-  schedule = make_schedule(
-    kind=config.schedule.kind,
-    total_steps=plan.schedule.total_steps,
-    warmup_steps=plan.schedule.warmup_steps,
-    end=config.schedule.end,
-  )
+  schedule = create_schedule(plan)
   return schedule, make_optimizer(
-    plan.model.abstract_params, schedule, **config.optimizer
+    plan.model.abstract_params, schedule, **plan.config.optimizer
   )
 
 
@@ -167,6 +172,13 @@ def create_update(
     cutmix_share=config.cutmix_share,
     accumulation=plan.data.accumulation,
     ema_decay=config.ema_decay,
+    sam_radius=make_radius(
+      create_schedule(plan),
+      plan.schedule.total_steps,
+      rho=config.sam.rho,
+      rho_min=config.sam.rho_min,
+    ),
+    sam_alpha=config.sam.alpha,
     seed=config.seed,
     drop_decay=plan.schedule.drop_decay,
   )

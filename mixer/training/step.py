@@ -5,7 +5,7 @@
 `sharding.pmap_step` runs it on all devices, over the axis "batch". In order:
   1. draw the step's mixup or CutMix (`mixup.sample_mixup`);
   2. mix the images and labels, compute loss and gradients (`mean_loss`), in
-     micro-batches (`accumulate`);
+     micro-batches (`accumulate`), perturbed if SAM is on (`sam`);
   3. average both over the devices;
   4. update parameters and EMA (`apply_gradients`). Clipping, the optimizer, the
      learning rate and weight decay are one optax transformation
@@ -23,6 +23,7 @@ from flax import linen as nn
 from flax import struct
 
 from mixer.models.layers import ScaledKeys
+from mixer.training import sam
 from mixer.training.mixup import MixupWeights, add_partners, sample_mixup
 from mixer.training.sharding import AXIS, REPLICATED, Replicated
 
@@ -67,6 +68,9 @@ class LossConfig:
   cutmix_share: share of the steps that take CutMix, where mixup is on as well.
   accumulation: micro-batches that a device's part of the batch is cut into.
   ema_decay: decay of the EMA of parameters; 0 is off.
+  sam_radius: SAM's rho as a function of the step, from `sam.make_radius`; every
+    micro-batch is perturbed by itself. None: no SAM.
+  sam_alpha: GSAM's alpha; 0 is SAM.
   seed: of mixup weights and drop masks.
   drop_decay: updates over which the drop rates fall linearly from the model's
     to 0; 0 keeps them constant.
@@ -80,6 +84,8 @@ class LossConfig:
   cutmix_share: float = 0.5
   accumulation: int = 1
   ema_decay: float = 0.0
+  sam_radius: optax.Schedule | None = None
+  sam_alpha: float = 0.0
   seed: int = 0
   drop_decay: int = 0
 
@@ -112,7 +118,8 @@ def train_step(
 
   All randomness is drawn from (seed, step) or (seed, step, index of the example
   in the global batch), so that neither the number of devices nor accumulation
-  changes the result, beyond the order of sums.
+  changes the result, beyond the order of sums. With SAM the size of a
+  micro-batch does, and the plan fixes it.
 
   An update whose loss or gradients are not finite has no effect: parameters,
   moments and EMA stay as they are, and the step counts all the same.
@@ -130,7 +137,7 @@ def train_step(
     The next state, and float32 scalars: loss (mean over the global batch),
     gradient_norm (before clipping), update_norm (0 where it was skipped),
     parameter_norm (after the update); int32 skipped and skipped_in_a_row, as in
-    the state.
+    the state. With SAM also float32 sharpness, the perturbed loss minus `loss`.
   """
   # 1. Mixup and CutMix, the same for the whole global batch.
   mixup_key, drop_key = step_keys(objective.seed, state.step)
@@ -160,18 +167,25 @@ def train_step(
     logits, _ = model.apply(
       {"params": params}, images, train=True, drop_keys=drop_keys
     )
-    return LOSSES[objective.loss](logits, labels).mean()
+    return LOSSES[objective.loss](logits, labels).mean(), {}
 
-  loss, gradients = accumulate(
-    jax.value_and_grad(mean_loss),
+  gradient = jax.value_and_grad(mean_loss, has_aux=True)
+  if objective.sam_radius is not None:
+    rho = objective.sam_radius(state.step)
+    gradient = sam.sam_gradient(gradient, rho, objective.sam_alpha)
+  losses, gradients = accumulate(
+    gradient,
     sharding.gather_params(state.params),
     batch,
     objective.accumulation,
   )
   # 3. Means over the devices.
-  loss, gradients = jax.lax.pmean(loss, AXIS), sharding.mean_grads(gradients)
+  (loss, others), gradients = (
+    jax.lax.pmean(losses, AXIS),
+    sharding.mean_grads(gradients),
+  )
   # 4. Optimizer and EMA.
-  return apply_gradients(
+  state, metrics = apply_gradients(
     state,
     loss,
     gradients,
@@ -179,6 +193,7 @@ def train_step(
     ema_decay=objective.ema_decay,
     sharding=sharding,
   )
+  return state, metrics | others
 
 
 def apply_gradients(

@@ -107,7 +107,7 @@ def estimate(plan: Plan, topology: Topology, program: CompiledProgram) -> dict:
   # The compiler counts the loop over micro-batches, with all products, once.
   traffic = program.traffic
   bytes_moved = traffic.outside + parts * traffic.inside
-  model_flops = 6.0 * plan.model.multiply_accumulates
+  model_flops = float(plan.flops_per_image)
   flops = program.flops
   if flops is None:
     # Excludes the forward pass that rematerialisation computes again.
@@ -165,6 +165,7 @@ def find_machines(plan: Plan, kinds: Iterable[str], within: float) -> dict:
   model, batch = plan.model, plan.config.batch
   parameters = count_params(model.abstract_params)
   arrays = product_bytes(model.module, plan.data.image_size)
+  group = plan.config.sam.images if plan.config.sam.rho else 1
 
   def row(machine: Topology) -> dict:
     images = batch // machine.devices
@@ -173,8 +174,9 @@ def find_machines(plan: Plan, kinds: Iterable[str], within: float) -> dict:
       passes = PASSES_KERNELS
     least = roofline(
       machine,
-      flops=6.0 * model.multiply_accumulates * images,
-      bytes_moved=passes * arrays * images + STATE_BYTES * parameters,
+      flops=float(plan.flops_per_image) * images,
+      bytes_moved=plan.gradients * passes * arrays * images
+      + STATE_BYTES * parameters,
       collectives=[Collective("all-reduce", 4 * parameters)],
     )
     seconds = plan.schedule.total_steps * least.step
@@ -189,7 +191,7 @@ def find_machines(plan: Plan, kinds: Iterable[str], within: float) -> dict:
   machines, undivided = [], 0
   for kind in kinds:
     every = machines_of(kind)
-    rows = [row(each) for each in every if batch % each.devices == 0]
+    rows = [row(each) for each in every if batch % (group * each.devices) == 0]
     undivided += len(every) - len(rows)
     in_time = [each for each in rows if each["seconds"][0] <= within]
     fastest = sorted(rows, key=lambda each: each["seconds"][0])[:1]
@@ -208,7 +210,7 @@ def find_machines(plan: Plan, kinds: Iterable[str], within: float) -> dict:
 def paper_core_days(plan: Plan) -> float | None:
   """Returns the paper's TPUv3 core-days; None if the recipe is not its own."""
   data = plan.config.data
-  if not data.examples:
+  if not data.examples or plan.config.sam.rho:
     return None
   epochs = plan.schedule.total_steps * plan.config.batch / data.examples
   name = data.name.partition("/")[0]
