@@ -433,5 +433,6 @@ def test_a_run_on_imagenets_pixels_leaves_weights_for_ours(tmp_path, family):
     assert main(["convert", str(before), str(after)]) == 0
   for place in (tmp_path, *copies):
     read = weights.read(place)
-    logits, _ = read.create_model().apply({"params": read.params}, images)
+    logits, _ = create(**sizes).apply({"params": read.params}, images)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert read.create_model().pixels is None

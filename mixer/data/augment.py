@@ -209,7 +209,7 @@ def _solarize_add(picture: Image.Image, addition: int) -> Image.Image:
 
 def _enhance(kind: type) -> Callable:
   def function(picture, level, sign, resampling):
-    return kind(picture).enhance(max(0.1, 1 + sign * level * 0.9))
+    return kind(picture).enhance(1 + sign * level * 0.9)
 
   return function
 
