@@ -267,6 +267,10 @@ SCHEMA = {
     "every_steps": Key(50, _POSITIVE),  # rows of metrics.jsonl
     # Updates traced for TensorBoard, after the tenth.
     "profile_steps": Key(0, _NOT_NEGATIVE),
+    # Without progress for so long, the run writes all hosts' stacks and exits
+    # with 75. Slow steps may take longer, evaluation, saving, set-up and the
+    # first updates four times as long; 0: no limit.
+    "watchdog_minutes": Key(30.0, _NOT_NEGATIVE),
   },
 }
 

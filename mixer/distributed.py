@@ -37,6 +37,7 @@ _JAX_MARGIN_SECONDS = 60
 # Key of the error that ends all hosts, and for how long its host waits until
 # the others have read it.
 _STOP, _POLL_SECONDS, _STOP_SECONDS = "mixer/stop", 1.0, 15.0
+_PUBLIC = "mixer/public"  # folder of keys, one a host
 _EXIT_SECONDS = 3.0  # for the other hosts to exit before host 0
 
 
@@ -162,15 +163,23 @@ def _bind_address(cluster: Cluster) -> str:
 class Hosts:
   """The hosts of a run, seen from one of them.
 
-  All hosts make the same calls in the same order, from their main threads.
+  All hosts make the same calls in the same order, from their main threads;
+  `publish`, `published` and `end_stalled` are for any thread at any time.
+
+  Attributes:
+    index, count: of this host and of all.
+    rounds: number of gathers begun.
+    shared_error: the one that `raise_on_all` raised.
+    on_stall: takes the message of `end_stalled` of another host.
   """
 
   def __init__(self, cluster: Cluster):
     """Watches for errors of other hosts, if jax.distributed is initialized."""
     self.index, self.count = cluster.host, cluster.hosts
     self.is_first = cluster.host == 0
-    self.shared_error = None  # the one that `raise_on_all` raised
-    self._round = 0
+    self.shared_error = None
+    self.rounds = 0
+    self.on_stall = notify
     self._closed = threading.Event()
     if self.count > 1:
       from jax._src import distributed
@@ -187,14 +196,14 @@ class Hosts:
     """
     if self.count == 1:
       return [value]
-    self._round += 1
-    key = f"mixer/gather/{self._round}"
+    self.rounds += 1
+    key = f"mixer/gather/{self.rounds}"
     self._store.key_value_set(f"{key}/{self.index}", json.dumps(value))
     values = [json.loads(self._get(f"{key}/{i}")) for i in range(self.count)]
     # All hosts are in this round, so all have read the one before.
-    if self._round > 1:
+    if self.rounds > 1:
       self._store.key_value_delete(
-        f"mixer/gather/{self._round - 1}/{self.index}"
+        f"mixer/gather/{self.rounds - 1}/{self.index}"
       )
     return values
 
@@ -206,6 +215,21 @@ class Hosts:
       except RuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
           raise
+
+  def publish(self, value: object) -> None:
+    """Replaces this host's public value, of JSON's types."""
+    if self.count > 1:
+      key, text = f"{_PUBLIC}/{self.index}", json.dumps(value)
+      with contextlib.suppress(RuntimeError):  # a lost coordinator
+        self._store.key_value_set(key, text, allow_overwrite=True)
+
+  def published(self) -> dict[int, object]:
+    """Returns the public values of the hosts that have any."""
+    values = []
+    if self.count > 1:
+      with contextlib.suppress(RuntimeError):  # a lost coordinator
+        values = self._store.key_value_dir_get(_PUBLIC)
+    return {int(key.rpartition("/")[2]): json.loads(x) for key, x in values}
 
   @contextlib.contextmanager
   def raise_on_all(self) -> Iterator[None]:
@@ -259,11 +283,21 @@ class Hosts:
   def abort(self, error: BaseException) -> None:
     """Ends the other hosts with this error; the caller ends this one."""
     text, code = _describe(error)
-    self._closed.set()
     # A normal exit would wait for the others in jax.distributed.
     atexit.register(hard_exit, code)
+    self._stop(f"Host {self.index} stopped: {text}", code)
+
+  def end_stalled(self, text: str) -> NoReturn:
+    """Ends all hosts with EX_TEMPFAIL, although main threads are stuck."""
+    if self.count > 1:
+      self._stop(text, EX_TEMPFAIL, is_stalled=True)
+    hard_exit(EX_TEMPFAIL)
+
+  def _stop(self, text: str, code: int, is_stalled: bool = False) -> None:
+    """Ends the other hosts with a message."""
+    self._closed.set()
     with contextlib.suppress(RuntimeError):  # another host was faster, or lost
-      stop = json.dumps([f"Host {self.index} stopped: {text}", code])
+      stop = json.dumps([text, code, is_stalled])
       self._store.key_value_set(_STOP, stop)
     self._wait_for_readers()
 
@@ -271,10 +305,14 @@ class Hosts:
     """Ends this process when another host has stopped with an error."""
     while not self._closed.wait(_POLL_SECONDS):
       try:
-        text, code = json.loads(self._store.key_value_try_get(_STOP))
+        stop = self._store.key_value_try_get(_STOP)
       except RuntimeError:  # not there; of a lost coordinator jax takes care
         continue
-      os.write(2, f"{text}\n".encode())
+      text, code, is_stalled = json.loads(stop)
+      if is_stalled:
+        self.on_stall(text)
+      else:
+        os.write(2, f"{text}\n".encode())
       self._wait_for_readers()
       hard_exit(code)
 

@@ -51,6 +51,7 @@ from mixer.training.setup import (
   saved_steps,
 )
 from mixer.training.sharding import all_devices, local_devices, to_host
+from mixer.training.watchdog import Watchdog
 
 
 def train(
@@ -122,7 +123,13 @@ def train(
     drop_steps = plan.schedule.drop_steps
     log_every = plan.config.log.every_steps
 
+    # From here on, a run that is stuck ends.
+    watchdog = stack.enter_context(
+      Watchdog(plan.config.log.watchdog_minutes, folder, hosts)
+    )
+
     # Restore the newest checkpoint or initialise; put the state on devices.
+    watchdog.phase("restore")
     schedule, optimizer = create_optimizer(plan)
     sharding = create_sharding(plan)
     checkpoints = open_checkpoints(plan, folder)
@@ -134,12 +141,18 @@ def train(
 
     # Make the steps, without dropout and stochastic depth and with them; open
     # batches, evaluators and the log.
+    watchdog.phase("set-up")
     updates = [
       create_update(plan, optimizer, devices, drops=drops)
       for drops in (False, True)
     ]
     evaluators = EvalRunner(
-      plan, folder / "eval", local_devices(), hosts, should_stop
+      plan,
+      folder / "eval",
+      local_devices(),
+      hosts,
+      should_stop,
+      on_batch=watchdog.progress,
     )
     pending = PendingUpdates(
       folder,
@@ -185,6 +198,7 @@ def train(
         if pending.streak() and step < total_steps:
           return False
         saved_step = step
+        watchdog.phase("save", step)
         # A sharded state is gathered by all hosts.
         if hosts.is_first or plan.config.shard_state:
           with log.timer.pause():
@@ -210,6 +224,7 @@ def train(
                 save()
                 checkpoints.wait()
                 hosts.gather(None)
+              watchdog.phase("evaluation", step)
               params = sharding.gather(state.eval_params, devices)
               results = evaluators.run(due, params, on_error)
           except PreemptedError:
@@ -231,19 +246,23 @@ def train(
               if hosts.gather(is_best)[0]:
                 save()
         if is_last or is_stopping:
+          watchdog.phase("end", step)
           break
 
         log.profile(step)
+        watchdog.phase("batch", step)
         with log.timer.wait_for_data():
           batch = next(batches)
         update = updates[step in drop_steps]
         if step in (start, drop_steps.start, drop_steps.stop):  # compiles
+          watchdog.phase("compile", step)
           with log.timer.pause():
             state, metrics = update(state, batch)
           if step == start:
             seconds = time.monotonic() - started
             log.message(f"first update after {seconds:.1f} s")
         else:
+          watchdog.phase("update", step)
           state, metrics = update(state, batch)
         pending.push(step + 1, metrics)
         if (step + 1) % log_every == 0 or step + 1 in (1, total_steps):

@@ -27,6 +27,7 @@ class EvalRunner:
     devices: Sequence[jax.Device],
     hosts: Hosts,
     should_stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[], None] = lambda: None,
   ):
     """Creates the evaluators.
 
@@ -36,10 +37,12 @@ class EvalRunner:
       devices: of this host.
       hosts: that share the work, in step.
       should_stop: from `preemption.catch_signals`; called once per batch.
+      on_batch: called once per batch, too.
     """
     self._plan = plan
     self._hosts = hosts
     self._should_stop = should_stop
+    self._on_batch = on_batch
     self._evaluators = {
       name: _load_class(evaluation.type.target)(
         EvalSetup(
@@ -125,6 +128,7 @@ class EvalRunner:
         workers=self._plan.data.workers,
         bad_images=self._plan.data.bad_images,
       ):
+        self._on_batch()
         if self._should_stop():
           raise PreemptedError
         yield batch
