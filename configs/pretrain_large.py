@@ -7,8 +7,10 @@ r"""Pre-trains on a large data set of one's own (paper, table 4: JFT-300M).
     --workdir=DIR
 
 data is folder:DIR, with DIR/train/CLASS/IMAGE, or the name of a data set of
-TFDS that is prepared in $TFDS_DATA_DIR and has a split train; its last
-hundredth is held out. Variants: those of configs/pretrain_i21k.py.
+TFDS that is prepared in $TFDS_DATA_DIR and has a split train. A folder's split
+test, validation, valid, val, dev or eval is evaluated; without one, and in
+TFDS, the last hundredth of train is held out. Variants: those of
+configs/pretrain_i21k.py.
 
 Hardware and hours, for the 303 million images of JFT-300M (table 3): S/32 10,
 B/32 50, B/16 80, L/16 230 TPUv3 core-days; with epochs=14 L/16 450, H/14 1,010.
@@ -31,12 +33,8 @@ Published and not published:
 - Computation in bfloat16: see configs/pretrain_i21k.py.
 """
 
-import math
-
-from configs import finetune, pretrain_i21k
+from configs import pretrain_i21k
 from mixer import models
-from mixer.data.sources import image_folder, open_source
-from mixer.errors import UserError
 from mixer.recipe import parse_arg
 
 # Beginning of a model's name -> epochs, learning rate, weight decay in the
@@ -61,7 +59,7 @@ def get_config(arg=None):
   arg = parse_arg(arg, variant="B/16", data="imagenet21k", epochs=0.0)
   config = pretrain_i21k.on_imagenet21k(arg.variant)
   if arg.data != config.data.name:
-    take_data(config, arg.data)
+    pretrain_i21k.take_data(config, arg.data)
   name = config.model.name
   # An unknown model is reported by the plan.
   known = next(filter(name.startswith, SETTINGS), "Mixer-B")
@@ -79,26 +77,3 @@ def get_config(arg=None):
   config.schedule.warmup_steps = 10_000
   config.schedule.end = 1e-5
   return config
-
-
-def take_data(config, name):
-  """Sets the data set, its classes, and the parts to train on and to hold out.
-
-  Raises:
-    UserError: it is not on disk, or has no split train.
-  """
-  if name.startswith(image_folder.PREFIX):
-    (classes, *_), (train, _), *_ = finetune.folder_data_set(name)
-  else:
-    train = "train"
-    try:
-      classes = open_source(name, train).num_classes
-    except UserError as error:
-      raise UserError(str(error)) from None  # or its subclass
-  config.model.num_classes = classes
-  config.model.head_bias = -round(math.log(classes), 1)
-  config.data.name = name
-  config.data.split, config.data.examples = f"{train}[:99%]", None
-  for part, split in {"heldout": "[99%:]", "train": "[:1%]"}.items():
-    options = config.evals[part]
-    options.split, options.examples = train + split, None

@@ -67,8 +67,9 @@ SCHEMA = {
   # GPU only: deterministic operations, so that a resumed run equals an
   # uninterrupted one bit for bit. CPU and TPU are deterministic anyway.
   "deterministic_operations": Key(False),
-  # "sigmoid" is summed over classes.
-  "loss": Key("softmax", one_of("softmax", "sigmoid")),
+  # "sigmoid" is summed over classes; "semantic_softmax" is a softmax for each
+  # level of data.hierarchy (arXiv 2104.10972).
+  "loss": Key("softmax", one_of("softmax", "sigmoid", "semantic_softmax")),
   "label_smoothing": Key(0.0, _SHARE),  # weight of the uniform distribution
   "mixup": Key(0.0, _NOT_NEGATIVE),  # p of Beta(p, p); 0 is off
   "cutmix": Key(0.0, _NOT_NEGATIVE),  # p of Beta(p, p); 0 is off
@@ -191,6 +192,9 @@ SCHEMA = {
     # For folder:DIR, a file with the class folders in the order of their
     # labels, one a line; "": the folders of the split train, sorted.
     "classes": Key(""),
+    # For loss = "semantic_softmax", a file with a line PARENT CHILD for each
+    # class that has a parent, such as ImageNet's wordnet.is_a.txt.
+    "hierarchy": Key(""),
     # An image that cannot be decoded, or that the ops fail on: "error", or
     # "replace" by the next of the order (evaluators leave it out); reported at
     # the end.

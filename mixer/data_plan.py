@@ -12,11 +12,13 @@ from mixer.config import EVALUATORS, EvaluatorType, result_name
 from mixer.config_check import Complaints
 from mixer.data import preprocess
 from mixer.data.decode import decode
+from mixer.data.hierarchy import plan_hierarchy
 from mixer.data.input_pipeline import BadImages
 from mixer.data.sources import Source, image_folder, open_source
 from mixer.data.workers import Workers
 from mixer.errors import UserError, did_you_mean, format_list, printable
 from mixer.schema import resolve_steps
+from mixer.training.semantic_softmax import Hierarchy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ class DataPlan:
   evals: by name.
   left_out: a sentence about evaluators without data.
   bad_images: counter of replaced images; None if the first one is an error.
+  hierarchy: of the classes, for the semantic softmax; None for other losses.
   """
 
   source: Source | None = None
@@ -62,6 +65,7 @@ class DataPlan:
   left_out: str = ""
   workers: Workers = Workers()
   bad_images: BadImages | None = None
+  hierarchy: Hierarchy | None = None
 
   @property
   def unused_folders(self) -> list[str]:
@@ -127,6 +131,10 @@ def plan_data(
       f"config.checkpoint.best = {best!r} is the result of no evaluator"
       f"{did_you_mean(best, results)}"
     )
+  hierarchy = None
+  with complaints.collect("config.data.hierarchy: "):
+    sources = [x.source for x in evals.values() if not x.type.own_classes]
+    hierarchy = plan_hierarchy(data.hierarchy, config.loss, [source, *sources])
   if skip_missing and (source is not None or not for_training):
     evals, left_out = _leave_out_missing(evals, complaints)
   return DataPlan(
@@ -138,6 +146,7 @@ def plan_data(
     left_out=left_out,
     workers=Workers(data.workers, data.worker_kind),
     bad_images=BadImages() if data.on_bad_image == "replace" else None,
+    hierarchy=hierarchy,
   )
 
 

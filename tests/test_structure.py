@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = {
   "ground": "errors chips storage jax_setup models training/sharding"
   " training/step training/optimizer training/mixup training/sam"
+  " training/semantic_softmax"
   " training/__init__ __init__",
   "config": "schema config config_check recipe cli cluster distributed",
   "data": "data datasets",

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mixer.data.sources import Source
 from mixer.data.workers import Workers
+from mixer.training.semantic_softmax import Hierarchy
 from mixer.training.sharding import pmap_step, prefetch_to_device
 
 Batch = dict[str, np.ndarray]
@@ -34,7 +35,7 @@ class EvalSetup:
   batches: starts a pass over a split; yields "image", "label", "position" and
     "mask" (bool, False for padding), of a size that the devices divide.
   model: to evaluate.
-  loss: "softmax" or "sigmoid".
+  loss: "softmax", "sigmoid", or the hierarchy of a semantic softmax.
   devices: local devices, which share each batch.
   workers: for reading.
   folder: for files next to the numbers; None on hosts that write none.
@@ -46,7 +47,7 @@ class EvalSetup:
   pool: Source | None
   batches: Callable[[Source], Iterable[Batch]]
   model: nn.Module
-  loss: str
+  loss: str | Hierarchy
   devices: Sequence[jax.Device]
   workers: Workers
   folder: epath.Path | None

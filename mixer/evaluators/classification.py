@@ -14,7 +14,8 @@ from mixer.data.input_pipeline import read_labels
 from mixer.errors import UserError
 from mixer.evaluators import EvalSetup, gather
 from mixer.storage import atomic_write
-from mixer.training.step import LOSSES, normalise, soft_labels
+from mixer.training.semantic_softmax import Hierarchy
+from mixer.training.step import example_losses, normalise, soft_labels
 
 TOP = 5
 BINS = 15  # of the calibration error
@@ -25,7 +26,7 @@ def eval_step(
   batch: dict[str, jax.Array],
   *,
   model: nn.Module,
-  loss: str,
+  loss: str | Hierarchy,
   present: tuple[int, ...] | None = None,
   calibration: bool = False,
 ) -> dict[str, jax.Array]:
@@ -35,7 +36,8 @@ def eval_step(
     params: of the model.
     batch: "image" uint8 [n, h, w, 3], "label" int32 [n].
     model: its `apply` returns (logits, intermediates).
-    loss: "softmax" or "sigmoid".
+    loss: "softmax", "sigmoid", or the hierarchy of a semantic softmax; then
+      only classes of the same level as the label's can be predicted.
     present: classes, in ascending order, whose logits count; None: all.
     calibration: also return "confidence".
 
@@ -51,16 +53,20 @@ def eval_step(
     present = jnp.array(present)
     logits, labels = logits[:, present], jnp.searchsorted(present, labels)
   classes = logits.shape[-1]
-  _, top = jax.lax.top_k(logits, min(TOP, classes))
+  ranked = logits
+  if isinstance(loss, Hierarchy):
+    level = jnp.asarray(loss.level_of_class)
+    ranked = jnp.where(level == level[labels][:, None], logits, -jnp.inf)
+  _, top = jax.lax.top_k(ranked, min(TOP, classes))
   outputs = {
-    "loss": LOSSES[loss](logits, soft_labels(labels, classes)),
-    "prediction": jnp.argmax(logits, axis=-1),
+    "loss": example_losses(loss, logits, soft_labels(labels, classes)),
+    "prediction": jnp.argmax(ranked, axis=-1),
     "in_top": jnp.any(top == labels[:, None], axis=1),
   }
   if present is not None:
     outputs["prediction"] = present[outputs["prediction"]]
   if calibration:
-    outputs["confidence"] = nn.softmax(logits).max(axis=-1)
+    outputs["confidence"] = nn.softmax(ranked).max(axis=-1)
   return outputs
 
 

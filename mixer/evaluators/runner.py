@@ -52,7 +52,7 @@ class EvalRunner:
           evaluation.pool,
           self._make_batches(name),
           model=plan.model.module,
-          loss=plan.config.loss,
+          loss=plan.data.hierarchy or plan.config.loss,
           devices=devices,
           workers=plan.data.workers,
           folder=folder if hosts.is_first else None,

@@ -99,6 +99,12 @@ def open_classifier(
       f"{init} has no head, so nothing to name classes with: fine-tune it first"
       f" (train.py --config.init={init})."
     )
+  loss = checkpoint.config.get("loss", "softmax")
+  if loss not in PROBABILITIES:
+    raise UserError(
+      f"{init} was trained with loss = {loss!r}, which has no probabilities "
+      f"over all classes: fine-tune it first (train.py --config.init={init})."
+    )
   spec, of_ops = _choose_ops(checkpoint, ops)
   size = preprocess.output_size(spec)
   check_shape(model, checkpoint.params, (*size, 3), f"The ops {spec!r}")
@@ -109,7 +115,7 @@ def open_classifier(
     params=checkpoint.params,
     ops=spec,
     size=size,
-    loss=checkpoint.config.get("loss", "softmax"),
+    loss=loss,
     class_names=names,
     notes=(of_names, of_ops),
     max_pixels=checkpoint.config.get("data", {}).get("max_pixels", MAX_PIXELS),

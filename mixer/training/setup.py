@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans a run; creates its optimizer, update, state and batches."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -163,10 +164,14 @@ def create_update(
   config, model = plan.config, plan.model.module
   if not drops:
     model = model.clone(dropout=0.0, stoch_depth=0.0)
+  loss, smoothing = config.loss, config.label_smoothing
+  if plan.data.hierarchy:  # each level has a uniform distribution of its own
+    loss = dataclasses.replace(plan.data.hierarchy, label_smoothing=smoothing)
+    smoothing = 0.0
   objective = LossConfig(
-    loss=config.loss,
+    loss=loss,
     num_classes=config.model.num_classes,
-    label_smoothing=config.label_smoothing,
+    label_smoothing=smoothing,
     mixup=config.mixup,
     cutmix=config.cutmix,
     cutmix_share=config.cutmix_share,

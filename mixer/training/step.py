@@ -25,6 +25,7 @@ from flax import struct
 from mixer.models.layers import ScaledKeys
 from mixer.training import sam
 from mixer.training.mixup import MixupWeights, add_partners, sample_mixup
+from mixer.training.semantic_softmax import Hierarchy, semantic_softmax
 from mixer.training.sharding import AXIS, REPLICATED, Replicated
 
 
@@ -60,7 +61,7 @@ class TrainState:
 class LossConfig:
   """Options of the update that are not the optimizer's.
 
-  loss: "softmax" or "sigmoid".
+  loss: "softmax", "sigmoid", or the hierarchy of a semantic softmax.
   num_classes: width of the labels.
   label_smoothing: share of the uniform distribution in the labels.
   mixup: p of Beta(p, p), from which a step's mixup weight is drawn; 0 is off.
@@ -76,7 +77,7 @@ class LossConfig:
     to 0; 0 keeps them constant.
   """
 
-  loss: str
+  loss: str | Hierarchy
   num_classes: int
   label_smoothing: float = 0.0
   mixup: float = 0.0
@@ -167,7 +168,7 @@ def train_step(
     logits, _ = model.apply(
       {"params": params}, images, train=True, drop_keys=drop_keys
     )
-    return LOSSES[objective.loss](logits, labels).mean(), {}
+    return example_losses(objective.loss, logits, labels).mean(), {}
 
   gradient = jax.value_and_grad(mean_loss, has_aux=True)
   if objective.sam_radius is not None:
@@ -346,6 +347,15 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+
+
+def example_losses(
+  loss: str | Hierarchy, logits: jax.Array, labels: jax.Array
+) -> jax.Array:
+  """Returns each example's loss; logits and labels float32 [n, classes]."""
+  if isinstance(loss, Hierarchy):
+    return semantic_softmax(logits, labels, loss)
+  return LOSSES[loss](logits, labels)
 
 
 def soft_labels(

@@ -227,9 +227,8 @@ def compile_evaluation(plan: Plan, devices: list) -> Compilation:
   """Compiles classification with the largest batch of the evaluators."""
   n, params = len(devices), plan.model.abstract_params
   rows = n, max(each.batch for each in plan.data.evals.values()) // n
-  step = pmap_eval_step(
-    eval_step, plan.model.module, tuple(devices), loss=plan.config.loss
-  )
+  loss = plan.data.hierarchy or plan.config.loss
+  step = pmap_eval_step(eval_step, plan.model.module, tuple(devices), loss=loss)
   image = (*plan.data.image_size, plan.model.module.image_channels)
   batch = {
     "image": jax.ShapeDtypeStruct((*rows, *image), jnp.uint8),
