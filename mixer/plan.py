@@ -8,6 +8,7 @@ reported together.
 import dataclasses
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from mixer.config import default
@@ -34,7 +35,8 @@ class SchedulePlan:
   """Durations in updates; None where not set or complained about.
 
   drop_steps: steps whose update has dropout and stochastic depth.
-  drop_decay: updates over which their rates fall to 0; 0: they are constant.
+  drop_scale: factor on their rates by step, 1 at step 0 and 0 at the last of
+    drop_steps, as numpy.linspace in the code of arXiv 2303.01500; None: 1.
   """
 
   total_steps: int | None = None
@@ -42,7 +44,7 @@ class SchedulePlan:
   checkpoint_every: int | None = None
   milestone_every: int | None = None
   drop_steps: range = range(2**31)
-  drop_decay: int = 0
+  drop_scale: optax.Schedule | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +166,10 @@ def _plan_schedule(config: ConfigDict, complaints: Complaints) -> SchedulePlan:
   with complaints.collect("config.drop."):
     cutoff = steps(config.drop, "cutoff")
     drops = _drop_steps(config, cutoff, total)
-  is_linear = config.drop.when == "early" and config.drop.shape == "linear"
-  decay = len(drops) if is_linear else 0
-  return SchedulePlan(total, warmup, every, milestone, drops, decay)
+  scale = None
+  if config.drop.when == "early" and config.drop.shape == "linear":
+    scale = optax.linear_schedule(1.0, 0.0, len(drops) - 1)
+  return SchedulePlan(total, warmup, every, milestone, drops, scale)
 
 
 def _drop_steps(
@@ -266,7 +269,7 @@ def plan_summary(plan: Plan) -> str:
     edge = schedule.drop_steps.start if late else schedule.drop_steps.stop
     lines.append(
       f"dropping      {'from' if late else 'until'} step {edge:,}, "
-      f"{'linear to 0' if schedule.drop_decay else 'constant'}"
+      f"{'linear to 0' if schedule.drop_scale else 'constant'}"
     )
   if config.optimizer.name not in AUTHORS:
     lines.append(

@@ -18,7 +18,6 @@ from mixer.training.setup import (
   create_optimizer,
   create_update,
 )
-from mixer.training.step import drop_scale
 
 MIXERS = dict.fromkeys(("model.tokens_mlp", "model.channels_mlp"))
 SIZELESS = MIXERS | dict.fromkeys(("model.patch", "model.hidden"))
@@ -93,20 +92,22 @@ def test_a_run_drops_on_its_side_of_the_cut_off(digits_dir, tmp_path):
   assert losses["early"][2] != losses["always"][2]
 
 
-def test_linear_rates_are_the_published_ones():
-  for steps in 2, 7, 1000:
-    expected = np.linspace(0.3, 0, steps)  # drop_scheduler.py
-    scales = jax.vmap(lambda step, n=steps: drop_scale(step, n))
-    np.testing.assert_allclose(
-      0.3 * scales(jnp.arange(steps)), expected, rtol=1e-5, atol=1e-7
-    )
+@pytest.mark.parametrize("steps", [2, 7, 100])
+def test_linear_rates_are_the_published_ones(digits_dir, steps):
+  linear = {"drop.shape": "linear", "drop.cutoff_steps": steps}
+
+  plan = plan_small(digits_dir, EARLY | linear)
+
+  published = np.linspace(0.3, 0, steps)  # drop_scheduler.py
+  scales = jax.vmap(plan.schedule.drop_scale)(jnp.arange(steps))
+  np.testing.assert_allclose(0.3 * scales, published, rtol=1e-5, atol=1e-7)
+  assert plan.schedule.drop_steps == range(steps)
+  assert f"until step {steps}, linear to 0" in plan_summary(plan)
 
 
 def test_linear_rates_reach_the_step(digits_dir):
   plan = plan_small(digits_dir, EARLY | {"drop.shape": "linear"})
 
-  assert plan.schedule.drop_decay == 2
-  assert "until step 2, linear to 0" in plan_summary(plan)
   assert program(plan) != program(plan_small(digits_dir, EARLY))
 
 

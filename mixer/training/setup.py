@@ -185,7 +185,7 @@ def create_update(
     ),
     sam_alpha=config.sam.alpha,
     seed=config.seed,
-    drop_decay=plan.schedule.drop_decay,
+    drop_scale=plan.schedule.drop_scale,
   )
   sharding = create_sharding(plan)
   step = functools.partial(

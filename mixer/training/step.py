@@ -73,8 +73,7 @@ class LossConfig:
     micro-batch is perturbed by itself. None: no SAM.
   sam_alpha: GSAM's alpha; 0 is SAM.
   seed: of mixup weights and drop masks.
-  drop_decay: updates over which the drop rates fall linearly from the model's
-    to 0; 0 keeps them constant.
+  drop_scale: factor on the model's drop rates by step; None: 1.
   """
 
   loss: str | Hierarchy
@@ -88,7 +87,7 @@ class LossConfig:
   sam_radius: optax.Schedule | None = None
   sam_alpha: float = 0.0
   seed: int = 0
-  drop_decay: int = 0
+  drop_scale: optax.Schedule | None = None
 
 
 def create_state(
@@ -162,9 +161,8 @@ def train_step(
     )
     fold = functools.partial(jax.random.fold_in, drop_key)
     drop_keys = jax.vmap(fold)(part["index"])
-    if objective.drop_decay:
-      scale = drop_scale(state.step, objective.drop_decay)
-      drop_keys = ScaledKeys(drop_keys, scale)
+    if objective.drop_scale is not None:
+      drop_keys = ScaledKeys(drop_keys, objective.drop_scale(state.step))
     logits, _ = model.apply(
       {"params": params}, images, train=True, drop_keys=drop_keys
     )
@@ -264,15 +262,6 @@ def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
   key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
   mixup_key, drop_key = jax.random.split(key)
   return mixup_key, drop_key
-
-
-def drop_scale(step: jax.Array | int, steps: int) -> jax.Array:
-  """Returns the factor on drop rates: 1 at step 0, 0 at the last of `steps`.
-
-  Source: the code of arXiv 2303.01500, whose rates are
-  numpy.linspace(rate, 0, steps).
-  """
-  return optax.linear_schedule(1.0, 0.0, steps - 1)(step)
 
 
 def accumulate(value_and_grad, params, batch, parts: int):
