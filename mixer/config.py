@@ -90,6 +90,15 @@ SCHEMA = {
     # accumulation and max_per_device ask for.
     "images": Key(64, _POSITIVE),
   },
+  # Distillation: the student learns a teacher's outputs for the same images, as
+  # cropped and mixed (`step.distillation_loss`). For the softmax loss.
+  "teacher": {
+    # As `init`, or a program by `python -m mixer export --input=float32`; "" is
+    # off. It has the student's classes, and takes images of the same size.
+    "init": Key(""),
+    "temperature": Key(1.0, above_zero),  # T, that all logits are divided by
+    "weight": Key(1.0, _SHARE),  # of the teacher's loss; the rest: the labels'
+  },
   # Exponential moving average (EMA) of the parameters, which is evaluated and
   # published in their place; 0 is off.
   "ema_decay": Key(0.0, _DECAY),

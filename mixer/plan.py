@@ -19,6 +19,7 @@ from mixer.jax_setup import device_count
 from mixer.model_plan import ModelPlan, plan_model
 from mixer.models import flops
 from mixer.schema import resolve_steps
+from mixer.teacher_plan import TeacherPlan, plan_teacher
 from mixer.training.optimizer import AUTHORS
 
 # Part of the config, keys in it, and the key and value with which they count.
@@ -57,6 +58,7 @@ class Plan:
   data: DataPlan = DataPlan()
   schedule: SchedulePlan = SchedulePlan()
   model: ModelPlan = ModelPlan()
+  teacher: TeacherPlan = TeacherPlan()
 
   @property
   def gradients(self) -> int:
@@ -65,8 +67,12 @@ class Plan:
 
   @property
   def flops_per_image(self) -> int:
-    """FLOPs of training: a backward pass takes twice a forward pass."""
-    return 6 * self.gradients * self.model.multiply_accumulates
+    """FLOPs of training: a backward pass takes twice a forward pass.
+
+    The teacher has only a forward pass.
+    """
+    student = 6 * self.gradients * self.model.multiply_accumulates
+    return student + 2 * self.teacher.multiply_accumulates
 
 
 def make_plan(
@@ -109,7 +115,10 @@ def make_plan(
   model = plan_model(
     config, data, complaints, for_training=for_training, load_init=load_init
   )
-  return Plan(config, devices, complaints, data, schedule, model)
+  teacher = TeacherPlan()
+  if for_training:
+    teacher = plan_teacher(config, data, complaints)
+  return Plan(config, devices, complaints, data, schedule, model, teacher)
 
 
 def _skip_evals(config: ConfigDict, complaints: Complaints):
@@ -240,6 +249,14 @@ def plan_summary(plan: Plan) -> str:
     lines.append("WARNING       config.sam: no effect without config.sam.rho")
   note = f"; {model.initial_note}" if model.initial_note else ""
   lines.append(f"start         {config.init or 'random weights'}{note}")
+  if plan.teacher.apply is not None:
+    giga = plan.teacher.multiply_accumulates / 1e9
+    cost = f", {giga:.3g} GMAC an image forward" if giga else ""
+    lines.append(
+      f"teacher       {config.teacher.init}: {plan.teacher.description}{cost}; "
+      f"weight {config.teacher.weight:g}, temperature "
+      f"{config.teacher.temperature:g}"
+    )
   if config.data.name:
     lines.append(
       f"data          {config.data.name}, {config.data.split}: "

@@ -49,8 +49,14 @@ from mixer.training.setup import (
   plan_run,
   restore,
   saved_steps,
+  teacher_inputs,
 )
-from mixer.training.sharding import all_devices, local_devices, to_host
+from mixer.training.sharding import (
+  all_devices,
+  local_devices,
+  replicate,
+  to_host,
+)
 from mixer.training.watchdog import Watchdog
 
 
@@ -146,6 +152,7 @@ def train(
       create_update(plan, optimizer, devices, drops=drops)
       for drops in (False, True)
     ]
+    teacher = replicate(teacher_inputs(plan), local_devices())
     evaluators = EvalRunner(
       plan,
       folder / "eval",
@@ -257,13 +264,13 @@ def train(
         if step in (start, drop_steps.start, drop_steps.stop):  # compiles
           watchdog.phase("compile", step)
           with log.timer.pause():
-            state, metrics = update(state, batch)
+            state, metrics = update(state, batch, *teacher)
           if step == start:
             seconds = time.monotonic() - started
             log.message(f"first update after {seconds:.1f} s")
         else:
           watchdog.phase("update", step)
-          state, metrics = update(state, batch)
+          state, metrics = update(state, batch, *teacher)
         pending.push(step + 1, metrics)
         if (step + 1) % log_every == 0 or step + 1 in (1, total_steps):
           # The first update has the schedule's value at 0.

@@ -24,7 +24,7 @@ FLOORS = {
   "data": "data datasets",
   "weights": "weights",
   "evaluators": "evaluators",
-  "plan": "plan data_plan model_plan",
+  "plan": "plan data_plan model_plan teacher_plan",
   "run": "training evaluators/runner",
   "core": "train evaluate",
   "tools": "tools __main__",

@@ -27,12 +27,12 @@ from mixer.errors import UserError
 from mixer.jax_setup import device_count
 from mixer.models.kernels import plain_model
 from mixer.storage import atomic_write, check_output
+from mixer.teacher_plan import PROGRAM
 from mixer.tools.inference import DEFAULT_SIZE, check_shape
 from mixer.tools.weights import convert
 from mixer.training.step import normalise
 from mixer.weights.io import SUFFIXES
 
-PROGRAM = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # GPUs are cuda or rocm
 INPUTS = ("uint8", "float32")
 # Largest difference of a logit from the float32 model's, as a part of the

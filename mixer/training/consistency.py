@@ -105,6 +105,7 @@ def check_same_plan(hosts: Hosts, plan: Plan) -> None:
       if source is not None
     },
     "weights": checksum(plan.model.initial_params),
+    "teacher": [plan.teacher.description, checksum(plan.teacher.params)],
   }
   hosts.check_same(
     summary,

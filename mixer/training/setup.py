@@ -157,6 +157,8 @@ def create_update(
 ) -> Callable:
   """Returns the plan's `train_step` on all devices; it donates the state.
 
+  With a teacher, it takes `teacher_inputs` after state and batch.
+
   Args:
     drops: False for a step outside `SchedulePlan.drop_steps`: its program is
       that of a model without dropout and stochastic depth.
@@ -186,6 +188,8 @@ def create_update(
     sam_alpha=config.sam.alpha,
     seed=config.seed,
     drop_scale=plan.schedule.drop_scale,
+    temperature=config.teacher.temperature,
+    teacher_weight=config.teacher.weight,
   )
   sharding = create_sharding(plan)
   step = functools.partial(
@@ -194,9 +198,16 @@ def create_update(
     optimizer=optimizer,
     objective=objective,
     sharding=sharding,
+    teacher=plan.teacher.apply,
   )
   axes = sharding.axes(abstract_state(plan, optimizer))
-  return pmap_update(step, devices, axes)
+  has_teacher = plan.teacher.apply is not None
+  return pmap_update(step, devices, axes, has_teacher=has_teacher)
+
+
+def teacher_inputs(plan: Plan) -> tuple[dict, ...]:
+  """Returns the update's further input, a teacher's parameters, if any."""
+  return () if plan.teacher.apply is None else (plan.teacher.params,)
 
 
 def open_checkpoints(plan: Plan, folder: epath.Path) -> Checkpoints:
@@ -326,8 +337,8 @@ def abstract_inputs(
   plan: Plan,
   optimizer: optax.GradientTransformation,
   devices: Sequence[jax.Device],
-) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
-  """Returns shapes and dtypes of the update's state and batch."""
+) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct], *tuple[dict, ...]]:
+  """Returns shapes and dtypes of the update's state, batch and teacher."""
   n = len(devices)
   rows = n, plan.config.batch // n
   image = (*plan.data.image_size, plan.model.module.image_channels)
@@ -337,7 +348,8 @@ def abstract_inputs(
     "index": jax.ShapeDtypeStruct(rows, jnp.uint32),
   }
   state = abstract_state(plan, optimizer)
-  return create_sharding(plan).abstract(state, n), batch
+  teacher = jax.eval_shape(lambda: teacher_inputs(plan))
+  return create_sharding(plan).abstract(state, n), batch, *teacher
 
 
 def open_batches(plan: Plan, hosts: Hosts, start: int) -> Iterator[dict]:

@@ -52,7 +52,11 @@ def pmap_step(
 
 
 def pmap_update(
-  step: Callable, devices: Sequence[jax.Device], state_axes=None
+  step: Callable,
+  devices: Sequence[jax.Device],
+  state_axes=None,
+  *,
+  has_teacher: bool = False,
 ) -> Callable:
   """Compiles (state, batch) -> (state, metrics) for all devices.
 
@@ -63,11 +67,13 @@ def pmap_update(
     devices: of all hosts.
     state_axes: 0 for arrays of which a device holds a share, None for whole
       ones; a tree of them, or one for all (`Replicated.axes`).
+    has_teacher: a third argument is the teacher's parameters, whole on every
+      device.
   """
   return pmap_step(
     step,
     devices,
-    in_axes=(state_axes, 0),
+    in_axes=(state_axes, 0, None) if has_teacher else (state_axes, 0),
     out_axes=(state_axes, None),
     donate_argnums=0,
   )

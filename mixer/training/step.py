@@ -15,6 +15,7 @@ Imports jax, flax and optax only.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,8 @@ class LossConfig:
   sam_alpha: GSAM's alpha; 0 is SAM.
   seed: of mixup weights and drop masks.
   drop_scale: factor on the model's drop rates by step; None: 1.
+  temperature: of `distillation_loss`, if there is a teacher.
+  teacher_weight: share of that loss; the labels' loss has the rest.
   """
 
   loss: str | Hierarchy
@@ -88,6 +91,8 @@ class LossConfig:
   sam_alpha: float = 0.0
   seed: int = 0
   drop_scale: optax.Schedule | None = None
+  temperature: float = 1.0
+  teacher_weight: float = 1.0
 
 
 def create_state(
@@ -108,11 +113,13 @@ def create_state(
 def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],
+  teacher_params: dict | None = None,
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   objective: LossConfig,
   sharding: Replicated = REPLICATED,
+  teacher: Callable[[dict, jax.Array], jax.Array] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Applies one update; runs inside an axis named "batch".
 
@@ -128,16 +135,20 @@ def train_step(
     state: the same on every device, but for shares.
     batch: this device's part: "image" uint8 [n, h, w, 3], "label" int32 [n],
       "index" uint32 [n], the example's place in the global batch.
+    teacher_params: the teacher's parameters, which no update changes.
     model: its `apply` returns (logits, intermediates).
     optimizer: from `mixer.training.optimizer.make_optimizer`.
     objective: the loss and its regularisers.
     sharding: `Replicated`, or `Sharded` where a device holds a share.
+    teacher: maps its parameters and the student's images, after mixup, to
+      logits; None trains on labels only.
 
   Returns:
     The next state, and float32 scalars: loss (mean over the global batch),
     gradient_norm (before clipping), update_norm (0 where it was skipped),
     parameter_norm (after the update); int32 skipped and skipped_in_a_row, as in
-    the state. With SAM also float32 sharpness, the perturbed loss minus `loss`.
+    the state. With SAM also float32 sharpness, the perturbed loss minus `loss`;
+    with a teacher label_loss and teacher_loss, whose weighted mean is `loss`.
   """
   # 1. Mixup and CutMix, the same for the whole global batch.
   mixup_key, drop_key = step_keys(objective.seed, state.step)
@@ -166,7 +177,15 @@ def train_step(
     logits, _ = model.apply(
       {"params": params}, images, train=True, drop_keys=drop_keys
     )
-    return example_losses(objective.loss, logits, labels).mean(), {}
+    losses, parts = example_losses(objective.loss, logits, labels), {}
+    if teacher is not None:
+      distances = distillation_loss(
+        logits, teacher(teacher_params, images), objective.temperature
+      )
+      parts = {"label_loss": losses.mean(), "teacher_loss": distances.mean()}
+      share = objective.teacher_weight
+      losses = (1 - share) * losses + share * distances
+    return losses.mean(), parts
 
   gradient = jax.value_and_grad(mean_loss, has_aux=True)
   if objective.sam_radius is not None:
@@ -333,6 +352,29 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   number of classes, and the published learning rates would not hold.
   """
   return optax.sigmoid_binary_cross_entropy(logits, labels).sum(axis=-1)
+
+
+def distillation_loss(
+  student: jax.Array, teacher: jax.Array, temperature: float
+) -> jax.Array:
+  """KL(teacher || student) in nats: T^2 sum over classes of p log(p / q).
+
+  p and q are the softmax of the teacher's and the student's logits divided by
+  the temperature T. This is the distance "kl" of big_vision's proj/distill
+  ("function matching", arXiv 2106.05237), which has the factor T^2 of Hinton et
+  al. (arXiv 1503.02531): gradients keep their size at any T.
+
+  Args:
+    student, teacher: logits, float32 [n, classes].
+    temperature: T, above 0.
+
+  Returns:
+    float32 [n].
+  """
+  log_p = jax.nn.log_softmax(teacher / temperature)
+  log_q = jax.nn.log_softmax(student / temperature)
+  kl = optax.losses.kl_divergence_with_log_targets(log_q, log_p)
+  return temperature**2 * kl
 
 
 LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
