@@ -7,6 +7,13 @@ r"""Trains Mixer on ImageNet from scratch (paper, section 3 and table 4).
 
 extra=True also evaluates on ReaL at the end, as in table 3.
 
+Distilled from a ViT that sees the same mixed crops (config.teacher; mixup as in
+big_vision's proj/distill/bit_i1k.py, the rest as here; not measured):
+
+  python train.py --config=configs/pretrain_i1k.py:S/16 --workdir=DIR \
+    --config.loss=softmax --config.mixup=1 \
+    --config.teacher.init=imagenet21k+imagenet2012/ViT-B_16-224
+
 Variants: S/32 S/16 B/32 B/16 L/32 L/16 H/14, which are Mixers, and the paper's
 baselines by their full names: ViT-B/32 ViT-B/16 ViT-L/32 ViT-L/16 ViT-H/14,
 BiT-R50x1 BiT-R101x1 BiT-R152x2 and so on. 92.9 k steps of 4,096 images; BiT
