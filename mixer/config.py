@@ -91,7 +91,8 @@ SCHEMA = {
     "images": Key(64, _POSITIVE),
   },
   # Distillation: the student learns a teacher's outputs for the same images, as
-  # cropped and mixed (`step.distillation_loss`). For the softmax loss.
+  # cropped and mixed (`step.distillation_loss`). For the softmax loss. Logs
+  # train/label_loss and train/teacher_loss.
   "teacher": {
     # As `init`, or a program by `python -m mixer export --input=float32`; "" is
     # off. It has the student's classes, and takes images of the same size.

@@ -176,6 +176,8 @@ def test_a_step_s_loss_is_that_of_numpy_on_the_mixed_images(
   soft = divergence(np.array(student), np.array(teacher), temperature)
   expected = ((1 - weight) * hard + weight * soft).mean()
   assert row["loss"] == pytest.approx(expected, rel=1e-4)
+  assert row["label_loss"] == pytest.approx(hard.mean(), rel=1e-4)
+  assert row["teacher_loss"] == pytest.approx(soft.mean(), rel=1e-4)
 
 
 def test_a_student_that_starts_as_its_teacher_stays(digits_dir, files):
