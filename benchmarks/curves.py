@@ -54,7 +54,7 @@ class Curve:
 
 
 def create_experiment_parser(
-  name: str, description: str
+  name: str, description: str, *, seeds: int = 3
 ) -> argparse.ArgumentParser:
   """Makes a parser with the flags that all experiments share."""
   flags.FLAGS.mark_as_parsed()  # training reads absl's flags
@@ -64,7 +64,7 @@ def create_experiment_parser(
     "--workdir", type=Path, default=workdir, help=f"of runs; default: {workdir}"
   )
   parser.add_argument(
-    "--seeds", type=int, default=3, help="at least 2; default: 3"
+    "--seeds", type=int, default=seeds, help=f"at least 2; default: {seeds}"
   )
   parser.add_argument(
     "--results", type=Path, default=Path("results"), help="default: results"
@@ -198,6 +198,32 @@ def difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
   error = each.std(ddof=1) / np.sqrt(len(each))
   half = stats.t.ppf(0.975, len(each) - 1) * error
   return {"mean": float(each.mean()), "interval": float(half)}
+
+
+def gains(
+  trained: list[dict], label: str, baseline: str, result: str
+) -> dict[str, dict]:
+  """Subtracts a baseline's last result from each other curve's, over seeds.
+
+  The verdict is better or worse if the 95 % interval excludes 0, else
+  undecided, which does not mean equal.
+
+  Args:
+    trained: from `train`.
+    label: key of the curves' names.
+    baseline: name of one of them.
+    result: metric, of which more is better.
+  """
+  ends = {each[label]: last_values(each, result) for each in trained}
+  start = ends.pop(baseline)
+  found = {}
+  for name, values in ends.items():
+    gain = difference(start, values)
+    verdict = "undecided"
+    if abs(gain["mean"]) > gain["interval"]:
+      verdict = "better" if gain["mean"] > 0 else "worse"
+    found[name] = gain | {"verdict": verdict}
+  return found
 
 
 def percent(mean: float, around: float) -> str:

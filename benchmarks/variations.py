@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import curves
-from benchmarks.curves import Curve, difference, last_values, percent
+from benchmarks.curves import Curve, last_values, percent
 from mixer.cli import run_cli
 from mixer.models import flops
 from mixer.plan import make_plan
@@ -57,34 +57,19 @@ def measure(workdir: Path, epochs: float, seeds: int, results: Path) -> str:
     model = make_plan(curves.config(curve, 0, changes)).model
     result["parameters"] = flops.count_params(model.abstract_params)
     result["multiply_accumulates"] = model.multiply_accumulates
-  gains = compare(trained)
-  content = {"findings": gains, "curves": trained}
-  curves.record(results / "variations.json", content)
-  return report(trained, gains)
-
-
-def compare(trained: list[dict]) -> dict[str, dict]:
-  """Subtracts the plain Mixer's accuracy from each variation's, over seeds.
-
-  The verdict is better or worse if the 95 % interval excludes 0, else
-  undecided, which does not mean equal.
-  """
-  ends = {each["variation"]: last_values(each, RESULT) for each in trained}
-  gains = {}
+  found = curves.gains(trained, "variation", PLAIN, RESULT)
   for name, conclusion in PAPER.items():
-    gain = difference(ends[PLAIN], ends[name])
-    verdict = "undecided"
-    if abs(gain["mean"]) > gain["interval"]:
-      verdict = "better" if gain["mean"] > 0 else "worse"
-    gains[name] = {"paper": conclusion, **gain, "verdict": verdict}
-  return gains
+    found[name] = {"paper": conclusion} | found[name]
+  content = {"findings": found, "curves": trained}
+  curves.record(results / "variations.json", content)
+  return report(trained, found)
 
 
-def report(trained: list[dict], gains: dict[str, dict]) -> str:
+def report(trained: list[dict], found: dict[str, dict]) -> str:
   rows = []
   for each in trained:
     ends = last_values(each, RESULT)
-    gain = gains.get(each["variation"])
+    gain = found.get(each["variation"])
     rows.append(
       (
         each["variation"],

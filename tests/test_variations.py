@@ -11,7 +11,8 @@ from jax import export
 from PIL import Image
 from small_models import SIZES, golden
 
-from benchmarks.variations import PAPER, RESULT, compare
+from benchmarks.curves import gains
+from benchmarks.variations import PAPER, RESULT
 from mixer import train, weights
 from mixer.errors import UserError
 from mixer.models import create, flops, mixer
@@ -291,20 +292,20 @@ def test_the_recipe_differs_from_digits_only_in_the_variation():
 
 
 def test_a_variation_is_better_or_worse_if_its_interval_excludes_0():
-  gains = {"plain": 0, "untied": 0.01, "grouped": 0.02, "views": -0.02}
+  gained = {"plain": 0, "untied": 0.01, "grouped": 0.02, "views": -0.02}
   noise = {"untied": (0.03, -0.03, 0)}
   curves = [
     {
       "variation": name,
       "runs": [
-        {RESULT: [0.1, 0.9 + 0.01 * seed + gains.get(name, 0) + off]}
+        {RESULT: [0.1, 0.9 + 0.01 * seed + gained.get(name, 0) + off]}
         for seed, off in enumerate(noise.get(name, (0, 0, 0)))
       ],
     }
     for name in ("plain", *PAPER)
   ]
 
-  found = compare(curves)
+  found = gains(curves, "variation", "plain", RESULT)
 
   assert {name: each["verdict"] for name, each in found.items()} == {
     "untied": "undecided",
