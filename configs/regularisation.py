@@ -10,16 +10,15 @@ those of configs/digits.py). `plain` is that recipe without mixup and EMA, and
 each other one adds one thing:
 
 - sam, gsam: sharpness-aware minimization in micro-batches of 16 images, a
-  quarter of the batch.
+  quarter of the batch, with the settings of S/32 (configs/sam_i1k.py).
 - early, late: stochastic depth, which in the first sixth of the run falls to 0,
-  or begins after it (arXiv 2303.01500: 50 of 300 epochs).
+  or begins after it, with the rates of S and B (configs/modern_i1k.py).
 - distilled: learns from `teacher`, the folder of a run of `larger`, at
   temperature 2 and without labels.
 
-`larger` is a Mixer of twice the width and one and a half times the depth. The
-radii of SAM and the rate of stochastic depth were chosen with seed 9 from
-those that RECIPES names; nothing else was tuned. `python -m benchmarks.recipes`
-trains all of them with five seeds.
+`larger` is a Mixer of twice the width and one and a half times the depth.
+Nothing was tuned. `python -m benchmarks.recipes` trains all of them with five
+seeds.
 """
 
 from configs import digits, permutations
@@ -30,17 +29,22 @@ RECIPES = {
   "plain": {},
   "sam": {"sam.rho": 0.1, "sam.images": 16},
   "gsam": {
-    "sam.rho": 0.1,
-    "sam.rho_min": 0.02,
-    "sam.alpha": 0.1,
+    "sam.rho": 0.5,
+    "sam.rho_min": 0.0,
+    "sam.alpha": 0.2,
     "sam.images": 16,
   },
   "early": {
-    "model.stoch_depth": 0.1,
+    "model.stoch_depth": 0.5,
+    "model.stoch_depth_rescale": True,
     "drop.when": "early",
     "drop.shape": "linear",
   },
-  "late": {"model.stoch_depth": 0.1, "drop.when": "late"},
+  "late": {
+    "model.stoch_depth": 0.4,
+    "model.stoch_depth_rescale": True,
+    "drop.when": "late",
+  },
   "distilled": {"teacher.temperature": 2.0},
   "larger": {
     "model.hidden": 128,
