@@ -53,6 +53,8 @@ RECIPES = [
   ("transfer", "finetune"),
   ("transfer", "scratch,res=12"),
   *(("variations", v) for v in ("untied", "grouped", "views", "pyramid")),
+  ("regularisation", "gsam"),
+  ("regularisation", "early,data=digits"),
   ("vtab", "dataset=svhn"),
   ("vtab", "dataset=clevr_count,model=Mixer-L/16,full=True"),
   ("vtab", "dataset=dsprites_orientation,steps=500"),

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 import recipes
+from flax.traverse_util import flatten_dict
 from layouts import write_tfds
 from runs import read_rows
 from test_own_images import write_images
@@ -273,3 +274,17 @@ def test_an_unknown_data_set_or_argument_of_a_recipe_is_named():
     recipes.load("finetune", "resolution=448")
   plan = make_plan(recipes.load("pretrain_i21k", "B/17"))
   assert "Nearest: Mixer-B/16" in plan.complaints.problems[0]
+
+
+@pytest.mark.parametrize("data", ["photographs", "digits"])
+def test_a_small_recipe_adds_one_thing_to_the_plain_one(data):
+  def keys(recipe):
+    config = recipes.load("regularisation", f"{recipe},data={data}")
+    return flatten_dict(config.to_dict(), sep=".")
+
+  plain = keys("plain")
+  for recipe, added in recipes.module("regularisation").RECIPES.items():
+    changed = {k: v for k, v in keys(recipe).items() if v != plain[k]}
+    if recipe in ("early", "late"):
+      assert changed.pop("drop.cutoff_steps") == 66  # a sixth of 400
+    assert changed == added
