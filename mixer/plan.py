@@ -210,7 +210,7 @@ def _drop_steps(
     )
   if total and cutoff >= total:
     raise UserError(
-      f"The cut-off at step {cutoff:,} is not within the run of {total:,} "
+      f"cutoff_steps = {cutoff:,} is not within the run of {total:,} "
       "steps: set an earlier one."
     )
   return every[:cutoff] if when == "early" else every[cutoff:]
