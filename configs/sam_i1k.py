@@ -29,8 +29,8 @@ Published and not published:
   times the learning rate; that file has 0.001. It holds for kernels only, as in
   big_vision.
 - SAM takes GSAM's settings but for rho, which arXiv 2106.01548 gives for each
-  model. That table was not at hand: the values below were noted elsewhere.
-  Compare them before a long run.
+  model. That table was not at hand: the values below are from memory. Compare
+  them before a long run.
 - How many images were perturbed together is not in the table: 64 are a batch
   divided by the 64 workers of the authors.
 """
