@@ -71,6 +71,8 @@ class Watchdog:
     if self._minutes:
       # A thread that is in C++ while Python exits would abort the process.
       self._thread.join()
+      self.phase("exit")  # further than all hosts that are still watched
+      self._hosts.publish(self._state())
 
   def phase(self, name: str, step: int | None = None) -> None:
     """Sets the phase that the main thread begins, after `step` updates."""
@@ -103,7 +105,7 @@ class Watchdog:
         self._hosts.publish(state)
       elif stalled > seconds:
         states = self._hosts.published() | {self._hosts.index: state}
-        lowest = min(states.values())[0]
+        lowest = min(each[0] for each in states.values())
         if lowest in (position, suspect):
           self._end(states, lowest, seconds)
         # A host that this one waits for ends the run at its own deadline. If it
