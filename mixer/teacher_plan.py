@@ -96,7 +96,8 @@ def _read_weights(init: str, data: DataPlan) -> TeacherPlan:
       other classes.
   """
   checkpoint = weights.read(init)
-  model = checkpoint.create_model(dtype="bfloat16")
+  model = checkpoint.create_model()
+  description, model = describe(model), model.clone(dtype="bfloat16")
   names = checkpoint.class_names if checkpoint.config else None
   if names and data.source and len(names) == data.source.num_classes:
     if names != tuple(data.source.class_names):
@@ -110,7 +111,7 @@ def _read_weights(init: str, data: DataPlan) -> TeacherPlan:
     return model.apply({"params": params}, images, train=False)[0]
 
   classes = model.num_classes or 0
-  return TeacherPlan(apply, checkpoint.params, classes, describe(model), model)
+  return TeacherPlan(apply, checkpoint.params, classes, description, model)
 
 
 def _read_program(init: str) -> TeacherPlan:

@@ -269,6 +269,7 @@ def test_the_summary_has_the_teacher_and_its_arithmetic(digits_dir, files):
   [line] = re.findall("teacher .*", plan_summary(plan))
 
   assert "ViT with" in line and "weight 1, temperature 1" in line
+  assert "bfloat16" not in line
   assert "teacher" not in plan_summary(alone)
   cost = plan.flops_per_image - alone.flops_per_image
   assert cost == 2 * plan.teacher.multiply_accumulates > 0
