@@ -95,5 +95,5 @@ def on_digits():
   config.schedule.warmup_epochs, config.schedule.warmup_steps = None, 40
   config.mixup = config.ema_decay = 0.0
   config.evals.test.every_epochs = None
-  config.checkpoint.every_epochs = config.checkpoint.best = None
+  config.checkpoint.every_epochs, config.checkpoint.best = None, ""
   return config

@@ -129,7 +129,7 @@ def plan_data(
   if best and best not in results:
     complaints.problems.append(
       f"config.checkpoint.best = {best!r} is the result of no evaluator"
-      f"{did_you_mean(best, results)}"
+      + (did_you_mean(best, results) if results else ": set it to ''.")
     )
   hierarchy = None
   with complaints.collect("config.data.hierarchy: "):
@@ -155,7 +155,8 @@ def _split_batch(config: ConfigDict, devices: int) -> tuple[int, int]:
   if config.batch % config.data.repeats:
     raise UserError(
       f"config.data.repeats = {config.data.repeats} does not divide the "
-      f"{config.batch} images of a batch: take a divisor, or 1 for none."
+      f"{config.batch} images of a batch: take a divisor, such as 2 or 4, or "
+      "1 for none."
     )
   if config.batch % devices:
     lower = config.batch // devices * devices

@@ -160,7 +160,7 @@ def _plan_schedule(config: ConfigDict, complaints: Complaints) -> SchedulePlan:
     if total and warmup >= total:
       complaints.problems.append(
         f"The warm-up of {warmup} steps does not end within the run of "
-        f"{total}: add --config.schedule.warmup_steps={max(total // 10, 1)}, a "
+        f"{total}: add --config.schedule.warmup_steps={total // 10}, a "
         "tenth of the run, or lengthen the run."
       )
   if (config.sam.rho_min or 0.0) > config.sam.rho > 0:
@@ -172,7 +172,7 @@ def _plan_schedule(config: ConfigDict, complaints: Complaints) -> SchedulePlan:
     every = steps(config.checkpoint, "every")
     milestone = steps(config.checkpoint, "milestone")
   drops = SchedulePlan.drop_steps
-  with complaints.collect("config.drop."):
+  with complaints.collect("config.drop: "):
     cutoff = steps(config.drop, "cutoff")
     drops = _drop_steps(config, cutoff, total)
   scale = None
@@ -210,7 +210,7 @@ def _drop_steps(
     )
   if total and cutoff >= total:
     raise UserError(
-      f"cutoff_steps = {cutoff:,} is not within the run of {total:,} "
+      f"The cut-off at step {cutoff:,} is not within the run of {total:,} "
       "steps: set an earlier one."
     )
   return every[:cutoff] if when == "early" else every[cutoff:]
@@ -281,7 +281,7 @@ def plan_summary(plan: Plan) -> str:
     if model.multiply_accumulates:
       flop = plan.flops_per_image * seen
       lines.append(f"compute       {flop:.3g} FLOP")
-  if config.drop.when != "always":
+  if schedule.drop_steps != SchedulePlan.drop_steps:
     late = config.drop.when == "late"
     edge = schedule.drop_steps.start if late else schedule.drop_steps.stop
     lines.append(

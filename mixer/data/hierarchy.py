@@ -76,8 +76,8 @@ def read_hierarchy(
   if len(levels) == 1:
     raise UserError(
       f"{file} has no class above another one, such as above "
-      f"{printable(class_names[0])}: give the hierarchy of these classes, or "
-      "set config.loss = 'softmax'."
+      f"{printable(class_names[0])}: give the hierarchy of these classes, in "
+      "which parents are classes too, or set config.loss = 'softmax'."
     )
   here_and_below = counts[::-1].cumsum()[::-1]
   weights = np.minimum(len(class_names) / here_and_below, MAX_WEIGHT)

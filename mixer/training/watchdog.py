@@ -108,8 +108,9 @@ class Watchdog:
         lowest = min(each[0] for each in states.values())
         if lowest in (position, suspect):
           self._end(states, lowest, seconds)
-        # A host that this one waits for ends the run at its own deadline. If it
-        # does not, its process is stuck as a whole.
+        # Either this host is the last, or it waits for another, which ends the
+        # run at its own deadline. If that is the last the next time as well,
+        # its process is stuck as a whole.
         suspect = lowest
         stalled = seconds - deadline("save", self._minutes, self._steps)
 

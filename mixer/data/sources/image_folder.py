@@ -292,7 +292,10 @@ def _windows(splits: Mapping[str, FolderSplit], name: str, split: str) -> list:
     if range(splits[window.splitname].num_examples)[window.from_ : window.to]
   ]
   if not windows:
-    raise UserError(f"The split {split!r} of {name} holds no examples.")
+    raise UserError(
+      f"The split {split!r} of {name} holds no examples: take a larger "
+      "part, or leave its evaluator out with --config.skip_evals=NAME."
+    )
   return windows
 
 

@@ -261,7 +261,10 @@ def _split_info(builder, name: str, split: str):
     sizes = {each: splits[each].num_examples for each in splits}
     raise split_error(name, split, sizes) from error
   if num_examples < 1:
-    raise UserError(f"The split {split!r} of {name} holds no examples.")
+    raise UserError(
+      f"The split {split!r} of {name} holds no examples: take a larger "
+      "part, or leave its evaluator out with --config.skip_evals=NAME."
+    )
   return info
 
 
