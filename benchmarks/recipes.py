@@ -42,7 +42,7 @@ def measure(workdir: Path, seeds: int, results: Path) -> str:
     trained = curves.train(
       [
         Curve(
-          {"data": data, "recipe": recipe},
+          {"data": data, "method": recipe},
           "regularisation",
           f"{recipe},data={data},teacher={teacher}",
         )
@@ -53,7 +53,7 @@ def measure(workdir: Path, seeds: int, results: Path) -> str:
       range(seeds),
       [RESULT, "eval/test/loss"],
     )
-    found = curves.gains(trained, "recipe", PLAIN, RESULT)
+    found = curves.gains(trained, "method", PLAIN, RESULT)
     content[data] = {"findings": found, "curves": trained, "teacher": taught}
     rows += table_rows(data, trained, found)
     rows.append(
@@ -71,10 +71,10 @@ def table_rows(
   data: str, trained: list[dict], found: dict[str, dict]
 ) -> Iterator[tuple[str, ...]]:
   for each in trained:
-    ends, gain = last_values(each, RESULT), found.get(each["recipe"])
+    ends, gain = last_values(each, RESULT), found.get(each["method"])
     yield (
       data,
-      each["recipe"],
+      each["method"],
       percent(ends.mean(), ends.std(ddof=1)),
       percent(gain["mean"], gain["interval"]) if gain else "",
       gain["verdict"] if gain else "",
