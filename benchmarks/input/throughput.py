@@ -16,6 +16,7 @@ from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
 from mixer.data.sources import open_source
 from mixer.data.workers import Workers, usable_cores
+from mixer.tools.paper.protocols import load_recipe
 from mixer.tools.table import render
 
 EXAMPLES = 2_000
@@ -24,11 +25,7 @@ SECONDS = 6.0  # of a measurement
 ROUNDS = 5
 CROP = "inception_crop(224) | flip"
 RANDAUG = f"{CROP} | randaug(2, 15)"
-# Of configs/modern_i1k.py.
-MODERN = (
-  "random_resized_crop(224) | flip"
-  " | randaug_timm(2, 9, interpolation='bicubic') | random_erasing_timm(0.25)"
-)
+MODERN = load_recipe("configs/modern_i1k.py").data.ops
 
 
 def ours(
