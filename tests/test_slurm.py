@@ -104,12 +104,13 @@ def slurm(tmp_path_factory):
 
 def end_jobs():
   """Tasks would outlive their daemons."""
-  run("scancel", "--state=PENDING,RUNNING")
-  runs.wait_until(lambda: not squeue())
+  runs.wait_until(no_job_is_left)
 
 
-def squeue() -> str:
-  return run("squeue", "--noheader").stdout
+def no_job_is_left() -> bool:
+  # Again each time: a job that was cancelled may still ask to be put back.
+  run("scancel", "--me")
+  return not run("squeue", "--noheader").stdout
 
 
 @contextlib.contextmanager
