@@ -28,6 +28,7 @@ CHANGES = {
 # its deadline in that phase becomes short: no machine is too busy for the rest.
 BLOCKED = """
 import os, runpy, sys
+import jax
 sys.path[0] = {root!r}
 from mixer import train
 from mixer.evaluators.classification import Classification
@@ -40,14 +41,27 @@ def block(phase):
   )
   os.read(os.pipe()[0], 1)
 
+def is_here():
+  return jax.process_index() == {host}
+
 def open_batches(plan, hosts, start, usual=train.open_batches):
   for step, batch in enumerate(usual(plan, hosts, start), start):
-    if step == 25 and hosts.index == {host}:
+    if step == 25 and is_here():
       block("batch")
     yield batch
 
+def create_update(*args, usual=train.create_update, **kwargs):
+  update = usual(*args, **kwargs)
+  def blocked(state, batch):
+    if int(state.step.ravel()[0]) == 25 and is_here():
+      block("update")
+    return update(state, batch)
+  return blocked
+
 def run(self, params, usual=Classification.run):
-  block("evaluation")
+  if is_here():
+    block("evaluation")
+  return usual(self, params)
 
 def write(path, arrays, usual=checkpoint_io.write):
   if path.name == "20":
@@ -95,15 +109,21 @@ def test_a_run_that_is_stuck_ends_and_goes_on_when_started_again(
   assert steps == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("host", [0, 1])
+@pytest.mark.parametrize(
+  ("host", "patch", "where"),
+  [
+    (0, "train.open_batches = open_batches", "batch at step 25"),
+    (1, "train.create_update = create_update", "update at step 25"),
+    (1, "Classification.run = run", "evaluation at step 20"),
+    (0, "checkpoint_io.write = write", "save at step 20"),
+  ],
+)
 def test_hosts_that_wait_for_one_that_is_stuck_name_that_one(
-  host, digits_dir, environment, tmp_path
+  host, patch, where, digits_dir, environment, tmp_path
 ):
   workdir = tmp_path / "run"
   arguments = runs.command(digits_dir, workdir, **CHANGES)
-  patched = blocked(
-    arguments, tmp_path, "train.open_batches = open_batches", host
-  )
+  patched = blocked(arguments, tmp_path, patch, host)
 
   for _ in range(ATTEMPTS):
     ended = end(start_hosts(patched, environment))
@@ -111,11 +131,11 @@ def test_hosts_that_wait_for_one_that_is_stuck_name_that_one(
       break
   assert [code for code, *_ in ended] == [EX_TEMPFAIL] * 2, ended
   for index, (_, _, errors) in enumerate(ended):
-    assert f"host {host} in batch at step 25 since" in errors
+    assert f"host {host} in {where} since" in errors
     assert f"waiting for that: {1 - host}." in errors
     assert f"Threads of host {index} in " in errors
     [file] = (workdir / "stacks").glob(f"*_host_{index}.txt")
-    assert f"host {host} in batch at step 25 since" in file.read_text()
+    assert f"host {host} in {where} since" in file.read_text()
 
   finish(arguments, environment)
   assert read_rows(workdir)[-1]["step"] == STEPS
