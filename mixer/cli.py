@@ -277,12 +277,13 @@ def _unknown_arguments() -> list[str]:
     if key == name:
       complaint = f"{flag} is no flag"
       near = nearest(name, flags.FLAGS, cutoff=0.75)
+    elif not recipe:
+      complaints.append(
+        f"{argument} changes a recipe: name that first, such as "
+        "--config=configs/digits.py."
+      )
+      continue
     elif any(f"{each}.".startswith(f"{key}.") for each in keys):
-      if not recipe:
-        complaints.append(
-          f"{argument} changes a recipe: name that first, such as "
-          "--config=configs/digits.py."
-        )
       continue
     elif key.startswith("optimizer.arguments."):
       group, _, name = key.rpartition(".")

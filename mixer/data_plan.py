@@ -135,6 +135,12 @@ def plan_data(
   with complaints.collect("config.data.hierarchy: "):
     sources = [x.source for x in evals.values() if not x.type.own_classes]
     hierarchy = plan_hierarchy(data.hierarchy, config.loss, [source, *sources])
+  for name, each in evals.items():
+    if hierarchy and each.options.get("present_classes_only"):
+      complaints.problems.append(
+        f"config.evals.{name}.present_classes_only: the semantic softmax has a "
+        "loss for each level of its classes: leave it out."
+      )
   if skip_missing and (source is not None or not for_training):
     evals, left_out = _leave_out_missing(evals, complaints)
   return DataPlan(

@@ -59,6 +59,7 @@ def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
     (["configs/digits.py"], "Name a recipe, such as --config="),
     (["--confg=configs/digits.py"], "did you mean --config=configs/digits.py?"),
     (["--config.batch=8"], "name that first, such as --config="),
+    (["--config.evals.test.batch=8"], "name that first, such as --config="),
     # Files that are no recipe, and recipes that fail.
     (
       ["--config", "none.py"],

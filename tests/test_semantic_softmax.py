@@ -191,3 +191,5 @@ def test_loss_and_hierarchy_are_needed_together(config, tree, tmp_path):
   ):
     [problem] = complaints(**changes)
     assert problem.startswith("config.data.hierarchy: ")
+  [problem] = complaints(**{"evals.train.present_classes_only": True})
+  assert problem.startswith("config.evals.train.present_classes_only: ")
