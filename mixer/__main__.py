@@ -10,7 +10,7 @@ from mixer.errors import did_you_mean
 # Name, purpose and arguments for example of every command in mixer/tools.
 TOOLS = {
   "data": ("prepare data sets, draw a batch", "prepare digits"),
-  "weights": ("list, fetch and convert weights", "fetch gsam/Mixer-B_16"),
+  "weights": ("fetch, convert, verify, publish", "fetch gsam/Mixer-B_16"),
   "predict": ("classify images", "--init=RUN photos/"),
   "export": ("write weights, or a StableHLO program", "--init=RUN --out=FILE"),
   "sweep": ("choose a learning rate, repeat it", "--config=FILE --workdir=DIR"),

@@ -37,7 +37,8 @@ SCHEMA = {
   # mixing weights, drop masks.
   "seed": Key(0, at_least(0, 2**31 - 1)),
   # Weights to start from: a file, the name of published ones such as
-  # "imagenet21k/Mixer-B_16", or a run's folder; "" starts from random ones.
+  # "imagenet21k/Mixer-B_16", a run's folder, or "hf:OWNER/NAME" of the Hugging
+  # Face Hub; "" starts from random ones.
   # Does not resume: a run continues from its own workdir.
   "init": Key(""),
   # Head of `init`: "keep", "zeros" (a new one), or "auto": keep where the

@@ -105,7 +105,7 @@ def open_classifier(
       f"{init} was trained with loss = {loss!r}, which has no probabilities "
       f"over all classes: fine-tune it first (train.py --config.init={init})."
     )
-  spec, of_ops = _choose_ops(checkpoint, ops)
+  spec, of_ops = choose_ops(checkpoint, ops)
   size = preprocess.output_size(spec)
   check_shape(model, checkpoint.params, (*size, 3), f"The ops {spec!r}")
   names, of_names = _choose_names(checkpoint, model.num_classes, classes)
@@ -122,7 +122,7 @@ def open_classifier(
   )
 
 
-def _choose_ops(
+def choose_ops(
   checkpoint: weights.LoadedWeights, ops: str | None
 ) -> tuple[str, str]:
   """Returns a preprocessing spec and its origin."""

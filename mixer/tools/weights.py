@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists, fetches and converts weights.
+"""Lists, fetches, converts, verifies and publishes weights.
 
 python -m mixer weights list [NAME ...]
 python -m mixer weights fetch NAME [--cache=DIR]
 python -m mixer weights convert FROM TO [--grow=K | --tokens=ROWSxCOLUMNS]
+python -m mixer weights manifest WEIGHTS [--out=FILE.json]
+python -m mixer weights verify WEIGHTS [--manifest=FILE.json or WEIGHTS]
+python -m mixer weights push RUN OWNER/NAME [--license=L] [--dry_run]
+
+WEIGHTS is a file, a published name, a run's folder or hf:OWNER/NAME of the
+Hugging Face Hub. `verify` exits with 0 if the parameters are the same, 1 if
+they differ, 2 if they cannot be compared.
 """
 
 import argparse
@@ -13,11 +20,12 @@ import sys
 import textwrap
 
 from mixer import cli
+from mixer.errors import UserError
 from mixer.models.infer import describe_params, infer
-from mixer.storage import check_output, is_in_bucket
+from mixer.storage import atomic_write, check_output, is_in_bucket
 from mixer.weights import download, io
 from mixer.weights.grow import grid_shape, grow
-from mixer.weights.load import read
+from mixer.weights.load import locate, read
 from mixer.weights.zoo import (
   REGISTRY,
   UNPUBLISHED,
@@ -48,7 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog="python -m mixer weights")
+  parser = argparse.ArgumentParser(
+    prog="python -m mixer weights",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   commands = parser.add_subparsers(required=True)
 
   command = commands.add_parser("list", help="list published weights")
@@ -77,6 +89,25 @@ def _parser() -> argparse.ArgumentParser:
   )
   beyond = "interpolate to these tokens; for a Mixer beyond the paper"
   add("--tokens", type=_grid, metavar="24x24", help=beyond)
+
+  command = commands.add_parser("manifest", help="write checksums")
+  command.set_defaults(run=_manifest)
+  command.add_argument("source", metavar="WEIGHTS")
+  command.add_argument("--out", help="default: the file's .manifest.json")
+
+  command = commands.add_parser("verify", help="compare with a manifest")
+  command.set_defaults(run=_verify)
+  command.add_argument("source", metavar="WEIGHTS")
+  default = "a file, or other weights; default: the file's .manifest.json"
+  command.add_argument("--manifest", dest="reference", help=default)
+
+  command = commands.add_parser("push", help="publish a run on a hub")
+  command.set_defaults(run=_push)
+  command.add_argument("run_folder", metavar="RUN")
+  command.add_argument("repository", metavar="OWNER/NAME")
+  command.add_argument("--license", help="such as apache-2.0; default: none")
+  only_write = "write the repository's folder, upload nothing"
+  command.add_argument("--dry_run", action="store_true", help=only_write)
   return parser
 
 
@@ -127,6 +158,8 @@ def _item(text: str) -> str:
 
 
 def _fetch(name: str, cache: str | None) -> str:
+  if name.startswith(download.HUB):
+    return f"{locate(name)}, {_describe(read(name).params)}"
   published = find(name)
   path = download.fetch(published, cache)
   size = f"{path.stat().st_size / 2**20:,.2f} MiB"
@@ -226,6 +259,55 @@ def _gelu_note(target: str, params: dict, gelu: str) -> str:
     "create_model(NAME, act_layer=functools.partial(torch.nn.GELU, "
     "approximate='tanh')) gives the same logits."
   )
+
+
+def _manifest(source: str, out: str | None) -> str:
+  from mixer.weights import manifest
+
+  path = out or f"{locate(source)}{manifest.SUFFIX}"
+  path = check_output(path, "--out", manifest.WRITTEN, suffixes=[".json"])
+  content = manifest.make_manifest(source)
+  with atomic_write(path) as temporary:
+    temporary.write_text(manifest.to_json(content))
+  number, digest = len(content["parameters"]), content["sha256"]["float32"]
+  return f"Wrote {path}: {number} parameters, sha256 {digest}."
+
+
+def _verify(source: str, reference: str | None) -> str:
+  """Compares weights; exits with 1 after printing the differences."""
+  from mixer.weights import manifest
+
+  if reference is None:
+    reference = f"{locate(source)}{manifest.SUFFIX}"
+    if not os.path.exists(reference):
+      raise UserError(
+        f"There is no {reference}: give --manifest=FILE.json, or weights, such "
+        "as --manifest=imagenet21k/Mixer-B_16. The registry has no manifest of "
+        "any published weights; python -m mixer weights manifest NAME makes "
+        "one of the fetched file."
+      )
+  is_file = reference.endswith(".json")
+  here = manifest.make_manifest(source, samples=16 if is_file else None)
+  there = (
+    manifest.read_manifest(reference)
+    if is_file
+    else manifest.make_manifest(reference, samples=None)
+  )
+  if lines := manifest.compare(here, there):
+    print("\n".join([f"{source} differs from {reference}.", *lines]))
+    sys.exit(1)
+  return (
+    f"{source} has the same {len(here['parameters'])} parameters as {reference}"
+    f", sha256 {here['sha256']['float32']}."
+  )
+
+
+def _push(
+  run_folder: str, repository: str, license: str | None, dry_run: bool
+) -> str:
+  from mixer.tools.push import push
+
+  return push(run_folder, repository, license=license, dry_run=dry_run)
 
 
 if __name__ == "__main__":

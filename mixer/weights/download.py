@@ -3,18 +3,23 @@
 
 Mirrors are tried in order. An interrupted download resumes, which pooch does
 not offer: files have up to several GiB. Size and sha256 are compared with the
-published ones, as far as these are known.
+published ones, as far as these are known. Repositories of the Hugging Face Hub
+("hf:OWNER/NAME") are left to its client, which keeps a cache of its own.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import http.client
 import importlib.util
+import re
 import shutil
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from tqdm import tqdm
 
@@ -22,6 +27,8 @@ from mixer.errors import UserError, notify
 from mixer.storage import DISK_ERRORS, cache_folder
 from mixer.weights.zoo import Mirror, Published
 
+HUB = "hf:"  # prefix of the names of repositories
+_HUB_FILES = "*.safetensors", "weights.npz", "*.json", "classes.txt"
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 2**20  # bytes
 _MAX_FRUITLESS = 2  # attempts in a row that bring nothing, before giving up
@@ -203,3 +210,38 @@ def _explain(error: Exception) -> str:
   if isinstance(reason, TimeoutError):
     return f"no answer within {_TIMEOUT} s"
   return str(reason) or type(reason).__name__
+
+
+def fetch_from_hub(name: str) -> Path:
+  """Returns a local copy of a repository, "hf:OWNER/NAME[@REVISION]".
+
+  Raises:
+    UserError: the client is not installed, or does not get the repository.
+  """
+  repository, _, revision = name.removeprefix(HUB).partition("@")
+  with open_hub(repository) as hub:
+    folder = hub.snapshot_download(
+      repository, revision=revision or None, allow_patterns=_HUB_FILES
+    )
+  return Path(folder)
+
+
+@contextlib.contextmanager
+def open_hub(repository: str) -> Iterator[ModuleType]:
+  """Yields the hub's client; its errors become messages for the user."""
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    raise UserError(
+      f"{repository!r} is not a repository of the hub: write OWNER/NAME, such "
+      "as me/pets."
+    )
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise UserError(
+      f"{repository} needs the hub's client: pip install huggingface_hub"
+    ) from error
+  try:
+    yield huggingface_hub
+  except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+    place = f"{repository} on {huggingface_hub.constants.ENDPOINT}"
+    raise UserError(f"{place}: {' '.join(str(error).split())[:300]}") from error

@@ -82,9 +82,9 @@ def load(init: str | os.PathLike) -> dict:
 
   Args:
     init: a file (.npz, .safetensors, .pth), the name of published weights such
-      as "imagenet21k/Mixer-B_16", which are downloaded if needed, or the folder
-      of a finished run or of timm's hub. File and folder may be in a bucket
-      (gs://).
+      as "imagenet21k/Mixer-B_16", which are downloaded if needed, the folder of
+      a finished run or of timm's hub, or a repository of the Hugging Face Hub
+      ("hf:OWNER/NAME"). File and folder may be in a bucket (gs://).
 
   Returns:
     Nested dict of float32 NumPy arrays, as `model.apply({"params": ...})`
@@ -99,19 +99,27 @@ def load(init: str | os.PathLike) -> dict:
 
 def read(init: str | os.PathLike) -> LoadedWeights:
   """Loads parameters with their properties; see `load`."""
+  with storage_errors(init):
+    return _read_file(locate(init), os.fspath(init))
+
+
+def locate(init: str | os.PathLike) -> Path:
+  """Returns the file of weights, downloaded if needed; see `load`."""
   name = os.fspath(init)
+  if name.startswith(download.HUB):
+    return _find_file(download.fetch_from_hub(name))
   path = storage_path(name) if "://" in name else Path(name).expanduser()
   with storage_errors(name):
     if path.is_dir():
-      path = _find_file(path)
+      return _find_file(path)
     if path.exists():
-      return _read_file(path, name)
+      return path
   if path.is_absolute() or path.suffix in _SUFFIXES:
     raise UserError(
       f"There are no weights at {name}: give a file, the folder of a finished "
       "run, or a published name (python -m mixer weights list)."
     )
-  return _read_file(download.fetch(zoo.find(name)), name)
+  return download.fetch(zoo.find(name))
 
 
 def _find_file(folder: epath.Path) -> epath.Path:
@@ -136,10 +144,10 @@ def _read_file(path: Path, name: str) -> LoadedWeights:
   config, class_names = record.get("config"), record.get("class_names")
   gelu, about, model, image_size = record.get("gelu"), {}, None, None
   if path.name in _RUN_FILES:
-    config = _read_json(path.parent / "config.json") or config
+    config = read_json(path.parent / "config.json") or config
     class_names = trained_classes(path.parent) or class_names
   elif path.name in _HUB_FILES and gelu is None:
-    about = _read_json(path.parent / "config.json")
+    about = read_json(path.parent / "config.json")
     class_names = about.get("label_names")
   if config:
     model, image_size = _parse_config(config, path)
@@ -228,8 +236,8 @@ def trained_classes(folder: epath.Path) -> list[str] | None:
   return unicodedata.normalize("NFC", file.read_text()).splitlines()
 
 
-def _read_json(file: epath.Path) -> dict:
-  """Returns the object in a file; {} if there is no such file."""
+def read_json(file: epath.Path) -> dict:
+  """Returns the JSON object in a file; {} if there is no such file."""
   try:
     return dict(json.loads(file.read_text())) if file.is_file() else {}
   except (TypeError, ValueError) as error:
