@@ -5,7 +5,8 @@ Trains configs/digits.py again and again under faults injected from outside:
 signals at random moments, damage to the newest checkpoint, nan in some batches,
 a full disk, the loss of one of two hosts. The same command is repeated until
 the run is complete, which is then compared with an undisturbed run: all
-parameters, and every loss, norm and accuracy in metrics.jsonl, bit for bit.
+parameters, and every loss, norm and accuracy in metrics.jsonl, bit for bit. The
+goodput ledger of the killed run is compared with what is seen from outside.
 
 Takes about 25 minutes on two cores, and root for the small disk. Exits with 1
 if anything differs.
@@ -17,6 +18,7 @@ import functools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -34,6 +36,7 @@ from benchmarks import create_parser
 from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.tools.table import render
+from mixer.training.goodput import read_goodput
 from mixer.training.metrics import read_rows
 
 HEAD = ("what happened", "times", "the end, against the undisturbed run")
@@ -59,12 +62,15 @@ def main() -> int:
   parser.add_argument("names", nargs="*", metavar="TRIAL", help=f"of {NAMES}")
   parser.add_argument("--workdir", type=Path, help="folder of the runs")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
+  parser.add_argument(
+    "--kills", type=int, default=20, help="of the trial killed"
+  )
   flags = parser.parse_args()
   if unknown := {*flags.names} - {*NAMES}:
     parser.error(f"no trial {', '.join(unknown)}; there are {', '.join(NAMES)}")
   folder = flags.workdir or Path(tempfile.mkdtemp(prefix="faults_"))
   folder.mkdir(parents=True, exist_ok=True)
-  trials = Trials(folder, flags.seed)
+  trials = Trials(folder, flags.seed, flags.kills)
   rows = []
   for name in flags.names or NAMES:
     rows.append(getattr(trials, name)())
@@ -132,9 +138,10 @@ class TwoHosts(Run):
 class Trials:
   """Fault trials in a folder; each returns a row of the table."""
 
-  def __init__(self, folder: Path, seed: int):
+  def __init__(self, folder: Path, seed: int, kills: int):
     self.rng = random.Random(seed)
     self.folder = folder
+    self.kills = kills
 
   @functools.cached_property
   def undisturbed(self) -> Run:
@@ -143,13 +150,25 @@ class Trials:
     expect(run.finish(), EX_OK, run)
     return run
 
-  def killed(self, times: int = 20) -> tuple:
+  def killed(self) -> tuple:
     """Sends SIGKILL at random moments, some of them during a save."""
-    run, torn = Run(self.folder / "killed"), 0
-    for _ in range(times):
+    run, torn, updates = Run(self.folder / "killed"), 0, 0
+    began = time.time()
+    for _ in range(self.kills):
+      started = time.time()
       expect(self.send(run, signal.SIGKILL), -signal.SIGKILL, run)
+      updates += updates_since(started, run)
       torn += bool([*(run.folder / "checkpoints").glob("*.orbax*tmp*")])
-    return self.compare(run, f"SIGKILL, {torn} of them in a save", times)
+    started = time.time()
+    expect(run.finish(), EX_OK, run)
+    wall = time.time() - began
+    updates += updates_since(started, run)
+    return (
+      f"SIGKILL, {torn} of them in a save",
+      self.kills,
+      verdict(differences(run, self.undisturbed))
+      + compare_ledger(run, wall, updates - STEPS),
+    )
 
   def stopped(self, times: int = 5) -> tuple:
     """Sends SIGTERM, the signal of a preemption."""
@@ -325,6 +344,30 @@ def _numbers(run: Run) -> str:
     for row in read_rows(run.folder)
   ]
   return json.dumps(rows)
+
+
+def updates_since(started: float, run: Run) -> int:
+  """Returns how many updates a start has logged; 0 if it was killed before."""
+  file = run.folder / "provenance.json"
+  written = file.stat().st_mtime if file.exists() else 0
+  if written < started or run.modified < written * 1e9:
+    return 0
+  first = json.loads(file.read_text())["starts"][-1]["from_step"]
+  return max(0, (read_rows(run.folder) or [{"step": 0}])[-1]["step"] - first)
+
+
+def compare_ledger(run: Run, wall: float, known: int) -> str:
+  """Compares a ledger with the wall time and the number of lost updates."""
+  line, seconds = read_goodput(run.folder)
+  lost = re.search(r"([\d,]+) updates done again", line)
+  lost = int(lost[1].replace(",", "")) if lost else 0
+  total = sum(seconds.values())
+  if abs(total - wall) > 0.02 * wall or abs(lost - known) > 0.02 * STEPS:
+    raise RuntimeError(f"{wall:.1f} s, {known} updates lost, and: {line}")
+  return (
+    f"; its ledger has {total:.1f} of {wall:.1f} s and {lost} of {known} lost "
+    f"updates: {line}"
+  )
 
 
 def verdict(changed: list[str], same_as: str = "") -> str:

@@ -8,10 +8,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, sigterm_to_keyboard_interrupt
 from mixer.cluster import ONE_HOST, Cluster
-from mixer.config_check import to_dict
 from mixer.data.shuffle import IndexShuffler
 from mixer.distributed import Hosts, initialize
 from mixer.errors import RetryableError, UserError, notify
@@ -31,11 +29,13 @@ from mixer.training.consistency import (
   check_same_plan,
   check_shared_folder,
 )
+from mixer.training.goodput import Ledger
 from mixer.training.lock import locked
+from mixer.training.memory import MemoryMonitor
 from mixer.training.metrics import MetricWriter, read_rows
 from mixer.training.nonfinite import PendingUpdates
-from mixer.training.plots import draw_learning_curve
 from mixer.training.preemption import PreemptedError, catch_signals
+from mixer.training.progress import Rates
 from mixer.training.setup import (
   abstract_state,
   check_run,
@@ -129,9 +129,12 @@ def train(
     drop_steps = plan.schedule.drop_steps
     log_every = plan.config.log.every_steps
 
-    # From here on, a run that is stuck ends.
+    # From here on, seconds are written down, and a run that is stuck ends.
+    with hosts.raise_on_all():
+      ledger = Ledger(folder, started, enabled=hosts.is_first)
+    stack.callback(ledger.close)
     watchdog = stack.enter_context(
-      Watchdog(plan.config.log.watchdog_minutes, folder, hosts)
+      Watchdog(plan.config.log.watchdog_minutes, folder, hosts, ledger.phase)
     )
 
     # Restore the newest checkpoint or initialise; put the state on devices.
@@ -147,7 +150,7 @@ def train(
 
     # Make the steps, without dropout and stochastic depth and with them; open
     # batches, evaluators and the log.
-    watchdog.phase("set-up")
+    watchdog.phase("set-up", start)
     updates = [
       create_update(plan, optimizer, devices, drops=drops)
       for drops in (False, True)
@@ -184,13 +187,17 @@ def train(
         folder,
         from_step=start,
         total_steps=total_steps,
-        batch=plan.config.batch,
-        devices=plan.devices,
-        flops_per_image=plan.flops_per_image,
         profile_steps=plan.config.log.profile_steps,
         enabled=hosts.is_first,
       ) as log,
     ):
+      rates = Rates(
+        step=start,
+        batch=plan.config.batch,
+        devices=plan.devices,
+        flops_per_image=plan.flops_per_image,
+      )
+      memory = MemoryMonitor(hosts.index)
       saved_step, is_save_due = start, False
       on_error = log.message if plan.config.on_eval_error == "skip" else None
 
@@ -208,9 +215,8 @@ def train(
         watchdog.phase("save", step)
         # A sharded state is gathered by all hosts.
         if hosts.is_first or plan.config.shard_state:
-          with log.timer.pause():
-            log.flush()  # rows are on disk before the checkpoint is
-            checkpoints.save(step, sharding.fetch(state, template, devices))
+          log.flush()  # rows are on disk before the checkpoint is
+          checkpoints.save(step, sharding.fetch(state, template, devices))
         return True
 
       # At the top of the loop, `step` updates have been applied.
@@ -224,16 +230,15 @@ def train(
           is_stopping &= not is_save_due
         due = evaluators.due(step) if step > 0 and not is_stopping else []
         if due and not (step == start and is_evaluated(folder, step, hosts)):
-          jax.block_until_ready(state)  # to keep the updates out of the pause
+          jax.block_until_ready(state)  # to keep updates out of its seconds
           try:
-            with log.timer.pause():
-              if hosts.count > 1:  # one that fails ends the others at once
-                save()
-                checkpoints.wait()
-                hosts.gather(None)
-              watchdog.phase("evaluation", step)
-              params = sharding.gather(state.eval_params, devices)
-              results = evaluators.run(due, params, on_error)
+            if hosts.count > 1:  # one that fails ends the others at once
+              save()
+              checkpoints.wait()
+              hosts.gather(None)
+            watchdog.phase("evaluation", step)
+            params = sharding.gather(state.eval_params, devices)
+            results = evaluators.run(due, params, on_error)
           except PreemptedError:
             is_stopping = save()
           except Exception:
@@ -258,24 +263,20 @@ def train(
 
         log.profile(step)
         watchdog.phase("batch", step)
-        with log.timer.wait_for_data():
-          batch = next(batches)
+        batch = next(batches)
         update = updates[step in drop_steps]
-        if step in (start, drop_steps.start, drop_steps.stop):  # compiles
-          watchdog.phase("compile", step)
-          with log.timer.pause():
-            state, metrics = update(state, batch, *teacher)
-          if step == start:
-            seconds = time.monotonic() - started
-            log.message(f"first update after {seconds:.1f} s")
-        else:
-          watchdog.phase("update", step)
-          state, metrics = update(state, batch, *teacher)
+        compiles = step in (start, drop_steps.start, drop_steps.stop)
+        watchdog.phase("compile" if compiles else "update", step)
+        state, metrics = update(state, batch, *teacher)
+        if step == start:
+          seconds = time.monotonic() - started
+          log.message(f"first update after {seconds:.1f} s")
         pending.push(step + 1, metrics)
         if (step + 1) % log_every == 0 or step + 1 in (1, total_steps):
           # The first update has the schedule's value at 0.
           lr = plan.config.optimizer.learning_rate * schedule(step)
-          log.write(step + 1, to_row(metrics, lr) | log.timer.rates(step + 1))
+          row = to_row(metrics, lr) | memory.read()
+          log.write(step + 1, row | rates.read(step + 1, ledger.seconds()))
 
     if plan.data.bad_images and (report := plan.data.bad_images.report()):
       print(report)
@@ -286,7 +287,9 @@ def train(
     params = jax.block_until_ready(sharding.gather(state.eval_params, devices))
     if hosts.is_first:
       best_step = checkpoints.best_step
-      finish(plan, folder, to_host(params), best_step, pending.streak())
+      streak = pending.streak()
+      run_dir.write_end(plan, folder, to_host(params), best_step, streak)
+      print(f"goodput        {ledger.end()}")
     return EX_OK
 
 
@@ -353,37 +356,3 @@ def to_row(metrics: dict[str, jax.Array], learning_rate) -> dict:
     for name, value in metrics.items()
     if name != "skipped_in_a_row"
   } | {"train/learning_rate": learning_rate}
-
-
-def finish(
-  plan: Plan,
-  folder: epath.Path,
-  params: dict,
-  best_step: int | None,
-  streak: int,
-):
-  """Writes weights and learning curve, and prints where everything is."""
-  steps, best = plan.schedule.total_steps, plan.config.checkpoint.best
-  if streak:
-    print(
-      f"The last {streak} updates had no effect (skipped.jsonl): the weights "
-      f"are those of step {steps - streak:,}."
-    )
-  if best and best_step is None:
-    print(f"No checkpoint is the best: no evaluation gave a number {best}.")
-  weights.save(
-    folder / weights.RUN_FILE,
-    params,
-    gelu=getattr(plan.model.module, "gelu", "tanh"),  # BiT has none
-    config=to_dict(plan.config),
-    class_names=plan.data.source.class_names,
-  )
-  curve = draw_learning_curve(folder)
-  print(
-    f"Done: {steps:,} steps.\n"
-    f"weights        {folder / weights.RUN_FILE}\n"
-    f"checkpoints    {folder / run_dir.CHECKPOINTS}\n"
-    f"numbers        {folder / 'metrics.jsonl'}, and for TensorBoard: "
-    f"tensorboard --logdir={folder}\n"
-    f"learning curve {curve}"
-  )

@@ -14,11 +14,11 @@ from runs import TIMEOUT, read_rows, tensorboard, wait_until
 from mixer.errors import UserError
 from mixer.training import metrics
 from mixer.training.metrics import MetricWriter
-from mixer.training.progress import ProgressLine, Timer, format_seconds
+from mixer.training.progress import ProgressLine, Rates, format_seconds
 
 
 def open_writer(workdir, from_step=0, **options):
-  options = {"total_steps": 100, "batch": 8, "devices": 1} | options
+  options = {"total_steps": 100} | options
   return MetricWriter(
     workdir, from_step=from_step, stream=io.StringIO(), **options
   )
@@ -246,21 +246,12 @@ class Time:
     self.seconds += seconds
 
 
-def test_rates_leave_out_pauses_and_count_waiting_for_data():
-  now = Time()
-  timer = Timer(step=10, batch=32, devices=4, now=now)
+def test_rates_count_updates_and_the_wait_for_data_only():
+  rates = Rates(step=10, batch=32, devices=4)
 
-  now.pass_by(6.0)
-  with timer.wait_for_data():
-    now.pass_by(2.0)
-  with timer.pause():
-    now.pass_by(50.0)
-    with timer.pause(), timer.wait_for_data():
-      now.pass_by(50.0)
-  measured = timer.rates(20)
-  nothing_new = timer.rates(20)
-  now.pass_by(5.0)
-  next_interval = timer.rates(30)
+  measured = rates.read(20, {"update": 6.0, "batch": 2.0, "evaluation": 50.0})
+  nothing_new = rates.read(20, {"update": 7.0, "batch": 2.0})
+  next_interval = rates.read(30, {"update": 12.0, "batch": 2.0, "save": 9.0})
 
   assert measured == {
     "images_per_second": 40.0,
@@ -273,13 +264,10 @@ def test_rates_leave_out_pauses_and_count_waiting_for_data():
 
 
 def test_mfu_is_the_share_of_the_peak_where_that_is_known(monkeypatch):
-  now = Time()
-  timer = Timer(step=0, batch=10, devices=2, flops_per_image=3e12, now=now)
-  now.pass_by(1.0)
-  on_a_cpu = timer.rates(1)
+  rates = Rates(step=0, batch=10, devices=2, flops_per_image=3e12)
+  on_a_cpu = rates.read(1, {"update": 1.0})
   monkeypatch.setattr("mixer.training.progress.peak_flops", lambda kind: 60e12)
-  now.pass_by(1.0)
-  on_an_accelerator = timer.rates(2)
+  on_an_accelerator = rates.read(2, {"update": 2.0})
 
   assert "mfu" not in on_a_cpu
   assert on_an_accelerator["mfu"] == 0.25
@@ -353,7 +341,7 @@ def test_a_file_gets_a_plain_line_now_and_then_and_the_last():
 def test_a_loss_updates_the_progress_line(tmp_path):
   file = io.StringIO()
   with MetricWriter(
-    tmp_path, from_step=0, total_steps=8, batch=1, devices=1, stream=file
+    tmp_path, from_step=0, total_steps=8, stream=file
   ) as writer:
     writer.message("hello")
     writer.write(2, {"train/loss": jnp.float32(0.5)})

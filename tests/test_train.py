@@ -78,6 +78,8 @@ def test_a_run_leaves_what_others_rely_on(undisturbed):
     "images_per_second",
     "images_per_second_per_device",
     "data_wait",
+    "memory/process_gib",
+    "memory/available_gib",
   } <= rows[-1].keys()
   assert config["model"]["hidden"] == 16
   assert origin["starts"][0]["packages"]["jax"] == jax.__version__

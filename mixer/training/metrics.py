@@ -26,7 +26,7 @@ from etils import epath
 
 from mixer.errors import UserError
 from mixer.storage import atomic_write, is_in_bucket, storage_path
-from mixer.training.progress import ProgressLine, Timer
+from mixer.training.progress import ProgressLine
 
 Number = float | int
 Scalar = Number | np.generic | jax.Array
@@ -63,9 +63,6 @@ class MetricWriter:
 
   A failure of the thread is raised by the next call: UserError if a file
   cannot be written.
-
-  Attributes:
-    timer: measures rates.
   """
 
   def __init__(
@@ -74,9 +71,6 @@ class MetricWriter:
     *,
     from_step: int,
     total_steps: int,
-    batch: int,
-    devices: int,
-    flops_per_image: float = 0.0,
     profile_steps: int = 0,
     enabled: bool = True,
     stream: TextIO | None = None,
@@ -87,20 +81,10 @@ class MetricWriter:
       workdir: the run's folder, local or in a bucket; made if missing.
       from_step: number of updates applied so far; 0 drops all rows.
       total_steps: number of updates at the end of the run.
-      batch: images per step, over all devices of all hosts.
-      devices: number of devices of all hosts.
-      flops_per_image: of a training step, 2 for a multiply-add, recomputation
-        not counted; for `mfu`.
       profile_steps: number of updates to trace; see `profile`.
       enabled: False on all hosts but the first: nothing is written or shown.
       stream: for progress; standard error if None.
     """
-    self.timer = Timer(
-      step=from_step,
-      batch=batch,
-      devices=devices,
-      flops_per_image=flops_per_image,
-    )
     self._enabled = enabled
     if not enabled:
       return

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress of a run: a line on the terminal, and rates: throughput and MFU."""
 
-import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 import jax
@@ -120,7 +119,7 @@ def format_seconds(seconds: float) -> str:
   return f"{minutes}:{seconds:02}"
 
 
-class Timer:
+class Rates:
   """Rates between two logged steps, measured without waiting for a device.
 
   Steps are dispatched ahead of the devices, so the rates are right only if the
@@ -129,49 +128,25 @@ class Timer:
   """
 
   def __init__(
-    self,
-    *,
-    step: int,
-    batch: int,
-    devices: int,
-    flops_per_image: float = 0.0,
-    now: Callable[[], float] = time.perf_counter,
+    self, *, step: int, batch: int, devices: int, flops_per_image: float = 0.0
   ):
-    """Starts at `step`; MetricWriter explains the other arguments."""
+    """Starts at `step`, with batch and devices of all hosts.
+
+    flops_per_image: of a training step, 2 for a multiply-add, recomputation
+      not counted; for `mfu`.
+    """
     self._step = step
     self._batch = batch
     self._devices = devices
     self._flops_per_image = flops_per_image
-    self._now = now
-    self._is_paused = False
-    self._interval_start = now()
-    self._pauses = self._waits = 0.0
+    self._total = self._waits = 0.0
 
-  @contextlib.contextmanager
-  def pause(self) -> Iterator[None]:
-    """Excludes evaluation, saving or compilation from the rates."""
-    if self._is_paused:
-      yield
-      return
-    self._is_paused, start = True, self._now()
-    try:
-      yield
-    finally:
-      self._pauses += self._now() - start
-      self._is_paused = False
-
-  @contextlib.contextmanager
-  def wait_for_data(self) -> Iterator[None]:
-    """Counts as `data_wait`, unless the timer is paused."""
-    start = self._now()
-    try:
-      yield
-    finally:
-      if not self._is_paused:
-        self._waits += self._now() - start
-
-  def rates(self, step: int) -> dict[str, float]:
+  def read(self, step: int, seconds: Mapping[str, float]) -> dict[str, float]:
     """Returns the rates since the last call, or since the start.
+
+    Args:
+      step: number of updates applied.
+      seconds: of `Ledger.seconds`; those of other kinds are left out.
 
     Returns:
       images_per_second (global), images_per_second_per_device, mfu, the share
@@ -179,18 +154,17 @@ class Timer:
       data_wait, the share of the time spent waiting for a batch. No mfu where
       the peak is unknown. Empty if no step or no time has passed.
     """
-    now = self._now()
-    seconds = now - self._interval_start - self._pauses
-    steps, waits = step - self._step, self._waits
-    self._interval_start, self._step = now, step
-    self._pauses = self._waits = 0.0
-    if steps <= 0 or seconds <= 0:
+    updates, waits = seconds.get("update", 0.0), seconds.get("batch", 0.0)
+    spent, waited = updates + waits - self._total, waits - self._waits
+    steps = step - self._step
+    self._total, self._waits, self._step = updates + waits, waits, step
+    if steps <= 0 or spent <= 0:
       return {}
-    rate = steps * self._batch / seconds
+    rate = steps * self._batch / spent
     rates = {
       "images_per_second": rate,
       "images_per_second_per_device": rate / self._devices,
-      "data_wait": min(1.0, waits / seconds),
+      "data_wait": waited / spent,
     }
     peak = peak_flops(jax.local_devices()[0].device_kind)
     if peak and self._flops_per_image:

@@ -22,6 +22,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from mixer import weights
 from mixer.config import EVALUATORS, RENAMED, default, evaluator
 from mixer.config_check import (
   diff_configs,
@@ -30,7 +31,9 @@ from mixer.config_check import (
   to_dict,
 )
 from mixer.errors import UserError
+from mixer.plan import Plan
 from mixer.storage import atomic_write, is_in_bucket
+from mixer.training.plots import draw_learning_curve
 
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"  # the latest result of eval.py
@@ -131,6 +134,40 @@ def write_start(
   steps = {"from_step": from_step, "went_back_to": went_back_to}
   starts = [*_read_starts(path), provenance() | steps]
   _write_json(path / "provenance.json", {"starts": starts})
+
+
+def write_end(
+  plan: Plan,
+  folder: epath.Path,
+  params: dict,
+  best_step: int | None,
+  streak: int,
+):
+  """Writes weights and learning curve, and prints where everything is."""
+  steps, best = plan.schedule.total_steps, plan.config.checkpoint.best
+  if streak:
+    print(
+      f"The last {streak} updates had no effect (skipped.jsonl): the weights "
+      f"are those of step {steps - streak:,}."
+    )
+  if best and best_step is None:
+    print(f"No checkpoint is the best: no evaluation gave a number {best}.")
+  weights.save(
+    folder / weights.RUN_FILE,
+    params,
+    gelu=getattr(plan.model.module, "gelu", "tanh"),  # BiT has none
+    config=to_dict(plan.config),
+    class_names=plan.data.source.class_names,
+  )
+  curve = draw_learning_curve(folder)
+  print(
+    f"Done: {steps:,} steps.\n"
+    f"weights        {folder / weights.RUN_FILE}\n"
+    f"checkpoints    {folder / CHECKPOINTS}\n"
+    f"numbers        {folder / 'metrics.jsonl'}, and for TensorBoard: "
+    f"tensorboard --logdir={folder}\n"
+    f"learning curve {curve}"
+  )
 
 
 def _read_starts(path: epath.Path) -> list[dict]:

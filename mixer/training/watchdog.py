@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
@@ -51,9 +51,19 @@ class Watchdog:
   the same calls in the same order, so that a count of calls is a position.
   """
 
-  def __init__(self, minutes: float, folder: epath.Path, hosts: Hosts):
-    """Sets the limit, config.log.watchdog_minutes; 0 watches nothing."""
+  def __init__(
+    self,
+    minutes: float,
+    folder: epath.Path,
+    hosts: Hosts,
+    on_phase: Callable[[str, int | None], None] = lambda name, step: None,
+  ):
+    """Sets the limit, config.log.watchdog_minutes, and a listener of `phase`.
+
+    A limit of 0 watches nothing.
+    """
     self._minutes, self._folder, self._hosts = minutes, folder, hosts
+    self._on_phase = on_phase
     self._calls = 0
     self._phase = "set-up", None, time.time()
     self._steps, self._step_start = [], 0.0
@@ -83,6 +93,7 @@ class Watchdog:
       self._step_start = now
     self._phase = name, step, time.time()
     self._calls += 1
+    self._on_phase(name, step)
 
   def progress(self) -> None:
     """Counts progress of the main thread within its phase."""

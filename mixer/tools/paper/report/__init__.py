@@ -39,6 +39,7 @@ from mixer.tools.paper.report.mistakes import (
   read_mistakes,
 )
 from mixer.tools.paper.run_reader import Run, find_folder, read_run
+from mixer.training.goodput import read_goodput
 from mixer.training.metrics import read_rows
 from mixer.training.progress import format_seconds
 
@@ -120,6 +121,7 @@ def render(run: Run) -> str:
     how_units=token_units.HOW,
     how_filters=filters.HOW,
     speed=_speed(run),
+    goodput=read_goodput(run.folder)[0],
     speed_chart=charts.throughput(run),
     recipe=_recipe(run),
     date=f"{now:%Y-%m-%d %H:%M} UTC",
@@ -259,6 +261,7 @@ def _speed(run: Run) -> Table | None:
     ("images_per_second_per_device", "of these per device", "{:,.0f}"),
     ("mfu", "share of the devices' peak (MFU)", "{:.1%}"),
     ("data_wait", "time spent waiting for data", "{:.1%}"),
+    ("memory/device_peak_gib", "fullest device's peak memory, GiB", "{:.2f}"),
   ):
     if values := run.series(name)[1]:
       median = statistics.median(values)
