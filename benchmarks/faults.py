@@ -63,14 +63,15 @@ def main() -> int:
   parser.add_argument("--workdir", type=Path, help="folder of the runs")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
   parser.add_argument(
-    "--kills", type=int, default=20, help="of the trial killed"
+    "--kills", type=int, default=20, help="in the trial killed"
   )
+  parser.add_argument("--epochs", type=float, default=100.0, help="of a run")
   flags = parser.parse_args()
   if unknown := {*flags.names} - {*NAMES}:
     parser.error(f"no trial {', '.join(unknown)}; there are {', '.join(NAMES)}")
   folder = flags.workdir or Path(tempfile.mkdtemp(prefix="faults_"))
   folder.mkdir(parents=True, exist_ok=True)
-  trials = Trials(folder, flags.seed, flags.kills)
+  trials = Trials(folder, flags.seed, flags.kills, flags.epochs)
   rows = []
   for name in flags.names or NAMES:
     rows.append(getattr(trials, name)())
@@ -138,21 +139,25 @@ class TwoHosts(Run):
 class Trials:
   """Fault trials in a folder; each returns a row of the table."""
 
-  def __init__(self, folder: Path, seed: int, kills: int):
+  def __init__(self, folder: Path, seed: int, kills: int, epochs: float):
     self.rng = random.Random(seed)
     self.folder = folder
     self.kills = kills
+    self.command = (*TRAIN, f"--config.total_epochs={epochs}")
+
+  def run(self, name: str) -> Run:
+    return Run(self.folder / name, self.command)
 
   @functools.cached_property
   def undisturbed(self) -> Run:
     """The complete run to compare with."""
-    run = Run(self.folder / "undisturbed")
+    run = self.run("undisturbed")
     expect(run.finish(), EX_OK, run)
     return run
 
   def killed(self) -> tuple:
     """Sends SIGKILL at random moments, some of them during a save."""
-    run, torn, updates = Run(self.folder / "killed"), 0, 0
+    run, torn, updates = self.run("killed"), 0, 0
     began = time.time()
     for _ in range(self.kills):
       started = time.time()
@@ -163,23 +168,24 @@ class Trials:
     expect(run.finish(), EX_OK, run)
     wall = time.time() - began
     updates += updates_since(started, run)
+    lost = updates - read_rows(run.folder)[-1]["step"]
     return (
       f"SIGKILL, {torn} of them in a save",
       self.kills,
       verdict(differences(run, self.undisturbed))
-      + compare_ledger(run, wall, updates - STEPS),
+      + compare_ledger(run, wall, lost),
     )
 
   def stopped(self, times: int = 5) -> tuple:
     """Sends SIGTERM, the signal of a preemption."""
-    run = Run(self.folder / "stopped")
+    run = self.run("stopped")
     for _ in range(times):
       expect(self.send(run, signal.SIGTERM, at_start=0), EX_TEMPFAIL, run)
     return self.compare(run, "SIGTERM, each left with 75", times)
 
   def damaged(self) -> tuple:
     """Damages the newest of several checkpoints in every way."""
-    run, noticed = Run(self.folder / "damaged"), 0
+    run, noticed = self.run("damaged"), 0
     for damage in DAMAGES.values():
       while len(run.checkpoints) < 2:
         self.kill_in_training(run)
@@ -219,11 +225,11 @@ class Trials:
   def full_disk(self) -> tuple:
     """Runs on a disk of 6 MB, too small for three checkpoints."""
     with small_disk(megabytes=6) as disk:
-      run = Run(disk / "run")
+      run = Run(disk / "run", self.command)
       expect(run.finish(), EX_USAGE, run)
       if "No space left on device" not in run.log:
         raise RuntimeError(run.log)
-      moved = Run(self.folder / "full_disk")
+      moved = self.run("full_disk")
       shutil.copytree(run.folder, moved.folder)
     return self.compare(moved, "disk of 6 MB full, left with 2", 1)
 
@@ -361,8 +367,8 @@ def compare_ledger(run: Run, wall: float, known: int) -> str:
   line, seconds = read_goodput(run.folder)
   lost = re.search(r"([\d,]+) updates done again", line)
   lost = int(lost[1].replace(",", "")) if lost else 0
-  total = sum(seconds.values())
-  if abs(total - wall) > 0.02 * wall or abs(lost - known) > 0.02 * STEPS:
+  total, steps = sum(seconds.values()), read_rows(run.folder)[-1]["step"]
+  if abs(total - wall) > 0.02 * wall or abs(lost - known) > 0.02 * steps:
     raise RuntimeError(f"{wall:.1f} s, {known} updates lost, and: {line}")
   return (
     f"; its ledger has {total:.1f} of {wall:.1f} s and {lost} of {known} lost "

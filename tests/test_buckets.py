@@ -232,6 +232,7 @@ def test_a_run_in_a_bucket_that_is_killed_ends_like_one_on_a_disk(
 
   assert process.returncode == EX_OK, output
   assert image.name in failed
+  assert " 5 starts: " in output  # the ledger is in the bucket, too
   assert_same_run(folder, on_a_disk)
   assert not (folder / ".lock").exists()
 

@@ -75,11 +75,16 @@ DONE = FIRST | {"done": True}
       {"update": 9, "lost": 5, "idle": 0.5, "set-up": 5, "save": 0.5},
       "6 updates done again, not done",
     ),
-    # Killed before it had restored: nothing was lost.
+    # Killed before it had restored, and before it trained: nothing was lost.
     (
       [FIRST, start(120.0, (0, {"set-up": 3.0}), logged=9)],
       {"update": 9, "idle": 6.5, "set-up": 5, "save": 1.5},
       "2 starts",
+    ),
+    (
+      [FIRST, start(114.0, (5, {}), from_step=5, logged=9), SECOND],
+      {"update": 9, "lost": 5},
+      "4 updates done again",
     ),
     # A later start goes further back than the one before it.
     (
