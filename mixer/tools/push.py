@@ -39,7 +39,7 @@ model, params = checkpoint.create_model(), checkpoint.params
 ```
 
 - Preprocessing: `{ops}`, RGB, pixels scaled from 0..255 to [-1, 1].
-- GELU: the {gelu} form.
+- GELU: {gelu}.
 - sha256 over all parameters: `{sha256}`, which
   `python -m mixer weights verify {name}` compares.
 
@@ -107,7 +107,7 @@ def _write(
     tags=["jax", "flax", type(model).__name__],
     datasets=None if kind == "imagefolder" else [kind],
     metrics=sorted({each.metric_type for each in results}) or None,
-    model_name=title,
+    model_name=title if results else None,
     eval_results=results or None,
   )
   usual = flatten_dict(to_dict(default()), sep=".")
@@ -123,7 +123,7 @@ def _write(
     ),
     name=name,
     ops=choose_ops(checkpoint, None)[0],
-    gelu=gelu,
+    gelu=f"the {gelu} form" if hasattr(model, "gelu") else "none",
     sha256=content["sha256"]["float32"],
     commit=content["origin"]["git_commit"] or "unknown",
     recipe="\n".join(
