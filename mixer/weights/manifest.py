@@ -139,9 +139,10 @@ def compare(manifest: dict, reference: dict) -> list[str]:
   """Returns a line for each difference; none if all is the same."""
   lines = _compare_parameters(manifest, reference)
   if manifest["gelu"] != (gelu := reference["gelu"]):
+    same = "" if lines else "The parameters are the same. "
     lines.append(
-      f"This copy has the {manifest['gelu']} form of GELU, and the reference "
-      f"the {gelu} one: --config.model.gelu={gelu}."
+      f"{same}This copy has the {manifest['gelu']} form of GELU, and the "
+      f"reference the {gelu} one: --config.model.gelu={gelu}."
     )
   here, there = (
     np.array([each["outputs"][name] for name in _PHOTOGRAPHS])[..., 1]
