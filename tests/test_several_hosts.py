@@ -365,31 +365,3 @@ def test_sweeps_take_one_host(digits_dir, environment, tmp_path):
 
   assert done.returncode == EX_USAGE
   assert "this is host 0 of 2: start the sweep on one machine" in done.stderr
-
-
-def test_a_run_begun_on_eight_devices_goes_on_on_two(
-  by_one_host, digits_dir, environment, tmp_path
-):
-  whole, _ = by_one_host
-  begun = subprocess.Popen(
-    slowed_down(command(digits_dir, tmp_path), 0.1),
-    cwd=ROOT,
-    env=with_devices(environment, 8),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  wait_until(lambda: has_logged(tmp_path, 20), begun)
-  begun.send_signal(signal.SIGTERM)
-  assert end([begun])[0][0] == EX_TEMPFAIL
-
-  done = run(command(digits_dir, tmp_path), with_devices(environment, 2))
-
-  assert done.returncode == EX_OK, done.stderr
-  for one, other in zip(
-    results(read_rows(whole)), results(read_rows(tmp_path)), strict=True
-  ):
-    np.testing.assert_allclose(
-      one["train/loss"], other["train/loss"], rtol=1e-4
-    )
-  weights.load(tmp_path)
