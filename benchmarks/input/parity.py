@@ -49,7 +49,8 @@ def pixels(folder: Path) -> str:
   files = [encode(image, ".png") for image in images]
   png = _compare("decode PNG", "tf.io.decode_image", decode, _decode, files)
   rows.insert(1, png)
-  return render(("operation", "reference", "mean", "bias", "largest"), rows)
+  head = "operation", "reference", "mean", "bias", "differ", "by 2 or more"
+  return render((*head, "largest"), rows)
 
 
 def _compare(
@@ -62,9 +63,11 @@ def _compare(
       for data in files
     ]
   )
-  mean, largest = np.abs(difference).mean(), np.abs(difference).max()
-  bias = difference.mean()
-  return name, reference, f"{mean:.5f}", f"{bias:+.5f}", f"{largest:.3g}"
+  levels, bias = np.abs(difference), difference.mean()
+  # Values on -1..1 are float32, and no whole levels.
+  shares = [f"{(levels >= least).mean():.2g}" for least in (0.5, 1.5)]
+  means = f"{levels.mean():.5f}", f"{bias:+.5f}"
+  return name, reference, *means, *shares, f"{levels.max():.3g}"
 
 
 def _operations() -> Iterator[tuple[str, str, Read, Read]]:

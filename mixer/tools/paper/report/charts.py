@@ -19,6 +19,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import ticker
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -28,9 +29,9 @@ from mixer.training import plots
 _SIZE = 4.4, 2.5  # inches, as wide as a phone
 # Placeholders: colours that no other part of a drawing has.
 _INK, _GRID, _TRAINING = "#010203", "#010204", "#010205"
-_SERIES = [f"#01030{i}" for i in range(len(plots.PALETTE))]
+SERIES = [f"#01030{i}" for i in range(len(plots.PALETTE))]
 _VARIABLES = {_INK: "--soft", _GRID: "--grid", _TRAINING: "--training"} | {
-  color: f"--series-{i}" for i, color in enumerate(_SERIES)
+  color: f"--series-{i}" for i, color in enumerate(SERIES)
 }
 _DASHES = "-", "--", ":"
 
@@ -126,9 +127,7 @@ def _draw(
   if not drawn and not batches[0]:
     return None
   chart = Chart(title)
-  figure = plots.new_figure(*_SIZE)
-  figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
-  [axes] = plots.make_axes(figure, grid=_GRID, spines=_GRID)
+  figure, axes = new_axes("step")
   if training == "train/loss" and batches[0]:
     label = plots.draw_training_loss(axes, *batches, _TRAINING)
     chart.legend.append(("--training", label))
@@ -136,12 +135,12 @@ def _draw(
     style = _marker(batches[0], 3)
     axes.plot(*batches, color=_TRAINING, linewidth=1.4, **style)
   for i, (name, (steps, values)) in enumerate(drawn.items()):
-    color = i % len(_SERIES)
+    color = i % len(SERIES)
     axes.plot(
       steps,
       np.multiply(values, scale),
-      color=_SERIES[color],
-      linestyle=_DASHES[i // len(_SERIES) % len(_DASHES)],
+      color=SERIES[color],
+      linestyle=_DASHES[i // len(SERIES) % len(_DASHES)],
       linewidth=1.8,
       **_marker(steps, 3.5),
     )
@@ -169,13 +168,21 @@ def _draw(
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
   if scale == 100:
     plots.limit_accuracy(axes, 100.0)
-  axes.spines["left"].set_visible(False)
-  axes.tick_params(colors=_INK, length=0, labelsize=10.5)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-  axes.set_xlabel("step", color=_INK, fontsize=10.5)
-  chart.svg = _to_svg(figure, f"{chart.title} over steps")
+  chart.svg = to_svg(figure, f"{chart.title} over steps")
   return chart
+
+
+def new_axes(xlabel: str) -> tuple[Figure, Axes]:
+  """Creates a figure for `to_svg`, and its axes."""
+  figure = plots.new_figure(*_SIZE)
+  figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+  [axes] = plots.make_axes(figure, grid=_GRID, spines=_GRID)
+  axes.spines["left"].set_visible(False)
+  axes.tick_params(colors=_INK, length=0, labelsize=10.5)
+  axes.set_xlabel(xlabel, color=_INK, fontsize=10.5)
+  return figure, axes
 
 
 def _marker(series: Sequence, size: float) -> dict:
@@ -183,7 +190,7 @@ def _marker(series: Sequence, size: float) -> dict:
   return {"marker": "o", "markersize": size if len(series) < 40 else 0}
 
 
-def _to_svg(figure: Figure, description: str) -> Markup:
+def to_svg(figure: Figure, description: str) -> Markup:
   """Returns a figure as an element of the page."""
   file = io.StringIO()
   options = {"svg.fonttype": "none", "svg.hashsalt": description}
