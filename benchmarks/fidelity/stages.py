@@ -43,13 +43,11 @@ from mixer.training.sharding import AXIS
 GOLDENS = Path(__file__).parents[2] / "tests" / "goldens"
 RECIPE = "configs/pretrain_i1k.py:S/16"
 SIZES = (375, 500), (500, 333), (64, 256)  # height and width of images
-MEASURES = {  # of boxes
-  "area, of the image's": lambda y, x, h, w, height, width: (
-    h * w / height / width
-  ),
-  "width over height": lambda y, x, h, w, *size: w / h,
-  "top edge, of the height": lambda y, x, h, w, height, width: y / height,
-  "left edge, of the width": lambda y, x, h, w, height, width: x / width,
+MEASURES = {  # of boxes in images of H x W pixels
+  "share of the area": lambda y, x, h, w, H, W: h * w / H / W,
+  "width over height": lambda y, x, h, w, H, W: w / h,
+  "top edge, 0 to 1": lambda y, x, h, w, H, W: y / H,
+  "left edge, 0 to 1": lambda y, x, h, w, H, W: x / W,
 }
 SIGNED = "Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"
 Part = dict | Chart | Picture
