@@ -80,13 +80,48 @@ def with_adobe_transform(jpeg, transform):
   ],
   ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_jpegs_of_all_kinds(name, options):
+def test_jpegs_of_all_kinds_and_their_parts(name, options):
   data = encoded(PHOTOGRAPHS[name], "JPEG", **options)
 
   decoded = decode(data)
 
-  np.testing.assert_array_equal(decoded, as_tensorflow_decodes(data))
+  expected = as_tensorflow_decodes(data)
+  np.testing.assert_array_equal(decoded, expected)
   decoded[0, 0] = 0  # can be written to
+  for y, x, h, w in (
+    (0, 0, 1, 1),
+    (5, 7, 9, 90),
+    (15, 0, 17, 99),
+    (3, 2, 270, 8),
+  ):
+    part = decode(data, choose=lambda *size, box=(y, x, h, w): box)
+    np.testing.assert_array_equal(part, expected[y : y + h, x : x + w])
+
+
+@pytest.mark.parametrize(
+  ("box", "least", "expected"),
+  [
+    ((0, 0, 375, 500), (46, 62), (47, 63)),  # an eighth
+    ((0, 0, 375, 500), (90, 90), (94, 125)),  # a quarter
+    ((9, 11, 203, 301), (100, 100), (102, 151)),  # a half, and to whole pixels
+    ((9, 11, 199, 301), (100, 100), (199, 301)),  # too small for a half
+  ],
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_large_part_may_be_decoded_at_a_reduced_scale(
+  box, least, expected, progressive
+):
+  photo, (y, x, h, w) = PHOTOGRAPHS["coffee"], box
+  data = encoded(photo, "JPEG", quality=95, progressive=progressive)
+
+  part = decode(data, choose=lambda *size: box, least=least)
+
+  assert part.shape[:2] == expected
+  size = expected[::-1]
+  averages = Image.fromarray(photo[y : y + h, x : x + w]).resize(
+    size, Image.Resampling.BOX
+  )
+  assert np.abs(part.astype(int) - np.array(averages)).mean() < 5
 
 
 CMYK = encoded(Image.merge("CMYK", [*PICTURE.split(), ALPHA]), "JPEG")
@@ -174,7 +209,10 @@ def test_flawed_but_whole_jpegs_are_read_as_tensorflow_reads_them(data):
   decoded = decode(data).astype(int)
 
   # Those that libjpeg warns about get another inverse DCT.
-  assert np.abs(decoded - as_tensorflow_decodes(data)).mean() < 1.5
+  expected = as_tensorflow_decodes(data)
+  assert np.abs(decoded - expected).mean() < 1.5
+  part = decode(data, choose=lambda *size: (3, 4, 20, 30)).astype(int)
+  assert np.abs(part - expected[3:23, 4:34]).mean() < 1.5
 
 
 HALF = len(JPEG) // 2
@@ -211,7 +249,7 @@ def test_what_is_no_whole_image_is_refused(data):
   with pytest.raises(
     ValueError, match=f"Cannot decode {len(data)} bytes .* not a whole JPEG"
   ) as error:
-    decode(data)
+    decode(data, choose=lambda *size: (0, 0, 1, 1))  # whatever is asked for
   # And nothing from inside the decoders.
   assert re.fullmatch(r"[ -~]{1,250}", str(error.value))
   assert "0x" not in str(error.value)

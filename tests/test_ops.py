@@ -157,6 +157,40 @@ def test_inception_crops_are_distributed_as_tensorflow_draws_them(
     assert (box[:, 1] + box[:, 3]).max() <= width
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+  "spec",
+  [
+    "inception_crop(64) | flip",
+    "random_resized_crop((64, 32), interpolation='random') | flip",
+    "resize_small(64) | random_crop(32)",
+  ],
+)
+def test_a_crop_that_comes_first_is_that_of_the_whole_image(spec, kind):
+  data, ops = encoded(PHOTOGRAPHS["coffee"], kind), preprocess.parse(spec)
+  for seed in range(20):
+    loaded = ops.load(data, 10**6, rng(seed))
+
+    np.testing.assert_array_equal(loaded, ops(decode(data), rng(seed)))
+
+
+@pytest.mark.parametrize(
+  ("op", "far"), [("inception_crop", 15), ("random_resized_crop", 9)]
+)
+def test_a_crop_of_a_reduced_image_looks_alike(op, far):
+  data = encoded(PHOTOGRAPHS["coffee"], "JPEG", quality=95)
+  full, scaled = (
+    preprocess.parse(f"{op}(32{x})") for x in ("", ", scaled=True")
+  )
+  distances = [
+    np.abs(scaled.load(data, 10**6, rng(seed)) - expected.astype(int)).mean()
+    for seed in range(20)
+    for expected in [full.load(data, 10**6, rng(seed))]
+  ]
+
+  assert 0 < np.mean(distances) < far
+
+
 def test_inception_crop_takes_the_whole_image_where_no_box_fits():
   crop = preprocess.InceptionCrop(
     8, area_min=99, ratio_min=0.75, ratio_max=0.76

@@ -16,6 +16,7 @@ PARTS = {
   "pixels": "parity",
   "draws": "parity",
   "throughput": "throughput",
+  "scaled": "throughput",
   "batches": "loader",
   "opening": "loader",
   "memory": "loader",

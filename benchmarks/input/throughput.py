@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
+import psutil
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
@@ -14,8 +16,10 @@ from benchmarks.harness import turns
 from benchmarks.input import photos
 from mixer.data import preprocess
 from mixer.data.input_pipeline import train_batches
+from mixer.data.pp_parser import Compose
 from mixer.data.sources import open_source
 from mixer.data.workers import Workers, usable_cores
+from mixer.jax_setup import tune_malloc
 from mixer.tools.paper.protocols import load_recipe
 from mixer.tools.table import render
 
@@ -75,13 +79,9 @@ def tf_data(data_dir: str) -> Iterator:
 def pillow(data_dir: str) -> Iterator[dict[str, np.ndarray]]:
   """Makes batches with our loader and Pillow's operations of RandAugment."""
   source = open_source(photos.NAME, "train", data_dir)
-  before = preprocess.parse(CROP)
-
-  def load(image, rng):
-    return pillow_randaug(before(image, rng), rng)
-
+  ops = Compose((*preprocess.parse(CROP).ops, pillow_randaug))
   return train_batches(
-    source, load, batch=BATCH, seed=0, workers=Workers(usable_cores())
+    source, ops, batch=BATCH, seed=0, workers=Workers(usable_cores())
   )
 
 
@@ -138,14 +138,56 @@ PILLOW_OPERATIONS = (
 )
 
 
-def images_per_second(batches: Iterator) -> float:
-  """Measures the rate over some seconds."""
+def measure(batches: Iterator) -> tuple[float, float]:
+  """Returns images a second, and CPU ms an image, over some seconds."""
   for _ in range(4):  # until the pipeline is full
     next(batches)
-  begin, images = time.perf_counter(), 0
+  begin, busy, images = time.perf_counter(), _cpu_seconds(), 0
   while time.perf_counter() - begin < SECONDS:
     images += len(next(batches)["image"])
-  return images / (time.perf_counter() - begin)
+  seconds = time.perf_counter() - begin
+  return images / seconds, (_cpu_seconds() - busy) / images * 1e3
+
+
+def _cpu_seconds() -> float:
+  """CPU time of this process and its workers, which load hardly changes."""
+  process = psutil.Process()
+  times = [x.cpu_times() for x in (process, *process.children(recursive=True))]
+  return sum(x.user + x.system for x in times)
+
+
+def scaled(folder: Path) -> str:
+  """Crops of JPEGs decoded at a reduced scale: CPU time and other pixels.
+
+  Photographs enlarged or reduced to a longer side, three crops each; absolute
+  differences of 255 levels, in the mean and the largest of an image's.
+  """
+  del folder
+  tune_malloc()
+  rows = []
+  for side in (1024, 2048, 4096):
+    files = []
+    for photo in photos.photographs().values():
+      factor = side / max(photo.shape[:2])
+      kind = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
+      large = cv2.resize(photo, None, fx=factor, fy=factor, interpolation=kind)
+      files.append(photos.encode(large, ".jpg"))
+    for name in ("inception_crop", "random_resized_crop"):
+      seconds, crops = [], []
+      for spec in (f"{name}(224)", f"{name}(224, scaled=True)"):
+        ops, begin = preprocess.parse(spec), time.process_time()
+        crops.append(
+          [
+            ops.load(data, 10**8, np.random.default_rng(seed)).astype(int)
+            for data in files
+            for seed in range(3)
+          ]
+        )
+        seconds.append((time.process_time() - begin) / len(crops[0]))
+      apart = [np.abs(a - b).mean() for a, b in zip(*crops, strict=True)]
+      values = (*(1e3 * x for x in seconds), np.mean(apart), max(apart))
+      rows.append((f"{side:,}", name, *(f"{value:.1f}" for value in values)))
+  return render(("side", "op", "ms", "scaled ms", "mean", "largest"), rows)
 
 
 def throughput(folder: Path) -> str:
@@ -181,14 +223,22 @@ def throughput(folder: Path) -> str:
   rates = {name: [] for name in pipelines}
   for name in turns([*pipelines], ROUNDS):
     batches = pipelines[name]()
-    rates[name].append(images_per_second(batches))
+    rates[name].append(measure(batches))
     getattr(batches, "close", lambda: None)()
   rows = []
   for group in groups:
-    medians = {name: statistics.median(rates[name]) for name in group}
-    reference, *_ = medians.values()
-    for name, median in medians.items():
-      least, most = min(rates[name]), max(rates[name])
-      speeds = (f"{rate:,.0f}" for rate in (median, least, most))
-      rows.append((name, *speeds, f"{median / reference:.2f}"))
-  return render(("images/s", "median", "least", "most", "ratio"), rows)
+    columns = {name: list(zip(*rates[name], strict=True)) for name in group}
+    reference, reference_cpu = map(
+      statistics.median, columns[next(iter(group))]
+    )
+    for name, (speeds, busy) in columns.items():
+      median, cpu = statistics.median(speeds), statistics.median(busy)
+      counts = (f"{x:,.0f}" for x in (median, min(speeds), max(speeds)))
+      ratios = (
+        f"{median / reference:.2f}",
+        f"{cpu:.3f}",
+        f"{reference_cpu / cpu:.2f}",
+      )
+      rows.append((name, *counts, *ratios))
+  head = ("images/s", "median", "least", "most", "ratio", "CPU ms", "ratio")
+  return render(head, rows)

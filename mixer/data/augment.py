@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from mixer.data.pp_parser import Size, op
+from mixer.data.pp_parser import Crop, Size, height_width, op
 
 # Mean and deviation of ImageNet's pixels, of 0..1.
 MEAN = np.array([0.485, 0.456, 0.406])
@@ -34,30 +34,30 @@ def _draw_resampling(
 
 
 @op("random_resized_crop")
-class RandomResizedCrop:
+class RandomResizedCrop(Crop):
   """Cuts a box of random area, shape and place, and resizes it to `size`.
 
   Unlike `inception_crop`, draws areas (from area_min per cent of the image to
   all of it) uniformly, and ratios of 3:4 to 4:3 uniformly in their logarithm;
   takes the middle of the image if ten boxes do not fit (torchvision's
   RandomResizedCrop). "random" interpolation is one of the two, as in timm.
-  Resizing is antialiased.
+  Resizing is antialiased. `scaled` decodes large JPEGs at a reduced resolution
+  (`pp_parser.Crop`).
   """
 
   size: Size
   area_min: float = 8
   interpolation: Interpolation = "bicubic"
+  scaled: bool = False
 
   def __post_init__(self) -> None:
     if not 0 < self.area_min <= 100:
       raise ValueError("area_min must lie above 0 and not above 100 per cent")
 
-  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    y, x, h, w = self.sample(image.shape[0], image.shape[1], rng)
-    size = (self.size,) * 2 if isinstance(self.size, int) else self.size
+  def resize(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     resampling = _draw_resampling(self.interpolation, rng)
-    box = Image.fromarray(image[y : y + h, x : x + w])
-    return np.asarray(box.resize(size[::-1], resampling))
+    size = height_width(self.size)[::-1]
+    return np.asarray(Image.fromarray(image).resize(size, resampling))
 
   def sample(
     self, height: int, width: int, rng: np.random.Generator

@@ -25,8 +25,7 @@ from collections.abc import Callable, Iterator
 import grain
 import numpy as np
 
-from mixer.data.decode import decode
-from mixer.data.pp_parser import Op
+from mixer.data.pp_parser import Compose
 from mixer.data.shuffle import IndexShuffler, augmentation_rng
 from mixer.data.sources import Source
 from mixer.data.workers import DEFAULT_WORKERS, Workers
@@ -52,7 +51,7 @@ MAX_LISTED = 10
 
 def train_batches(
   source: Source,
-  ops: Op,
+  ops: Compose,
   *,
   batch: int,
   seed: int,
@@ -111,7 +110,7 @@ def train_batches(
 
 def eval_batches(
   source: Source,
-  ops: Op,
+  ops: Compose,
   *,
   batch: int,
   host: int = 0,
@@ -216,7 +215,7 @@ def _batches(
 
 
 def _load_next(
-  source: Source, ops: Op, shuffler: IndexShuffler, position: int
+  source: Source, ops: Compose, shuffler: IndexShuffler, position: int
 ) -> tuple[np.ndarray, int | np.ndarray]:
   """Returns image and label of the next sound example of the order."""
   key = shuffler.seed, position
@@ -236,7 +235,7 @@ def _load_image(
   source: Source,
   i: int,
   data: bytes,
-  ops: Op,
+  ops: Compose,
   key: tuple[int, int],
   *,
   allow_bad: bool,
@@ -246,7 +245,7 @@ def _load_image(
   `key` is the seed and the position of its random generator.
   """
   try:
-    return ops(decode(data, source.max_pixels), augmentation_rng(*key))
+    return ops.load(data, source.max_pixels, augmentation_rng(*key))
   except ValueError as error:
     if allow_bad:
       return None

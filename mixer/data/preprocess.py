@@ -13,16 +13,19 @@ import cv2
 import numpy as np
 
 from mixer.data import augment, randaugment  # noqa: F401
-from mixer.data.pp_parser import Size, op, output_size, parse  # noqa: F401
+from mixer.data.pp_parser import (  # noqa: F401
+  Crop,
+  Size,
+  height_width,
+  op,
+  output_size,
+  parse,
+)
 from mixer.data.resize import Method, check_size, resize
 from mixer.errors import UserError
 
 # Workers use all cores already, an image a thread.
 cv2.setNumThreads(0)
-
-
-def _height_width(size: Size) -> tuple[int, int]:
-  return (size, size) if isinstance(size, int) else size
 
 
 def _crop(image: np.ndarray, y: int, x: int, h: int, w: int) -> np.ndarray:
@@ -38,7 +41,7 @@ class Resize:
   antialias: bool = False
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    h, w = _height_width(self.size)
+    h, w = height_width(self.size)
     return resize(image, h, w, self.method, self.antialias)
 
 
@@ -69,7 +72,7 @@ class CentralCrop:
   size: Size
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    h, w = _height_width(self.size)
+    h, w = height_width(self.size)
     _check_fits("central_crop", image, h, w)
     y, x = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
     return _crop(image, y, x, h, w)
@@ -82,7 +85,7 @@ class RandomCrop:
   size: Size
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    h, w = _height_width(self.size)
+    h, w = height_width(self.size)
     _check_fits("random_crop", image, h, w)
     y = rng.integers(image.shape[0] - h + 1)
     x = rng.integers(image.shape[1] - w + 1)
@@ -98,10 +101,11 @@ def _check_fits(name: str, image: np.ndarray, h: int, w: int) -> None:
 
 
 @op("inception_crop")
-class InceptionCrop:
+class InceptionCrop(Crop):
   """Cuts a box of random area, shape and place, and resizes it to `size`.
 
-  Areas are in per cent of the image, ratios are width over height.
+  Areas are in per cent of the image, ratios are width over height. `scaled`
+  decodes large JPEGs at a reduced resolution (`pp_parser.Crop`).
   """
 
   size: Size
@@ -111,6 +115,7 @@ class InceptionCrop:
   ratio_max: float = 1.33
   method: Method = "bilinear"
   antialias: bool = False
+  scaled: bool = False
 
   def __post_init__(self) -> None:
     if not 0 < self.area_min <= self.area_max <= 100:
@@ -118,10 +123,9 @@ class InceptionCrop:
     if not 0 < self.ratio_min <= self.ratio_max:
       raise ValueError("ratio_min and ratio_max must rise, from above 0")
 
-  def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    box = self.sample(image.shape[0], image.shape[1], rng)
-    h, w = _height_width(self.size)
-    return resize(_crop(image, *box), h, w, self.method, self.antialias)
+  def resize(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    h, w = height_width(self.size)
+    return resize(image, h, w, self.method, self.antialias)
 
   def sample(
     self, height: int, width: int, rng: np.random.Generator
