@@ -5,8 +5,8 @@ python -m benchmarks.fidelity [--draws=100000] [--page=docs/fidelity.html]
 
 Random stages are drawn both here and by the definition, and compared by
 Kolmogorov-Smirnov (KS) or chi-square tests; all others by their largest
-difference. Writes the page and results/fidelity.json, in 2 minutes on two
-cores. Definitions are big_vision's code, stated in NumPy (authors.py), and
+difference. Writes the page and results/fidelity.json, in a minute of CPU time.
+Definitions are big_vision's code, stated in NumPy (authors.py), and
 pixels recorded from TensorFlow and big_vision (tests/goldens).
 """
 
