@@ -44,8 +44,9 @@ Published and not published:
   data set was never published. train.py's 0.03 is the rate for CIFAR-10 in the
   authors' vision_transformer code.
 - The authors computed in float32, with factors of products rounded on TPUs.
-  So does the model here: --config.model.dtype=bfloat16 was not measured in
-  fine-tuning, and GPUs before Ampere and many CPUs do not have it.
+  So does the model here. On digits --config.model.dtype=bfloat16 changes
+  nothing beyond the seeds (configs/transfer.py); these data were not measured,
+  and GPUs before Ampere and many CPUs do not have it.
 - The paper dropped the inception crop in fine-tuning and names no replacement.
   Here: resize-small and random crop, as in the authors' transfer recipe.
 - A res of 448, or another multiple of 224, takes the model of appendix C, whose

@@ -36,8 +36,9 @@ Published and not published:
 - Warm-up: 100 steps, from the same rule. That rule then has a staircase; the
   cosine here is the paper's schedule for fine-tuning in general.
 - The authors computed in float32, with factors of products rounded on TPUs.
-  So does the model here: --config.model.dtype=bfloat16 was not measured in
-  fine-tuning, and GPUs before Ampere and many CPUs do not have it.
+  So does the model here. On digits --config.model.dtype=bfloat16 changes
+  nothing beyond the seeds (configs/transfer.py); these data were not measured,
+  and GPUs before Ampere and many CPUs do not have it.
 - Augmentation: not published. Random crops and flips here, as in BiT, except
   for structured tasks, which ask for positions; digits are not flipped. Images
   are resized to squares, as in BiT.
