@@ -5,8 +5,8 @@ python -m benchmarks.recipes [--seeds=5] [--workdir=DIR]
 
 Trains configs/regularisation.py with each recipe on photographs and digits,
 once a seed; if stopped, the same command continues. Writes results/recipes.json
-with what each recipe does here; ImageNet is another matter. Takes some 35 minutes
-on two cores.
+with what each recipe does here; ImageNet is another matter. Takes some 35
+minutes on two cores.
 """
 
 import sys
