@@ -13,6 +13,7 @@ TOOLS = {
   "weights": ("fetch, convert, verify, publish", "fetch gsam/Mixer-B_16"),
   "predict": ("classify images", "--init=RUN photos/"),
   "export": ("write weights, or a StableHLO program", "--init=RUN --out=FILE"),
+  "replay": ("one update of a run: losses, layers, NaN", "RUN --step=N"),
   "sweep": ("choose a learning rate, repeat it", "--config=FILE --workdir=DIR"),
   "preflight": ("compile for another TPU", "--config=FILE --topology=v4-8"),
   "goodput": ("where a run's time went", "RUN"),

@@ -36,7 +36,7 @@ def third_batch(config, digits_dir):
 def test_without_mixing_it_has_the_images_of_the_loader(config, digits_dir):
   config.mixup = 0.0
 
-  pixels, labels = show_batch.fed_examples(make_plan(config), 3, images=20)
+  pixels, labels = show_batch.fed_examples(make_plan(config), 3, np.arange(20))
 
   batch = third_batch(config, digits_dir)
   np.testing.assert_array_equal(pixels, batch["image"][:20])
@@ -46,7 +46,7 @@ def test_without_mixing_it_has_the_images_of_the_loader(config, digits_dir):
 def test_cutmix_shows_pixels_of_two_images_and_their_shares(config, digits_dir):
   config.mixup, config.cutmix = 0.0, 1.0
 
-  pixels, labels = show_batch.fed_examples(make_plan(config), 3, images=20)
+  pixels, labels = show_batch.fed_examples(make_plan(config), 3, np.arange(20))
 
   batch = third_batch(config, digits_dir)
   own, other = batch["image"], np.roll(batch["image"], 1, axis=0)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A contact sheet of the images that a step of a recipe trains on."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
@@ -59,28 +62,45 @@ def draw(
   plan = make_plan(config, load_init=False)
   if plan.data.source is None or plan.data.image_size is None:
     plan.complaints.raise_all()
-  pixels, labels = fed_examples(plan, step, images)
-  rows = -(-len(pixels) // COLUMNS)
-  figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows + 0.5), layout="constrained")
-  figure.suptitle(
+  pixels, labels = fed_examples(
+    plan, step, np.arange(min(images, plan.config.batch))
+  )
+  names = plan.data.source.class_names
+  draw_sheet(
+    file,
     f"{plan.data.source.name}, {plan.data.source.split}, step {step:,}: "
     f"{plan.config.data.ops}",
-    wrap=True,
+    pixels,
+    [describe(label, names) for label in labels],
   )
-  axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-  for axis in axes:
-    axis.axis("off")
-  for axis, image, label in zip(axes, pixels, labels, strict=False):
-    axis.imshow(image, interpolation="nearest")
-    axis.set_title(describe(label, plan.data.source.class_names), fontsize=7)
-  plots.save_picture(figure, file)
   return len(pixels)
 
 
+def draw_sheet(
+  file: Path, title: str, pixels: np.ndarray, captions: Sequence[str]
+) -> None:
+  """Draws images, uint8 [n, h, w, 3], each under its caption."""
+  rows = -(-len(pixels) // COLUMNS)
+  figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows + 0.5), layout="constrained")
+  figure.suptitle(title, wrap=True)
+  axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+  for axis in axes:
+    axis.axis("off")
+  for axis, image, caption in zip(axes, pixels, captions, strict=False):
+    axis.imshow(image, interpolation="nearest")
+    axis.set_title(caption, fontsize=7)
+  plots.save_picture(figure, file)
+
+
 def fed_examples(
-  plan: Plan, step: int, images: int
+  plan: Plan, step: int, shown: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Makes the first images of a step, and their labels before smoothing.
+  """Makes images of a step, and their labels before smoothing.
+
+  Args:
+    plan: of the run.
+    step: of the run, from 0 on.
+    shown: their places in the batch, int [n].
 
   Returns:
     uint8 [n, h, w, 3] and float32 [n, classes].
@@ -98,7 +118,6 @@ def fed_examples(
   )
   batch = next(batches)
   batches.close()
-  shown = np.arange(min(images, config.batch))
   part = {
     "image": batch["image"][shown],
     "label": batch["label"][shown],

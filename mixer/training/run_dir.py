@@ -113,7 +113,7 @@ def has_gone_back(
 
   A command that a launcher repeats goes on, and does not go back each time.
   """
-  starts = _read_starts(path)
+  starts = read_starts(path)
   if step is None or not starts or starts[-1].get("went_back_to") != step:
     return False
   return not [*diff_configs(read_config(path / "config.json"), to_dict(config))]
@@ -132,7 +132,7 @@ def write_start(
   """Writes config.json and adds this start to provenance.json."""
   _write_json(path / "config.json", to_dict(config))
   steps = {"from_step": from_step, "went_back_to": went_back_to}
-  starts = [*_read_starts(path), provenance() | steps]
+  starts = [*read_starts(path), provenance() | steps]
   _write_json(path / "provenance.json", {"starts": starts})
 
 
@@ -170,7 +170,8 @@ def write_end(
   )
 
 
-def _read_starts(path: epath.Path) -> list[dict]:
+def read_starts(path: epath.Path) -> list[dict]:
+  """Returns the starts in provenance.json, the first one first."""
   try:
     return list(json.loads((path / "provenance.json").read_text())["starts"])
   except (OSError, ValueError, KeyError, TypeError):

@@ -157,7 +157,18 @@ def create_update(
 ) -> Callable:
   """Returns the plan's `train_step` on all devices; it donates the state.
 
-  With a teacher, it takes `teacher_inputs` after state and batch.
+  With a teacher, it takes `teacher_inputs` after state and batch. `drops` is
+  that of `step_options`.
+  """
+  options = step_options(plan, drops=drops)
+  step = functools.partial(train_step, optimizer=optimizer, **options)
+  axes = options["sharding"].axes(abstract_state(plan, optimizer))
+  has_teacher = plan.teacher.apply is not None
+  return pmap_update(step, devices, axes, has_teacher=has_teacher)
+
+
+def step_options(plan: Plan, *, drops: bool = True) -> dict[str, object]:
+  """Returns the options of the plan's `train_step`, but the optimizer.
 
   Args:
     drops: False for a step outside `SchedulePlan.drop_steps`: its program is
@@ -191,18 +202,12 @@ def create_update(
     temperature=config.teacher.temperature,
     teacher_weight=config.teacher.weight,
   )
-  sharding = create_sharding(plan)
-  step = functools.partial(
-    train_step,
-    model=model,
-    optimizer=optimizer,
-    objective=objective,
-    sharding=sharding,
-    teacher=plan.teacher.apply,
-  )
-  axes = sharding.axes(abstract_state(plan, optimizer))
-  has_teacher = plan.teacher.apply is not None
-  return pmap_update(step, devices, axes, has_teacher=has_teacher)
+  return {
+    "model": model,
+    "objective": objective,
+    "sharding": create_sharding(plan),
+    "teacher": plan.teacher.apply,
+  }
 
 
 def teacher_inputs(plan: Plan) -> tuple[dict, ...]:

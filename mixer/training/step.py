@@ -150,6 +150,48 @@ def train_step(
     the state. With SAM also float32 sharpness, the perturbed loss minus `loss`;
     with a teacher label_loss and teacher_loss, whose weighted mean is `loss`.
   """
+  loss, others, gradients = mean_gradients(
+    state,
+    batch,
+    teacher_params,
+    model=model,
+    objective=objective,
+    sharding=sharding,
+    teacher=teacher,
+  )
+  # 4. Optimizer and EMA.
+  state, metrics = apply_gradients(
+    state,
+    loss,
+    gradients,
+    optimizer=optimizer,
+    ema_decay=objective.ema_decay,
+    sharding=sharding,
+  )
+  return state, metrics | others
+
+
+def mean_gradients(
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  teacher_params: dict | None = None,
+  *,
+  model: nn.Module,
+  objective: LossConfig,
+  sharding: Replicated,
+  teacher: Callable[[dict, jax.Array], jax.Array] | None,
+  by_example: bool = False,
+) -> tuple[jax.Array, dict[str, jax.Array], dict]:
+  """Computes an update's loss and gradients, averaged over devices.
+
+  Arguments are those of `train_step`.
+
+  Args:
+    by_example: adds "example_losses", float32 [global batch], to the metrics.
+
+  Returns:
+    Loss, further metrics, and the gradients for this device's share.
+  """
   # 1. Mixup and CutMix, the same for the whole global batch.
   mixup_key, drop_key = step_keys(objective.seed, state.step)
   mixup = sample_mixup(
@@ -185,6 +227,10 @@ def train_step(
       parts = {"label_loss": losses.mean(), "teacher_loss": distances.mean()}
       share = objective.teacher_weight
       losses = (1 - share) * losses + share * distances
+    if by_example:  # sums, in the mean over micro-batches and devices
+      total = batch["index"].size * jax.lax.axis_size(AXIS)
+      rows = jnp.zeros(total).at[part["index"]].set(losses)
+      parts["example_losses"] = rows * (total / losses.size)
     return losses.mean(), parts
 
   gradient = jax.value_and_grad(mean_loss, has_aux=True)
@@ -202,16 +248,7 @@ def train_step(
     jax.lax.pmean(losses, AXIS),
     sharding.mean_grads(gradients),
   )
-  # 4. Optimizer and EMA.
-  state, metrics = apply_gradients(
-    state,
-    loss,
-    gradients,
-    optimizer=optimizer,
-    ema_decay=objective.ema_decay,
-    sharding=sharding,
-  )
-  return state, metrics | others
+  return loss, others, gradients
 
 
 def apply_gradients(
