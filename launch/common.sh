@@ -33,7 +33,7 @@ join_flags() {
 # the flags `config` and `workdir`. Fails if the program needs these and lacks one.
 select_program() {
   case ${1-} in
-    train | eval | data | export | paper | predict | preflight | sweep | weights)
+    train | eval | data | export | goodput | paper | predict | preflight | replay | sweep | weights)
       name=$1
       shift
       ;;

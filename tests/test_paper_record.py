@@ -91,8 +91,9 @@ def test_a_pretraining_run_on_imagenet_is_recorded_without_fine_tuning(
     cell, origin = cells[name]
     assert cell == {"value": percent(accuracy), "deviation": None, "runs": 1}
   assert f"real      {cell['value']:.2f} %, 1 run" in text
-  rates = [row.get("images_per_second") for row in rows]
-  seconds = sum(32 / rate for rate in rates if rate)
+  # The first update, which compiles, counts as much as the second.
+  rates = [row["images_per_second"] for row in rows[1:12]]
+  seconds = sum(32 / rate for rate in [rates[0], *rates])
   days = {"cpu": pytest.approx(8 * seconds / 86_400)}
   assert cells["core_days"][0] == {"device_days": days}
 

@@ -31,6 +31,7 @@ from mixer.errors import UserError
 from mixer.models import create
 from mixer.tools.sweep.plan import Outcome, best_outcome, grid_runs, plan_sweep
 from mixer.tools.sweep.sweep import dry_run, listen_for_signals, sweep
+from mixer.training import run_dir
 from mixer.training.lock import locked
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -293,13 +294,13 @@ def test_a_parallel_sweep_waits_for_the_runs_of_other_processes(
 def test_a_stop_that_comes_after_a_runs_last_step_ends_the_sweep(
   digits_dir, tmp_path, monkeypatch, capsys
 ):
-  real = train.draw_learning_curve
+  real = run_dir.draw_learning_curve
 
   def signal_first(folder):
     signal.raise_signal(signal.SIGTERM)
     return real(folder)
 
-  monkeypatch.setattr(train, "draw_learning_curve", signal_first)
+  monkeypatch.setattr(run_dir, "draw_learning_curve", signal_first)
   with listen_for_signals() as should_stop:
     config = small(digits_dir)
     code = sweep(config, str(tmp_path), should_stop=should_stop)
