@@ -74,8 +74,8 @@ def test_older_names_have_the_same_manifest(tmp_path, family, old):
   assert one["sha256"] == other["sha256"] and one["outputs"] == other["outputs"]
 
 
-def nudge(params):
-  params["stem"]["kernel"][0, 0, 0, 0] += np.float32(0.25)
+def nudge(params, by=0.25):
+  params["stem"]["kernel"][0, 0, 0, 0] += np.float32(by)
   return params
 
 
@@ -95,6 +95,12 @@ def rounded(dtype):
       "2 missing: head/bias, head/k",
     ),
     (".npz", "exact", dict, "are the same.*model.gelu=tanh"),
+    (
+      ".npz",
+      "tanh",
+      lambda x: nudge(x, 1e-7),
+      "1 of 30 .*stem/kernel: up to .*rounded to float16",
+    ),
     (".npz", "tanh", rounded(np.float16), "rounded to float16"),
     (
       ".safetensors",
@@ -243,6 +249,8 @@ def test_a_run_goes_to_a_hub_and_back(run, environment, tmp_path):
     (["verify", FILE, "--manifest=a.json"], "a.json is not a manifest"),
     (["manifest", "hf:tiny"], "write OWNER/NAME"),
     (["push", "{run}", "tiny"], "write OWNER/NAME"),
+    (["push", "{run}", "../tiny"], "write OWNER/NAME"),
+    (["push", "{run}", "me/.."], "write OWNER/NAME"),
     (["push", "{run}", "me/tiny"], "hf auth login|pip install hugg"),
     (["push", "nothing", "me/tiny"], "There is no folder|pip install hugg"),
   ],

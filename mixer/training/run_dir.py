@@ -293,7 +293,7 @@ def load_config(folder: epath.Path) -> ConfigDict:
   if not file.is_file():
     raise UserError(
       f"There is no run in {folder}, since it holds no config.json: mend the "
-      "name, or give the recipe with --config."
+      "name, or give eval.py the recipe with --config."
     )
   return resolve_known(read_json(file))
 

@@ -229,7 +229,7 @@ def fetch_from_hub(name: str) -> Path:
 @contextlib.contextmanager
 def open_hub(repository: str) -> Iterator[ModuleType]:
   """Yields the hub's client; its errors become messages for the user."""
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+  if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
     raise UserError(
       f"{repository!r} is not a repository of the hub: write OWNER/NAME, such "
       "as me/pets."

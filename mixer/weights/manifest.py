@@ -158,10 +158,9 @@ def compare(manifest: dict, reference: dict) -> list[str]:
 
 
 def _compare_parameters(manifest: dict, reference: dict) -> list[str]:
-  for dtype in _DTYPES:
-    if manifest["sha256"][dtype] == reference["sha256"][dtype]:
-      rounded = [f"Equal only once both are rounded to {dtype}."]
-      return [] if dtype == "float32" else rounded
+  same = [x for x in _DTYPES if manifest["sha256"][x] == reference["sha256"][x]]
+  if "float32" in same:
+    return []
   here, there = manifest["parameters"], reference["parameters"]
   both = here.keys() & there
   lines = [
@@ -174,6 +173,11 @@ def _compare_parameters(manifest: dict, reference: dict) -> list[str]:
   for names, words in (missing, "missing"), (additional, "additional"):
     if names:
       lines.append(f"{len(names)} {words}: {format_list(names)}.")
+  if same:
+    lines.append(
+      f"Once both are rounded to {same[0]} they are equal: a copy in half "
+      "precision, or a change as small."
+    )
   return lines
 
 
@@ -183,5 +187,7 @@ def _difference(here: dict, there: dict) -> str:
   gaps = np.abs(np.float32(here["sample"]) - np.float32(there["sample"]))
   sampled = "" if gaps.size == np.prod(here["shape"]) else "sampled "
   differing = np.count_nonzero(gaps)
+  if not differing:
+    return "none of the sampled values; --manifest=WEIGHTS compares all"
   share = f"{differing:,} of {gaps.size:,} {sampled}values"
-  return f"up to {gaps.max():.3g}, {share}" if differing else share
+  return f"up to {gaps.max():.3g}, {share}"
