@@ -209,7 +209,10 @@ def _run(jaxpr, consts, inputs, number: str, scope: str):
 
 def _scan(params: dict, run: Callable, arguments: list, place: str, stack: str):
   """Evaluates a loop, whose records are stacked."""
-  consts, carries = params["num_consts"], params["num_carry"]
+  if "ft_in" in params:  # jax 0.12
+    consts, carries, _ = map(len, params["ft_in"].unpack())
+  else:
+    consts, carries = params["num_consts"], params["num_carry"]
 
   def body(carry, xs):
     inputs = [*arguments[:consts], *carry, *xs]
