@@ -23,8 +23,8 @@ from small_models import assert_same, golden
 
 from mixer import weights
 from mixer.config_check import resolve, to_dict
+from mixer.tools.manifest import make_manifest
 from mixer.tools.weights import main
-from mixer.weights.manifest import make_manifest
 
 FILE = "tests/goldens/mixer_tiny.npz"
 NAME = "hf:me/tiny"

@@ -15,9 +15,9 @@ from mixer.config_check import to_dict
 from mixer.errors import UserError
 from mixer.models.infer import describe
 from mixer.storage import cache_folder
+from mixer.tools import manifest
 from mixer.tools.inference import choose_ops
 from mixer.tools.paper.run_reader import Run, find_folder, read_run
-from mixer.weights import manifest
 from mixer.weights.download import HUB, open_hub
 
 _CARD = """---

@@ -159,7 +159,8 @@ def _item(text: str) -> str:
 
 def _fetch(name: str, cache: str | None) -> str:
   if name.startswith(download.HUB):
-    return f"{locate(name)}, {_describe(read(name).params)}"
+    path = locate(name)
+    return f"{path}, {_describe(read(path).params)}"
   published = find(name)
   path = download.fetch(published, cache)
   size = f"{path.stat().st_size / 2**20:,.2f} MiB"
@@ -262,7 +263,7 @@ def _gelu_note(target: str, params: dict, gelu: str) -> str:
 
 
 def _manifest(source: str, out: str | None) -> str:
-  from mixer.weights import manifest
+  from mixer.tools import manifest
 
   path = out or f"{locate(source)}{manifest.SUFFIX}"
   path = check_output(path, "--out", manifest.WRITTEN, suffixes=[".json"])
@@ -275,7 +276,7 @@ def _manifest(source: str, out: str | None) -> str:
 
 def _verify(source: str, reference: str | None) -> str:
   """Compares weights; exits with 1 after printing the differences."""
-  from mixer.weights import manifest
+  from mixer.tools import manifest
 
   if reference is None:
     reference = f"{locate(source)}{manifest.SUFFIX}"
