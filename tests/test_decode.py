@@ -211,7 +211,8 @@ def test_flawed_but_whole_jpegs_are_read_as_tensorflow_reads_them(data):
   # Those that libjpeg warns about get another inverse DCT.
   expected = as_tensorflow_decodes(data)
   assert np.abs(decoded - expected).mean() < 1.5
-  part = decode(data, choose=lambda *size: (3, 4, 20, 30)).astype(int)
+  boxes = iter([(3, 4, 20, 30)])  # drawn once, whatever is tried
+  part = decode(data, choose=lambda *size: next(boxes)).astype(int)
   assert np.abs(part - expected[3:23, 4:34]).mean() < 1.5
 
 

@@ -87,7 +87,6 @@ def test_a_step_between_checkpoints_is_replayed_to_the_bit(run, digits_dir):
 def test_without_an_earlier_checkpoint_it_starts_at_initialisation(
   digits_dir, tmp_path
 ):
-  """With a sharded state, micro-batches and SAM."""
   run = make_run(
     digits_dir,
     tmp_path / "run",

@@ -13,7 +13,7 @@ from mixer.errors import UserError, did_you_mean
 from mixer.storage import atomic_write, check_output
 from mixer.tools.table import render as render_markdown
 
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
   loader=jinja2.FileSystemLoader(Path(__file__).parent),
   autoescape=True,
   undefined=jinja2.StrictUndefined,  # a misspelt name raises
@@ -224,7 +224,7 @@ def render_html(template: str, **values: object) -> str:
       only style sheet.
     **values: escaped unless they are `markupsafe.Markup`.
   """
-  return _TEMPLATES.get_template(template).render(values)
+  return TEMPLATES.get_template(template).render(values)
 
 
 FORMATS: dict[str, Callable[[Page], str]] = {
