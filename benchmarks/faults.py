@@ -18,7 +18,6 @@ import functools
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -364,9 +363,7 @@ def updates_since(started: float, run: Run) -> int:
 
 def compare_ledger(run: Run, wall: float, known: int) -> str:
   """Compares a ledger with the wall time and the number of lost updates."""
-  line, seconds = read_goodput(run.folder)
-  lost = re.search(r"([\d,]+) updates done again", line)
-  lost = int(lost[1].replace(",", "")) if lost else 0
+  line, seconds, lost = read_goodput(run.folder)
   total, steps = sum(seconds.values()), read_rows(run.folder)[-1]["step"]
   if abs(total - wall) > 0.02 * wall or abs(lost - known) > 0.02 * steps:
     raise RuntimeError(f"{wall:.1f} s, {known} updates lost, and: {line}")

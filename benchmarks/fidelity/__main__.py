@@ -19,7 +19,7 @@ from benchmarks.fidelity.rows import LEAST_P, cells
 from benchmarks.fidelity.stages import STAGES
 from mixer.cli import run_cli
 from mixer.storage import atomic_write
-from mixer.tools.paper.render import render_html
+from mixer.tools.paper.render import TEMPLATES
 from mixer.tools.table import render
 
 HEAD = "stage | quantity | n | statistic | p | verdict".split(" | ")
@@ -44,7 +44,10 @@ def measure(draws: int, page: Path, results: Path) -> str:
   texts = {name: inspect.getdoc(compare) for name, compare in STAGES.items()}
   values = {"draws": draws, "least_p": LEAST_P, "head": HEAD[1:]}
   values |= {"stages": stages, "texts": texts, "rows": rows, "cells": cells}
-  text = render_html("fidelity.html", title="Fidelity, by stage", **values)
+  template = Path(__file__).with_name("page.html").read_text()
+  text = TEMPLATES.from_string(template).render(
+    title="Fidelity, by stage", **values
+  )
   with atomic_write(page) as aside:
     aside.write_text(f"{text}\n")
   table = [(name, *cells(row)) for name, each in rows.items() for row in each]

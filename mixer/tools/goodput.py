@@ -30,7 +30,7 @@ def show(run: str) -> str:
   """
   with storage_errors(run):
     folder = find_folder(run)
-    line, seconds = read_goodput(folder)
+    line, seconds, _ = read_goodput(folder)
   if not seconds:
     raise UserError(
       f"{folder} has no {FILE}: name the folder of a run; one of an older "

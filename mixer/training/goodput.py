@@ -115,11 +115,13 @@ class Ledger:
       is_closed = self._closed.wait(min(LONGEST, max(shortest, share)))
 
 
-def read_goodput(folder: epath.Path) -> tuple[str, dict[str, float]]:
-  """Returns a line about a run's time, and the seconds of each kind.
+def read_goodput(folder: epath.Path) -> tuple[str, dict[str, float], int]:
+  """Adds up all starts of a run.
 
-  These sum to the time from the first start to the last write; {} for a run
-  that is older than the file.
+  Returns:
+    A line about its time; the seconds of each kind, which sum to the time from
+    the first start to the last write ({} for a run that is older than the
+    file); and the number of updates that were done again.
 
   Raises:
     UserError: goodput.jsonl is damaged.
@@ -132,7 +134,7 @@ def read_goodput(folder: epath.Path) -> tuple[str, dict[str, float]]:
     if not before.get("done") or not steps <= {0, before["rows"][-1]["step"]}:
       starts.append(start)
   if not starts:
-    return f"not recorded, the run is older than {FILE}", {}
+    return f"not recorded, the run is older than {FILE}", {}, 0
   seconds, lost_updates = dict.fromkeys(KINDS, 0.0), 0
   # Of later starts: the first, and the lowest step that one went on from.
   following, resumed = None, math.inf
@@ -159,7 +161,7 @@ def read_goodput(folder: epath.Path) -> tuple[str, dict[str, float]]:
     if x >= 0.5
   ]
   if lost_updates:
-    parts.append(f"{int(lost_updates):,} updates done again")
+    parts.append(f"{lost_updates:,} updates done again")
   if step := starts[0].get("from_step"):
     parts.append(f"from step {step:,} on")
   if not starts[-1].get("done"):
@@ -167,7 +169,8 @@ def read_goodput(folder: epath.Path) -> tuple[str, dict[str, float]]:
     parts.append(f"not done, written {ago} ago")
   counted = f"{len(starts):,} start{'s' * (len(starts) > 1)}"
   share, length = seconds["update"] / wall, format_seconds(wall)
-  return f"{share:.1%} of {length}, {counted}: {', '.join(parts)}", seconds
+  line = f"{share:.1%} of {length}, {counted}: {', '.join(parts)}"
+  return line, seconds, lost_updates
 
 
 def _read(folder: epath.Path) -> list[dict]:
