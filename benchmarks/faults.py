@@ -365,7 +365,9 @@ def compare_ledger(run: Run, wall: float, known: int) -> str:
   """Compares a ledger with the wall time and the number of lost updates."""
   line, seconds, lost = read_goodput(run.folder)
   total, steps = sum(seconds.values()), read_rows(run.folder)[-1]["step"]
-  if abs(total - wall) > 0.02 * wall or abs(lost - known) > 0.02 * steps:
+  # The first interpreter's start and the last one's end are outside of it.
+  is_near = abs(total - wall) <= max(2.0, 0.02 * wall)
+  if not is_near or abs(lost - known) > 0.02 * steps:
     raise RuntimeError(f"{wall:.1f} s, {known} updates lost, and: {line}")
   return (
     f"; its ledger has {total:.1f} of {wall:.1f} s and {lost} of {known} lost "
