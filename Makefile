@@ -27,7 +27,8 @@ transfer: $(VENV)/installed
 	$(BIN)/python -m benchmarks.transfer $(TRANSFER)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+	  --max-worker-restart=0 $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

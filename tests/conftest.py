@@ -64,6 +64,19 @@ def environment(compiled):
   }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unload_programs():
+  """Frees what a module has compiled.
+
+  Of all programs of the suite a process would hold some gigabytes, in half as
+  many areas of memory as Linux allows (vm.max_map_count).
+  """
+  yield
+  import jax
+
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def compiled_once(compiled):
   """Caches the programs that the tests of a module compile."""

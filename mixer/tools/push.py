@@ -73,7 +73,8 @@ def push(
   target.mkdir(parents=True)
   _write(target, hub, run, repository, license)
   if dry_run:
-    return f"Wrote {target}; nothing was uploaded."
+    files = ", ".join(sorted(each.name for each in target.iterdir()))
+    return f"Wrote {target} ({files}); nothing was uploaded."
   with open_hub(repository):
     hub.create_repo(repository, exist_ok=True)
     commit = hub.upload_folder(repo_id=repository, folder_path=target)
