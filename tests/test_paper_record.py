@@ -341,7 +341,7 @@ METRIC = {"metric": "eval/test/accuracy"}
     (
       "swept",
       edit("others/sweep.json", lambda x: x["config"].update(init="other")),
-      "and 'other': Avg 5 is of one pre-training",
+      "others: init: .* -> 'other', which is no folder here",
     ),
     (
       "swept",

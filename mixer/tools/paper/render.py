@@ -2,6 +2,7 @@
 """Pages with tables and footnotes, as text, Markdown and HTML."""
 
 import dataclasses
+import itertools
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -36,28 +37,20 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table whose column heads may have a second line above.
+  """A table whose column heads may have a second line above."""
 
-  columns: groups and names of the columns; neighbours of one group share its
-    head, "" is none.
-  rows: cells, or a heading of the rows below it.
-  caption: a line above the table, "" for none.
-  """
-
+  # Groups and names; neighbours of one group share its head, "" is none.
   columns: Sequence[tuple[str, str]]
-  rows: Sequence[str | Sequence[Cell]]
-  caption: str = ""
+  rows: Sequence[str | Sequence[Cell]]  # cells, or a heading of those below
+  caption: str = ""  # a line above the table
 
   @property
   def groups(self) -> list[tuple[str, list[int]]]:
-    """Groups and the columns of each; "" for a column outside of any."""
-    result = []
-    for i, (group, _) in enumerate(self.columns):
-      if group and result and result[-1][0] == group:
-        result[-1][1].append(i)
-      else:
-        result.append((group, [i]))
-    return result
+    """Groups and the columns of each; "" for columns outside of any."""
+    places = itertools.groupby(
+      range(len(self.columns)), lambda i: self.columns[i][0]
+    )
+    return [(group, list(columns)) for group, columns in places]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +82,11 @@ class Footnotes:
 
 
 def choose_format(format: str | None, out: str | None) -> str:
-  """Checks the flags of a page.
+  """Checks a page's flags and returns a key of FORMATS.
 
   Args:
-    format: a key of FORMATS; None: as the file ends, or text.
+    format: such a key; None: as the file ends, or text.
     out: the file; None for the terminal.
-
-  Returns:
-    A key of FORMATS.
-
-  Raises:
-    UserError: it is no such key, or the file cannot be written.
   """
   if format not in (None, *FORMATS):
     raise UserError(
@@ -154,14 +141,13 @@ def _plain(cell: Cell) -> str:
 
 def _lines(table: Table) -> list[str]:
   """Lays out column heads, a rule, and the rows."""
+  names = [name for _, name in table.columns]
   rows = [
     row if isinstance(row, str) else [*map(_plain, row)] for row in table.rows
   ]
-  indent = "  " if any(isinstance(row, str) for row in rows) else ""
-  names = [name for _, name in table.columns]
-  columns = zip(
-    names, *(row for row in rows if isinstance(row, list)), strict=True
-  )
+  cells = [row for row in rows if isinstance(row, list)]
+  indent = "  " if len(cells) < len(rows) else ""
+  columns = zip(names, *cells, strict=True)
   widths = [max(map(len, column)) for column in columns]
   widths[0] += len(indent)
   heads = []

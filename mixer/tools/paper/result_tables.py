@@ -62,15 +62,7 @@ _LETTERS = [
 
 
 def page(number: int, results: Path) -> Page:
-  """Returns table 2 or 3.
-
-  Args:
-    number: of the table.
-    results: the folder of results.
-
-  Raises:
-    UserError: a file of results is damaged.
-  """
+  """Returns table 2 or 3 with what the folder of results has."""
   devices = read_devices(results)
   missing = Footnotes(map(str, itertools.count(1)))
   measured = Footnotes(_LETTERS)
@@ -206,9 +198,7 @@ def _origin(record: dict) -> str:
 def _speed_note(device: Device, speeds: dict[str, Throughput]) -> str:
   """Names device, dtype and batches, file, dates and commits.
 
-  Args:
-    device: that was measured.
-    speeds: throughputs in one dtype by the models' names.
+  speeds: throughputs in one dtype by the models' names.
   """
   [dtype] = {each.dtype for each in speeds.values()}
   batches = [f"{name} with {_batch(each)}" for name, each in speeds.items()]

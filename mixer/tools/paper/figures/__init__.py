@@ -22,17 +22,11 @@ FIGURES = {
 
 
 def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
-  """Draws a figure.
+  """Draws a figure and returns a sentence that names the files.
 
   Args:
     name: a key of FIGURES.
     arguments: flags of that figure, as on the command line.
-
-  Returns:
-    A sentence that names the files.
-
-  Raises:
-    UserError: there is no such figure, or it cannot be drawn.
   """
   if name not in FIGURES:
     problem = f"There is no figure {name} here" if name else "Name a figure"

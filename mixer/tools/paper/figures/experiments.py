@@ -67,11 +67,7 @@ _EXAMPLE = 64  # px of the picture that shows the inputs
 
 
 def draw_figure2(results: Path, out: str | Path) -> str:
-  """Draws figure 2 and returns the files' names, for a sentence.
-
-  Raises:
-    UserError: there are no results, or the files cannot be written.
-  """
+  """Draws figure 2 and returns the files' names, for a sentence."""
   content = _read(results / DATA_SIZE, "benchmarks.data_size")
   curves = content["curves"]
   largest = max(c["config"]["data.examples"] for c in curves)
@@ -136,11 +132,7 @@ def _draw_sizes(axes: Axes, curves: list[dict], result: str) -> None:
 
 
 def draw_figure4(results: Path, out: str | Path) -> str:
-  """Draws figure 4 and returns the files' names, for a sentence.
-
-  Raises:
-    UserError: there are no results, or the files cannot be written.
-  """
+  """Draws figure 4 and returns the files' names, for a sentence."""
   content = _read(results / PERMUTATIONS, "benchmarks.permutations")
   curves = {(c["model"], c["input"]): c for c in content["curves"]}
   one = curves["mixer", "original"]

@@ -150,9 +150,6 @@ def draw_panels(
 
   Returns:
     The title and the names of both files, for a sentence.
-
-  Raises:
-    UserError: `out` does not end in .svg, or cannot be written.
   """
   title = f"{subject} of {', '.join(map(short_name, init))}"
   sizes = np.array([[panel.size for panel in row] for row in rows])

@@ -67,9 +67,6 @@ def draw_throughput(results: Path, out: str | Path) -> str:
 
   Returns:
     The files' names, and devices that are missing or left out, for a sentence.
-
-  Raises:
-    UserError: a file of results is damaged, or the figure cannot be written.
   """
   devices = rank_devices(results)
   shown, others = devices[:_MAX_DEVICES], devices[_MAX_DEVICES:]

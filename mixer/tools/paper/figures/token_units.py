@@ -5,7 +5,8 @@
   python -m mixer paper figure 6 --init=imagenet1k/Mixer-B_16 \\
     --init=imagenet21k/Mixer-B_16 --init=sam/Mixer-B_16
 
-Figure 5 has a panel for each of the first three blocks, with pairs at equal
+Figure 5 has a row for each weights and a panel for each of the first three
+blocks, with pairs at equal
 distances in the order if a block has more than --units units. Figure 6 has a
 column for each weights and a row for each of the first two blocks, with all
 units.
@@ -50,23 +51,9 @@ _ORDINALS = ("first", "second", "third")
 
 
 def draw_figure5(
-  init: Sequence[str],
-  blocks: list[int] | None,
-  units: int,
-  out: str | Path,
+  init: Sequence[str], blocks: list[int] | None, units: int, out: str | Path
 ) -> str:
-  """Draws figure 5; returns the models' and the files' names, for a sentence.
-
-  Args:
-    init: weights of Mixers, a row for each.
-    blocks: numbers of the blocks; None: the first three.
-    units: maximum number in a block, at least a pair.
-    out: FILE.svg.
-
-  Raises:
-    UserError: weights are not a Mixer's or cannot be read, or the files cannot
-      be written.
-  """
+  """Draws figure 5; returns the names of models and files, for a sentence."""
   charts.check_out(out)
   checkpoints, blocks = _read(init, blocks, 3)
   rows = [
@@ -78,21 +65,9 @@ def draw_figure5(
 
 
 def draw_figure6(
-  init: Sequence[str],
-  blocks: list[int] | None,
-  out: str | Path,
+  init: Sequence[str], blocks: list[int] | None, out: str | Path
 ) -> str:
-  """Draws figure 6; returns the models' and the files' names, for a sentence.
-
-  Args:
-    init: weights of Mixers, a column for each.
-    blocks: numbers of the blocks; None: the first two.
-    out: FILE.svg.
-
-  Raises:
-    UserError: weights are not a Mixer's or cannot be read, or the files cannot
-      be written.
-  """
+  """Draws figure 6; returns the names of models and files, for a sentence."""
   charts.check_out(out)
   checkpoints, blocks = _read(init, blocks, 2)
   # Units of all grids are as high as the highest, so that their rows align.
@@ -171,11 +146,7 @@ def unit_mosaic(
 
 
 def blocks_of(params: dict) -> list[int]:
-  """Returns the numbers of the blocks with token mixing, as in MixerBlock_0.
-
-  Args:
-    params: nested dict of arrays, of any model.
-  """
+  """Returns the numbers of the blocks with token mixing, of any model."""
   return sorted(
     int(name.removeprefix("MixerBlock_"))
     for name, part in params.items()
@@ -184,19 +155,7 @@ def blocks_of(params: dict) -> list[int]:
 
 
 def read_units(checkpoint: LoadedWeights, block: int) -> np.ndarray:
-  """Returns the pictures of a block's units.
-
-  Args:
-    checkpoint: weights of a Mixer.
-    block: number of the block, from 0.
-
-  Returns:
-    float64 [d, h, w], in the order of the weights.
-
-  Raises:
-    UserError: the block has no such units, the grid of tokens is not known, or
-      weights are not finite.
-  """
+  """Returns a block's units, float64 [d, h, w], in the order of the weights."""
   blocks = blocks_of(checkpoint.params)
   if block not in blocks:
     raise UserError(

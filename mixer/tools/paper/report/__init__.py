@@ -19,7 +19,6 @@ import os
 import re
 import statistics
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from flax.traverse_util import flatten_dict
 
@@ -52,11 +51,8 @@ _MAX_UNITS = 128  # in the picture of a block
 _EVALUATORS = {"imagenet": ("val", "test"), "real": ("real",)}
 
 
-class Published(NamedTuple):
-  """A published accuracy, 0 to 1, and its source, such as "paper, table 3"."""
-
-  value: float
-  source: str
+# An accuracy, 0 to 1, and its source, such as "paper, table 3".
+Published = tuple[float, str]
 
 
 def write(workdir: str | os.PathLike, out: str | None = None) -> str:
@@ -68,10 +64,6 @@ def write(workdir: str | os.PathLike, out: str | None = None) -> str:
 
   Returns:
     The run's state and the page's file, for a sentence.
-
-  Raises:
-    UserError: the folder is not a run's, a file in it is damaged, or the page
-      cannot be written.
   """
   if out is not None:
     out = check_output(out, "--out", _OURS, suffixes=[".html", ".htm"])
@@ -85,8 +77,7 @@ def write(workdir: str | os.PathLike, out: str | None = None) -> str:
       f"that train.py was given as --workdir{others}."
     )
   run = read_run(folder)
-  file = out or folder / "report.html"
-  page = render(run)
+  page, file = render(run), out or folder / "report.html"
   with atomic_write(file) as partial:
     partial.write_text(page, encoding="utf-8")
   return f"Report of {folder}, {_state(run)}: {file}"
@@ -99,7 +90,6 @@ def render(run: Run) -> str:
   skipped = read_rows(run.folder, "skipped.jsonl")
   logged = run.series("train/skipped")[1]
   skipped_count = max(int(logged[-1]) if logged else 0, len(skipped))
-  now = datetime.datetime.now(datetime.UTC)
   name = run.folder.resolve().name
   return render_html(
     "report/page.html",
@@ -124,7 +114,7 @@ def render(run: Run) -> str:
     goodput=read_goodput(run.folder)[0],
     speed_chart=charts.throughput(run),
     recipe=_recipe(run),
-    date=f"{now:%Y-%m-%d %H:%M} UTC",
+    date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
   )
 
 
@@ -159,16 +149,15 @@ def _published(run: Run) -> dict[str, Published]:
   that the config's evaluators state.
   """
   published = {
-    f"eval/{name}/accuracy": Published(options["published"], "by the config")
+    f"eval/{name}/accuracy": (options["published"], "by the config")
     for name, options in run.config["evals"].items()
     if options.get("published") is not None
   }
   row, cells = match_row(run) or (None, {})
   for cell, names in _EVALUATORS.items():
     if cell in cells and getattr(row, cell) is not None:
-      value, source = getattr(row, cell) / 100, f"paper, table {row.table}"
-      for name in names:
-        published[f"eval/{name}/accuracy"] = Published(value, source)
+      number = getattr(row, cell) / 100, f"paper, table {row.table}"
+      published |= {f"eval/{name}/accuracy": number for name in names}
   return published
 
 
@@ -194,8 +183,9 @@ def _main_tile(
   label = f"{_words(name)}, step {steps[-1]:,}"
   if best := _best(name, steps, values):
     label += f"; best: {best.replace(' at ', ' at step ')}"
-  if other := published.get(name):
-    label += f"; {other.source}: {_result(name, other.value)}"
+  if name in published:
+    value, source = published[name]
+    label += f"; {source}: {_result(name, value)}"
   return _result(name, values[-1]), label
 
 
@@ -223,14 +213,14 @@ def _evaluations(run: Run, published: Mapping[str, Published]) -> Table | None:
     if steps:
       last = f"{_result(name, values[-1])} at {steps[-1]:,}"
       row[1:] = last, _best(name, steps, values)
-    if has_published:
-      other = published.get(name) if steps else None
+    if name in published and steps:
+      value, source = published[name]
+      points = 100 * (values[-1] - value)
       row.append(
-        f"{_result(name, other.value)}, {other.source} "
-        f"(here {100 * (values[-1] - other.value):+.2f} points)"
-        if other
-        else ""
+        f"{_result(name, value)}, {source} (here {points:+.2f} points)"
       )
+    elif has_published:
+      row.append("")
     rows.append(row)
   head = ["result", "last, at step", "best, at step"]
   head += ["published"] * has_published

@@ -92,11 +92,11 @@ def curves(run: Run) -> list[Chart]:
   names = run.evaluation_names
   losses = [name for name in names if plots.is_loss(name)]
   accuracies = [name for name in names if plots.is_accuracy(name)]
-  charts = [
+  charts = (
     _draw(run, "Loss", "train/loss", losses),
-    _draw(run, "Accuracy (%)", None, accuracies, scale=100.0),
+    _draw(run, "Accuracy (%)", "", accuracies, scale=100.0),
     _draw(run, "Learning rate", "train/learning_rate"),
-  ]
+  )
   return [chart for chart in charts if chart]
 
 
@@ -108,7 +108,7 @@ def throughput(run: Run) -> Chart | None:
 def _draw(
   run: Run,
   title: str,
-  training: str | None,
+  training: str,
   evaluations: Sequence[str] = (),
   scale: float = 1.0,
 ) -> Chart | None:
@@ -118,12 +118,10 @@ def _draw(
     run: its log has the series.
     title: of the chart.
     training: a series of single batches.
-    evaluations: series of evaluations.
-    scale: factor of the values of evaluations.
+    evaluations: series of evaluations, whose values are multiplied by `scale`.
   """
-  drawn = {name: run.series(name) for name in evaluations}
-  drawn = {name: series for name, series in drawn.items() if series[0]}
-  batches = run.series(training) if training else ([], [])
+  drawn = {x: series for x in evaluations if (series := run.series(x))[0]}
+  batches = run.series(training)
   if not drawn and not batches[0]:
     return None
   chart = Chart(title)
@@ -146,16 +144,12 @@ def _draw(
     )
     label = f"{plots.evaluator_name(name)} {scale * values[-1]:.4g}"
     chart.legend.append((f"--series-{color}", label))
-  for name in filter(None, [training, *evaluations]):
-    steps = [
-      step
-      for step, value in zip(*plots.collect(run.rows, name), strict=True)
-      if not math.isfinite(value)
-    ]
-    if steps:
+  for name in training, *evaluations:
+    rows = [row for row in run.rows if not math.isfinite(row.get(name, 0))]
+    if rows:
       chart.notes.append(
-        f"{name} is not finite in {len(steps):,} of the log's rows, first at "
-        f"step {steps[0]:,}."
+        f"{name} is not finite in {len(rows):,} of the log's rows, first at "
+        f"step {rows[0]['step']:,}."
       )
   values = [*batches[1], *(v for _, each in drawn.values() for v in each)]
   axes.margins(y=0.08)
@@ -194,13 +188,11 @@ def to_svg(figure: Figure, description: str) -> Markup:
   """Returns a figure as an element of the page."""
   file = io.StringIO()
   options = {"svg.fonttype": "none", "svg.hashsalt": description}
+  nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
   with matplotlib.rc_context(options):
-    figure.savefig(
-      file, format="svg", transparent=True, metadata={"Date": None}
-    )
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
   svg = file.getvalue()
   svg = svg[svg.index("<svg") :]
-  svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
   for color, variable in _VARIABLES.items():
     svg = svg.replace(color, f"var({variable})")
   # An id must be unique in the page.
@@ -208,8 +200,7 @@ def to_svg(figure: Figure, description: str) -> Markup:
   svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
   svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", svg)
   # The page sets width and font, the view box the shape.
-  svg = re.sub(r'(<svg [^>]*?) width="\S+"', r"\1", svg, count=1)
-  svg = re.sub(r'(<svg [^>]*?) height="\S+"', r"\1", svg, count=1)
+  svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
   svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
   label = f'<svg role="img" aria-label="{escape(description)}"'
   return Markup(svg.replace("<svg", label, 1))

@@ -42,9 +42,6 @@ def read_mistakes(run: Run) -> tuple[list[Confusion], list[Mistake]]:
 
   Returns:
     Confusion matrices, and mistakes, the most confident first.
-
-  Raises:
-    UserError: predictions.csv is damaged.
   """
   confusions, mistakes = [], []
   for name in run.config["evals"]:
@@ -85,11 +82,7 @@ def _read_predictions(
 ) -> tuple[Confusion, list[Mistake]]:
   """Reads the table of `python -m mixer predict --out`.
 
-  Images whose folders name no class are left out.
-
-  Args:
-    file: the table.
-    classes: names of the run's classes, a line each.
+  Images whose folders name none of the run's classes are left out.
   """
   names = class_names.readable(classes.read_text("utf-8").splitlines())
   folders = class_names.folder_classes(names)
