@@ -130,7 +130,7 @@ def make_records(row: Row, protocol: Protocol, run: RunResult) -> list[dict]:
   Raises:
     UserError: it is no run of the row; lists the keys that differ.
   """
-  is_evaluation, more, upstream = run.kind == EVALUATION, {}, None
+  is_evaluation, more, upstream = run.kind == EVALUATION, {}, []
   if is_evaluation and not protocol.is_pretrained_on_imagenet:
     raise UserError(
       f"{run.folder} is an evaluation of weights as they are, and the row "
@@ -143,9 +143,8 @@ def make_records(row: Row, protocol: Protocol, run: RunResult) -> list[dict]:
       recipe, evaluators = extend(recipe, "extra=True"), _PRETRAINED
     cells, problems = _cost(run), []
     if is_evaluation:
-      more["weights"], problems = _check_published(
-        protocol, run, repr(protocol.published)
-      )
+      allowed = repr(protocol.published)
+      more["weights"], problems = _check_published(protocol, run, allowed)
     problems += _diff(recipe, run, evaluators)
   else:
     recipe, evaluators = _on_imagenet(protocol.finetune), _FINETUNED
@@ -155,8 +154,7 @@ def make_records(row: Row, protocol: Protocol, run: RunResult) -> list[dict]:
     more |= {"upstream": source, "learning_rate": run.learning_rate}
   _refuse(row, run.folder, recipe, problems)
   cells |= _accuracies(run, recipe, evaluators)
-  made = _record([run], cells, **more, config=run.config)
-  return [made, *_upstream_cost(upstream)]
+  return [_record([run], cells, **more, config=run.config), *upstream]
 
 
 def _average(
@@ -203,7 +201,7 @@ def _average(
   cells = imagenet | {cell: _mean(runs)}
   made = _record(runs, cells, upstream=source, data_sets=by_name)
   made |= {"folder": folder.resolve().name, "kind": SWEEPS}
-  return [made, *_upstream_cost(upstream)]
+  return [made, *upstream]
 
 
 def _on_imagenet(finetune: str) -> str:
@@ -268,12 +266,12 @@ def _diff_finetuning(recipe: str, run: RunResult) -> list[str]:
 
 def _trace_init(
   protocol: Protocol, run: RunResult
-) -> tuple[dict, RunResult | None, list[str]]:
+) -> tuple[dict, list[dict], list[str]]:
   """Follows config.init of a fine-tuned run to its pre-training.
 
   Returns:
-    The source as recorded; the run of pre-training, None if the weights are
-    published ones; differences from the row's pre-training.
+    The source as recorded; the record of its cost, none if it is published
+    weights; differences from the row's pre-training.
   """
   init = run.config["init"]
   with storage_errors(init):
@@ -281,7 +279,9 @@ def _trace_init(
       upstream = read_results(init)[""]
       problems = _diff(protocol.pretrain, upstream, ())
       named = [f"of config.init = {init}: {each}" for each in problems]
-      return {"folder": upstream.folder.name}, upstream, named
+      cost = _record([upstream], _cost(upstream), config=upstream.config)
+      source = {"folder": cost["folder"]}
+      return source, [cost] if cost["cells"] else [], named
   allowed = f"the folder of a run of {protocol.pretrain}"
   if protocol.published:
     allowed = f"{protocol.published!r}, or {allowed}"
@@ -291,7 +291,7 @@ def _trace_init(
       ", which is no folder here: bring it back, its config.json says how it "
       "was pre-trained"
     )
-  return source, None, problems
+  return source, [], problems
 
 
 def _check_published(
@@ -377,13 +377,6 @@ def _cost(run: RunResult) -> dict:
   """Makes the cell of a run's cost; none if its log has no throughput."""
   days = run.device_days
   return {CORE_DAYS: {"device_days": days}} if days else {}
-
-
-def _upstream_cost(run: RunResult | None) -> list[dict]:
-  """Makes the record of the cost of a fine-tuned run's pre-training."""
-  if run is None or not (cells := _cost(run)):
-    return []
-  return [_record([run], cells, config=run.config)]
 
 
 def _record(runs: Sequence[RunResult], cells: dict, **more) -> dict:

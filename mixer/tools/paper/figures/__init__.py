@@ -40,7 +40,7 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   for flag in flags:
-    parser.add_argument(f"--{flag}", **_FLAGS[flag])
+    add_flag(parser, flag)
   parser.add_argument(
     "--out",
     type=Path,
@@ -51,11 +51,16 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
   return getattr(module, function)(**vars(parser.parse_args(arguments)))
 
 
+def add_flag(parser: argparse.ArgumentParser, name: str) -> None:
+  """Adds a flag of _FLAGS to a command."""
+  parser.add_argument(f"--{name}", **_FLAGS[name])
+
+
 def _numbers(text: str) -> list[int]:
   return [int(number) for number in text.split(",")]
 
 
-def folder(text: str) -> Path:
+def _folder(text: str) -> Path:
   """Reads a flag; an empty path would be the current folder."""
   if not text:
     raise argparse.ArgumentTypeError("is empty: give a value, or leave it out")
@@ -64,10 +69,10 @@ def folder(text: str) -> Path:
 
 _FLAGS = {
   "results": {
-    "type": folder,
+    "type": _folder,
     "default": RESULTS,
     "metavar": "DIR",
-    "help": "default: results/",
+    "help": "default: results/ of this project",
   },
   "init": {
     "required": True,

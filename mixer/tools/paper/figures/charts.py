@@ -85,16 +85,10 @@ def label_ends(axes: Axes, points: Sequence[Point]) -> None:
   ys = axes.transData.transform([point[:2] for point in points])[:, 1]
   ys /= figure.dpi / 72  # points
   moves = spread(ys, _LINE * 9) - ys
+  style = {"va": "center", "fontsize": 9, "annotation_clip": False}
   for (x, y, text, color), move in zip(points, moves, strict=True):
     axes.annotate(
-      text,
-      (x, y),
-      xytext=(6, move),
-      textcoords="offset points",
-      va="center",
-      color=color,
-      fontsize=9,
-      annotation_clip=False,
+      text, (x, y), (6, move), textcoords="offset points", color=color, **style
     )
 
 
@@ -119,27 +113,16 @@ def label_cloud(axes: Axes, points: Sequence[Point]) -> None:
   centers = axes.transData.transform([point[:2] for point in points])
   reach = _MARK / 2 * pixels
   taken = [Bbox([center - reach, center + reach]) for center in centers]
-  lines = [
-    line.get_path().transformed(line.get_transform()) for line in axes.lines
-  ]
-  for (x, y, text, color), center in zip(points, centers, strict=True):
+  lines = [x.get_path().transformed(x.get_transform()) for x in axes.lines]
+  # The axes stay as they are.
+  style = {"va": "center", "ha": "center", "fontsize": 7.5, "in_layout": False}
+  for x, y, text, color in points:
     label = axes.annotate(
-      text,
-      (x, y),
-      (0, 0),
-      textcoords="offset points",
-      va="center",
-      ha="center",
-      fontsize=7.5,
-      color=color,
-      in_layout=False,  # the axes stay as they are
+      text, (x, y), (0, 0), textcoords="offset points", color=color, **style
     )
-    size = np.array(label.get_window_extent().size)
-    places = _offsets(*size / pixels)
-    boxes = [
-      Bbox.from_bounds(*(center + place * pixels - size / 2), *size)
-      for place in places
-    ]
+    box = label.get_window_extent()
+    places = _offsets(box.width / pixels, box.height / pixels)
+    boxes = [box.translated(*place) for place in places * pixels]
     costs = [_cost(box, axes, taken, lines) for box in boxes]
     # The next larger distance is as bad as a line that is crossed.
     best = int(np.argmin(costs + np.arange(len(costs)) / len(_DIRECTIONS)))

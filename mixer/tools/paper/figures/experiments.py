@@ -56,12 +56,7 @@ INPUTS = {
     (0, (4, 2)),
     " | permute_patches(16)",
   ),
-  "pixels": (
-    "all pixels permuted",
-    plots.GREEN,
-    "-",
-    " | permute_pixels",
-  ),
+  "pixels": ("all pixels permuted", plots.GREEN, "-", " | permute_pixels"),
 }
 _EXAMPLE = 64  # px of the picture that shows the inputs
 
@@ -111,17 +106,9 @@ def _draw_sizes(axes: Axes, curves: list[dict], result: str) -> None:
     mean = values.mean(axis=1)
     # Rounding can put a mean above equal values.
     around = np.abs([values.min(1) - mean, values.max(1) - mean])
-    axes.errorbar(
-      shares,
-      mean,
-      yerr=around,
-      color=color,
-      marker=marker,
-      markersize=4.5,
-      linestyle=line,
-      linewidth=1.6,
-      elinewidth=0.8,
-    )
+    style = {"color": color, "marker": marker, "linestyle": line}
+    style |= {"markersize": 4.5, "linewidth": 1.6, "elinewidth": 0.8}
+    axes.errorbar(shares, mean, yerr=around, **style)
     ends.append((shares[-1], mean[-1], name, color))
   axes.set_xscale("log")
   axes.set_xticks(shares, [f"{share} %" for share in shares])
@@ -167,13 +154,10 @@ def _draw_example(axes: Axes, kind: str) -> None:
 
   title, color, _, op = INPUTS[kind]
   grey = cv2.cvtColor(load_sample_image("china.jpg"), cv2.COLOR_RGB2GRAY)
-  transform = preprocess.parse(
-    f"central_crop(420) | resize({_EXAMPLE}, 'area'){op}"
-  )
+  ops = f"central_crop(420) | resize({_EXAMPLE}, 'area'){op}"
   image = np.repeat(grey[..., None], 3, axis=-1)
-  axes.imshow(
-    transform(image, np.random.default_rng(0)), interpolation="nearest"
-  )
+  image = preprocess.parse(ops)(image, np.random.default_rng(0))
+  axes.imshow(image, interpolation="nearest")
   axes.set_xticks([])
   axes.set_yticks([])
   axes.spines[:].set(color=color, linewidth=2)

@@ -49,8 +49,6 @@ _MAX_MISTAKES = 16  # images
 _MAX_UNITS = 128  # in the picture of a block
 # Column of tables 2 and 3 -> evaluators of the recipes that measure it.
 _EVALUATORS = {"imagenet": ("val", "test"), "real": ("real",)}
-
-
 # An accuracy, 0 to 1, and its source, such as "paper, table 3".
 Published = tuple[float, str]
 
@@ -107,7 +105,7 @@ def render(run: Run) -> str:
     mistake_count=len(mistakes),
     skipped_count=skipped_count,
     skipped=skipped[:_MAX_SKIPPED],
-    learned=_learned(run) if run.is_done else None,
+    learned=_learned(run),
     how_units=token_units.HOW,
     how_filters=filters.HOW,
     speed=_speed(run),
@@ -170,12 +168,8 @@ def _main_tile(
   checkpoints or sweeps by, else any accuracy.
   """
   names = [name for name in run.evaluation_names if run.series(name)[0]]
-  preferred = [
-    *published,
-    run.config["checkpoint"]["best"],
-    run.config["sweep"]["report"],
-    *filter(_is_share, names),
-  ]
+  chosen = run.config["checkpoint"]["best"], run.config["sweep"]["report"]
+  preferred = [*published, *chosen, *filter(_is_share, names)]
   name = next((name for name in preferred if name in names), None)
   if name is None:
     return None
@@ -213,14 +207,11 @@ def _evaluations(run: Run, published: Mapping[str, Published]) -> Table | None:
     if steps:
       last = f"{_result(name, values[-1])} at {steps[-1]:,}"
       row[1:] = last, _best(name, steps, values)
+    row += [""] * has_published
     if name in published and steps:
       value, source = published[name]
-      points = 100 * (values[-1] - value)
-      row.append(
-        f"{_result(name, value)}, {source} (here {points:+.2f} points)"
-      )
-    elif has_published:
-      row.append("")
+      here = f"here {100 * (values[-1] - value):+.2f} points"
+      row[-1] = f"{_result(name, value)}, {source} ({here})"
     rows.append(row)
   head = ["result", "last, at step", "best, at step"]
   head += ["published"] * has_published
@@ -231,13 +222,14 @@ def _learned(run: Run) -> dict:
   """Returns pictures of the weights, as far as the model has such parts."""
   units, stem, warning = [], [], ""
   try:
-    checkpoint = weights.read(run.folder)
-    pixels, caption = filters.filter_mosaic(checkpoint, ratio=1.5)
-    stem.append(Picture(charts.png_uri(pixels), "Stem", caption))
-    for block in token_units.blocks_of(checkpoint.params)[:3]:
-      pixels, caption = token_units.unit_mosaic(checkpoint, block, _MAX_UNITS)
-      title = token_units.block_name(block)
-      units.append(Picture(charts.png_uri(pixels), title, caption))
+    if run.is_done:
+      checkpoint = weights.read(run.folder)
+      pixels, caption = filters.filter_mosaic(checkpoint, ratio=1.5)
+      stem.append(Picture(charts.png_uri(pixels), "Stem", caption))
+      for block in token_units.blocks_of(checkpoint.params)[:3]:
+        pixels, caption = token_units.unit_mosaic(checkpoint, block, _MAX_UNITS)
+        title = token_units.block_name(block)
+        units.append(Picture(charts.png_uri(pixels), title, caption))
   except UserError as error:
     warning = error
   return {"units": units, "stem": stem, "warning": warning}
@@ -275,12 +267,10 @@ def _recipe(run: Run) -> tuple[Table, Table]:
   keys = sorted(config, key=lambda key: (key.rpartition(".")[0], key))
   rows = [[key, _json(config[key]), _json(usual.get(key))] for key in keys]
   marked = [i for i, k in enumerate(keys) if config[k] != usual.get(k)]
-  head = ["key", "value", "default"]
-  changed = [rows[i] for i in marked]
-  return (
-    Table(head, changed, marked=range(len(changed))),
-    Table(head, rows, marked=marked),
+  changed = Table(
+    ["key", "value", "default"], [rows[i] for i in marked], (), range(len(rows))
   )
+  return changed, changed._replace(rows=rows, marked=marked)
 
 
 def _words(name: str) -> str:

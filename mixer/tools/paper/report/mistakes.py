@@ -2,7 +2,6 @@
 """Confusion matrices and mistakes in a run's folder, and on its page."""
 
 import csv
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +18,7 @@ _MAX_PAIRS = 10  # of classes
 _THUMBNAIL = 128  # px
 
 
-@dataclasses.dataclass(frozen=True)
-class Confusion:
+class Confusion(NamedTuple):
   """A confusion matrix: counts int [n, n] by label and prediction."""
 
   source: str
@@ -61,10 +59,7 @@ def read_mistakes(run: Run) -> tuple[list[Confusion], list[Mistake]]:
 
 
 def _read_confusion(file: epath.Path, evaluator: str) -> Confusion:
-  """Reads an evaluator's NAME_confusion.csv or NAME_per_class.csv.
-
-  Of the latter all mistakes are counted as one more class.
-  """
+  """Reads a matrix, or accuracies, whose mistakes count as one more class."""
   _, *rows = csv.reader(file.read_text("utf-8").splitlines())
   names = [row[0] for row in rows]
   counts = np.array([row[1:] for row in rows])
@@ -90,16 +85,14 @@ def _read_predictions(
   mistakes = []
   with wrap_read_errors(file):
     for row in csv.DictReader(file.read_text("utf-8").splitlines()):
-      label = class_names.true_class(row["image"], folders)
+      path, guess = row["image"], int(row["class"])
+      label = class_names.true_class(path, folders)
       if int(row["rank"]) > 1 or label is None:
         continue
-      guess = int(row["class"])
       counts[label, guess] += 1
       if label != guess:
-        probability = float(row["probability"])
-        mistakes.append(
-          Mistake(row["image"], names[label], names[guess], probability)
-        )
+        share = float(row["probability"])
+        mistakes.append(Mistake(path, names[label], names[guess], share))
   mistakes.sort(key=lambda mistake: -mistake.probability)
   return Confusion(file.name, names, counts), mistakes
 
