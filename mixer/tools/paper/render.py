@@ -4,7 +4,7 @@
 import dataclasses
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from mixer.errors import UserError, did_you_mean
 from mixer.storage import atomic_write, check_output
 from mixer.tools.table import render as render_markdown
 
+# Pages of one file, which refer to no other; base.html has their style sheet.
 TEMPLATES = jinja2.Environment(
   loader=jinja2.FileSystemLoader(Path(__file__).parent),
   autoescape=True,
@@ -199,25 +200,11 @@ def _escape(text: str) -> str:
 
 
 def to_html(page: Page) -> str:
-  return render_html("table.html", title=page.title, page=page)
+  template = TEMPLATES.get_template("table.html")
+  return template.render(title=page.title, page=page)
 
 
-def render_html(template: str, **values: object) -> str:
-  """Renders a page of one file, which refers to no other.
-
-  Args:
-    template: path relative to this folder; extends `base.html`, which holds the
-      only style sheet.
-    **values: escaped unless they are `markupsafe.Markup`.
-  """
-  return TEMPLATES.get_template(template).render(values)
-
-
-FORMATS: dict[str, Callable[[Page], str]] = {
-  "text": to_text,
-  "markdown": to_markdown,
-  "html": to_html,
-}
+FORMATS = {"text": to_text, "markdown": to_markdown, "html": to_html}
 _SUFFIXES = {
   ".txt": "text",
   ".md": "markdown",

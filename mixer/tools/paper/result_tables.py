@@ -54,11 +54,8 @@ _ACCURACIES = {
 }
 _TPU_V3 = "TPU v3"  # each device of this kind is a core
 # a, b, ... z, aa, ab, ...
-_LETTERS = [
-  "".join(letters)
-  for length in (1, 2)
-  for letters in itertools.product(string.ascii_lowercase, repeat=length)
-]
+_LETTERS = list(string.ascii_lowercase)
+_LETTERS += map("".join, itertools.product(_LETTERS, repeat=2))
 
 
 def page(number: int, results: Path) -> Page:

@@ -29,7 +29,7 @@ from mixer.errors import UserError, format_list
 from mixer.storage import atomic_write, check_output
 from mixer.tools.paper.figures import filters, token_units
 from mixer.tools.paper.record import match_row
-from mixer.tools.paper.render import render_html
+from mixer.tools.paper.render import TEMPLATES
 from mixer.tools.paper.report import charts
 from mixer.tools.paper.report.charts import Picture, Table
 from mixer.tools.paper.report.mistakes import (
@@ -89,8 +89,7 @@ def render(run: Run) -> str:
   logged = run.series("train/skipped")[1]
   skipped_count = max(int(logged[-1]) if logged else 0, len(skipped))
   name = run.folder.resolve().name
-  return render_html(
-    "report/page.html",
+  return TEMPLATES.get_template("report/page.html").render(
     title=f"{name}: report",
     name=name,
     run=run,
@@ -110,7 +109,7 @@ def render(run: Run) -> str:
     how_filters=filters.HOW,
     speed=_speed(run),
     goodput=read_goodput(run.folder)[0],
-    speed_chart=charts.throughput(run),
+    speed_chart=charts.draw(run, "Images per second", "images_per_second"),
     recipe=_recipe(run),
     date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
   )

@@ -7,7 +7,6 @@ serves light and dark pages.
 """
 
 import base64
-import dataclasses
 import io
 import math
 import os
@@ -77,14 +76,13 @@ def thumbnail_uri(file: str | os.PathLike, size: int) -> str:
   return png_uri(np.asarray(image).repeat(zoom, 0).repeat(zoom, 1))
 
 
-@dataclasses.dataclass
-class Chart:
+class Chart(NamedTuple):
   """A drawing with its legend of (CSS variable, text) and notes below it."""
 
   title: str
-  legend: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-  notes: list[str] = dataclasses.field(default_factory=list)
-  svg: Markup = Markup("")
+  legend: Sequence[tuple[str, str]]
+  svg: Markup
+  notes: Sequence[str] = ()
 
 
 def curves(run: Run) -> list[Chart]:
@@ -93,19 +91,14 @@ def curves(run: Run) -> list[Chart]:
   losses = [name for name in names if plots.is_loss(name)]
   accuracies = [name for name in names if plots.is_accuracy(name)]
   charts = (
-    _draw(run, "Loss", "train/loss", losses),
-    _draw(run, "Accuracy (%)", "", accuracies, scale=100.0),
-    _draw(run, "Learning rate", "train/learning_rate"),
+    draw(run, "Loss", "train/loss", losses),
+    draw(run, "Accuracy (%)", "", accuracies, scale=100.0),
+    draw(run, "Learning rate", "train/learning_rate"),
   )
   return [chart for chart in charts if chart]
 
 
-def throughput(run: Run) -> Chart | None:
-  """Draws images per second, if the log has them."""
-  return _draw(run, "Images per second", "images_per_second")
-
-
-def _draw(
+def draw(
   run: Run,
   title: str,
   training: str,
@@ -124,30 +117,25 @@ def _draw(
   batches = run.series(training)
   if not drawn and not batches[0]:
     return None
-  chart = Chart(title)
+  legend, notes = [], []
   figure, axes = new_axes("step")
   if training == "train/loss" and batches[0]:
     label = plots.draw_training_loss(axes, *batches, _TRAINING)
-    chart.legend.append(("--training", label))
+    legend.append(("--training", label))
   elif batches[0]:
     style = _marker(batches[0], 3)
     axes.plot(*batches, color=_TRAINING, linewidth=1.4, **style)
   for i, (name, (steps, values)) in enumerate(drawn.items()):
     color = i % len(SERIES)
-    axes.plot(
-      steps,
-      np.multiply(values, scale),
-      color=SERIES[color],
-      linestyle=_DASHES[i // len(SERIES) % len(_DASHES)],
-      linewidth=1.8,
-      **_marker(steps, 3.5),
-    )
+    style = _marker(steps, 3.5) | {"color": SERIES[color], "linewidth": 1.8}
+    style["linestyle"] = _DASHES[i // len(SERIES) % len(_DASHES)]
+    axes.plot(steps, np.multiply(values, scale), **style)
     label = f"{plots.evaluator_name(name)} {scale * values[-1]:.4g}"
-    chart.legend.append((f"--series-{color}", label))
+    legend.append((f"--series-{color}", label))
   for name in training, *evaluations:
     rows = [row for row in run.rows if not math.isfinite(row.get(name, 0))]
     if rows:
-      chart.notes.append(
+      notes.append(
         f"{name} is not finite in {len(rows):,} of the log's rows, first at "
         f"step {rows[0]['step']:,}."
       )
@@ -157,15 +145,15 @@ def _draw(
   if title == "Loss" and plots.log_scale_if_wide(axes, values):
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-    chart.title = "Loss (log scale)"
+    title = "Loss (log scale)"
   elif max(values) >= 1000:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
   if scale == 100:
     plots.limit_accuracy(axes, 100.0)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-  chart.svg = to_svg(figure, f"{chart.title} over steps")
-  return chart
+  svg = to_svg(figure, f"{title} over steps")
+  return Chart(title, legend, svg, notes)
 
 
 def new_axes(xlabel: str) -> tuple[Figure, Axes]:
