@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages with tables and footnotes, as text, Markdown and HTML."""
 
-import dataclasses
 import itertools
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +35,7 @@ class Cell(NamedTuple):
   mark: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
   """A table whose column heads may have a second line above."""
 
   # Groups and names; neighbours of one group share its head, "" is none.
@@ -54,14 +52,13 @@ class Table:
     return [(group, list(columns)) for group, columns in places]
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
   """A title, paragraphs, tables, and notes under headings."""
 
   title: str
   intro: Sequence[str]
   tables: Sequence[Table]
-  notes: dict[str, Sequence[Note]] = dataclasses.field(default_factory=dict)
+  notes: Mapping[str, Sequence[Note]] = {}
 
 
 class Footnotes:

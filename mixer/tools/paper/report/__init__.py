@@ -32,11 +32,7 @@ from mixer.tools.paper.record import match_row
 from mixer.tools.paper.render import TEMPLATES
 from mixer.tools.paper.report import charts
 from mixer.tools.paper.report.charts import Picture, Table
-from mixer.tools.paper.report.mistakes import (
-  confusion_parts,
-  mistake_picture,
-  read_mistakes,
-)
+from mixer.tools.paper.report.mistakes import mistake_picture, read_mistakes
 from mixer.tools.paper.run_reader import Run, find_folder, read_run
 from mixer.training.goodput import read_goodput
 from mixer.training.metrics import read_rows
@@ -99,7 +95,7 @@ def render(run: Run) -> str:
     tiles=[*_tiles(run), (f"{skipped_count:,}", "updates skipped")],
     curves=charts.curves(run),
     evaluations=_evaluations(run, published),
-    confusions=[confusion_parts(each) for each in confusions],
+    confusions=confusions,
     mistakes=[mistake_picture(each) for each in mistakes[:_MAX_MISTAKES]],
     mistake_count=len(mistakes),
     skipped_count=skipped_count,

@@ -35,11 +35,11 @@ class Mistake(NamedTuple):
   probability: float
 
 
-def read_mistakes(run: Run) -> tuple[list[Confusion], list[Mistake]]:
+def read_mistakes(run: Run) -> tuple[list[dict], list[Mistake]]:
   """Reads eval/*_confusion.csv or *_per_class.csv, and predictions.csv.
 
   Returns:
-    Confusion matrices, and mistakes, the most confident first.
+    Parts of confusion matrices, and mistakes, the most confident first.
   """
   confusions, mistakes = [], []
   for name in run.config["evals"]:
@@ -55,7 +55,7 @@ def read_mistakes(run: Run) -> tuple[list[Confusion], list[Mistake]]:
     known = [each.counts.tolist() for each in confusions]
     if predictions.counts.any() and predictions.counts.tolist() not in known:
       confusions.append(predictions)
-  return confusions, mistakes
+  return [_parts(each) for each in confusions], mistakes
 
 
 def _read_confusion(file: epath.Path, evaluator: str) -> Confusion:
@@ -97,7 +97,7 @@ def _read_predictions(
   return Confusion(file.name, names, counts), mistakes
 
 
-def confusion_parts(confusion: Confusion) -> dict:
+def _parts(confusion: Confusion) -> dict:
   """Returns the parts of a confusion matrix: matrix, classes and mistakes."""
   names, counts = confusion.names, confusion.counts
   examples, correct = counts.sum(1), counts.diagonal()
@@ -115,17 +115,13 @@ def confusion_parts(confusion: Confusion) -> dict:
     [names[i], names[j], f"{wrong[i, j]:,}", f"{examples[i]:,}"]
     for i, j in largest[:_MAX_PAIRS]
   ]
-  matrix = [
-    list(zip(row, share, strict=True))
-    for row, share in zip(counts.tolist(), shares.tolist(), strict=True)
-  ]
   head = ["class", "images", "accuracy", "most often taken for"]
   return {
     "source": confusion.source,
     "accuracy": f"{100 * correct.sum() / max(counts.sum(), 1):.2f} %",
     "total": int(counts.sum()),
     "names": names,
-    "matrix": matrix if len(names) <= _MAX_MATRIX else None,
+    "matrix": counts.tolist() if len(names) <= _MAX_MATRIX else None,
     "classes": Table(head, classes, (1, 2)),
     "pairs": Table(["label", "prediction", "images", "of"], pairs, (2, 3)),
   }
