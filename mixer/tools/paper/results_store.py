@@ -171,8 +171,8 @@ def read_devices(results: Path) -> list[Device]:
       for key, each in best_throughputs(content["rows"]).items()
       if each.images_per_second
     }
-    counts = collections.Counter(dtype for *_, dtype in best)
-    dtypes = sorted(counts, key=lambda dtype: (-counts[dtype], dtype))
+    counts = collections.Counter(sorted(dtype for *_, dtype in best))
+    dtypes = [dtype for dtype, _ in counts.most_common()]
     name = str(file.relative_to(results.parent))
     devices.append(Device(content["device"], best, dtypes, name))
   return devices

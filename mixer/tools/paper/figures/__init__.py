@@ -60,34 +60,22 @@ def _numbers(text: str) -> list[int]:
   return [int(number) for number in text.split(",")]
 
 
-def _folder(text: str) -> Path:
-  """Reads a flag; an empty path would be the current folder."""
-  if not text:
-    raise argparse.ArgumentTypeError("is empty: give a value, or leave it out")
-  return Path(text)
-
-
 _FLAGS = {
-  "results": {
-    "type": _folder,
-    "default": RESULTS,
-    "metavar": "DIR",
-    "help": "default: results/ of this project",
-  },
-  "init": {
-    "required": True,
-    "action": "append",
-    "metavar": "WEIGHTS",
-    "help": "a name, a file or a run's folder; may be given several times",
-  },
-  "blocks": {
-    "type": _numbers,
-    "metavar": "N,N,...",
-    "help": "numbers of blocks, from 0; default: as in the paper",
-  },
-  "units": {
-    "type": int,
-    "default": 128,
-    "help": "maximum number in a block; default: 128",
-  },
+  "results": dict(
+    type=Path, default=RESULTS, metavar="DIR", help="default: results/"
+  ),
+  "init": dict(
+    required=True,
+    action="append",
+    metavar="WEIGHTS",
+    help="a name, a file or a run's folder; may be given several times",
+  ),
+  "blocks": dict(
+    type=_numbers,
+    metavar="N,N,...",
+    help="numbers of blocks, from 0; default: as in the paper",
+  ),
+  "units": dict(
+    type=int, default=128, help="maximum number in a block; default: 128"
+  ),
 }

@@ -40,16 +40,10 @@ def signed_colors(pictures: np.ndarray) -> np.ndarray:
 
 
 def around_grey(filters: np.ndarray) -> np.ndarray:
-  """Colours filters [n, h, w, channels] so that 0 is mid-grey.
+  """Colours filters [n, h, w, 3] so that 0 is mid-grey.
 
-  Each filter is scaled by its own largest weight, all channels alike. Filters
-  that have not three channels are drawn in grey, by their mean.
-
-  Returns:
-    float [n, h, w, 3].
+  Each filter is scaled by its own largest weight, all channels alike.
   """
-  if filters.shape[-1] != 3:
-    filters = filters.mean(-1, keepdims=True).repeat(3, -1)
   largest = np.abs(filters).max((1, 2, 3), keepdims=True)
   return 0.5 + filters / np.where(largest > 0, 2 * largest, 1.0)
 

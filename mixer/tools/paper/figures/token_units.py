@@ -54,11 +54,8 @@ def draw_figure5(
 ) -> str:
   """Draws figure 5; returns the names of models and files, for a sentence."""
   charts.check_out(out)
-  checkpoints, blocks = _read(init, blocks, 3)
-  rows = [
-    [_panel(each, block, most=units) for block in blocks]
-    for each in checkpoints
-  ]
+  models, blocks = _read(init, blocks, 3)
+  rows = [[_panel(x, block, most=units) for block in blocks] for x in models]
   note = f"Paper, figure 5; {HOW}."
   return mosaic.draw_panels("Token-mixing units", init, note, rows, out)
 
@@ -68,17 +65,12 @@ def draw_figure6(
 ) -> str:
   """Draws figure 6; returns the names of models and files, for a sentence."""
   charts.check_out(out)
-  checkpoints, blocks = _read(init, blocks, 2)
+  models, blocks = _read(init, blocks, 2)
   # Units of all grids are as high as the highest, so that their rows align.
-  heights = [read_units(each, blocks[0]).shape[1] for each in checkpoints]
+  heights = [read_units(model, blocks[0]).shape[1] for model in models]
   cell = max(h * mosaic.choose_zoom(h, _PIXELS) for h in heights)
-  rows = [
-    [
-      _panel(each, block, pixels=_PIXELS, cell=cell, ratio=1.3)
-      for each in checkpoints
-    ]
-    for block in blocks
-  ]
+  options = {"pixels": _PIXELS, "cell": cell, "ratio": 1.3}
+  rows = [[_panel(x, block, **options) for x in models] for block in blocks]
   note = f"Paper, figure 6; {HOW}."
   return mosaic.draw_panels("All token-mixing units", init, note, rows, out)
 
