@@ -2,10 +2,12 @@
 """Small sweeps on the digits, and readers of their results."""
 
 import json
+from pathlib import Path
 
 import recipes
 
 from mixer.config import evaluator
+from mixer.recipe import parse_arg
 
 STEPS = 24
 METRIC, REPORT = "eval/minival/accuracy", "eval/test/accuracy"
@@ -44,6 +46,68 @@ def small(digits_dir, **changes):
   config.update_from_flattened_dict(
     SMALL | {key.replace("__", "."): value for key, value in changes.items()}
   )
+  return config
+
+
+def get_config():
+  """The same as a recipe; the command line gives the folder of data sets."""
+  return small("")
+
+
+# A recipe for several data sets.
+RECIPE = """
+import sys
+sys.path.append({tests!r})
+import sweeps
+
+DATA_SETS = {data_sets!r}
+AVERAGE = "Avg {number}"
+GROUPS = {groups!r}
+
+def get_config(arg=None):
+  return sweeps.transfer({digits_dir!r}, DATA_SETS, {init_head!r}, arg)
+"""
+
+
+def write_recipe(folder, digits_dir, data_sets, groups=None, init_head="auto"):
+  """Writes a recipe of pre-training on 0 to 4, and of fine-tuning.
+
+  data_sets: names of data sets by values of dataset=.
+  groups: name of a mean -> values of dataset=.
+  """
+  file = folder / f"recipe_of_{'_'.join(data_sets)}.py"
+  text = RECIPE.format(
+    tests=str(Path(__file__).parent),
+    digits_dir=digits_dir,
+    data_sets=data_sets,
+    number=len(data_sets),
+    groups=groups or {},
+    init_head=init_head,
+  )
+  file.write_text(text)
+  return file
+
+
+def transfer(digits_dir, data_sets, init_head, arg):
+  """Returns the config of such a recipe: without dataset=, of pre-training."""
+  arg = parse_arg(arg, dataset="", steps=12, rates=1, full=False, extra=False)
+  config = small(digits_dir, total_steps=arg.steps, checkpoint__every_steps=12)
+  config.model.num_classes = 5
+  config.data.name = data_sets.get(arg.dataset, "digits/0to4")
+  config.data.examples = config.sweep.full_examples = None
+  config.evals.test.examples = None
+  config.sweep.learning_rates = (0.01, 0.02)[: arg.rates]
+  if arg.dataset:
+    config.init_head = init_head
+  if arg.full or not arg.dataset:
+    config.data.split = "train"
+    del config.evals["minival"]
+    config.checkpoint.best = ""
+  if not arg.dataset:
+    config.evals.val = config.evals.test
+    del config.evals["test"]
+  if arg.extra:
+    config.evals.real = evaluator(split="test", ops="central_crop(8)")
   return config
 
 

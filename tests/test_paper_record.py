@@ -7,44 +7,86 @@ import re
 import shutil
 import statistics
 
-import paper_runs
 import pytest
-from paper_runs import ROW, protocol
 from runs import read_rows
-from sweeps import read_report
+from sweeps import read_report, write_recipe
 
+from mixer import train
 from mixer.cli import EX_OK, EX_USAGE
 from mixer.errors import UserError
 from mixer.evaluate import evaluate
 from mixer.tools.data import prepare
 from mixer.tools.paper import results_store
 from mixer.tools.paper.__main__ import main
-from mixer.tools.paper.protocols import load_recipe
+from mixer.tools.paper.numbers import Row
+from mixer.tools.paper.protocols import Protocol, load_recipe
 from mixer.tools.paper.record import record
 from mixer.tools.paper.result_tables import accuracy_note
 from mixer.tools.paper.run_reader import Run
+from mixer.tools.sweep import multi_dataset
 from mixer.weights.zoo import REGISTRY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
+DATA_SETS = {"imagenet2012": "digits/0to4", "others": "digits/5to9"}
+ROW = Row(
+  name="i1k/Mixer-tiny",
+  table=3,
+  model="Mixer-tiny",
+  data="i1k",
+  epochs=1,
+  resolution=8,
+  imagenet=99.0,
+  real=99.0,
+  average5=98.0,
+  vtab=97.0,
+  images_per_second=1_000,
+  thousand_core_days=0.01,
+)
+
+
+def protocol(recipe, vtab=None, **changes):
+  options = {
+    "pretrain": str(recipe),
+    "published": "imagenet1k/Mixer-B_16",
+    "finetune": str(recipe),
+    "vtab": vtab and str(vtab),
+    "is_pretrained_on_imagenet": True,
+  }
+  return Protocol(**options | changes)
+
+
 @pytest.fixture(scope="module")
 def recipe(digits_dir, tmp_path_factory):
-  for name in "digits/0to4", "digits/5to9":
+  for name in DATA_SETS.values():
     prepare(name, digits_dir)
   folder = tmp_path_factory.mktemp("recipes")
-  return paper_runs.write_recipe(folder, digits_dir)
+  return write_recipe(folder, digits_dir, DATA_SETS, init_head="zeros")
 
 
 @pytest.fixture(scope="module")
 def pretrained(recipe, tmp_path_factory):
-  return paper_runs.pretrain(recipe, tmp_path_factory.mktemp("pretrained"))
+  folder = tmp_path_factory.mktemp("pretrained")
+  assert train.train(load_recipe(f"{recipe}:extra=True"), str(folder)) == EX_OK
+  return folder
 
 
 @pytest.fixture(scope="module")
 def swept(recipe, pretrained, tmp_path_factory):
+  """A sweep on both data sets, with two seeds."""
   folder = tmp_path_factory.mktemp("swept")
-  return paper_runs.sweep(recipe, pretrained, folder)
+  configs = {
+    name: load_recipe(f"{recipe}:dataset={name}") for name in DATA_SETS
+  }
+  for config in configs.values():
+    config.init = str(pretrained)
+  several = multi_dataset.MultiDatasetSweep(
+    folder, configs, "Avg 2", {"Avg 2": tuple(DATA_SETS)}
+  )
+  options = {"skip_missing": False, "accept_changes": False}
+  assert multi_dataset.sweep(several, **options) == EX_OK
+  return folder
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +100,12 @@ def evaluated(pretrained, recipe, tmp_path_factory):
   """An evaluation, made to look like one of published weights."""
   folder = tmp_path_factory.mktemp("evaluated") / "weights"
   config = load_recipe(f"{recipe}:extra=True")
-  config.init = str(pretrained)
+  config.init = str(pretrained / "weights.npz")
   assert evaluate(config, str(folder)) == EX_OK
   file = folder / "evaluation.json"
   assert json.loads(file.read_text())["evaluated"] == config.init
   file.write_text(
-    file.read_text().replace(str(pretrained), "imagenet1k/Mixer-B_16")
+    file.read_text().replace(config.init, "imagenet1k/Mixer-B_16")
   )
   return folder
 
@@ -128,7 +170,7 @@ def test_the_mean_over_data_sets_has_the_deviation_of_the_seeds_means(
 
   cells = read_cells(tmp_path, swept, how)
 
-  finals = [read_report(swept / name)["final"] for name in paper_runs.DATA_SETS]
+  finals = [read_report(swept / name)["final"] for name in DATA_SETS]
   by_seed = [
     statistics.fmean(x["results"]["eval/test/accuracy"] for x in of_seed)
     for of_seed in zip(*finals, strict=True)
@@ -145,7 +187,7 @@ def test_the_mean_over_data_sets_has_the_deviation_of_the_seeds_means(
 def test_data_sets_of_vtab_fill_the_column_of_vtab(
   swept, recipe, digits_dir, tmp_path
 ):
-  one = paper_runs.write_recipe(tmp_path, digits_dir, {"imagenet2012": "x"})
+  one = write_recipe(tmp_path, digits_dir, {"imagenet2012": "x"})
   how = protocol(recipe, finetune=str(one), vtab=recipe)
 
   assert read_cells(tmp_path, swept, how).keys() == {"vtab", "core_days"}
@@ -154,18 +196,16 @@ def test_data_sets_of_vtab_fill_the_column_of_vtab(
     record(ROW, str(swept), tmp_path, protocol(recipe, finetune=str(one)))
 
 
-def test_a_fine_tuned_run_counts_as_one(pretrained, recipe, tmp_path):
-  config = load_recipe(f"{recipe}:dataset=imagenet2012,full=True")
-  config.init = str(pretrained)
-  config.optimizer.learning_rate = 0.01
-  assert paper_runs.train.train(config, str(tmp_path / "run")) == 0
+def test_a_fine_tuned_run_counts_as_one(imagenet, pretrained, recipe, tmp_path):
+  """A final run of the sweep is the one that full=True trains."""
+  run = imagenet / "final_lr_0.01_seed_0"
 
-  cells = read_cells(tmp_path, tmp_path / "run", protocol(recipe))
+  cells = read_cells(tmp_path, run, protocol(recipe))
 
   cell, _ = cells["imagenet"]
   assert (cell["runs"], cell["deviation"]) == (1, None)
   assert cells["core_days"][1]["folder"] == pretrained.name
-  folder = shutil.copytree(tmp_path / "run", tmp_path / "off")
+  folder = shutil.copytree(run, tmp_path / "off")
   change = {"learning_rate": 0.02}
   edit("config.json", lambda x: x["optimizer"].update(change))(folder)
   with pytest.raises(UserError, match=r"rate: one of \[0.01\] -> 0.02"):
@@ -212,15 +252,9 @@ def test_a_file_is_the_published_one_by_its_sha256_if_that_is_known(
       record(ROW, str(folder), tmp_path, protocol(recipe))
 
 
-def test_an_evaluation_records_the_sha256_of_its_file(
-  pretrained, recipe, tmp_path
-):
-  config = load_recipe(f"{recipe}:extra=True")
-  config.init = str(pretrained / "weights.npz")
+def test_an_evaluation_records_the_sha256_of_its_file(evaluated, pretrained):
+  content = json.loads((evaluated / "evaluation.json").read_text())
 
-  assert evaluate(config, str(tmp_path)) == EX_OK
-
-  content = json.loads((tmp_path / "evaluation.json").read_text())
   data = (pretrained / "weights.npz").read_bytes()
   assert content["sha256"] == hashlib.sha256(data).hexdigest()
 
@@ -295,8 +329,6 @@ def remove_sweep(folder):
   (folder / "config.json").rename(folder / "run" / "config.json")
 
 
-EVALUATION = {"ops": "flip"}
-MODEL = {"name": "MixerVariation", "untied": True}
 METRIC = {"metric": "eval/test/accuracy"}
 
 
@@ -315,13 +347,13 @@ METRIC = {"metric": "eval/test/accuracy"}
     # Of another row.
     (
       "pretrained",
-      edit("config.json", lambda x: x["evals"]["val"].update(EVALUATION)),
-      r"evals.val.ops: 'central_crop\(8\)' -> 'flip'",
+      edit("config.json", lambda x: x["evals"]["val"].update(ops="flip")),
+      "evals.val.ops: .* -> 'flip'",
     ),
     (
       "pretrained",
-      edit("config.json", lambda x: x["model"].update(MODEL)),
-      "(?s)model.name: 'Mixer' -> 'MixerVariation'\n.*untied: None -> True",
+      edit("config.json", lambda x: x["model"].update(untied=True)),
+      "model.untied: None -> True",
     ),
     (
       "pretrained",
@@ -341,7 +373,7 @@ METRIC = {"metric": "eval/test/accuracy"}
     (
       "swept",
       edit("others/sweep.json", lambda x: x["config"].update(init="other")),
-      "others: init: .* -> 'other', which is no folder here",
+      "and 'other': Avg 5 is of one pre-training",
     ),
     (
       "swept",
@@ -366,21 +398,9 @@ def test_a_folder_without_the_rows_results_is_refused_with_the_reason(
 @pytest.mark.parametrize(
   "source, changes, words",
   [
-    (
-      "swept",
-      {"pretrain": "{recipe}:steps=24"},
-      "of config.init = .*: total_steps: 24 -> 12",
-    ),
-    (
-      "evaluated",
-      {"published": "sam/Mixer-B_16"},
-      "'sam/Mixer-B_16' -> 'imagenet1k/Mixer-B_16'",
-    ),
-    (
-      "evaluated",
-      {"is_pretrained_on_imagenet": False},
-      "is fine-tuned: offer a sweep",
-    ),
+    ("swept", {"pretrain": "{recipe}:steps=24"}, "total_steps: 24 -> 12"),
+    ("evaluated", {"published": "sam/Mixer-B_16"}, "'sam/Mixer-B_16' -> 'imag"),
+    ("evaluated", {"is_pretrained_on_imagenet": False}, "offer a sweep"),
   ],
 )
 def test_a_run_by_another_protocol_is_refused_with_both_values(

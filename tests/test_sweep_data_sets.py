@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """One sweep on several data sets, and its command line."""
 
+import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from sweeps import REPORT, never, read_report
+from runs import run
+from sweeps import REPORT, never, read_report, write_recipe
 
 from mixer import train
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
@@ -21,39 +21,21 @@ from mixer.tools.sweep import multi_dataset
 from mixer.training.lock import locked
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-ROOT = Path(__file__).parent.parent
 
-
-RECIPE = """
-import sys
-sys.path.append({tests!r})
-import sweeps
-from mixer.recipe import parse_arg
-
-DATA_SETS = {{"low": "digits/0to4", "high": "digits/5to9", "none": "cifar10"}}
-AVERAGE = "Avg 3"
-GROUPS = {{"digits": ("low", "high")}}
-
-def get_config(arg=None):
-  arg = parse_arg(arg, dataset="low", rates=1)
-  config = sweeps.small({data!r}, total_steps=12)
-  config.model.num_classes = 5
-  config.data.name = DATA_SETS[arg.dataset]
-  config.data.examples = config.sweep.full_examples = None
-  config.evals.test.examples = None
-  config.sweep.learning_rates = (0.01, 0.02)[:arg.rates]
-  return config
-"""
+DATA_SETS = {"low": "digits/0to4", "high": "digits/5to9"}
+QUIETLY = {"skip_missing": False, "accept_changes": False}
 
 
 @pytest.fixture(scope="module")
 def recipe(digits_dir, tmp_path_factory):
   """Returns a recipe with three data sets, two of them prepared."""
-  for name in "digits/0to4", "digits/5to9":
+  for name in DATA_SETS.values():
     prepare(name, digits_dir)
-  file = tmp_path_factory.mktemp("recipe") / "recipe.py"
-  file.write_text(RECIPE.format(tests=str(ROOT / "tests"), data=digits_dir))
-  return file
+  folder = tmp_path_factory.mktemp("recipe")
+  groups = {"digits": ("low", "high")}
+  return write_recipe(
+    folder, digits_dir, DATA_SETS | {"none": "cifar10"}, groups
+  )
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +43,9 @@ def several_swept(recipe, tmp_path_factory):
   """The folder of sweeps on the two data sets that are there."""
   folder = tmp_path_factory.mktemp("several")
   several = chosen(recipe, folder, ["all"], seeds=1)
-  assert (
-    multi_dataset.sweep(several, **QUIETLY | {"skip_missing": True}) == EX_OK
-  )
+  options = QUIETLY | {"skip_missing": True}
+  assert multi_dataset.sweep(several, **options) == EX_OK
   return folder
-
-
-QUIETLY = {
-  "skip_missing": False,
-  "accept_changes": False,
-  "should_stop": lambda: False,
-}
 
 
 def test_several_data_sets_are_swept_and_averaged(several_swept):
@@ -106,13 +80,12 @@ def test_the_mean_over_all_data_sets_has_the_papers_name(
     for name in ("low", "high", "high")
   ]
   monkeypatch.setattr(train, "train", never)
-  file = recipe.with_name("three.py")
-  file.write_text(recipe.read_text().replace("cifar10", "digits/5to9"))
-
-  assert (
-    multi_dataset.sweep(chosen(file, folder, ["all"], seeds=1), **QUIETLY)
-    == EX_OK
+  recipe.with_name("three.py").write_text(
+    recipe.read_text().replace("cifar10", "digits/5to9")
   )
+  three = chosen(recipe.with_name("three.py"), folder, ["all"], seeds=1)
+
+  assert multi_dataset.sweep(three, **QUIETLY) == EX_OK
 
   assert read_report(folder)["means"]["Avg 3"] == pytest.approx(np.mean(means))
   text = (folder / "sweep.md").read_text()
@@ -216,12 +189,9 @@ def test_errors_of_the_user_are_one_message_and_exit_code_2(
   flag, words, recipe, tmp_path
 ):
   flags = f"--config={recipe}", f"--workdir={tmp_path / 'new'}", flag
-  ended = subprocess.run(
-    [sys.executable, "-m", "mixer", "sweep", "--dry_run", *flags],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  command = [sys.executable, "-m", "mixer", "sweep", "--dry_run", *flags]
+
+  ended = run(command, os.environ)
 
   assert ended.returncode == EX_USAGE
   assert words in ended.stderr
