@@ -3,29 +3,22 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from runs import ROOT, run
 
 from mixer.cli import run_cli
 from mixer.errors import UserError, printable
 
-ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
 
 
 def start(*flags):
   """Returns exit code, stdout and stderr of train.py with these flags."""
-  done = subprocess.run(
-    [sys.executable, "train.py", *flags],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  done = run([sys.executable, "train.py", *flags], os.environ)
   assert "Traceback" not in done.stderr
   return done.returncode, done.stdout, done.stderr
 
@@ -59,14 +52,9 @@ def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
     (["configs/digits.py"], "Name a recipe, such as --config="),
     (["--confg=configs/digits.py"], "did you mean --config=configs/digits.py?"),
     (["--config.batch=8"], "name that first, such as --config="),
-    (["--config.evals.test.batch=8"], "name that first, such as --config="),
     # Files that are no recipe, and recipes that fail.
-    (
-      ["--config", "none.py"],
-      "no recipe to read at --config=none.py",
-    ),
+    (["--config", "none.py"], "no recipe to read at --config=none.py"),
     (["--config=docs/digits.png"], "no recipe to read"),
-    (["--config=mixer/cli.py"], "no recipe to read"),
     (["--config=RUN/config.json"], "RUN/config.json is no recipe, but the"),
     (["--config={tmp}/broken.py"], "broken.py, line 1: ModuleNotFoundError"),
     (
@@ -78,22 +66,10 @@ def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
     ([DIGITS, "--config.batch=a: b"], "batch=a: b: write a whole number."),
     ([DIGITS, "--config.total_epochs=None"], "write a number; 0 unsets it."),
     ([DIGITS, "--config.model.scan=maybe"], "maybe: write true or false."),
-    (
-      [DIGITS, "--config.log=5"],
-      "a group of keys: set one, as --config.log",
-    ),
-    (
-      [DIGITS, "--config.data=folder:my photos"],
-      "name='folder:my photos'.",
-    ),
+    ([DIGITS, "--config.log=5"], "a group of keys: set one, as --config.log"),
+    ([DIGITS, "--config.data=folder:my photos"], "name='folder:my photos'."),
     ([DIGITS, "--wait=nan"], "error: --wait=nan is not a duration: give"),
-    ([DIGITS, "--wait=-1"], "error: --wait=-1 is not a duration: give"),
     # Places.
-    (
-      [DIGITS, "--workdir=s3://bucket/run"],
-      "s3://bucket/run: a folder is",
-    ),
-    ([DIGITS, "--workdir=/proc/run"], "Cannot write to --workdir=/proc/run"),
     ([DIGITS, "--workdir=train.py"], "--workdir=train.py (File exists)"),
     (
       [DIGITS, "--workdir={tmp}", "--config.data.data_dir={tmp}"],
@@ -112,21 +88,15 @@ def test_a_mistake_is_one_message_and_exit_2(flags, words, tmp_path):
 
 
 def test_a_shortened_run_is_answered_with_the_flag_to_add(digits_dir, tmp_path):
-  flags = (
-    DIGITS,
-    f"--config.data.data_dir={digits_dir}",
-    f"--workdir={tmp_path}",
-    "--dry_run",
-    "--config.total_steps=20",
-  )
-
-  code, _, err = start(*flags)
-
+  flags = DIGITS, f"--config.data.data_dir={digits_dir}", "--dry_run"
   added = "--config.schedule.warmup_steps=2"
-  assert code == 2 and f"add {added}, " in err
+
+  code, _, err = start(*flags, "--config.total_steps=20")
   # The recipe has 100 epochs, and a warm-up of 5.
-  code, out, _ = start(*flags, added)
-  assert code == 0
+  done, out, _ = start(*flags, "--config.total_steps=20", added)
+
+  assert code == 2 and f"add {added}, " in err
+  assert done == 0
   assert re.search(r"length +20 steps, .*warm-up 2 steps", out)
 
 
@@ -176,9 +146,6 @@ def test_help_lists_a_recipes_arguments_with_their_values(flags, words):
   assert all(each in out for each in words)
 
 
-PREDICT = "-m", "mixer", "predict", "--init=tests/goldens/mixer_tiny.npz"
-
-
 def start_into(stdout, words, stderr=subprocess.PIPE, **env):
   """Runs a program whose output goes to a file or a pipe."""
   return subprocess.run(
@@ -199,29 +166,26 @@ def closed_pipe():
   os.close(writer)
 
 
-@pytest.mark.parametrize(
-  "words",
-  [
-    ["train.py", DIGITS, "--help"],
-    ["-m", "mixer", "paper", "--help"],
-    ["-m", "mixer", "paper", "table", "2"],
-    [*PREDICT, "docs/digits.png"],
-  ],
-  ids=" ".join,
-)
-def test_an_output_that_cannot_be_written_is_no_traceback(words, closed_pipe):
+TABLE = "-m", "mixer", "paper", "table", "2"
+
+
+@pytest.mark.parametrize("words", [["train.py", DIGITS, "--help"], TABLE])
+def test_an_output_that_nobody_reads_is_no_traceback(words, closed_pipe):
   done = start_into(closed_pipe, words)
 
-  # absl and argparse do not tell for their help.
+  # absl does not tell for its help.
   assert done.returncode in (0, 128 + signal.SIGPIPE)
   assert "rror" not in done.stderr
 
-  if os.path.exists("/dev/full") and "--help" not in words:
-    with open("/dev/full", "w") as full:
-      done = start_into(full, words)
-    assert done.returncode == 2
-    [error] = [x for x in done.stderr.splitlines() if "rror" in x]
-    assert error == "error: Cannot write the output: No space left on device."
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device")
+def test_a_full_disk_is_one_message():
+  with open("/dev/full", "w") as full:
+    done = start_into(full, TABLE)
+
+  assert done.returncode == 2
+  message = "error: Cannot write the output: No space left on device.\n"
+  assert done.stderr == message
 
 
 def test_a_closed_pipe_for_messages_is_no_traceback(closed_pipe):
@@ -241,10 +205,9 @@ def test_a_program_without_an_output_ends_as_ever():
 
 
 def test_a_terminal_without_a_character_shows_another(tmp_path):
-  shutil.copy(ROOT / "docs/digits.png", tmp_path / "Müll.png")
-  words = [*PREDICT, tmp_path]
+  words = [*TABLE, f"--out={tmp_path / 'Müll.md'}"]
 
   done = start_into(subprocess.PIPE, words, PYTHONIOENCODING="ascii")
 
   assert done.returncode == 0, done.stderr
-  assert "M?ll.png" in done.stdout
+  assert "M?ll.md" in done.stdout

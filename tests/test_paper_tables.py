@@ -2,14 +2,15 @@
 """Every table as it is printed, written, and filled with what was measured."""
 
 import json
+import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import recipes
 import reports
+from runs import run
 
 from mixer.cli import EX_OK, EX_USAGE
 from mixer.config_check import resolve, to_dict
@@ -20,7 +21,6 @@ from mixer.tools.paper.protocols import extend, find_protocol, load_recipe
 from mixer.tools.paper.record import make_records
 from mixer.tools.paper.run_reader import RunResult
 
-ROOT = Path(__file__).parent.parent
 MEASURABLE = [name for name, row in ROWS.items() if find_protocol(row)]
 PUBLISHED = [x for x in MEASURABLE if find_protocol(ROWS[x]).published]
 
@@ -153,28 +153,18 @@ def test_a_sweep_by_a_rows_recipe_is_of_no_other_row(name):
 
 
 @pytest.mark.parametrize(
-  "model, init, words",
+  "model, init",
   [
-    ("Mixer", "imagenet1k/Mixer-B_16", "-> 'imagenet1k/Mixer-B_16'$"),
-    (
-      "Mixer",
-      "",
-      "init: 'imagenet21k/Mixer-B_16', or the folder of a run of .* -> ''$",
-    ),
-    ("Mixer", "gone.npz", "'gone.npz', which is no folder here"),
+    ("Mixer", "imagenet1k/Mixer-B_16"),
+    ("Mixer", ""),
     # No weights of this ViT by the paper's recipe were published.
-    (
-      "ViT",
-      "imagenet21k/ViT-B_16",
-      "init: the folder of a run of configs/pretrain_i21k.py:ViT-B/16 -> "
-      "'imagenet21k/ViT-B_16'",
-    ),
+    ("ViT", "imagenet21k/ViT-B_16"),
   ],
 )
-def test_weights_of_another_pretraining_are_refused(model, init, words):
+def test_weights_of_another_pretraining_are_refused(model, init):
   row = find_row(f"i21k/{model}-B_16")
 
-  with pytest.raises(ValueError, match=f"(?m){words}"):
+  with pytest.raises(ValueError, match=f"(?m)^  init: .* -> '{init}'$"):
     make_records(row, find_protocol(row), sweep_of(row.name, init))
 
 
@@ -285,13 +275,10 @@ def test_the_ratio_to_vit_is_of_one_dtype(results, capsys):
   )
 
 
-@pytest.mark.parametrize(
-  "folder, file", [("throughput", "cpu"), ("tables/i1k", "Mixer-B_16")]
-)
-def test_a_damaged_file_is_one_message(folder, file, results, capsys):
-  path = results / folder / f"{file}.json"
-  path.parent.mkdir(parents=True)
-  path.write_text('{"row": "i1k/Mixer-B_16"')
+def test_a_damaged_file_is_one_message(results, capsys):
+  path = results / "throughput" / "cpu.json"
+  path.parent.mkdir()
+  path.write_text('{"device": "cpu"')
 
   assert main(["table", "3", f"--results={results}"]) == EX_USAGE
 
@@ -369,10 +356,6 @@ def test_markdown_has_a_table_that_github_takes(results, capsys):
     (["figure"], "Name a figure; there are 2, 3, 4, 5, 6, 7, throughput."),
     (["report"], "Name the folder of a run: --workdir=RUN."),
     (["report", "--workdir=r", "--out=r.txt"], "r.txt must end in .html"),
-    (["report", "--workdir=r", "--out="], "--out= is a folder or a device"),
-    (["table", "2", "--out="], "--out= is a folder or a device: name a file"),
-    (["report", "--workdir="], "Name the folder of a run: --workdir=RUN."),
-    (["table", "2", "--out=gs://b/t.md"], "gs://b/t.md must be a local file"),
     (["table", "2", "--out=t.foo"], "must end in .txt or .md or .html"),
     (["record", "--workdir=r"], "Name the row, and the folder"),
   ],
@@ -409,9 +392,7 @@ def test_a_table_of_numbers_needs_no_jax():
     "assert main(['table', '3']) == 0\n"
     "assert not {'jax', 'tensorflow', 'matplotlib'} & set(sys.modules)\n"
   )
-  done = subprocess.run(
-    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
-  )
+  done = run([sys.executable, "-c", program], os.environ)
 
   assert (done.returncode, done.stderr) == (EX_OK, "")
   assert done.stdout.startswith("Table 3")

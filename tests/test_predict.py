@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import recipes
@@ -116,9 +117,16 @@ def test_a_copy_of_a_runs_weights_predicts_as_the_run_does(trained, tmp_path):
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_probabilities_are_the_models_on_the_same_pixels(
-  trained, digits, tmp_path, loss
+  trained, digits, tmp_path, loss, monkeypatch
 ):
   """19 images: two batches of 16, the second filled up, on eight devices."""
+  traced = []
+
+  def watched(*arguments, top_classes=inference.top_classes, **options):
+    traced.append(1)
+    return top_classes(*arguments, **options)
+
+  monkeypatch.setattr(inference, "top_classes", watched)
   shutil.copytree(trained, tmp_path / "run")
   config = json.loads((tmp_path / "run/config.json").read_text())
   (tmp_path / "run/config.json").write_text(json.dumps(config | {"loss": loss}))
@@ -131,7 +139,8 @@ def test_probabilities_are_the_models_on_the_same_pixels(
   sizes = {key: config["model"][key] for key in SIZES["Mixer"]}
   model = create("Mixer", **sizes, num_classes=10)
   params = {"params": weights.load(trained)}
-  logits = np.asarray(model.apply(params, np.float32(pixels) / 127.5 - 1)[0])
+  images = np.float32(pixels) / 127.5 - 1
+  logits = np.asarray(jax.jit(model.apply)(params, images)[0])
   function = {
     "softmax": lambda x: scipy.special.softmax(x, axis=-1),
     "sigmoid": scipy.special.expit,
@@ -144,6 +153,7 @@ def test_probabilities_are_the_models_on_the_same_pixels(
   np.testing.assert_allclose(
     [one.probabilities for one in found], wanted, rtol=1e-5, atol=1e-7
   )
+  assert len(traced) == 1, "one program is for all batches"
 
 
 def test_weights_that_take_any_size_get_that_of_the_paper(photo, capsys):
@@ -161,7 +171,8 @@ def test_weights_alone_get_the_papers_preprocessing(photo, capsys):
   )
   model = create("Mixer", **SIZES["Mixer"], num_classes=7)
   images = np.float32(pixels[None]) / 127.5 - 1
-  [logits] = np.asarray(model.apply({"params": weights.load(TINY)}, images)[0])
+  params = {"params": weights.load(TINY)}
+  [logits] = np.asarray(jax.jit(model.apply)(params, images)[0])
   wanted = scipy.special.softmax(logits)
   shown = [line.split() for line in out.splitlines()[1:]]
   assert code == 0
@@ -197,18 +208,6 @@ def test_a_bad_image_is_reported_and_the_rest_is_predicted(
   assert [row["image"] for row in read_table(table)] == list(map(str, files))
 
 
-def test_where_no_image_can_be_read_nothing_is_written(
-  trained, tmp_path, capsys
-):
-  (tmp_path / "page.jpg").write_bytes(b"<html>404</html>")
-
-  code = run(f"--init={trained}", tmp_path, f"--out={tmp_path / 'table.csv'}")
-
-  assert code == 2
-  assert "error: No image could be read." in capsys.readouterr().err
-  assert os.listdir(tmp_path) == ["page.jpg"]
-
-
 def test_decoding_stays_only_a_little_ahead(trained, digits):
   """Else thousands of images would fill the memory."""
 
@@ -229,23 +228,6 @@ def test_decoding_stays_only_a_little_ahead(trained, digits):
   assert len(paths) == 7200
   assert paths.furthest < 200
   predictions.close()
-
-
-def test_one_program_is_compiled_for_all_batches(trained, digits, monkeypatch):
-  traced = []
-
-  def watched(*arguments, top_classes=inference.top_classes, **options):
-    traced.append(1)
-    return top_classes(*arguments, **options)
-
-  monkeypatch.setattr(inference, "top_classes", watched)
-  files = sorted(map(str, digits[0].glob("*.png")))[:37]
-  opened = inference.open_classifier(str(trained))
-
-  found = list(inference.predict(opened, files, batch=16))
-
-  assert len(found) == 37
-  assert len(traced) == 1
 
 
 def test_files_folders_and_patterns_are_found_once_and_in_order(
@@ -285,17 +267,21 @@ def test_files_folders_and_patterns_are_found_once_and_in_order(
   ]
 
 
-def test_the_limit_of_pixels_is_that_of_the_run(
+def test_the_limit_of_pixels_is_that_of_the_run_and_nothing_is_written(
   trained, digits, tmp_path, capsys
 ):
   shutil.copytree(trained, tmp_path / "run")
   config = json.loads((trained / "config.json").read_text())
   config["data"]["max_pixels"] = 63
   (tmp_path / "run/config.json").write_text(json.dumps(config))
+  words = f"--init={tmp_path / 'run'}", f"--out={tmp_path / 'table.csv'}"
 
-  assert run(f"--init={tmp_path / 'run'}", digits[0] / "000.png") == 2
+  assert run(*words, digits[0] / "000.png") == 2
 
-  assert "8 x 8 pixels has more than 63" in capsys.readouterr().err
+  err = capsys.readouterr().err
+  assert "8 x 8 pixels has more than 63" in err
+  assert "error: No image could be read." in err
+  assert os.listdir(tmp_path) == ["run"]
 
 
 def test_files_that_are_left_out_count_as_not_read(
@@ -428,31 +414,16 @@ def test_the_accuracy_of_labelled_folders_is_printed(
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--topk=0"], "--topk=0 must be 1 or more."),
     (["--batch=0"], "--batch=0 must be 1 or more."),
-    (
-      ["--ops=resize(12)"],
-      "The ops 'resize(12)': Images of 12 x 12 px are not",
-    ),
     (["--ops=resize(40)"], "make 25 tokens of 8 px, but these parameters mix"),
     (["--ops=resize_small(32)"], "end it with a crop or a resize to one size"),
     (["--classes=none.txt"], "Cannot read --classes=none.txt: No such file"),
     ([f"--classes={__file__}"], "are not those of a head with 7 outputs: give"),
-    (["--grid=sheet.txt"], "--grid=sheet.txt must end in .png or .jpg or"),
     (["--out={folder}/chelsea.png"], "chelsea.png must end in .csv."),
     (["--grid={folder}/chelsea.png"], "chelsea.png is an input, {folder}/ch"),
-    (["--grid={folder}/empty/../chelsea.png"], "is an input, {folder}/chelsea"),
-    (["--grid="], "--grid= is a folder or a device: name a file."),
-    (["--out="], "--out= is a folder or a device: name a file."),
-    (["--out={folder}"], "--out={folder} is a folder or a device: name"),
-    (["--out=none/table.csv"], "There is no folder for --out=none/table.csv"),
-    (["gs://bucket/cat.png"], "gs://bucket/cat.png is not on this machine"),
     (["nothing/*.png"], "There is no nothing/*.png"),
     (["{folder}/chelsae.png"], "In {folder} there is chelsea.png."),
-    (
-      ["{folder}/empty"],
-      "There is no image in {folder}/empty. The suffixes of images are",
-    ),
+    (["{folder}/empty"], "There is no image in {folder}/empty."),
     (["--init=none.npz"], "There are no weights at none.npz"),
   ],
 )
