@@ -31,7 +31,7 @@ def images(tmp_path):
 def test_images_of_ones_own_are_counted_and_take_the_settings_of_their_number(
   images,
 ):
-  config = finetune(f"dataset=folder:{images},res=32")
+  config = finetune(f"dataset=folder:{images},res=32,model=Mixer-S/32")
 
   plan = make_plan(config, load_init=False)
 
@@ -57,7 +57,7 @@ def test_the_test_split_may_have_any_of_the_usual_names(images):
 @pytest.mark.parametrize("other, taken", [("test", "test"), ("Eval", "val")])
 def test_of_two_test_splits_the_usual_one_is_taken(images, other, taken):
   shutil.copytree(images / "train", images / other)
-  config = finetune(f"dataset=folder:{images},res=32")
+  config = finetune(f"dataset=folder:{images},res=32,model=Mixer-S/32")
 
   plan = make_plan(config, load_init=False)
 

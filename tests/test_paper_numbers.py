@@ -110,10 +110,6 @@ def test_what_is_extrapolated_and_what_is_private_is_marked():
   assert of_table_2 == ["table2/i21k/Mixer-L_16-448"]
 
 
-def test_names_are_apart_and_count_as_many_as_the_tables_have_rows():
-  assert (len(TABLE_2), len(TABLE_3), len(ROWS)) == (10, 26, 36)
-
-
 @pytest.mark.parametrize(
   "name, nearest",
   [

@@ -88,14 +88,6 @@ def test_exactly_the_keys_that_differ_from_the_defaults_are_marked(page, done):
   assert page.table("key")["evals.test.ops"] == ['"central_crop(8)"', "none"]
 
 
-def test_a_run_in_progress_says_how_far_it_is(tmp_path):
-  text = read(reports.write(tmp_path / "run", log=reports.rows(60))).text
-
-  assert "not done: step 60 of 200 (30%)" in text
-  assert "drawn once the run is done" in text
-  assert "80.00 % test accuracy, step 50" in text
-
-
 def test_a_run_without_rows_evaluators_or_provenance_has_a_page(tmp_path):
   config = reports.config() | {"evals": {}}
   folder = reports.write(tmp_path / "run", config, [])
@@ -109,45 +101,61 @@ def test_a_run_without_rows_evaluators_or_provenance_has_a_page(tmp_path):
   assert "so its code and devices are unknown" in text
 
 
-def test_numbers_that_are_not_finite_are_reported_and_left_out(tmp_path):
-  rows = reports.rows()
+@pytest.fixture(scope="module")
+def in_progress(tmp_path_factory):
+  """A run in progress; some numbers are not finite, and updates skipped."""
+  config = reports.config()
+  config["data"]["name"] = 'folder:<img src="x">&'
+  config["evals"]["test"]["published"] = 0.75
+  rows = reports.rows(100)
   rows[3]["train/loss"], rows[4]["train/loss"] = math.nan, math.inf
   rows[4]["eval/test/loss"] = rows[4]["images_per_second"] = math.nan
-  for row in rows:
-    if "eval/test/accuracy_top5" in row:
-      row["eval/test/accuracy_top5"] = math.nan
-
-  page = read(reports.write(tmp_path / "run", log=rows))
-
-  words = "train/loss is not finite in 2 of the log's rows, first at step 40"
-  assert words in page.text
-  assert "eval/test/loss is not finite in 1 of the log's rows" in page.text
-  assert page.table("result")["test accuracy top5"] == ["not finite", ""]
-  assert page.table("result")["test loss"] == ["0.0050 at 200"] * 2
-
-
-def test_skipped_updates_are_listed_with_their_examples(tmp_path):
+  rows[4]["eval/test/f1"] = rows[9]["eval/test/f1"] = math.nan
   row = {"loss": math.nan, "gradient_norm": 1.5, "examples": list(range(64))}
   skipped = [{"step": step} | row for step in range(21, 36)]
+  folder = tmp_path_factory.mktemp("runs") / "<b>run"
+  return reports.write(folder, config, rows, skipped=skipped)
 
-  page = read(reports.write(tmp_path / "run", skipped=skipped))
 
-  assert "15 updates had no effect" in page.text
-  assert "The first 10 of skipped.jsonl" in page.text
-  updates = page.table("update")
+@pytest.fixture(scope="module")
+def progress(in_progress):
+  return read(in_progress)
+
+
+def test_a_run_in_progress_says_how_far_it_is(progress):
+  assert "not done: step 100 of 200 (50%)" in progress.text
+  assert "drawn once the run is done" in progress.text
+  assert "90.00 % test accuracy, step 100" in progress.text
+
+
+def test_numbers_that_are_not_finite_are_reported_and_left_out(progress):
+  words = "train/loss is not finite in 2 of the log's rows, first at step 40"
+  assert words in progress.text
+  assert "eval/test/loss is not finite in 1 of the log's rows" in progress.text
+  assert progress.table("result")["test f1"][:2] == ["not finite", ""]
+  assert progress.table("result")["test loss"][:2] == ["0.0100 at 100", ""]
+
+
+def test_skipped_updates_are_listed_with_their_examples(progress):
+  assert "15 updates had no effect" in progress.text
+  assert "The first 10 of skipped.jsonl" in progress.text
+  updates = progress.table("update")
   assert list(updates) == [str(step) for step in range(21, 31)]
   assert updates["21"] == ["nan", "1.5", "0, 1, 2, 3, 4, ..."]
 
 
-def test_published_numbers_are_next_to_the_runs_own(tmp_path):
-  config = reports.config()
-  config["evals"]["test"]["published"] = 0.75
+def test_published_numbers_are_next_to_the_runs_own(progress):
+  results = progress.table("result")
 
-  results = read(reports.write(tmp_path / "run", config)).table("result")
-
-  stated = "75.00 %, by the config (here +5.00 points)"
+  stated = "75.00 %, by the config (here +15.00 points)"
   assert results["test accuracy"][-1] == stated
   assert results["test loss"][-1] == ""
+
+
+def test_html_in_a_config_is_escaped(progress, in_progress):
+  assert 'folder:<img src="x">&' in progress.text
+  source = (in_progress / "report.html").read_text()
+  assert '<img src="x"' not in source and "<b>run" not in source
 
 
 @pytest.mark.parametrize("mixup, is_row", [(0.5, True), (0.2, False)])
@@ -171,18 +179,6 @@ def test_an_installed_package_reports_runs_without_the_recipes(
     monkeypatch.setattr(module, "PROJECT", tmp_path)
 
   assert "step 200" in read(reports.write(tmp_path / "run")).text
-
-
-def test_html_in_a_config_is_escaped(tmp_path):
-  config = reports.config()
-  config["data"]["name"] = 'folder:<img src="x">&'
-  folder = reports.write(tmp_path / "<b>run", config)
-
-  page = read(folder)
-
-  assert 'folder:<img src="x">&' in page.text
-  source = (folder / "report.html").read_text()
-  assert '<img src="x"' not in source and "<b>run" not in source
 
 
 def test_folders_that_are_no_runs_are_explained_in_a_message(tmp_path):

@@ -45,7 +45,7 @@ onload = () => {
 """
 
 
-def measure(folder, pages, widths, *flags):
+def measure(folder, pages, widths, scheme):
   """Opens pages in frames of some pixels; returns each page's measures."""
   frames = [
     f'<iframe width={width} height=800 srcdoc="{html.escape(page)}"></iframe>'
@@ -58,7 +58,9 @@ def measure(folder, pages, widths, *flags):
   )
   command = [CHROMIUM, "--headless", "--dump-dom", "--disable-gpu"]
   # Root cannot have the sandbox.
-  command += ["--no-sandbox", "--disable-dev-shm-usage", *flags]
+  command += ["--no-sandbox", "--disable-dev-shm-usage"]
+  number = {"dark": 0, "light": 1}[scheme]
+  command.append(f"--blink-settings=preferredColorScheme={number}")
   command += [f"--user-data-dir={folder / 'profile'}", file.as_uri()]
   done = subprocess.run(command, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr
@@ -83,12 +85,16 @@ def pages(tmp_path_factory):
   return [(run / "report.html").read_text() for run in (done, wide)]
 
 
-def test_a_page_is_whole_and_not_wider_than_the_screen(pages, tmp_path):
+@pytest.fixture(scope="module")
+def shown(pages, tmp_path_factory):
+  """Measures of both reports and of a table, on a phone and on a screen."""
   note = "a", f"results/tables/{LONG}{LONG}.json, one run.", ()
   table = to_html(Page("Table", ("Intro",), (), {"Notes": (note,)}))
+  folder = tmp_path_factory.mktemp("shown")
+  return measure(folder, [*pages, table], (360, 1200), "light")
 
-  shown = measure(tmp_path, [*pages, table], (360, 1200))
 
+def test_a_page_is_whole_and_not_wider_than_the_screen(shown):
   for each in shown:
     assert each["scrolls"] <= each["width"] <= 1200
   assert shown[0]["width"] <= 360
@@ -99,15 +105,15 @@ def test_a_page_is_whole_and_not_wider_than_the_screen(pages, tmp_path):
   assert [each["pictures"] for each in shown[:3:2]] == [[True] * 4, []]
 
 
-def test_a_dark_page_has_light_letters_in_its_drawings_too(pages, tmp_path):
+def test_a_dark_page_has_light_letters_in_its_drawings_too(
+  pages, shown, tmp_path
+):
   def brightness(colour):
     return sum(map(int, re.findall(r"\d+", colour)))
 
-  contrasts = []
-  for scheme in 1, 0:  # light, dark
-    flag = f"--blink-settings=preferredColorScheme={scheme}"
-    [each] = measure(tmp_path, pages[:1], [1200], flag)
-    contrasts.append(brightness(each["background"]) - brightness(each["ink"]))
+  def contrast(measures):
+    return brightness(measures["background"]) - brightness(measures["ink"])
 
-  light, dark = contrasts
-  assert light > 200 and dark < -200
+  [dark] = measure(tmp_path, pages[:1], [1200], "dark")
+
+  assert contrast(shown[1]) > 200 and contrast(dark) < -200

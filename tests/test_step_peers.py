@@ -41,21 +41,15 @@ def test_timms_model_runs(passes, dtype):
     timm_peer.Timm("tpu", compiled=True)
 
 
-def test_timms_step_is_measured_compiled():
-  pytest.importorskip("timm")
+@pytest.mark.parametrize(
+  "peer", ["timm", pytest.param("authors", marks=needs_authors)]
+)
+def test_a_peers_step_is_measured_compiled(peer):
+  if peer == "timm":
+    pytest.importorskip("timm")
+  children = Children("cpu", AUTHORS, 2, 0.01, limit=300.0, rounds=1)
 
-  [found] = _children().measure(CELL, ["timm"])
-
-  assert found["images_per_second"] > 0
-  assert found["compile_seconds"] > 1
-
-
-@needs_authors
-@pytest.mark.parametrize("passes", ["inference", "training"])
-def test_the_authors_model_is_measured(passes):
-  cell = Cell("Mixer-S/32", passes, "bfloat16", 2)
-
-  [found] = _children(authors=AUTHORS).measure(cell, ["authors"])
+  [found] = children.measure(CELL, [peer])
 
   assert found["images_per_second"] > 0
 
@@ -127,7 +121,3 @@ def assert_same_losses(theirs, ours):
   np.testing.assert_allclose(theirs, ours, rtol=1e-5)
   np.testing.assert_allclose(np.diff(theirs), np.diff(ours), rtol=0.01)
   assert (np.diff(ours) < 0).all()
-
-
-def _children(authors=None):
-  return Children("cpu", authors, 2, 0.01, limit=300.0, rounds=1)

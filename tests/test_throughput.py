@@ -36,21 +36,21 @@ def row(model, batch, speed, dtype="float32", **more):
 
 
 def test_a_model_is_measured_once_and_read_by_the_tables(tmp_path):
-  text = throughput.fill(**flags(tmp_path))
+  text = throughput.fill(**flags(tmp_path, batches="1"))
   [file] = (tmp_path / "throughput").iterdir()
   written = file.read_text()
-  again = throughput.fill(**flags(tmp_path))
+  again = throughput.fill(**flags(tmp_path, batches="1"))
 
   assert file.read_text() == written
   assert again == text
   content = json.loads(written)
   assert file.stem == file_name(content["device"])
-  assert [row["batch"] for row in content["rows"]] == [1, 2]
-  assert all(row["images_per_second"] > 0 for row in content["rows"])
-  assert all(row["bytes"] > 18e6 * 4 for row in content["rows"])
+  [row] = content["rows"]
+  assert row["images_per_second"] > 0
+  assert row["bytes"] > 18e6 * 4
   [read] = results_store.read_devices(tmp_path)
   assert read.name == content["device"]
-  assert read.best["Mixer-S/32", 224, "float32"].batches == (1, 2)
+  assert read.best["Mixer-S/32", 224, "float32"].batches == (1,)
   assert "| Mixer-S/32 |" in text and "| 11,489 |" in text
 
 

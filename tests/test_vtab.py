@@ -80,6 +80,7 @@ def miniatures(tmp_path_factory):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_resolves_and_feeds_a_batch(miniatures, task):
   config = recipes.load("vtab", f"dataset={task},res=224,model=Mixer-S/32")
+  config.model.blocks = 1
   config.data.data_dir = miniatures
   config.data.split = shrunk(config.data.split)
   config.data.examples = None
@@ -143,7 +144,7 @@ def test_held_out_images_are_in_no_other_part():
 
 
 def test_the_sprites_are_black_and_white(miniatures):
-  config = recipes.load("vtab", "dataset=dsprites_x_position")
+  config = recipes.load("vtab", "dataset=dsprites_x_position,model=Mixer-S/32")
   config.data.data_dir = miniatures
   config.data.split, config.data.examples = "train", None
   source = make_plan(config, load_init=False).data.source

@@ -28,7 +28,11 @@ UNCHECKED = "unchecked"
 
 
 def read_json(file: Path, command: str) -> dict:
-  """Reads a file of results, which `command` writes."""
+  """Reads a file of results, which `command` writes.
+
+  Raises:
+    UserError: it is not JSON.
+  """
   try:
     return json.loads(file.read_text())
   except ValueError as error:
@@ -48,6 +52,9 @@ def read_row(results: Path, row: Row) -> dict[str, tuple[dict, dict]]:
   A cell has its "value" in per cent, the "deviation" between single runs, None
   for one run, and the number of "runs"; the cell of cost has "device_days" by
   kind of device. A record's "file" is the row's.
+
+  Raises:
+    UserError: the file is damaged.
   """
   file = str(row_file(results, row).relative_to(results.parent))
   return {
@@ -58,13 +65,26 @@ def read_row(results: Path, row: Row) -> dict[str, tuple[dict, dict]]:
 
 
 def add_records(results: Path, row: Row, records: list[dict]) -> Path:
-  """Adds records to a row's file; their cells replace older ones."""
+  """Adds records to a row's file; their cells replace older ones.
+
+  Returns:
+    The file.
+
+  Raises:
+    UserError: it is damaged, or cannot be written.
+  """
+  replaced = {name for record in records for name in record["cells"]}
   older = _read_records(results, row)
   for record in older:
-    for name in {name for new in records for name in new["cells"]}:
-      record["cells"].pop(name, None)
-  older = [record for record in older if record["cells"]]
-  content = {"row": row.name, "records": older + records}
+    record["cells"] = {
+      name: cell
+      for name, cell in record["cells"].items()
+      if name not in replaced
+    }
+  content = {
+    "row": row.name,
+    "records": [record for record in older if record["cells"]] + records,
+  }
   file = row_file(results, row)
   file.parent.mkdir(parents=True, exist_ok=True)
   with atomic_write(file) as aside:
@@ -86,32 +106,49 @@ Key = tuple[str, int, str]
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-  """The best throughput of a model in a dtype over batch sizes."""
+  """The best throughput of a model in a dtype over batch sizes.
 
-  images_per_second: float | None  # None where no batch size was measured
-  dtype: str  # of the matrix products
-  batch: int | None  # images per step at the best throughput
-  batches: tuple[int, ...]  # all that were measured
-  beyond: tuple[int, str] | None  # smallest one too large, and the reason
-  date: str  # of the best one's measurement; "" where none was
+  images_per_second: None where no batch size was measured.
+  dtype: of the matrix products.
+  batch: images per step at the best throughput.
+  batches: all batch sizes that were measured.
+  beyond: the smallest batch that was too large to measure, and the reason.
+  date, git_commit: of the best one's measurement; "" where none was.
+  """
+
+  images_per_second: float | None
+  dtype: str
+  batch: int | None
+  batches: tuple[int, ...]
+  beyond: tuple[int, str] | None
+  date: str
   git_commit: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """The measured throughputs of a device."""
+  """The measured throughputs of a device.
+
+  dtypes: the one with the most models first, then by name.
+  file: relative to the parent of the folder of results.
+  """
 
   name: str
   best: dict[Key, Throughput]
-  dtypes: list[str]  # the one with the most models first, then by name
-  file: str  # relative to the parent of the folder of results
+  dtypes: list[str]
+  file: str
 
 
 def best_throughputs(rows: Iterable[dict]) -> dict[Key, Throughput]:
-  """Takes the best over batch sizes of one pass's rows on one device."""
-  by_key = collections.defaultdict(list)
+  """Takes the best over batch sizes, in the order of measurement.
+
+  Args:
+    rows: of one pass on one device, as in the file.
+  """
+  by_key = {}
   for row in rows:
-    by_key[row["model"], row["image_size"], row["dtype"]].append(row)
+    key = row["model"], row["image_size"], row["dtype"]
+    by_key.setdefault(key, []).append(row)
   return {key: _best(of_key) for key, of_key in by_key.items()}
 
 
@@ -135,16 +172,19 @@ def _best(rows: list[dict]) -> Throughput:
 def speed_ratio(
   best: Mapping[Key, Throughput], models: tuple[str, str, int], dtype: str
 ) -> float | None:
-  """Divides the throughputs of two models, a key of SPEED_RATIOS.
+  """Divides two models' throughputs; None unless both were measured.
 
-  Both in one dtype: otherwise the ratio would compare dtypes as well. None
-  unless both were measured.
+  Both in one dtype: otherwise the ratio would compare dtypes as well.
+
+  Args:
+    best: from `best_throughputs`.
+    models: a key of SPEED_RATIOS.
+    dtype: of both.
   """
   *names, resolution = models
-  pair = [best.get((name, resolution, dtype)) for name in names]
-  if not all(each and each.images_per_second for each in pair):
+  mixer, vit = (best.get((name, resolution, dtype)) for name in names)
+  if not (mixer and mixer.images_per_second and vit and vit.images_per_second):
     return None
-  mixer, vit = pair
   return mixer.images_per_second / vit.images_per_second
 
 
@@ -162,7 +202,11 @@ def fastest(
 
 
 def read_devices(results: Path) -> list[Device]:
-  """Reads the throughput of all devices."""
+  """Reads the throughput of all devices.
+
+  Raises:
+    UserError: a file is damaged.
+  """
   devices = []
   for file in sorted((results / "throughput").glob("*.json")):
     content = read_json(file, THROUGHPUT_COMMAND)
@@ -171,8 +215,8 @@ def read_devices(results: Path) -> list[Device]:
       for key, each in best_throughputs(content["rows"]).items()
       if each.images_per_second
     }
-    counts = collections.Counter(sorted(dtype for *_, dtype in best))
-    dtypes = [dtype for dtype, _ in counts.most_common()]
+    counts = collections.Counter(dtype for *_, dtype in best)
+    dtypes = sorted(counts, key=lambda dtype: (-counts[dtype], dtype))
     name = str(file.relative_to(results.parent))
     devices.append(Device(content["device"], best, dtypes, name))
   return devices
