@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image operations agree with TensorFlow's, and reject unreadable specs."""
+"""Image operations, their distributions, and unreadable specs.
+
+tests/test_fidelity.py compares the recipes' operations with the authors'.
+"""
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from photographs import PHOTOGRAPHS, encoded
 from scipy import stats
 from test_resize import as_tensorflow_resizes
@@ -23,59 +25,28 @@ def numbered(height, width):
   return np.stack([y, x, 0 * x], axis=-1).astype(np.uint8)
 
 
-def test_resize_hands_its_arguments_on():
-  photograph = PHOTOGRAPHS["rocket"]
-  for method, antialias in ("area", False), ("bicubic", True):
-    spec = f"resize((99, 55), {method!r}, antialias={antialias})"
-
-    resized = preprocess.parse(spec)(photograph, rng())
-
-    expected = as_tensorflow_resizes(photograph, 99, 55, method, antialias)
-    np.testing.assert_array_equal(resized, expected)
-
-
 @pytest.mark.parametrize(
-  "height, width", [(427, 640), (640, 427), (333, 517), (99, 150), (75, 250)]
+  "spec, method, antialias",
+  [
+    ("resize((99, 55), 'area')", "area", False),
+    ("resize((99, 55), 'bicubic', antialias=True)", "bicubic", True),
+    # Whose only box is the whole image.
+    ("inception_crop((99, 55), 100, antialias=True)", "bilinear", True),
+  ],
 )
-def test_resize_small_rounds_sides_as_tensorflow_does(height, width):
-  image = rng().integers(256, size=(height, width, 3), dtype=np.uint8)
-  factor = tf.cast(100, tf.float32) / tf.cast(min(height, width), tf.float32)
-  expected = [
-    int(tf.round(tf.cast(side, tf.float32) * factor))
-    for side in (height, width)
-  ]
+def test_an_op_hands_its_arguments_on(spec, method, antialias):
+  photograph = PHOTOGRAPHS["rocket"]
 
-  resized = preprocess.parse("resize_small(100)")(image, rng())
+  resized = preprocess.parse(spec)(photograph, rng())
 
-  assert list(resized.shape[:2]) == expected
-  np.testing.assert_array_equal(
-    resized, as_tensorflow_resizes(image, *expected, "area")
-  )
+  expected = as_tensorflow_resizes(photograph, 99, 55, method, antialias)
+  np.testing.assert_array_equal(resized, expected)
 
 
 def test_resize_small_rounds_halves_to_even():
   resized = preprocess.parse("resize_small(2)")(numbered(4, 5), rng())
 
   assert resized.shape == (2, 2, 3)
-
-
-@pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_the_usual_evaluation_has_tensorflows_pixels(name):
-  jpeg = encoded(PHOTOGRAPHS[name], "JPEG", quality=90)
-  image = tf.io.decode_image(jpeg, 3, expand_animations=False)
-  factor = tf.cast(256, tf.float32) / min(image.shape[:2])
-  height, width = (
-    int(tf.round(tf.cast(side, tf.float32) * factor))
-    for side in image.shape[:2]
-  )
-
-  evaluated = preprocess.parse("resize_small(256) | central_crop(224)")(
-    decode(jpeg), rng()
-  )
-
-  resized = as_tensorflow_resizes(image, height, width, "area")
-  y, x = (height - 224) // 2, (width - 224) // 2
-  np.testing.assert_array_equal(evaluated, resized[y : y + 224, x : x + 224])
 
 
 def test_crops_and_pads_are_where_they_should_be():
@@ -113,48 +84,6 @@ def test_flip_mirrors_every_second_image():
   assert 450 < mirrored.sum() < 550
   assert (images[mirrored] == image[:, ::-1]).all()
   assert (images[~mirrored] == image).all()
-
-
-def assert_same_distribution(ours, theirs):
-  """Compares places, sides, shapes and areas of boxes (y, x, h, w), [n, 4]."""
-  measures = [
-    np.column_stack([box, box[:, 3] / box[:, 2], box[:, 3] * box[:, 2]])
-    for box in (ours, theirs)
-  ]
-  pvalues = stats.ks_2samp(*measures).pvalue  # of each column
-  assert (pvalues > 1e-3).all(), pvalues
-
-
-@pytest.mark.parametrize(
-  "height, width, area_min", [(375, 500, 5), (500, 333, 8), (32, 32, 30)]
-)
-def test_inception_crops_are_distributed_as_tensorflow_draws_them(
-  height, width, area_min
-):
-  draws = 1500
-  crop = preprocess.InceptionCrop(224, area_min=area_min)
-  generator = rng(1)
-
-  @tf.function
-  def tensorflow_box(i):
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-      [height, width, 3],
-      tf.zeros([0, 0, 4], tf.float32),
-      seed=[i, 1],
-      min_object_covered=0,
-      aspect_ratio_range=(0.75, 1.33),
-      area_range=(area_min / 100, 1),
-      use_image_if_no_bounding_boxes=True,
-    )
-    return tf.concat([begin[:2], size[:2]], axis=0)
-
-  theirs = tf.map_fn(tensorflow_box, tf.range(draws)).numpy()
-  ours = np.array([crop.sample(height, width, generator) for _ in range(draws)])
-
-  assert_same_distribution(ours, theirs)
-  for box in ours, theirs:
-    assert (box[:, 0] + box[:, 2]).max() <= height
-    assert (box[:, 1] + box[:, 3]).max() <= width
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -199,38 +128,6 @@ def test_inception_crop_takes_the_whole_image_where_no_box_fits():
   assert crop.sample(100, 400, rng()) == (0, 0, 100, 400)
 
 
-@pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_inception_crops_look_as_the_authors_cut_them(name, antialias):
-  jpeg = encoded(PHOTOGRAPHS[name], "JPEG", quality=90)
-  crop = preprocess.parse(f"inception_crop(64, antialias={antialias})")
-  image = decode(jpeg)
-
-  for seed in range(5):
-    cropped = crop(image, rng(seed))
-
-    box = crop.ops[0].sample(*image.shape[:2], rng(seed))
-    theirs = tf.image.decode_and_crop_jpeg(jpeg, box, channels=3)
-    theirs = as_tensorflow_resizes(theirs, 64, 64, "bilinear", antialias)
-    difference = np.abs(cropped.astype(int) - theirs)
-    # Their colours at the edges lack the neighbours that were not decoded.
-    assert difference.mean() < 0.1
-    assert difference[:, 2:-2].max() <= (not antialias)
-    assert difference[:, 2:-2].mean() < 0.03
-
-
-def erased(image, before):
-  """(y, x, h, w) of the pixels that differ."""
-  changed = (image != before).any(axis=-1)
-  y, x = (
-    np.flatnonzero(changed.any(axis=1)),
-    np.flatnonzero(changed.any(axis=0)),
-  )
-  h, w = y[-1] - y[0] + 1, x[-1] - x[0] + 1
-  assert changed[y[0] : y[0] + h, x[0] : x[0] + w].all()
-  return y[0], x[0], h, w
-
-
 def test_random_erasing_covers_a_box_of_a_quarter_of_the_images():
   image, generator = np.full((60, 80, 3), 9, np.uint8), rng()
   erase = preprocess.parse("random_erasing(fill=77)")
@@ -241,12 +138,9 @@ def test_random_erasing_covers_a_box_of_a_quarter_of_the_images():
   assert 420 < len(hit) < 580
   assert (image == 9).all()
   for result in hit:
-    y, x, h, w = erased(result, image)
-    assert (result[y : y + h, x : x + w] == 77).all()
-    # Sides are rounded to whole pixels.
-    assert (h - 1) * (w - 1) < 0.33 * 60 * 80
-    assert (h + 1) * (w + 1) > 0.02 * 60 * 80
-    assert 0.3 < (h + 1) / (w - 1) and (h - 1) / (w + 1) < 1 / 0.3
+    changed = (result != image).any(axis=-1)
+    box = np.ix_(changed.any(axis=1), changed.any(axis=0))
+    assert changed[box].all() and (result[box] == 77).all()
 
 
 def test_random_erasing_is_distributed_as_algorithm_1_draws():
@@ -268,7 +162,12 @@ def test_random_erasing_is_distributed_as_algorithm_1_draws():
 
   # Half a pixel either way, which rounding took.
   ours = np.array(ours) + rng(3).uniform(0, 1, (3000, 4)) - [0, 0, 0.5, 0.5]
-  assert_same_distribution(ours, np.array(boxes))
+  measures = [
+    np.column_stack([box, box[:, 3] / box[:, 2], box[:, 3] * box[:, 2]])
+    for box in (ours, np.array(boxes))
+  ]
+  pvalues = stats.ks_2samp(*measures).pvalue  # of each column
+  assert (pvalues > 1e-3).all(), pvalues
 
 
 def test_random_erasing_leaves_an_image_where_no_box_fits():
@@ -301,30 +200,25 @@ def test_enormous_images_are_refused_before_they_fill_the_memory(spec, size):
     ("resize()", "missing a required argument: 'size'.*write resize"),
     ("resize(8, 'area', False, 3)", "too many positional"),
     ("resize('8')", "size='8' is not a whole number of pixels above 0"),
-    ("resize(0)", "size=0 is not a whole number"),
     ("resize((8, 8, 8))", r"pair \(height, width\)"),
     ("resize(True)", "size=True is not"),
     ("resize(size)", "size is not a plain number, text or tuple"),
     ("resize(*[8])", "not a plain number"),
     ("flip | resize((8, 8)", "character 14: .*never closed.*write an op as"),
     ("resize(8]", "character 9: .*does not match"),
-    ("flip)", "character 5: unmatched"),
     ("resize(8, 'area)", "character 11: unterminated string"),
     ("flip || resize(8)", "character 7: .*separate ops by one"),
     ("", "invalid syntax; write an op as name"),
     ("resize(8) flip", "write an op as name"),
     ("a.flip", "write an op as name"),
-    ("flip | (flip | flip)", "write an op as name"),
     ("inception_crop(8, area_min=200)", "area_min and area_max must rise"),
     ("pad(1, value=300)", "value must lie within 0..255"),
     ("resize(8, antialias=1)", "antialias=1 is not True or False"),
     ("resize_small(0)", "size must be above 0"),
     ("random_erasing(1.5)", "probability must lie within 0..1"),
-    ("random_erasing(area_min=40)", "area_min and area_max must rise"),
     ("random_erasing(ratio_min=2)", "ratio_min must lie above 0"),
     ("random_erasing(fill=256)", "fill must be 'noise' or lie within"),
     ("random_erasing(fill='grey')", "is not 'noise' or a whole number"),
-    ("random_erasing(fill=True)", "is not 'noise' or a whole number"),
     ("randaug(2, 99)", "character 1 .*magnitude=99"),
     ("resize(size=8, size=9)", "character 1 .*once, as name=value"),
     ("resize(**{'size': 8})", "character 1 .*once, as name=value"),
