@@ -1,15 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes tiny data sets laid out on disk as TFDS lays out the real ones."""
+"""Writes tiny data sets and archives, laid out as the real ones."""
 
+import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mixer.data.sources import Source
 from mixer.data.sources.tfds import builder_class
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged(Source):
+  """A source of which some images are not images, or others.
+
+  It lies here because worker processes import its module.
+  """
+
+  source: Source
+  bad: tuple[int, ...]
+  image: bytes = b"broken"
+
+  def __len__(self):
+    return len(self.source)
+
+  def read(self, ids):
+    examples = zip(ids, self.source.read(ids), strict=True)
+    return [
+      (self.image if i in self.bad else image, label)
+      for i, (image, label) in examples
+    ]
+
+  def locate(self, i):
+    return f"record {i}"
+
+
+def tar_of(members: Iterable[tuple[str, bytes]], folder: str = "") -> bytes:
+  """Returns a tar of files, behind the entry of a folder if one is named."""
+  file = io.BytesIO()
+  with tarfile.open(fileobj=file, mode="w") as tar:
+    if folder:
+      entry = tarfile.TarInfo(folder)
+      entry.type = tarfile.DIRTYPE
+      tar.addfile(entry)
+    for name, data in members:
+      entry = tarfile.TarInfo(name)
+      entry.size = len(data)
+      tar.addfile(entry, io.BytesIO(data))
+  return file.getvalue()
 
 
 def write_tfds(

@@ -2,11 +2,12 @@
 """TFDS's own preparation of ImageNet, on a miniature of the official files."""
 
 import io
-import tarfile
 
 import numpy as np
 import PIL.Image
 import pytest
+from layouts import tar_of
+from photographs import encoded
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mixer.data import decode
@@ -27,20 +28,11 @@ def picture(seed):
   return np.array(PIL.Image.fromarray(corners).resize((48, 40)))
 
 
-def encoded(seed, name):
-  file = io.BytesIO()
+def file_of(seed, name=""):
   image = PIL.Image.fromarray(picture(seed))
   if name == PNG:
-    image.save(file, "PNG")
-  else:
-    image.convert("CMYK" if name == CMYK else "RGB").save(file, "JPEG")
-  return file.getvalue()
-
-
-def add(tar, name, data):
-  entry = tarfile.TarInfo(name)
-  entry.size = len(data)
-  tar.addfile(entry, io.BytesIO(data))
+    return encoded(image, "PNG")
+  return encoded(image.convert("CMYK" if name == CMYK else "RGB"), "JPEG")
 
 
 def images():
@@ -49,11 +41,11 @@ def images():
   names = sorted([*names, CMYK, PNG])
   return {
     "train": {
-      name: (encoded(seed, name), CLASSES[name.partition("_")[0]])
+      name: (file_of(seed, name), CLASSES[name.partition("_")[0]])
       for seed, name in enumerate(names)
     },
     "validation": {
-      f"ILSVRC2012_val_{i + 1:08}.JPEG": (encoded(100 + i, ""), label)
+      f"ILSVRC2012_val_{i + 1:08}.JPEG": (file_of(100 + i), label)
       for i, label in enumerate(VALIDATION_LABELS)
     },
   }
@@ -61,19 +53,20 @@ def images():
 
 def write_archives(folder):
   folder.mkdir(parents=True)
-  splits = images()
-  with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as outer:
-    for synset in CLASSES:
-      inner = io.BytesIO()
-      with tarfile.open(fileobj=inner, mode="w") as tar:
-        for name, (data, _) in splits["train"].items():
-          if name.startswith(synset):
-            add(tar, name, data)
-      add(outer, f"{synset}.tar", inner.getvalue())
-  with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as tar:
-    # Not in the order of their names, which the labels follow.
-    for name, (data, _) in reversed(splits["validation"].items()):
-      add(tar, name, data)
+  train, validation = (
+    {name: data for name, (data, _) in split.items()}
+    for split in images().values()
+  )
+  inner = {
+    f"{synset}.tar": tar_of(
+      item for item in train.items() if item[0].startswith(synset)
+    )
+    for synset in CLASSES
+  }
+  (folder / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner.items()))
+  # Not in the order of their names, which the labels follow.
+  data = tar_of(reversed(validation.items()))
+  (folder / "ILSVRC2012_img_val.tar").write_bytes(data)
 
 
 @pytest.fixture(scope="module")

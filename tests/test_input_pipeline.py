@@ -9,13 +9,14 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from layouts import Damaged
 from runs import wait_until
 from sklearn.datasets import load_digits
 
 from mixer.data import preprocess
 from mixer.data.input_pipeline import BadImages, eval_batches, train_batches
 from mixer.data.shuffle import IndexShuffler
-from mixer.data.sources import Source, Subset, open_source
+from mixer.data.sources import Subset, open_source
 from mixer.data.workers import Workers
 from mixer.errors import UserError
 from mixer.training.sharding import prefetch_to_device
@@ -109,13 +110,11 @@ def test_hosts_together_see_what_one_sees(train):
   assert_same(join(parts), alone)
 
 
-@pytest.mark.parametrize("workers", [Workers(4), Workers(2, "process")])
-def test_workers_change_nothing(train, workers):
-  alone = take(
-    train_batches(train, SHIFT, batch=80, seed=5, workers=Workers(1)), 4
-  )
+def test_threads_change_nothing(train):
+  options = dict(batch=80, seed=5)
+  alone = take(train_batches(train, SHIFT, **options, workers=Workers(1)), 4)
 
-  ahead = train_batches(train, SHIFT, batch=80, seed=5, workers=workers)
+  ahead = train_batches(train, SHIFT, **options, workers=Workers(4))
 
   assert_same(take(ahead, 4), alone)
 
@@ -124,10 +123,10 @@ def test_any_step_is_reached_at_once(train):
   alone = take(train_batches(train, SHIFT, batch=80, seed=5), 10)
 
   late = take(train_batches(train, SHIFT, batch=80, seed=5, start_step=7), 3)
-  far = train_batches(train, SHIFT, batch=4096, seed=5, start_step=10**8)
+  far = train_batches(train, SHIFT, batch=64, seed=5, start_step=10**8)
 
   assert_same(late, alone[7:])
-  assert take(far, 1)[0]["position"][0] == 4096 * 10**8
+  assert take(far, 1)[0]["position"][0] == 64 * 10**8
 
 
 def test_augmentation_differs_by_position_and_by_seed(few):
@@ -158,28 +157,6 @@ def test_evaluation_counts_every_example_once(train, batch, hosts):
   labels = np.concatenate([step["label"] for step in joined])[mask]
   assert positions.tolist() == list(range(1437))
   assert labels.tolist() == [label for _, label in train.read(range(1437))]
-
-
-@dataclasses.dataclass(frozen=True)
-class Damaged(Source):
-  """A source of which some images are not images, or others."""
-
-  source: Source
-  bad: tuple[int, ...]
-  image: bytes = b"broken"
-
-  def __len__(self):
-    return len(self.source)
-
-  def read(self, ids):
-    examples = zip(ids, self.source.read(ids), strict=True)
-    return [
-      (self.image if i in self.bad else image, label)
-      for i, (image, label) in examples
-    ]
-
-  def locate(self, i):
-    return f"record {i}"
 
 
 @pytest.fixture
@@ -217,15 +194,25 @@ def test_an_image_of_too_many_pixels_is_treated_as_a_broken_one(damaged):
       next(train_batches(source, PLAIN, batch=10, seed=0))
 
 
-@pytest.mark.parametrize("kind", ["thread", "process"])
-def test_a_broken_image_is_named(damaged, kind):
-  batches = train_batches(
-    damaged, PLAIN, batch=10, seed=0, workers=Workers(1, kind)
-  )
-
+def test_a_broken_image_is_named(damaged):
   # The order begins with 6, 1, 0, 5, 3, 8, 7.
   named = r"Example 7 of digits, split train\[:10\] \(record 7\): .*replace"
   with pytest.raises(UserError, match=named):
+    next(train_batches(damaged, PLAIN, batch=10, seed=0))
+
+
+def test_processes_change_nothing_and_name_a_broken_image(train):
+  bad = IndexShuffler(1437, seed=5)(np.array([170]))
+  damaged = Damaged(train.name, train.split, train.class_names, train, bad)
+  options = dict(batch=80, seed=5)
+  alone = take(train_batches(train, SHIFT, **options), 2)
+
+  batches = train_batches(
+    damaged, SHIFT, **options, workers=Workers(2, "process")
+  )
+
+  assert_same([next(batches), next(batches)], alone)
+  with pytest.raises(UserError, match=f"Example {bad[0]} of digits"):
     next(batches)
 
 

@@ -2,6 +2,7 @@
 """TFRecord files of TFDS, read in any order through an index of their own."""
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -12,14 +13,11 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import pytest
+import runs
 import tensorflow_datasets as tfds
 from layouts import write_tfds
-from runs import TIMEOUT
 
-from mixer.data.sources import (
-  open_source,
-  records,
-)
+from mixer.data.sources import open_source, records
 from mixer.errors import DatasetNotFoundError, UserError
 
 SPLITS = {"train": 40, "test": 7}
@@ -173,33 +171,33 @@ def test_an_example_is_located_by_file_and_record(sharded, prepared):
   assert other.endswith("cifar10-train.array_record-00000-of-00001, record 9")
 
 
-@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-def test_threads_read_more_shards_than_a_process_may_open(
-  prepared, tmp_path, file_format
-):
-  folder, records = write_shards(
-    prepared, tmp_path / "sharded", file_format, 40
-  )
-  code = f"""
-import resource
+MANY_SHARDS = """
+import resource, sys
 from concurrent.futures import ThreadPoolExecutor
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, most))
-from mixer.data.sources import open_source
-source = open_source("cifar10", "train", {folder!r})
-with ThreadPoolExecutor(8) as pool:
-  print(*pool.map(lambda i: len(source.records[i % 40]), range(800)))
+from mixer.data.sources import open_source, records
+for folder in sys.argv[1:]:
+  source = open_source("cifar10", "train", folder)
+  with ThreadPoolExecutor(8) as pool:
+    print(*pool.map(lambda i: len(source.records[i % 40]), range(800)))
+  records._open_tfrecord.cache_clear()
 """
 
-  done = subprocess.run(
-    [sys.executable, "-c", code],
-    timeout=TIMEOUT,
-    capture_output=True,
-    text=True,
-  )
+
+def test_threads_read_more_shards_than_a_process_may_open(prepared, tmp_path):
+  written = [
+    write_shards(prepared, tmp_path / file_format, file_format, 40)
+    for file_format in prepared
+  ]
+  folders = [folder for folder, _ in written]
+
+  done = runs.run([sys.executable, "-c", MANY_SHARDS, *folders], os.environ)
 
   assert done.stderr == ""
-  assert [*map(int, done.stdout.split())] == [len(x) for x in records] * 20
+  lines = done.stdout.splitlines()
+  for line, (_, contents) in zip(lines, written, strict=True):
+    assert [*map(int, line.split())] == [len(x) for x in contents] * 20
 
 
 def test_a_source_is_small_when_sent_to_another_process(sharded):
@@ -294,9 +292,9 @@ assert len([source.records[i] for i in range(40)]) == 40
 """
   shutil.rmtree(cache)
 
-  running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+  running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
 
-  assert [process.wait(timeout=TIMEOUT) for process in running] == [0, 0, 0]
+  assert [process.wait(timeout=runs.TIMEOUT) for process in running] == [0, 0]
   assert [bytes(record) for record in open_train(folder).records] == records
   assert len(index_files(cache)) == 1
 
