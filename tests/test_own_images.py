@@ -15,6 +15,8 @@ from mixer.config import evaluator
 from mixer.errors import UserError
 from mixer.plan import make_plan
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 CLASSES = ("dark", "grey", "light")
 
 
@@ -27,9 +29,9 @@ def write_images(folder, classes, number):
       cv2.imwrite(str(folder / name / f"{i}.png"), image)
 
 
-def write_splits(folder):
-  write_images(folder / "train", CLASSES, 12)
-  write_images(folder / "validation", CLASSES, 5)
+def write_splits(folder, classes=CLASSES):
+  write_images(folder / "train", classes, 12)
+  write_images(folder / "validation", classes, 5)
   return folder
 
 
@@ -44,10 +46,12 @@ def config(images):
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
+def learned(tmp_path_factory, compiled_once):
   """The folder of a run that has learned its images."""
   folder = tmp_path_factory.mktemp("learned")
-  config = config_of(write_splits(folder / "images"))
+  # A Unicode form that file systems use, and that is not written down.
+  names = "dark", "gre\u0301y", "light"
+  config = config_of(write_splits(folder / "images", names))
   config.total_steps = 60
   assert train.train(config, str(folder / "run")) == EX_OK
   return folder / "run"
@@ -80,7 +84,7 @@ def config_of(images):
 
 def test_a_run_learns_the_classes_of_folders(learned):
   classes = (learned / "classes.txt").read_text().split()
-  assert classes == list(CLASSES)
+  assert classes == ["dark", "gr\u00e9y", "light"]
   assert runs.read_rows(learned)[-1]["eval/val/accuracy"] > 0.9
 
 
@@ -106,24 +110,26 @@ def test_broken_images_are_replaced_left_out_and_told(
   assert runs.read_rows(tmp_path / "run")[-1]["eval/val/left_out"] == 1
 
 
-@pytest.mark.parametrize("every", [None, 3])
-def test_a_failing_evaluation_costs_no_training(
-  config, images, tmp_path, every
-):
-  """Neither after the last step nor on the way, where no save is due."""
-  config.evals.val.every_steps = every
+def test_a_failing_evaluation_costs_no_training(config, images, tmp_path):
+  """Neither on the way, where no save is due, nor after the last step."""
+  write_images(images / "test", CLASSES, 2)
+  config.evals.val.every_steps = 3
+  config.evals.end = evaluator(split="test", ops="resize(8)")
   assert train.train(config, str(tmp_path / "sound")) == EX_OK
-  image = images / "validation" / "grey" / "0.png"
-  pixels = image.read_bytes()
-  image.write_bytes(b"")
-  with pytest.raises(UserError, match="grey/0.png"):
-    train.train(config, str(tmp_path / "run"))
-  saved = [path.name for path in (tmp_path / "run/checkpoints").glob("*")]
-  image.write_bytes(pixels)
+  pixels = {}
+  for split in "validation", "test":
+    file = images / split / "grey" / "0.png"
+    pixels[file] = file.read_bytes()
+    file.write_bytes(b"")
 
+  for file, saved in zip(pixels, ({"3"}, {"3", "4"}), strict=True):
+    with pytest.raises(UserError, match=str(file)):
+      train.train(config, str(tmp_path / "run"))
+    steps = (tmp_path / "run" / "checkpoints").iterdir()
+    assert {path.name for path in steps if path.is_dir()} == saved
+    file.write_bytes(pixels[file])
   assert train.train(config, str(tmp_path / "run")) == EX_OK
 
-  assert saved == [str(every or config.total_steps)]
   runs.assert_same_weights(tmp_path / "sound", tmp_path / "run")
   sound, mended = map(runs.read_rows, (tmp_path / "sound", tmp_path / "run"))
   assert runs.results(mended) == runs.results(sound)
@@ -142,17 +148,6 @@ def test_a_failing_evaluation_may_be_skipped(config, images, tmp_path, capsys):
   rows = runs.read_rows(tmp_path / "run")
   failed = [row["step"] for row in rows if row.get("eval/val/failed")]
   assert failed == [*range(2, config.total_steps, 2), config.total_steps]
-
-
-def test_an_evaluator_without_one_sound_image_is_an_error(
-  config, images, tmp_path
-):
-  for file in (images / "validation").glob("*/*"):
-    file.write_bytes(b"\x89PNG\r\n\x1a\n")
-  config.data.on_bad_image = "replace"
-
-  with pytest.raises(UserError, match="No image of the evaluator's split"):
-    train.train(config, str(tmp_path / "run"))
 
 
 def test_folders_with_other_classes_are_not_evaluated_on(run, config, tmp_path):
@@ -177,15 +172,21 @@ def test_images_of_some_classes_are_evaluated_with_the_run_s_own_classes(
   config.evals.val.name = f"folder:{tmp_path / 'some'}"
   config.evals.val.split = "train"
   config.data.classes = str(run / "classes.txt")
+  config.data.on_bad_image = "replace"
 
   assert evaluate.evaluate(config, str(run)) == EX_OK
+
+  for file in (tmp_path / "some").glob("*/*"):
+    file.write_bytes(b"\x89PNG\r\n\x1a\n")
+  with pytest.raises(UserError, match="No image of the evaluator's split"):
+    evaluate.evaluate(config, str(run))
 
 
 def test_a_head_of_other_classes_is_not_taken_for_the_own_one(
   run, config, tmp_path
 ):
   workdir = shutil.copytree(run, tmp_path / "run")
-  (workdir / "classes.txt").write_text("light\ngrey\ndark\n")
+  (workdir / "classes.txt").write_text("light\ngr\u00e9y\ndark\n")
   config.init = str(workdir)
 
   assert "another order" in "".join(make_plan(config).complaints.problems)
@@ -198,18 +199,12 @@ def test_a_head_of_other_classes_is_not_taken_for_the_own_one(
   assert not make_plan(config).complaints.problems
 
 
-def test_a_run_of_names_in_another_unicode_form_goes_on(
-  config, images, tmp_path
-):
-  for split in "train", "validation":
-    (images / split / "grey").rename(images / split / "gre\u0301")
-  assert train.train(config, str(tmp_path / "run")) == EX_OK
-  classes = tmp_path / "run" / "classes.txt"
-  assert "gr\u00e9" in classes.read_text()
-  classes.write_text("dark\ngre\u0301\nlight\n")  # as once written
+def test_a_run_of_names_in_another_unicode_form_goes_on(run, config, tmp_path):
+  workdir = shutil.copytree(run, tmp_path / "run")
+  (workdir / "classes.txt").write_text("dark\ngre\u0301y\nlight\n")  # once
 
-  assert evaluate.evaluate(config, str(tmp_path / "run")) == EX_OK
-  config.init = str(tmp_path / "run")
+  assert evaluate.evaluate(config, str(workdir)) == EX_OK
+  config.init = str(workdir)
   assert not make_plan(config).complaints.problems
 
 

@@ -22,6 +22,8 @@ from mixer.evaluators.classification import Real
 from mixer.models import create
 from mixer.plan import make_plan
 
+SIZES = dict(patch=8, hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
+
 
 @pytest.fixture
 def examples():
@@ -39,7 +41,7 @@ evaluate = functools.partial(
 )
 
 
-@pytest.mark.parametrize("batch, devices", [(8, 1), (16, 8), (40, 8), (64, 2)])
+@pytest.mark.parametrize("batch, devices", [(40, 8), (64, 2)])
 def test_results_are_numpys_for_any_batch_and_devices(examples, batch, devices):
   predictions = examples["image"][:, 0, :CLASSES, 0].argmax(1)
   lists = [np.flatnonzero(row) for row in examples["label"]]
@@ -66,8 +68,9 @@ def test_a_split_without_any_label_is_an_error(examples):
 
 def problems_with(folder, **options):
   config = default()
+  config.model.update(name="Mixer", **SIZES)
   config.data.data_dir = str(folder)
-  config.evals.real = evaluator(ops="resize(224)", **options)
+  config.evals.real = evaluator(ops="resize(8)", **options)
   plan = make_plan(config, for_training=False, load_init=False)
   return plan.complaints.problems
 
@@ -91,15 +94,15 @@ def test_eval_py_counts_the_images_that_have_labels(tmp_path, capsys):
   lists = [[], [3], [5, 7], [], [999, 0, 1]]
   fixed = {"real_label": lambda i: lists[i]}
   write_tfds(tmp_path, "imagenet2012_real", {"validation": 5}, fixed=fixed)
-  sizes = dict(patch=8, hidden=8, blocks=1, tokens_mlp=4, channels_mlp=8)
-  model = create("Mixer", num_classes=1000, **sizes)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+  model = create("Mixer", num_classes=1000, **SIZES)
+  init = jax.jit(model.init)
+  params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
   # The head sees nothing but its bias, and says 7.
   params["head"]["bias"] = params["head"]["bias"].at[7].set(1.0)
   weights.save(tmp_path / "w.npz", jax.device_get(params))
   config = default()
   config.init = str(tmp_path / "w.npz")
-  config.model.update(name="Mixer", **sizes)
+  config.model.update(name="Mixer", **SIZES)
   config.data.data_dir = str(tmp_path)
   config.batch = 8
   config.evals.real = evaluator(type="real", ops="resize(8)", published=0.5)
