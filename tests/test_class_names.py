@@ -8,20 +8,11 @@ from mixer.datasets import class_names
 # The places of ILSVRC 2012's classes that everybody quotes.
 WELL_KNOWN = {
   0: "tench",
-  1: "goldfish",
-  7: "cock",
   65: "sea snake",
-  207: "golden retriever",
   281: "tabby",
-  388: "giant panda",
-  404: "airliner",
-  463: "bucket",
-  504: "coffee mug",
   657: "missile",
   744: "projectile",
   850: "teddy",
-  954: "banana",
-  970: "alp",
   981: "ballplayer",
   999: "toilet tissue",
 }
