@@ -41,7 +41,33 @@ def golden(family: str) -> Golden:
 
 def assert_same(one: dict, other: dict) -> None:
   """Fails unless two trees of arrays are equal to the bit."""
-  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+  def check(x, y):
+    assert (x.dtype, x.shape) == (y.dtype, y.shape)
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+  jax.tree.map(check, one, other)
+
+
+def assert_close(one: dict, other: dict, rtol=1e-5, atol=1e-7) -> None:
+  """Fails unless two trees of arrays are nearly equal."""
+  close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+  jax.tree.map(close, one, other)
+
+
+def batch_of(seed: int, n: int = 16, size: int = 16, classes: int = 5) -> dict:
+  """Returns a batch of noise for a training step."""
+  rng = np.random.RandomState(seed)
+  return {
+    "image": rng.randint(0, 256, (n, size, size, 3)).astype(np.uint8),
+    "label": rng.randint(0, classes, n).astype(np.int32),
+    "index": np.arange(n, dtype=np.uint32),
+  }
+
+
+def split(batch: dict, devices: int) -> dict:
+  """Divides a batch's rows among devices."""
+  return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
 
 def count_saved(model: nn.Module, params: dict, images) -> int:

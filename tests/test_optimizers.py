@@ -3,6 +3,7 @@
 
 import functools
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ import numpy as np
 import optax
 import pytest
 from runs import read_rows, small
-from small_models import golden
+from small_models import assert_close, assert_same, golden
 
 from mixer import train
 from mixer.plan import make_plan
+from mixer.training.checkpoint import Checkpoints
 from mixer.training.optimizer import lr_multiplier_tree, make_optimizer
 
 RATE, STEPS = 0.01, 10
@@ -28,6 +30,15 @@ ARGUMENTS = {
 
 def kernels(tree):
   return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", tree)
+
+
+def some_params():
+  """Returns arrays of one to three axes."""
+  params = golden("ViT").params
+  block = params["Transformer"]["encoderblock_0"]
+  query = block["MultiHeadDotProductAttention_0"]["query"]
+  parts = {"mlp": block["MlpBlock_0"], "query": query}
+  return parts | {"head": params["head"]}
 
 
 def schedule(step):
@@ -60,14 +71,9 @@ def run(optimizer, params):
   return params
 
 
-def assert_close(one, other):
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
-  jax.tree.map(close, one, other)
-
-
 @pytest.mark.parametrize("name, arguments", ARGUMENTS.items())
 def test_ten_updates_are_those_of_optax(name, arguments):
-  params = golden("ViT").params
+  params = some_params()
   make = functools.partial(
     make_optimizer,
     params,
@@ -152,31 +158,48 @@ def test_layer_decay_is_on_the_rate_of_every_optimizer():
     assert np.abs(multiplied["stem"]["bias"] - whole["stem"]["bias"]).max() > 0
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
-def test_a_run_trains_goes_on_and_shards(name, digits_dir, tmp_path):
-  def config(steps, **changes):
-    values = {"optimizer.name": name, "optimizer.weight_decay": 0.0}
-    each = small(digits_dir, total_steps=steps, batch=16)
-    each.checkpoint.every_steps = 2
-    each.model.dropout = each.model.stoch_depth = 0.0
-    each.schedule.kind, each.schedule.warmup_steps = "constant", 0
-    each.optimizer.arguments = {"weight_decay": 0.05}
-    each.update_from_flattened_dict(values | changes)
-    return each
+@pytest.mark.parametrize("name, arguments", ARGUMENTS.items())
+def test_its_state_comes_back_from_a_checkpoint(name, arguments, tmp_path):
+  params = some_params()
+  optimizer = make_optimizer(
+    params, schedule, name=name, learning_rate=RATE, arguments=arguments
+  )
+  template = jax.eval_shape(optimizer.init, params)
+  state = jax.tree.map(
+    lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), template
+  )
+  checkpoints = Checkpoints(tmp_path)
+
+  checkpoints.save(1, state)
+
+  assert_same(checkpoints.restore(template)[1], state)
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_run_trains_goes_on_and_shards(digits_dir, tmp_path):
+  config = small(digits_dir, total_steps=4, batch=16, optimizer__name="lion")
+  config.checkpoint.every_steps = 2
+  config.model.dropout = config.model.stoch_depth = 0.0
+  config.schedule.kind, config.schedule.warmup_steps = "constant", 0
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.arguments = {"weight_decay": 0.05}
 
   def losses(folder):
     return [row["train/loss"] for row in read_rows(folder)]
 
-  whole, parts, shared = (tmp_path / x for x in ("whole", "parts", "shared"))
-  assert train.train(config(4), str(whole)) == 0
-  assert train.train(config(2), str(parts)) == 0
-  assert train.train(config(4), str(parts), accept_changes=True) == 0
-  assert losses(parts) == losses(whole)
+  whole, resumed, shared = (
+    tmp_path / x for x in ("whole", "resumed", "shared")
+  )
+  assert train.train(config, str(whole)) == 0
+  shutil.copytree(whole, resumed)
+  shutil.rmtree(resumed / "checkpoints" / "4")
+  assert train.train(config, str(resumed)) == 0
+  assert losses(resumed) == losses(whole)
   assert losses(whole)[-1] != losses(whole)[0]
 
-  if name != "muon":
-    assert train.train(config(4, shard_state=True), str(shared)) == 0
-    np.testing.assert_allclose(losses(shared), losses(whole), rtol=1e-4)
+  config.shard_state = True
+  assert train.train(config, str(shared)) == 0
+  np.testing.assert_allclose(losses(shared), losses(whole), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
