@@ -6,8 +6,8 @@ import dataclasses
 import fcntl
 import json
 import os
-import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -42,6 +42,7 @@ from mixer.config_check import to_dict
 from mixer.data.input_pipeline import eval_batches
 from mixer.errors import UserError
 from mixer.evaluators import runner
+from mixer.storage import storage_errors
 from mixer.training import run_dir
 from mixer.training.lock import locked
 
@@ -91,28 +92,67 @@ def test_a_run_leaves_what_others_rely_on(undisturbed):
   assert list(undisturbed.glob("events.out.tfevents.*"))
 
 
-def test_kills_at_random_moments_change_nothing(
+def test_however_its_processes_end_a_run_ends_the_same(
   undisturbed, digits_dir, environment, tmp_path
 ):
-  """Invariant 2, to the bit; the second of three kills falls into a save."""
-  moments = random.Random(0)
-  for i in range(3):
-    process = subprocess.Popen(
-      slowed_down(command(digits_dir, tmp_path), 0.02),
+  """Invariant 2, to the bit: after a full disk, stops and a kill."""
+
+  def start(**options):
+    changes = options.pop("changes", {})
+    return subprocess.Popen(
+      slowed_down(command(digits_dir, tmp_path, **changes), 0.05),
       cwd=ROOT,
       env=environment,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
+      start_new_session=True,
+      **options,
     )
-    step = STEPS // 4 * i + moments.randint(1, STEPS // 4)
-    wait_until(
-      lambda step=step, i=i: (
-        has_logged(tmp_path, step) and (i != 1 or is_saving(tmp_path))
-      ),
-      process,
+
+  # A limit on the size of files stands for the disk's end.
+  limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash"]
+  full = run([*limited, *command(digits_dir, tmp_path)], environment)
+  assert full.returncode == EX_USAGE, full.stderr
+  assert "Traceback" not in full.stderr
+  assert "start the same command again" in full.stderr
+
+  # How often it saves and who loads may change on the way.
+  step, goes_on = 20, ""
+  for number, kind in (signal.SIGINT, "thread"), (signal.SIGTERM, "process"):
+    rare = {"checkpoint.every_steps": 1000, "data.workers": 2}
+    process = start(
+      changes=rare | {"data.worker_kind": kind},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
     )
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    wait_until(lambda step=step: has_logged(tmp_path, step), process)
+    # As a terminal or a scheduler does it: to worker processes as well.
+    os.killpg(process.pid, number)
+    out, error = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == EX_TEMPFAIL, error
+    assert "Traceback" not in error
+    assert goes_on in out
+    saved = int(re.search(r"saved at step (\d+)", out)[1])
+    assert (tmp_path / "checkpoints" / str(saved)).is_dir()
+    step, goes_on = saved + 10, f"Goes on from the checkpoint of step {saved}"
+
+  # Its terminal is closed.
+  terminal, end = os.openpty()
+  process = start(
+    **dict.fromkeys(("stdin", "stdout", "stderr"), end),
+    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+  )
+  os.close(end)
+  wait_until(lambda: has_logged(tmp_path, step), process)
+  os.close(terminal)
+  assert process.wait(TIMEOUT) == EX_TEMPFAIL
+  steps = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
+  saved = max(steps)
+  assert saved >= step
+
+  process = start(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  wait_until(lambda: has_logged(tmp_path, saved + 15), process)
+  process.kill()
+  assert process.wait() == -signal.SIGKILL
 
   done = run(command(digits_dir, tmp_path), environment)
 
@@ -121,96 +161,6 @@ def test_kills_at_random_moments_change_nothing(
   assert results(read_rows(tmp_path)) == results(read_rows(undisturbed))
   ours, theirs = tensorboard(tmp_path), tensorboard(undisturbed)
   assert ours["train/loss"] == theirs["train/loss"]
-  half_written = [
-    path.name
-    for path in (tmp_path / "checkpoints").iterdir()
-    if not path.name.isdecimal() and path.name != "metrics.json"
-  ]
-  assert not half_written
-
-
-def is_saving(workdir):
-  folder = workdir / "checkpoints"
-  return any(
-    path.is_dir() and not path.name.isdecimal() for path in folder.glob("*")
-  )
-
-
-@pytest.mark.parametrize(
-  ("number", "kind"), [(signal.SIGINT, "thread"), (signal.SIGTERM, "process")]
-)
-def test_a_stop_that_is_asked_for_saves_first_and_says_start_again(
-  number, kind, undisturbed, digits_dir, environment, tmp_path
-):
-  changes = {
-    "checkpoint.every_steps": 1000,
-    "data.workers": 2,
-    "data.worker_kind": kind,
-  }
-  process = subprocess.Popen(
-    slowed_down(command(digits_dir, tmp_path, **changes), 0.05),
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-  wait_until(lambda: has_logged(tmp_path, 20), process)
-  # As a terminal or a scheduler does it: to worker processes as well.
-  os.killpg(process.pid, number)
-  out, error = process.communicate(timeout=TIMEOUT)
-
-  assert process.returncode == EX_TEMPFAIL, error
-  assert "Traceback" not in error
-  saved = int(re.search(r"saved at step (\d+)", out)[1])
-  assert (tmp_path / "checkpoints" / str(saved)).is_dir()
-
-  # How often it saves and who loads may change on the way.
-  done = run(command(digits_dir, tmp_path), environment)
-
-  assert done.returncode == EX_OK, done.stderr
-  assert f"Goes on from the checkpoint of step {saved}" in done.stdout
-  assert_same_weights(tmp_path, undisturbed)
-
-
-def test_a_run_whose_terminal_is_closed_saves(
-  digits_dir, environment, tmp_path
-):
-  terminal, end = os.openpty()
-  process = subprocess.Popen(
-    slowed_down(command(digits_dir, tmp_path), 0.05),
-    cwd=ROOT,
-    env=environment,
-    stdin=end,
-    stdout=end,
-    stderr=end,
-    start_new_session=True,
-    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-  )
-  os.close(end)
-  wait_until(lambda: has_logged(tmp_path, 13), process)
-  os.close(terminal)
-
-  assert process.wait(TIMEOUT) == EX_TEMPFAIL
-  steps = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
-  assert max(steps) >= 13
-
-
-def test_devices_and_accumulation_do_not_change_the_losses(
-  undisturbed, digits_dir, tmp_path
-):
-  """Invariant 2: eight devices, of 4 images each, 2 at once."""
-  config = small(digits_dir, max_per_device=2)
-
-  assert train.train(config, str(tmp_path)) == EX_OK
-
-  for one, other in zip(
-    read_rows(undisturbed), read_rows(tmp_path), strict=True
-  ):
-    assert other["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
-    if one["step"] <= 50:
-      assert other["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
 
 
 def test_a_finished_run_started_again_says_so_and_changes_nothing(
@@ -303,18 +253,17 @@ def test_keys_that_a_run_was_started_before_stand_at_their_defaults(
     run_dir.check_config(tmp_path, config, accept_changes=False)
 
 
-def test_a_disk_that_takes_nothing_is_said_at_the_start(
-  digits_dir, environment, tmp_path
-):
-  arguments = command(digits_dir, tmp_path)
+def test_a_disk_that_takes_nothing_is_said(digits_dir, tmp_path):
+  start = dict(from_step=0, went_back_to=None)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-  done = run(
-    ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *arguments], environment
-  )
-
-  assert done.returncode == EX_USAGE, done.stderr
-  assert f"Cannot write to {tmp_path / 'config.json'}: File too" in done.stderr
-  assert "Traceback" not in done.stderr
+  words = f"Cannot write to {tmp_path / 'config.json'}: File too large"
+  with pytest.raises(UserError, match=words), storage_errors(tmp_path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+      run_dir.write_start(tmp_path, small(digits_dir), **start)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_two_runs_in_one_folder_do_not_get_into_each_others_way(
@@ -337,11 +286,10 @@ def test_a_folder_that_is_left_in_time_is_waited_for(tmp_path, caplog):
 
 
 def test_what_a_stop_left_unevaluated_is_evaluated_when_the_run_goes_on(
-  undisturbed, digits_dir, tmp_path, monkeypatch
+  digits_dir, tmp_path, monkeypatch
 ):
   """A stop in the middle of the last evaluation saves and asks for more."""
-  config = small(digits_dir, total_steps=4, evals__test__every_steps=0)
-  config.schedule.warmup_steps = 1
+  config = four_steps(digits_dir)
 
   with monkeypatch.context() as patch:
     patch.setattr(runner, "eval_batches", signal_first)
@@ -354,26 +302,15 @@ def test_what_a_stop_left_unevaluated_is_evaluated_when_the_run_goes_on(
   assert "eval/test/loss" in read_rows(tmp_path)[-1]
 
 
+def four_steps(digits_dir, **changes):
+  """A run that is evaluated at its end only."""
+  changes |= dict(total_steps=4, schedule__warmup_steps=1)
+  return small(digits_dir, evals__test__every_steps=0, **changes)
+
+
 def signal_first(*arguments, **options):
   signal.raise_signal(signal.SIGTERM)
   return eval_batches(*arguments, **options)
-
-
-def test_a_full_disk_leaves_the_checkpoint_before_it(
-  undisturbed, digits_dir, environment, tmp_path
-):
-  """A limit on the size of files stands for the disk's end."""
-  arguments = command(digits_dir, tmp_path)
-  limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", *arguments]
-
-  full = run(limited, environment)
-  assert full.returncode == EX_USAGE, full.stderr
-  assert "Traceback" not in full.stderr
-  assert "start the same command again" in full.stderr
-
-  done = run(arguments, environment)
-  assert done.returncode == EX_OK, done.stderr
-  assert_same_weights(tmp_path, undisturbed)
 
 
 def test_a_run_of_an_older_version_goes_on(digits_dir, tmp_path):
@@ -431,8 +368,7 @@ def test_a_best_result_that_never_comes_is_said_at_the_end(
     EVALUATORS["classification"], results=lambda options, classes: ["ece"]
   )
   monkeypatch.setitem(EVALUATORS, "classification", promised)
-  config = small(digits_dir, total_steps=2, checkpoint__best="eval/test/ece")
-  config.schedule.warmup_steps = 1
+  config = four_steps(digits_dir, checkpoint__best="eval/test/ece")
 
   assert train.train(config, str(tmp_path)) == EX_OK
 
