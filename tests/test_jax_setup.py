@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from runs import run
 
@@ -199,3 +201,13 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(predict, tmp_path):
 
   assert f"because {tmp_path}/file/programs cannot be written" in first
   assert not [line for line in others if "cache" in line]
+
+
+def test_the_installed_jax_sums_squares_of_products():
+  """jaxlib 0.10.2 takes some rows twice on CPUs, and others never."""
+  rows = np.zeros((32_769, 3), np.float32)
+  rows[:, 0] = np.arange(len(rows))
+
+  sums = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+
+  np.testing.assert_allclose(sums, (rows**2).sum(1), rtol=1e-6)
