@@ -373,7 +373,7 @@ METRIC = {"metric": "eval/test/accuracy"}
     (
       "swept",
       edit("others/sweep.json", lambda x: x["config"].update(init="other")),
-      "and 'other': Avg 5 is of one pre-training",
+      "others: init: .* -> 'other'",
     ),
     (
       "swept",

@@ -67,7 +67,7 @@ def histogram(title: str, bins: np.ndarray, *values: np.ndarray) -> Chart:
 def finish(title: str, figure, *names: str) -> Chart:
   """Returns a figure as a chart; `names` are of its first series."""
   legend = [(f"--series-{i}", name) for i, name in enumerate(names)]
-  return Chart(title, legend, svg=to_svg(figure, title))
+  return Chart(title, legend, to_svg(figure, title))
 
 
 def crops(draws: int) -> Iterator[Part]:

@@ -15,7 +15,6 @@ from mixer import cli
 from mixer.errors import UserError, did_you_mean
 from mixer.storage import storage_errors
 from mixer.tools.paper import figures
-from mixer.tools.paper.results_store import RESULTS
 
 _TABLES = "1", "2", "3", "4"
 
@@ -44,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
   table.add_argument(
     "--out", metavar="FILE", help="*.txt, *.md or *.html; default: the terminal"
   )
+  figures.add_flag(table, "results")
   table.set_defaults(run=_table)
 
   record = commands.add_parser(
@@ -55,15 +55,8 @@ def _parser() -> argparse.ArgumentParser:
   record.add_argument(
     "--workdir", metavar="RUN", help="folder of a finished run or sweep"
   )
+  figures.add_flag(record, "results")
   record.set_defaults(run=_record)
-  for command in table, record:
-    command.add_argument(
-      "--results",
-      metavar="DIR",
-      type=figures.folder,
-      default=RESULTS,
-      help="default: results/ of this project",
-    )
 
   names = f"one of {', '.join(figures.FIGURES)}"
   figure = commands.add_parser(

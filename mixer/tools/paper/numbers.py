@@ -51,37 +51,24 @@ TABLE_1 = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-  """A row of table 2 or 3; None where the paper has nothing.
+  """A row of table 2 or 3; None where the paper has nothing."""
 
-  name: by which it is recorded here; the paper has none.
-  table: 2 or 3.
-  model: as printed; of ours, as `mixer.models.create` takes it.
-  data: of pre-training: "i1k", "i21k", "JFT-300M", "weak labels".
-  epochs: of pre-training; only in table 3.
-  resolution: of fine-tuning, in pixels.
-  imagenet, real, average5, vtab: accuracies in per cent.
-  imagenet_decimals: with how many it is printed, all others with two.
-  images_per_second: per TPUv3 core, the best over batch sizes.
-  thousand_core_days: of pre-training, on TPUv3, as printed (two decimals).
-  extrapolated: the core-days are.
-  private: communication, by the authors of ViT.
-  """
-
-  name: str
-  table: int
-  model: str
-  data: str
-  epochs: int | None = None
-  resolution: int | None = None
+  name: str  # by which it is recorded here; the paper has none
+  table: int  # 2 or 3
+  model: str  # as printed; of ours, as `mixer.models.create` takes it
+  data: str  # of pre-training: "i1k", "i21k", "JFT-300M", "weak labels"
+  epochs: int | None = None  # of pre-training; only in table 3
+  resolution: int | None = None  # of fine-tuning, in pixels
+  # Accuracies in per cent, printed with two decimals but for imagenet.
   imagenet: float
   imagenet_decimals: int = 2
   real: float | None = None
   average5: float | None = None
   vtab: float | None = None
-  images_per_second: int | None = None
-  thousand_core_days: float
-  extrapolated: bool = False
-  private: bool = False
+  images_per_second: int | None = None  # per TPUv3 core, best over batch sizes
+  thousand_core_days: float  # of pre-training, on TPUv3, as printed
+  extrapolated: bool = False  # the core-days are
+  private: bool = False  # communication, by the authors of ViT
 
 
 # Name, px, ImNet, ReaL, Avg 5, VTAB, img/s/core, thousand core-days (* for
@@ -236,11 +223,7 @@ SPEED_RATIOS = {
 
 
 def find_row(name: str) -> Row:
-  """Returns the row of a name.
-
-  Raises:
-    UserError: there is none.
-  """
+  """Returns the row of a name."""
   if name not in ROWS:
     raise UserError(
       f"The paper's tables have no row {name}{did_you_mean(name, ROWS)}"

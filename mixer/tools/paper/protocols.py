@@ -41,20 +41,13 @@ def _run_file(file: str) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """Recipes and weights by which a row is measured here.
+  """Recipes and weights by which a row is measured here."""
 
-  pretrain: recipe of pre-training.
-  published: name of the weights that its authors published, "" for none.
-  finetune: recipe of fine-tuning; takes dataset=NAME.
-  vtab: recipe of VTAB-1k, likewise; None where the paper has no number.
-  is_pretrained_on_imagenet: the pre-trained model itself is evaluated.
-  """
-
-  pretrain: str
-  published: str
-  finetune: str
-  vtab: str | None = None
-  is_pretrained_on_imagenet: bool = False
+  pretrain: str  # recipe
+  published: str  # name of the weights that its authors published, "" for none
+  finetune: str  # recipe; takes dataset=NAME
+  vtab: str | None = None  # recipe, likewise; None without a number to compare
+  is_pretrained_on_imagenet: bool = False  # evaluated without fine-tuning
 
 
 def find_protocol(row: Row) -> Protocol | None:
@@ -130,36 +123,30 @@ _REAL = "imagenet2012, imagenet2012_real and imagenet_v2"
 def explain_empty(row: Row, column: str) -> tuple[str, ...]:
   """Returns a text and commands that say how to fill an empty cell.
 
-  Args:
-    row: of table 2 or 3.
-    column: "imagenet", "real", "average5", "vtab", "images_per_second" or
-      CORE_DAYS; the paper has a number there.
+  column: "imagenet", "real", "average5", "vtab", "images_per_second" or
+    CORE_DAYS; the paper has a number there.
   """
   if column == "images_per_second":
     return _explain_throughput(row)
   protocol = find_protocol(row)
   if protocol is None:
     return (obstacle(row),)
-  is_imagenet = column in ("imagenet", "real")
-  if column == CORE_DAYS:
+  published = protocol.published
+  is_evaluated = (
+    column in ("imagenet", "real") and protocol.is_pretrained_on_imagenet
+  )
+  if is_evaluated and published:
+    text = (
+      f"ImNet and ReaL: {published} as published, in minutes on one GPU; or "
+      f"your own pre-training, as for the core-days. Data: {_REAL}."
+    )
+    command = f"python eval.py --config=configs/evaluate.py:{published}"
+  elif is_evaluated or column == CORE_DAYS:
     text, command = _explain_pretraining(row, protocol)
-  elif is_imagenet and protocol.is_pretrained_on_imagenet:
-    text, command = _explain_evaluation(row, protocol)
   else:
     text, command = _explain_finetuning(row, protocol, column)
   record = f"python -m mixer paper record {row.name}"
   return text, f"{command} --workdir=RUN", f"{record} --workdir=RUN"
-
-
-def _explain_evaluation(row: Row, protocol: Protocol) -> tuple[str, str]:
-  if not protocol.published:
-    return _explain_pretraining(row, protocol)
-  return (
-    f"ImNet and ReaL: {protocol.published} as published, in minutes on one "
-    "GPU; or your own pre-training, as for the core-days. Data: "
-    f"{_REAL}.",
-    f"python eval.py --config=configs/evaluate.py:{protocol.published}",
-  )
 
 
 def _explain_pretraining(row: Row, protocol: Protocol) -> tuple[str, str]:
@@ -190,35 +177,27 @@ def _explain_finetuning(
 ) -> tuple[str, str]:
   origin = protocol.published or f"the folder of a run of {protocol.pretrain}"
   squeezed = "evaluated on squeezed images, " if row.table == 2 else ""
-  place = f"{row.resolution} px, {squeezed}from {origin}"
-  recipe = f"{protocol.finetune} --datasets=all"
+  place = f", {row.resolution} px, {squeezed}from {origin}"
   if column == "vtab":
     recipe = f"{protocol.vtab} --datasets=all"
-    text = (
-      f"VTAB: {row.model} fine-tuned on the 19 tasks of VTAB-1k. Data: those "
-      "that configs/vtab.py names."
-    )
+    cells, tasks, place = "VTAB", "the 19 tasks of VTAB-1k", ""
+    data = "those that configs/vtab.py names"
   elif column == "average5":
-    text = (
-      f"Avg 5: {row.model} fine-tuned on five data sets, {place}. Data: "
-      f"{', '.join(AVERAGE_5)}."
-    )
+    recipe = f"{protocol.finetune} --datasets=all"
+    cells, tasks, data = "Avg 5", "five data sets", ", ".join(AVERAGE_5)
   else:
     recipe = extend(protocol.finetune, "dataset=imagenet2012,extra=True")
-    text = (
-      f"ImNet and ReaL: {row.model} fine-tuned on ImageNet, {place}. Data: "
-      f"{_REAL}."
-    )
+    cells, tasks, data = "ImNet and ReaL", "ImageNet", _REAL
   init = protocol.published or "PRETRAINED"
   return (
-    f"{text} The paper does not give its hours.",
+    f"{cells}: {row.model} fine-tuned on {tasks}{place}. Data: {data}. The "
+    "paper does not give its hours.",
     f"python -m mixer sweep --config={recipe} --config.init={init}",
   )
 
 
 def _explain_throughput(row: Row) -> tuple[str, ...]:
-  family = row.model.partition("-")[0]
-  if family not in ("Mixer", "ViT", "BiT"):
+  if row.model.partition("-")[0] not in ("Mixer", "ViT", "BiT"):
     return (obstacle(row),)
   if row.resolution is None:
     return (

@@ -3,22 +3,24 @@
 
 The config is compared with that of the row's recipe. A fine-tuned run must
 also start from the row's pre-training: from the published weights, or from the
-folder of a run by the row's recipe of pre-training.
+folder of a run by the row's recipe of pre-training. Differences are sentences
+"key: the recipe's value -> the run's".
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mixer.config_check import RESUME_SAFE_KEYS, diff_configs, resolve, to_dict
 from mixer.errors import UserError
 from mixer.storage import storage_errors, storage_path
-from mixer.tools.paper import compare
 from mixer.tools.paper.numbers import ROWS, Row
 from mixer.tools.paper.protocols import (
   Protocol,
   data_sets,
   extend,
   find_protocol,
+  load_recipe,
   obstacle,
 )
 from mixer.tools.paper.results_store import (
@@ -26,7 +28,9 @@ from mixer.tools.paper.results_store import (
   EVALUATION,
   PROJECT,
   RUN,
+  SWEEP,
   SWEEPS,
+  UNCHECKED,
   add_records,
 )
 from mixer.tools.paper.run_reader import (
@@ -35,11 +39,24 @@ from mixer.tools.paper.run_reader import (
   read_results,
   results_of,
 )
+from mixer.weights.zoo import REGISTRY
 
 _IMAGENET = "imagenet2012"
 # Evaluators of the recipes -> cells; nothing is recorded without ImageNet's.
 _FINETUNED = {"test": "imagenet", "real": "real"}
 _PRETRAINED = {"val": "imagenet", "real": "real"}
+# Keys that may differ from the recipe's. TPUs round float32 products to
+# bfloat16 as well, as in the authors' runs: model.dtype is the user's choice.
+_FREE_KEYS = (
+  *(key for key in RESUME_SAFE_KEYS if key != "sweep"),
+  "deterministic_operations",
+  "model.dtype",
+  "model.gelu",
+  "seed",
+  "sweep.full_examples",
+  "sweep.seeds",
+)
+_EVALUATOR_KEYS = "type", "name", "split", "image", "label", "ops"
 
 
 def record(
@@ -57,8 +74,7 @@ def record(
     Text that lists the new cells.
 
   Raises:
-    UserError: the folder has no results, or of another row; the message lists
-      the keys that differ.
+    UserError: the run is of another row; lists the keys that differ.
   """
   protocol = protocol or find_protocol(row)
   if protocol is None:
@@ -114,7 +130,7 @@ def make_records(row: Row, protocol: Protocol, run: RunResult) -> list[dict]:
   Raises:
     UserError: it is no run of the row; lists the keys that differ.
   """
-  is_evaluation, upstream = run.kind == EVALUATION, None
+  is_evaluation, more, upstream = run.kind == EVALUATION, {}, []
   if is_evaluation and not protocol.is_pretrained_on_imagenet:
     raise UserError(
       f"{run.folder} is an evaluation of weights as they are, and the row "
@@ -123,35 +139,28 @@ def make_records(row: Row, protocol: Protocol, run: RunResult) -> list[dict]:
     )
   if is_evaluation or (run.kind == RUN and not run.config["init"]):
     recipe, evaluators = protocol.pretrain, {}
-    cells, more = _cost(run), {}
     if protocol.is_pretrained_on_imagenet:
       recipe, evaluators = extend(recipe, "extra=True"), _PRETRAINED
+    cells, problems = _cost(run), []
     if is_evaluation:
-      more["weights"], problems = compare.check_published(
-        protocol, run, repr(protocol.published)
-      )
-      problems += compare.diff_evaluators(recipe, run, evaluators)
-    else:
-      problems = compare.diff(recipe, run, evaluators)
+      allowed = repr(protocol.published)
+      more["weights"], problems = _check_published(protocol, run, allowed)
+    problems += _diff(recipe, run, evaluators)
   else:
     recipe, evaluators = _on_imagenet(protocol.finetune), _FINETUNED
     source, upstream, problems = _trace_init(protocol, run)
-    problems += compare.diff_finetuning(recipe, run, evaluators)
-    cells, more = {}, {"upstream": source, "learning_rate": run.learning_rate}
+    problems += _diff_finetuning(recipe, run)
+    cells = {}
+    more |= {"upstream": source, "learning_rate": run.learning_rate}
   _refuse(row, run.folder, recipe, problems)
   cells |= _accuracies(run, recipe, evaluators)
-  made = _record([run], cells, **more, config=run.config)
-  return [made, *_upstream_cost(upstream)]
+  return [_record([run], cells, **more, config=run.config), *upstream]
 
 
 def _average(
   row: Row, protocol: Protocol, folder: Path, parts: dict[str, RunResult]
 ) -> list[dict]:
-  """Makes the record of sweeps on several data sets: Avg 5 or VTAB-1k.
-
-  Raises:
-    UserError: data sets are missing, or a sweep is not by the row's recipe.
-  """
+  """Makes the record of sweeps on several data sets: Avg 5 or VTAB-1k."""
   is_vtab = not set(parts) <= set(data_sets(protocol.finetune))
   recipe = protocol.vtab if is_vtab else protocol.finetune
   cell, title = ("vtab", "VTAB-1k") if is_vtab else ("average5", "Avg 5")
@@ -168,12 +177,7 @@ def _average(
       "again, with --datasets=all."
     )
   runs, imagenet = list(parts.values()), {}
-  inits = list(dict.fromkeys(run.config["init"] for run in runs))
-  if len(inits) > 1:
-    raise UserError(
-      f"The sweeps in {folder} start from {' and '.join(map(repr, inits))}: "
-      f"{title} is of one pre-training, so give all the same --config.init."
-    )
+  init = runs[0].config["init"]
   source, upstream, problems = _trace_init(protocol, runs[0])
   for name, run in parts.items():
     one = extend(recipe, f"dataset={name}")
@@ -182,7 +186,9 @@ def _average(
       # Rows pre-trained on ImageNet are evaluated without fine-tuning.
       if not protocol.is_pretrained_on_imagenet:
         imagenet = _accuracies(run, one, _FINETUNED)
-    differences = compare.diff_finetuning(one, run, _FINETUNED)
+    differences = _diff_finetuning(one, run)
+    if run.config["init"] != init:  # a mean is of one pre-training
+      differences.append(f"init: {init!r} -> {run.config['init']!r}")
     problems += [f"{name}: {each}" for each in differences]
   _refuse(row, folder, recipe, problems)
 
@@ -197,7 +203,150 @@ def _average(
   cells = imagenet | {cell: _mean(runs)}
   made = _record(runs, cells, upstream=source, data_sets=by_name)
   made |= {"folder": folder.resolve().name, "kind": SWEEPS}
-  return [made, *_upstream_cost(upstream)]
+  return [made, *upstream]
+
+
+def _on_imagenet(finetune: str) -> str:
+  return extend(finetune, f"dataset={_IMAGENET},extra=True")
+
+
+# Comparison with the row's recipes.
+
+
+def _refuse(row: Row, folder: Path, recipe: str, problems: list[str]):
+  if problems:
+    listed = "\n  ".join(problems)
+    raise UserError(
+      f"{folder} is no run of the row {row.name}, which is measured with "
+      f"{recipe}. These differ, what the row wants -> what the run has:\n"
+      f"  {listed}"
+    )
+
+
+def _diff(
+  recipe: str, run: RunResult, evaluators: Iterable[str], *free: str
+) -> list[str]:
+  """Lists the keys that differ from a recipe's.
+
+  Of an evaluation only evaluators are compared; of these, in any run, the ones
+  that it has results of.
+  """
+  config, problems = to_dict(resolve(load_recipe(recipe))), []
+  if run.kind != SWEEP:
+    free += ("sweep",)
+  if config["data"]["examples"] is None:  # as many as the split has
+    free += ("data.examples",)
+  if run.kind != EVALUATION:
+    ignored = (*_FREE_KEYS, *free)
+    problems += diff_configs(config, run.config, ignored=ignored)
+  for name in evaluators:
+    if f"eval/{name}/accuracy" in run.means:
+      ours, theirs = _evaluator(config, name), _evaluator(run.config, name)
+      problems += diff_configs(ours, theirs, f"evals.{name}.", ())
+  return problems
+
+
+def _evaluator(config: dict, name: str) -> dict:
+  options = config["evals"].get(name, {})
+  keys = {key: options.get(key) for key in _EVALUATOR_KEYS}
+  return keys | {"name": keys["name"] or config["data"]["name"]}
+
+
+def _diff_finetuning(recipe: str, run: RunResult) -> list[str]:
+  """Compares a sweep, or a run on all training images, with the recipe."""
+  free = "init", "optimizer.learning_rate"
+  if run.kind == SWEEP:
+    return _diff(recipe, run, _FINETUNED, *free)
+  problems = _diff(extend(recipe, "full=True"), run, _FINETUNED, *free)
+  rates = [*load_recipe(recipe).sweep.learning_rates]
+  if run.learning_rate not in rates:
+    problems.append(
+      f"optimizer.learning_rate: one of {rates!r} -> {run.learning_rate!r}"
+    )
+  return problems
+
+
+def _trace_init(
+  protocol: Protocol, run: RunResult
+) -> tuple[dict, list[dict], list[str]]:
+  """Follows config.init of a fine-tuned run to its pre-training.
+
+  Returns:
+    The source as recorded; the record of its cost, none if it is published
+    weights; differences from the row's pre-training.
+  """
+  init = run.config["init"]
+  with storage_errors(init):
+    if init and storage_path(init).is_dir():
+      upstream = read_results(init)[""]
+      problems = _diff(protocol.pretrain, upstream, ())
+      named = [f"of config.init = {init}: {each}" for each in problems]
+      cost = _record([upstream], _cost(upstream), config=upstream.config)
+      source = {"folder": cost["folder"]}
+      return source, [cost] if cost["cells"] else [], named
+  allowed = f"the folder of a run of {protocol.pretrain}"
+  if protocol.published:
+    allowed = f"{protocol.published!r}, or {allowed}"
+  source, problems = _check_published(protocol, run, allowed)
+  if problems and init and not source["published"]:
+    problems[0] += (
+      ", which is no folder here: bring it back, its config.json says how it "
+      "was pre-trained"
+    )
+  return source, [], problems
+
+
+def _check_published(
+  protocol: Protocol, run: RunResult, allowed: str
+) -> tuple[dict, list[str]]:
+  """Compares config.init with the row's published weights.
+
+  Returns:
+    The weights as recorded; what differs from those `allowed`.
+  """
+  init = run.config["init"]
+  path, name = Path(init), init
+  if init not in REGISTRY:  # a file of published weights, if any
+    name = "/".join(path.parts[-2:]).removesuffix(path.suffix)
+    name = name if path.suffix and name in REGISTRY else None
+  source = {"published": name}
+  if not name or name != protocol.published:
+    return source, [f"init: {allowed} -> {init!r}"]
+  if init in REGISTRY:
+    return source, []
+  known = [
+    mirror.sha256
+    for mirror in REGISTRY[name].mirrors
+    if mirror.sha256 and mirror.suffix == path.suffix
+  ]
+  if not (known and run.sha256):
+    return source | {UNCHECKED: True}, []
+  if run.sha256.startswith(tuple(known)):
+    return source, []
+  return source, [
+    f"init: a file whose sha256 begins with {' or '.join(known)} -> {init!r} "
+    f"with {run.sha256[: len(known[0])]}"
+  ]
+
+
+# Parts of a record.
+
+
+def _accuracies(
+  run: RunResult, recipe: str, evaluators: dict[str, str]
+) -> dict[str, dict]:
+  """Makes the cells of the evaluators that a run has results of."""
+  cells = {
+    cell: _per_cent(**run.means[result])
+    for name, cell in evaluators.items()
+    if (result := f"eval/{name}/accuracy") in run.means
+  }
+  if evaluators and "imagenet" not in cells:
+    raise UserError(
+      f"{run.folder} has no eval/{next(iter(evaluators))}/accuracy at its last "
+      f"step, but {', '.join(run.means) or 'nothing'}: run {recipe} as it is."
+    )
+  return cells
 
 
 def _mean(runs: Sequence[RunResult]) -> dict:
@@ -218,75 +367,6 @@ def _reported(run: RunResult) -> dict:
   return run.means[run.config["sweep"]["report"]]
 
 
-def _on_imagenet(finetune: str) -> str:
-  return extend(finetune, f"dataset={_IMAGENET},extra=True")
-
-
-def _refuse(row: Row, folder: Path, recipe: str, problems: list[str]):
-  if problems:
-    listed = "\n  ".join(problems)
-    raise UserError(
-      f"{folder} is no run of the row {row.name}, which is measured with "
-      f"{recipe}. These differ, what the row wants -> what the run has:\n"
-      f"  {listed}"
-    )
-
-
-def _trace_init(
-  protocol: Protocol, run: RunResult
-) -> tuple[dict, RunResult | None, list[str]]:
-  """Follows config.init of a fine-tuned run to its pre-training.
-
-  Returns:
-    The source as recorded; the run of pre-training, None if the weights are
-    published ones; differences from the row's pre-training.
-  """
-  init = run.config["init"]
-  upstream = None
-  with storage_errors(init):
-    if init and storage_path(init).is_dir():
-      upstream = read_results(init)[""]
-  if upstream is not None:
-    problems = compare.diff(protocol.pretrain, upstream, ())
-    source = {"folder": upstream.folder.name}
-    named = [f"of config.init = {init}: {each}" for each in problems]
-    return source, upstream, named
-  allowed = f"the folder of a run of {protocol.pretrain}"
-  if protocol.published:
-    allowed = f"{protocol.published!r}, or {allowed}"
-  source, problems = compare.check_published(protocol, run, allowed)
-  if problems and init and not compare.published_name(init):
-    problems[0] += (
-      ", which is no folder here: bring it back, its config.json says how it "
-      "was pre-trained"
-    )
-  return source, None, problems
-
-
-# Parts of a record.
-
-
-def _accuracies(
-  run: RunResult, recipe: str, evaluators: dict[str, str]
-) -> dict[str, dict]:
-  """Makes the cells of the evaluators that a run has results of.
-
-  Raises:
-    UserError: that of ImageNet is missing.
-  """
-  cells = {
-    cell: _per_cent(**run.means[result])
-    for name, cell in evaluators.items()
-    if (result := f"eval/{name}/accuracy") in run.means
-  }
-  if evaluators and "imagenet" not in cells:
-    raise UserError(
-      f"{run.folder} has no eval/{next(iter(evaluators))}/accuracy at its last "
-      f"step, but {', '.join(run.means) or 'nothing'}: run {recipe} as it is."
-    )
-  return cells
-
-
 def _per_cent(*, mean: float, deviation: float | None, runs: int) -> dict:
   return {
     "value": round(100 * mean, 4),
@@ -299,13 +379,6 @@ def _cost(run: RunResult) -> dict:
   """Makes the cell of a run's cost; none if its log has no throughput."""
   days = run.device_days
   return {CORE_DAYS: {"device_days": days}} if days else {}
-
-
-def _upstream_cost(run: RunResult | None) -> list[dict]:
-  """Makes the record of the cost of a fine-tuned run's pre-training."""
-  if run is None or not (cells := _cost(run)):
-    return []
-  return [_record([run], cells, config=run.config)]
 
 
 def _record(runs: Sequence[RunResult], cells: dict, **more) -> dict:

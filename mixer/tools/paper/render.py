@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages with tables and footnotes, as text, Markdown and HTML."""
 
-import dataclasses
+import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from mixer.errors import UserError, did_you_mean
 from mixer.storage import atomic_write, check_output
 from mixer.tools.table import render as render_markdown
 
+# Pages of one file, which refer to no other; base.html has their style sheet.
 TEMPLATES = jinja2.Environment(
   loader=jinja2.FileSystemLoader(Path(__file__).parent),
   autoescape=True,
@@ -34,40 +35,30 @@ class Cell(NamedTuple):
   mark: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """A table whose column heads may have a second line above.
+class Table(NamedTuple):
+  """A table whose column heads may have a second line above."""
 
-  columns: groups and names of the columns; neighbours of one group share its
-    head, "" is none.
-  rows: cells, or a heading of the rows below it.
-  caption: a line above the table, "" for none.
-  """
-
+  # Groups and names; neighbours of one group share its head, "" is none.
   columns: Sequence[tuple[str, str]]
-  rows: Sequence[str | Sequence[Cell]]
-  caption: str = ""
+  rows: Sequence[str | Sequence[Cell]]  # cells, or a heading of those below
+  caption: str = ""  # a line above the table
 
   @property
   def groups(self) -> list[tuple[str, list[int]]]:
-    """Groups and the columns of each; "" for a column outside of any."""
-    result = []
-    for i, (group, _) in enumerate(self.columns):
-      if group and result and result[-1][0] == group:
-        result[-1][1].append(i)
-      else:
-        result.append((group, [i]))
-    return result
+    """Groups and the columns of each; "" for columns outside of any."""
+    places = itertools.groupby(
+      range(len(self.columns)), lambda i: self.columns[i][0]
+    )
+    return [(group, list(columns)) for group, columns in places]
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
   """A title, paragraphs, tables, and notes under headings."""
 
   title: str
   intro: Sequence[str]
   tables: Sequence[Table]
-  notes: dict[str, Sequence[Note]] = dataclasses.field(default_factory=dict)
+  notes: Mapping[str, Sequence[Note]] = {}
 
 
 class Footnotes:
@@ -89,17 +80,11 @@ class Footnotes:
 
 
 def choose_format(format: str | None, out: str | None) -> str:
-  """Checks the flags of a page.
+  """Checks a page's flags and returns a key of FORMATS.
 
   Args:
-    format: a key of FORMATS; None: as the file ends, or text.
+    format: such a key; None: as the file ends, or text.
     out: the file; None for the terminal.
-
-  Returns:
-    A key of FORMATS.
-
-  Raises:
-    UserError: it is no such key, or the file cannot be written.
   """
   if format not in (None, *FORMATS):
     raise UserError(
@@ -154,14 +139,13 @@ def _plain(cell: Cell) -> str:
 
 def _lines(table: Table) -> list[str]:
   """Lays out column heads, a rule, and the rows."""
+  names = [name for _, name in table.columns]
   rows = [
     row if isinstance(row, str) else [*map(_plain, row)] for row in table.rows
   ]
-  indent = "  " if any(isinstance(row, str) for row in rows) else ""
-  names = [name for _, name in table.columns]
-  columns = zip(
-    names, *(row for row in rows if isinstance(row, list)), strict=True
-  )
+  cells = [row for row in rows if isinstance(row, list)]
+  indent = "  " if len(cells) < len(rows) else ""
+  columns = zip(names, *cells, strict=True)
   widths = [max(map(len, column)) for column in columns]
   widths[0] += len(indent)
   heads = []
@@ -213,25 +197,11 @@ def _escape(text: str) -> str:
 
 
 def to_html(page: Page) -> str:
-  return render_html("table.html", title=page.title, page=page)
+  template = TEMPLATES.get_template("table.html")
+  return template.render(title=page.title, page=page)
 
 
-def render_html(template: str, **values: object) -> str:
-  """Renders a page of one file, which refers to no other.
-
-  Args:
-    template: path relative to this folder; extends `base.html`, which holds the
-      only style sheet.
-    **values: escaped unless they are `markupsafe.Markup`.
-  """
-  return TEMPLATES.get_template(template).render(values)
-
-
-FORMATS: dict[str, Callable[[Page], str]] = {
-  "text": to_text,
-  "markdown": to_markdown,
-  "html": to_html,
-}
+FORMATS = {"text": to_text, "markdown": to_markdown, "html": to_html}
 _SUFFIXES = {
   ".txt": "text",
   ".md": "markdown",

@@ -54,23 +54,12 @@ _ACCURACIES = {
 }
 _TPU_V3 = "TPU v3"  # each device of this kind is a core
 # a, b, ... z, aa, ab, ...
-_LETTERS = [
-  "".join(letters)
-  for length in (1, 2)
-  for letters in itertools.product(string.ascii_lowercase, repeat=length)
-]
+_LETTERS = list(string.ascii_lowercase)
+_LETTERS += map("".join, itertools.product(_LETTERS, repeat=2))
 
 
 def page(number: int, results: Path) -> Page:
-  """Returns table 2 or 3.
-
-  Args:
-    number: of the table.
-    results: the folder of results.
-
-  Raises:
-    UserError: a file of results is damaged.
-  """
+  """Returns table 2 or 3 with what the folder of results has."""
   devices = read_devices(results)
   missing = Footnotes(map(str, itertools.count(1)))
   measured = Footnotes(_LETTERS)
@@ -114,22 +103,21 @@ def _cells(
     cells += [Cell(str(row.resolution)), Cell(str(row.epochs))]
   paper = _paper_texts(row)
   for column in (*_ACCURACIES[row.table], "images_per_second", CORE_DAYS):
-    cells.append(Cell(paper.get(column, "-")))
+    text, mark = "", ""
     if column in here:
       text, note = here[column]
-      cells.append(Cell(text, measured.mark(note)))
+      mark = measured.mark(note)
     elif column in paper:
-      cells.append(Cell("", missing.mark(*explain_empty(row, column))))
-    else:
-      cells.append(Cell())
+      mark = missing.mark(*explain_empty(row, column))
+    cells += [Cell(paper.get(column, "-")), Cell(text, mark)]
   return cells
 
 
 def _paper_texts(row: Row) -> dict[str, str]:
   """Formats the paper's numbers, by column, as it prints them."""
   formats = dict.fromkeys(_ACCURACIES[row.table], ".2f")
-  formats |= {"imagenet": f".{row.imagenet_decimals}f"}
-  formats |= {"images_per_second": "d"}
+  formats["imagenet"] = f".{row.imagenet_decimals}f"
+  formats["images_per_second"] = "d"
   texts = {
     column: format(value, spec)
     for column, spec in formats.items()
@@ -185,10 +173,8 @@ def _cost_note(device_days: dict[str, float], record: dict) -> str:
   """Lists device-days by kind; only those of TPUv3 are core-days."""
   parts = []
   for kind, days in device_days.items():
-    remark = "core-days"
-    if kind != _TPU_V3:
-      remark = "not comparable with TPUv3 core-days"
-    parts.append(f"{days:.3g} device-days on {kind} ({remark})")
+    remark = "" if kind == _TPU_V3 else "not comparable with TPUv3 "
+    parts.append(f"{days:.3g} device-days on {kind} ({remark}core-days)")
   return f"{' + '.join(parts)}, of updates only; {_origin(record)}"
 
 
@@ -206,20 +192,17 @@ def _origin(record: dict) -> str:
 def _speed_note(device: Device, speeds: dict[str, Throughput]) -> str:
   """Names device, dtype and batches, file, dates and commits.
 
-  Args:
-    device: that was measured.
-    speeds: throughputs in one dtype by the models' names.
+  speeds: throughputs in one dtype by the models' names.
   """
-  [dtype] = {each.dtype for each in speeds.values()}
-  batches = [f"{name} with {_batch(each)}" for name, each in speeds.items()]
-  if len(speeds) == 1:  # models with the same note share it
-    batches = [_batch(each) for each in speeds.values()]
-  origins = dict.fromkeys(
-    f"{each.date}, commit {(each.git_commit or 'unknown')[:7]}"
-    for each in speeds.values()
-  )
+  batches, origins = [], {}
+  for name, each in speeds.items():
+    # Models with the same note share it.
+    subject = f"{name} with " if len(speeds) > 1 else ""
+    batches.append(f"{subject}{_batch(each)}")
+    commit = (each.git_commit or "unknown")[:7]
+    origins[f"{each.date}, commit {commit}"] = True
   return (
-    f"images/s on {device.name} in {dtype}: {'; '.join(batches)}; "
+    f"images/s on {device.name} in {each.dtype}: {'; '.join(batches)}; "
     f"{device.file}, {' and '.join(origins)}."
   )
 
@@ -238,13 +221,12 @@ def _batch(best: Throughput) -> str:
 
 def _paper_marks(number: int) -> list[Note]:
   source = ", as table 3 says" if number == 2 else ""
-  marks = {
-    "-": "The paper has no number.",
-    "*": f"Extrapolated from runs on JFT-300M{source}.",
-  }
-  if number == 3:
-    marks["pc"] = "The authors of ViT told the paper's authors in private."
-  return [(mark, text, ()) for mark, text in marks.items()]
+  marks = [
+    ("-", "The paper has no number.", ()),
+    ("*", f"Extrapolated from runs on JFT-300M{source}.", ()),
+    ("pc", "The authors of ViT told the paper's authors in private.", ()),
+  ]
+  return marks if number == 3 else marks[:2]
 
 
 def _ratios(devices: Sequence[Device], measured: Footnotes) -> Table:
@@ -254,15 +236,13 @@ def _ratios(devices: Sequence[Device], measured: Footnotes) -> Table:
   for models, published in SPEED_RATIOS.items():
     mixer, vit, resolution = models
     texts = f"{mixer} : {vit}", str(resolution), f"{published:.2f}"
-    line = [Cell(text) for text in texts]
+    rows.append([Cell(text) for text in texts])
     for device, dtype in columns:
+      cell = Cell("-")
       if ratio := speed_ratio(device.best, models, dtype):
         pair = {x: device.best[x, resolution, dtype] for x in (mixer, vit)}
-        mark = measured.mark(_speed_note(device, pair))
-        line.append(Cell(f"{ratio:.2f}", mark))
-      else:
-        line.append(Cell("-"))
-    rows.append(line)
+        cell = Cell(f"{ratio:.2f}", measured.mark(_speed_note(device, pair)))
+      rows[-1].append(cell)
   heads = ["models", "px", "paper, TPUv3"]
   heads += [f"here, {device.name}, {dtype}" for device, dtype in columns]
   caption = "Images/s of Mixer as a multiple of ViT's"

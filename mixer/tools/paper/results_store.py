@@ -28,11 +28,7 @@ UNCHECKED = "unchecked"
 
 
 def read_json(file: Path, command: str) -> dict:
-  """Reads a file of results, which `command` writes.
-
-  Raises:
-    UserError: it is not JSON.
-  """
+  """Reads a file of results, which `command` writes."""
   try:
     return json.loads(file.read_text())
   except ValueError as error:
@@ -52,9 +48,6 @@ def read_row(results: Path, row: Row) -> dict[str, tuple[dict, dict]]:
   A cell has its "value" in per cent, the "deviation" between single runs, None
   for one run, and the number of "runs"; the cell of cost has "device_days" by
   kind of device. A record's "file" is the row's.
-
-  Raises:
-    UserError: the file is damaged.
   """
   file = str(row_file(results, row).relative_to(results.parent))
   return {
@@ -65,26 +58,13 @@ def read_row(results: Path, row: Row) -> dict[str, tuple[dict, dict]]:
 
 
 def add_records(results: Path, row: Row, records: list[dict]) -> Path:
-  """Adds records to a row's file; their cells replace older ones.
-
-  Returns:
-    The file.
-
-  Raises:
-    UserError: it is damaged, or cannot be written.
-  """
-  replaced = {name for record in records for name in record["cells"]}
+  """Adds records to a row's file; their cells replace older ones."""
   older = _read_records(results, row)
   for record in older:
-    record["cells"] = {
-      name: cell
-      for name, cell in record["cells"].items()
-      if name not in replaced
-    }
-  content = {
-    "row": row.name,
-    "records": [record for record in older if record["cells"]] + records,
-  }
+    for name in {name for new in records for name in new["cells"]}:
+      record["cells"].pop(name, None)
+  older = [record for record in older if record["cells"]]
+  content = {"row": row.name, "records": older + records}
   file = row_file(results, row)
   file.parent.mkdir(parents=True, exist_ok=True)
   with atomic_write(file) as aside:
@@ -106,49 +86,32 @@ Key = tuple[str, int, str]
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-  """The best throughput of a model in a dtype over batch sizes.
+  """The best throughput of a model in a dtype over batch sizes."""
 
-  images_per_second: None where no batch size was measured.
-  dtype: of the matrix products.
-  batch: images per step at the best throughput.
-  batches: all batch sizes that were measured.
-  beyond: the smallest batch that was too large to measure, and the reason.
-  date, git_commit: of the best one's measurement; "" where none was.
-  """
-
-  images_per_second: float | None
-  dtype: str
-  batch: int | None
-  batches: tuple[int, ...]
-  beyond: tuple[int, str] | None
-  date: str
+  images_per_second: float | None  # None where no batch size was measured
+  dtype: str  # of the matrix products
+  batch: int | None  # images per step at the best throughput
+  batches: tuple[int, ...]  # all that were measured
+  beyond: tuple[int, str] | None  # smallest one too large, and the reason
+  date: str  # of the best one's measurement; "" where none was
   git_commit: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """The measured throughputs of a device.
-
-  dtypes: the one with the most models first, then by name.
-  file: relative to the parent of the folder of results.
-  """
+  """The measured throughputs of a device."""
 
   name: str
   best: dict[Key, Throughput]
-  dtypes: list[str]
-  file: str
+  dtypes: list[str]  # the one with the most models first, then by name
+  file: str  # relative to the parent of the folder of results
 
 
 def best_throughputs(rows: Iterable[dict]) -> dict[Key, Throughput]:
-  """Takes the best over batch sizes, in the order of measurement.
-
-  Args:
-    rows: of one pass on one device, as in the file.
-  """
-  by_key = {}
+  """Takes the best over batch sizes of one pass's rows on one device."""
+  by_key = collections.defaultdict(list)
   for row in rows:
-    key = row["model"], row["image_size"], row["dtype"]
-    by_key.setdefault(key, []).append(row)
+    by_key[row["model"], row["image_size"], row["dtype"]].append(row)
   return {key: _best(of_key) for key, of_key in by_key.items()}
 
 
@@ -172,19 +135,16 @@ def _best(rows: list[dict]) -> Throughput:
 def speed_ratio(
   best: Mapping[Key, Throughput], models: tuple[str, str, int], dtype: str
 ) -> float | None:
-  """Divides two models' throughputs; None unless both were measured.
+  """Divides the throughputs of two models, a key of SPEED_RATIOS.
 
-  Both in one dtype: otherwise the ratio would compare dtypes as well.
-
-  Args:
-    best: from `best_throughputs`.
-    models: a key of SPEED_RATIOS.
-    dtype: of both.
+  Both in one dtype: otherwise the ratio would compare dtypes as well. None
+  unless both were measured.
   """
   *names, resolution = models
-  mixer, vit = (best.get((name, resolution, dtype)) for name in names)
-  if not (mixer and mixer.images_per_second and vit and vit.images_per_second):
+  pair = [best.get((name, resolution, dtype)) for name in names]
+  if not all(each and each.images_per_second for each in pair):
     return None
+  mixer, vit = pair
   return mixer.images_per_second / vit.images_per_second
 
 
@@ -202,11 +162,7 @@ def fastest(
 
 
 def read_devices(results: Path) -> list[Device]:
-  """Reads the throughput of all devices.
-
-  Raises:
-    UserError: a file is damaged.
-  """
+  """Reads the throughput of all devices."""
   devices = []
   for file in sorted((results / "throughput").glob("*.json")):
     content = read_json(file, THROUGHPUT_COMMAND)
@@ -215,8 +171,8 @@ def read_devices(results: Path) -> list[Device]:
       for key, each in best_throughputs(content["rows"]).items()
       if each.images_per_second
     }
-    counts = collections.Counter(dtype for *_, dtype in best)
-    dtypes = sorted(counts, key=lambda dtype: (-counts[dtype], dtype))
+    counts = collections.Counter(sorted(dtype for *_, dtype in best))
+    dtypes = [dtype for dtype, _ in counts.most_common()]
     name = str(file.relative_to(results.parent))
     devices.append(Device(content["device"], best, dtypes, name))
   return devices

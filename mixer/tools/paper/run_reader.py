@@ -17,13 +17,8 @@ from mixer.storage import storage_path
 from mixer.tools.paper.results_store import EVALUATION, RUN, SWEEP
 from mixer.tools.sweep.report import JSON as SWEEP_FILE
 from mixer.training.metrics import Number, read_rows
-from mixer.training.plots import collect
 from mixer.training.run_dir import EVALUATION as EVALUATION_FILE
-from mixer.training.run_dir import (
-  read_config,
-  read_json,
-  resolve_known,
-)
+from mixer.training.run_dir import read_config, read_json, resolve_known
 from mixer.weights import RUN_FILE
 
 Series = tuple[list[int], list[float]]  # steps and values
@@ -33,11 +28,7 @@ _UNKNOWN = {"device_kind": "unknown device", "devices": 1}
 
 
 def find_folder(workdir: str | os.PathLike) -> epath.Path:
-  """Returns a folder on a disk or in a bucket.
-
-  Raises:
-    UserError: there is none.
-  """
+  """Returns a folder on a disk or in a bucket."""
   folder = storage_path(workdir)
   if not folder.is_dir():
     raise UserError(
@@ -49,20 +40,13 @@ def find_folder(workdir: str | os.PathLike) -> epath.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run: finished, in progress or broken off.
-
-  config: resolved, in JSON's types.
-  rows: of metrics.jsonl, by step; may be empty.
-  starts: of provenance.json, the first one first; may be empty.
-  total_steps: updates of the whole run; None if the config counts epochs of a
-    data set of unknown size.
-  """
+  """A run: finished, in progress or broken off."""
 
   folder: epath.Path
-  config: dict
-  rows: list[dict[str, Number]]
-  starts: list[dict]
-  total_steps: int | None
+  config: dict  # resolved, in JSON's types
+  rows: list[dict[str, Number]]  # of metrics.jsonl, by step; may be empty
+  starts: list[dict]  # of provenance.json, the first one first; may be empty
+  total_steps: int | None  # None: epochs of a data set of unknown size
 
   @property
   def step(self) -> int:
@@ -83,9 +67,8 @@ class Run:
 
   def series(self, name: str) -> Series:
     """Returns steps and values where the log has a finite number."""
-    pairs = zip(*collect(self.rows, name), strict=True)
-    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
-    return [step for step, _ in finite], [value for _, value in finite]
+    finite = [r for r in self.rows if math.isfinite(r.get(name, math.nan))]
+    return [r["step"] for r in finite], [r[name] for r in finite]
 
   def update_seconds(self) -> Iterator[tuple[int, float]]:
     """Yields steps, and the seconds of the updates since the one before.
@@ -108,20 +91,15 @@ class Run:
     days = collections.Counter()
     for step, seconds in self.update_seconds():
       # A later start drops the rows after its first step.
-      earlier = (x for x in reversed(self.starts) if x["from_step"] < step)
-      start = next(earlier, _UNKNOWN)
-      days[start["device_kind"]] += (
-        start["devices"] * seconds / _SECONDS_PER_DAY
-      )
+      earlier = [x for x in self.starts if x["from_step"] < step]
+      start = earlier[-1] if earlier else _UNKNOWN
+      seconds *= start["devices"]
+      days[start["device_kind"]] += seconds / _SECONDS_PER_DAY
     return dict(days)
 
 
 def read_run(folder: epath.Path) -> Run:
-  """Reads a run's folder, which has a config.json.
-
-  Raises:
-    UserError: a file in it is damaged.
-  """
+  """Reads a run's folder, which has a config.json."""
   config = read_config(folder / "config.json")
   options = ConfigDict(config)
   try:
@@ -130,8 +108,8 @@ def read_run(folder: epath.Path) -> Run:
     )
   except schema.EpochLengthError:
     total_steps = None
-  starts = _read_starts(folder)
-  return Run(folder, config, read_rows(folder), starts, total_steps)
+  rows, starts = read_rows(folder), _read_starts(folder)
+  return Run(folder, config, rows, starts, total_steps)
 
 
 def _read_starts(folder: epath.Path) -> list[dict]:
@@ -141,28 +119,20 @@ def _read_starts(folder: epath.Path) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-  """Results of a run, of a sweep on one data set, or of an evaluation.
-
-  kind: RUN, SWEEP or EVALUATION.
-  config: resolved, in JSON's types.
-  means: result -> "mean" (accuracies 0 to 1), "deviation" (None for one run),
-    "runs".
-  starts: date, commit and devices of each start.
-  learning_rate: of a run, or chosen by a sweep.
-  by_seed: the same results of each final run of a sweep.
-  device_days: of a run, kind of device -> device-days of its updates.
-  sha256: of the file that was evaluated; None if not known.
-  """
+  """Results of a run, of a sweep on one data set, or of an evaluation."""
 
   folder: epath.Path
-  kind: str
-  config: dict
+  kind: str  # RUN, SWEEP or EVALUATION
+  config: dict  # resolved, in JSON's types
+  # Result -> "mean" (accuracies 0 to 1), "deviation" (None for one), "runs".
   means: dict[str, dict]
-  starts: list[dict]
-  learning_rate: float | None = None
+  starts: list[dict]  # date, commit and devices of each start
+  learning_rate: float | None = None  # of a run, or chosen by a sweep
+  # The same results of each final run of a sweep.
   by_seed: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
+  # Of a run: kind of device -> device-days of its updates.
   device_days: dict[str, float] = dataclasses.field(default_factory=dict)
-  sha256: str | None = None
+  sha256: str | None = None  # of the file that was evaluated, if known
 
 
 def read_results(workdir: str | os.PathLike) -> dict[str, RunResult]:
@@ -170,9 +140,6 @@ def read_results(workdir: str | os.PathLike) -> dict[str, RunResult]:
 
   Returns:
     Data set -> results of a sweep on several; else one result, of "".
-
-  Raises:
-    UserError: it has no results yet, or a file in it is damaged.
   """
   folder = find_folder(workdir)
   if (folder / SWEEP_FILE).is_file():
@@ -241,9 +208,8 @@ def _read_evaluation(folder: epath.Path) -> RunResult:
 
 def _read_sweep(folder: epath.Path) -> RunResult:
   content = read_json(folder / SWEEP_FILE)
-  starts = []
-  for run in content["final"]:
-    starts += _read_starts(folder / run["folder"])
+  final = content["final"]
+  starts = [x for run in final for x in _read_starts(folder / run["folder"])]
   return RunResult(
     folder,
     SWEEP,
@@ -251,7 +217,7 @@ def _read_sweep(folder: epath.Path) -> RunResult:
     content["means"],
     starts or [content["provenance"]],  # runs may have been moved away
     learning_rate=content["learning_rate"],
-    by_seed={run["seed"]: run["results"] for run in content["final"]},
+    by_seed={run["seed"]: run["results"] for run in final},
   )
 
 

@@ -3,6 +3,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -21,38 +22,38 @@ def table1() -> Page:
   """Returns table 1; sizes that differ from the paper's are marked."""
   device_count()
   ours = {name: measure(name) for name in TABLE_1}
-  rows = [
-    [
-      label,
-      *(_compare(ours[name][label], TABLE_1[name][label]) for name in ours),
-    ]
-    for label in SIZES
-  ]
+  rows, differing = [], {}
+  for label in SIZES:
+    row = [label]
+    for name, published in TABLE_1.items():
+      size = ours[name][label]
+      row.append(str(size))
+      if size != published[label]:
+        row[-1] += f" (paper {published[label]})"
+        differing[name] = True
+    rows.append(row)
   counts = (f"{size['parameters']:,}" for size in ours.values())
   rows.insert(-1, ["parameters", *counts])
-  differing = [
-    name
-    for name, size in TABLE_1.items()
-    if not size.items() <= ours[name].items()
-  ]
-  verdict = (
-    f"These differ from the paper: {', '.join(differing)}."
-    if differing
-    else "All sizes agree with the paper, and so do the rounded parameters."
-  )
+  verdict = "All sizes agree with the paper, and so do the rounded parameters."
+  if differing:
+    verdict = f"These differ from the paper: {', '.join(differing)}."
+  heads = ["", *(name.removeprefix("Mixer-") for name in TABLE_1)]
   return Page(
     "Table 1: specifications of Mixer (MLP-Mixer, arXiv 2105.01601)",
     [
       f"As mixer.models.create makes them for images of {_PX} px, without the "
       f"head; counted in the shapes of all parameters. {verdict}",
     ],
-    [
-      Table(
-        [("", ""), *(("", name.removeprefix("Mixer-")) for name in TABLE_1)],
-        [[Cell(text) for text in row] for row in rows],
-      )
-    ],
+    [_plain_table(heads, rows)],
   )
+
+
+def _plain_table(
+  heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
+) -> Table:
+  """Returns a table without groups, headings and footnotes."""
+  cells = [[Cell(text) for text in row] for row in rows]
+  return Table([("", head) for head in heads], cells, caption)
 
 
 def measure(name: str) -> dict[str, int]:
@@ -73,10 +74,6 @@ def measure(name: str) -> dict[str, int]:
     "millions": round(count / 1e6),
     "parameters": count,
   }
-
-
-def _compare(ours: int, published: int) -> str:
-  return str(ours) if ours == published else f"{ours} (paper {published})"
 
 
 RECIPES = {
@@ -105,11 +102,10 @@ def table4() -> Page:
   for heading, labels in sections.items():
     rows.append(heading)
     for label in labels:
-      row = [Cell(label)]
+      rows.append([Cell(label)])
       for key in RECIPES:
         published = TABLE_4[key] | SETTINGS
-        row += _pair(published[label], ours[key][label], label)
-      rows.append(row)
+        rows[-1] += _pair(published[label], ours[key][label], label)
   listed = "; ".join(
     f"Mixer-{letter} on {data}: {recipe}"
     for (letter, data), recipe in RECIPES.items()
@@ -170,13 +166,13 @@ def _text(value) -> str:
 
 def _jft() -> Table:
   labels = "epochs", "learning rate", "weight decay"
-  rows = []
-  for (letter, data), settings in TABLE_4.items():
-    if data == "JFT-300M":
-      texts = [_text(settings[label]) for label in labels]
-      rows.append([Cell(text) for text in (f"Mixer-{letter}", *texts)])
-  return Table(
-    [("", head) for head in ("", *labels)],
+  rows = [
+    [f"Mixer-{letter}", *(_text(settings[label]) for label in labels)]
+    for (letter, data), settings in TABLE_4.items()
+    if data == "JFT-300M"
+  ]
+  return _plain_table(
+    ["", *labels],
     rows,
     "JFT-300M, which is not public: configs/pretrain_large.py takes these "
     "settings to another large data set. Besides crops and flips there is no "

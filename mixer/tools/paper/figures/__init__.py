@@ -22,17 +22,11 @@ FIGURES = {
 
 
 def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
-  """Draws a figure.
+  """Draws a figure and returns a sentence that names the files.
 
   Args:
     name: a key of FIGURES.
     arguments: flags of that figure, as on the command line.
-
-  Returns:
-    A sentence that names the files.
-
-  Raises:
-    UserError: there is no such figure, or it cannot be drawn.
   """
   if name not in FIGURES:
     problem = f"There is no figure {name} here" if name else "Name a figure"
@@ -46,7 +40,7 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   for flag in flags:
-    parser.add_argument(f"--{flag}", **_FLAGS[flag])
+    add_flag(parser, flag)
   parser.add_argument(
     "--out",
     type=Path,
@@ -57,38 +51,31 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
   return getattr(module, function)(**vars(parser.parse_args(arguments)))
 
 
+def add_flag(parser: argparse.ArgumentParser, name: str) -> None:
+  """Adds a flag of _FLAGS to a command."""
+  parser.add_argument(f"--{name}", **_FLAGS[name])
+
+
 def _numbers(text: str) -> list[int]:
   return [int(number) for number in text.split(",")]
 
 
-def folder(text: str) -> Path:
-  """Reads a flag; an empty path would be the current folder."""
-  if not text:
-    raise argparse.ArgumentTypeError("is empty: give a value, or leave it out")
-  return Path(text)
-
-
 _FLAGS = {
-  "results": {
-    "type": folder,
-    "default": RESULTS,
-    "metavar": "DIR",
-    "help": "default: results/",
-  },
-  "init": {
-    "required": True,
-    "action": "append",
-    "metavar": "WEIGHTS",
-    "help": "a name, a file or a run's folder; may be given several times",
-  },
-  "blocks": {
-    "type": _numbers,
-    "metavar": "N,N,...",
-    "help": "numbers of blocks, from 0; default: as in the paper",
-  },
-  "units": {
-    "type": int,
-    "default": 128,
-    "help": "maximum number in a block; default: 128",
-  },
+  "results": dict(
+    type=Path, default=RESULTS, metavar="DIR", help="default: results/"
+  ),
+  "init": dict(
+    required=True,
+    action="append",
+    metavar="WEIGHTS",
+    help="a name, a file or a run's folder; may be given several times",
+  ),
+  "blocks": dict(
+    type=_numbers,
+    metavar="N,N,...",
+    help="numbers of blocks, from 0; default: as in the paper",
+  ),
+  "units": dict(
+    type=int, default=128, help="maximum number in a block; default: 128"
+  ),
 }

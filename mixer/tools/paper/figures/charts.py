@@ -2,14 +2,15 @@
 """Labels of points, and a figure's two files: vector graphics and pixels."""
 
 import os
+import pathlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.path import Path
+from matplotlib.transforms import Bbox
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
@@ -28,12 +29,8 @@ _DIRECTIONS = np.array(
 )  # fmt: skip
 
 
-def check_out(out: str | os.PathLike) -> list[Path]:
-  """Returns the figure's two files, FILE.svg and FILE.png.
-
-  Raises:
-    UserError: `out` does not end in .svg, or nothing can be written there.
-  """
+def check_out(out: str | os.PathLike) -> list[pathlib.Path]:
+  """Checks and returns the figure's two files, FILE.svg and FILE.png."""
   vector = plots.check_picture(
     out, "--out", suffixes=[".svg"], mark="Matplotlib"
   )
@@ -57,8 +54,7 @@ def save(
     figure: from Matplotlib.
     out: FILE.svg.
     dpi: of the PNG.
-    colors: number of colours of the PNG, which makes it a third as large; None
-      for all.
+    colors: number of colours of the PNG, a third as large with few; None: all.
     note: in small letters at the foot of the figure.
 
   Returns:
@@ -89,16 +85,10 @@ def label_ends(axes: Axes, points: Sequence[Point]) -> None:
   ys = axes.transData.transform([point[:2] for point in points])[:, 1]
   ys /= figure.dpi / 72  # points
   moves = spread(ys, _LINE * 9) - ys
+  style = {"va": "center", "fontsize": 9, "annotation_clip": False}
   for (x, y, text, color), move in zip(points, moves, strict=True):
     axes.annotate(
-      text,
-      (x, y),
-      xytext=(6, move),
-      textcoords="offset points",
-      va="center",
-      color=color,
-      fontsize=9,
-      annotation_clip=False,
+      text, (x, y), (6, move), textcoords="offset points", color=color, **style
     )
 
 
@@ -115,47 +105,38 @@ def label_cloud(axes: Axes, points: Sequence[Point]) -> None:
   """Writes labels next to scattered points, clear of markers, lines and labels.
 
   Call it when the axes have their limits and all lines. Each label takes the
-  place around its point that overlaps least with everything else; a few rounds
-  let labels give way to each other.
+  first place around its point where it covers nothing, or as little as it can.
   """
   figure = axes.get_figure(root=True)
   figure.draw_without_rendering()  # sets the transforms
-  pixels = figure.dpi / 72
-  inside = np.array(axes.get_window_extent().extents) / pixels
-  centers = axes.transData.transform([point[:2] for point in points]) / pixels
-  lines = np.concatenate([_sample(line, pixels) for line in axes.lines])
-  obstacles = np.concatenate([_boxes(centers, _MARK), _boxes(lines, 1.0)])
-  texts = [
-    axes.annotate(
-      text,
-      (x, y),
-      (0, 0),
-      textcoords="offset points",
-      va="center",
-      ha="center",
-      fontsize=7.5,
-      color=color,
-      in_layout=False,  # the axes stay as they are
+  pixels = figure.dpi / 72  # of a point
+  centers = axes.transData.transform([point[:2] for point in points])
+  reach = _MARK / 2 * pixels
+  taken = [Bbox([center - reach, center + reach]) for center in centers]
+  lines = [x.get_path().transformed(x.get_transform()) for x in axes.lines]
+  # The axes stay as they are.
+  style = {"va": "center", "ha": "center", "fontsize": 7.5, "in_layout": False}
+  for x, y, text, color in points:
+    label = axes.annotate(
+      text, (x, y), (0, 0), textcoords="offset points", color=color, **style
     )
-    for x, y, text, color in points
-  ]
-  offsets, boxes, costs = [], [], []  # of each label [k, 2], [k, 4], [k]
-  for text, center in zip(texts, centers, strict=True):
-    label_size = np.array(text.get_window_extent().size) / pixels
-    offsets.append(_offsets(*label_size))
-    boxes.append(_boxes(center + offsets[-1], label_size))
-    outside = label_size.prod() - _overlap(boxes[-1], inside[None])
-    blocked = _overlap(boxes[-1], obstacles)
-    # Of places as good as each other, the first.
-    costs.append(blocked + 5 * outside + 0.25 * np.arange(len(boxes[-1])))
-  chosen = [int(np.argmin(cost)) for cost in costs]
-  for _ in range(5):
-    for i, cost in enumerate(costs):
-      taken = np.array([each[k] for each, k in zip(boxes, chosen, strict=True)])
-      others = np.delete(taken, i, axis=0)
-      chosen[i] = int(np.argmin(cost + 3 * _overlap(boxes[i], others)))
-  for text, each, k in zip(texts, offsets, chosen, strict=True):
-    text.set_position(each[k])
+    box = label.get_window_extent()
+    places = _offsets(box.width / pixels, box.height / pixels)
+    boxes = [box.translated(*place) for place in places * pixels]
+    costs = [_cost(box, axes, taken, lines) for box in boxes]
+    # The next larger distance is as bad as a line that is crossed.
+    best = int(np.argmin(costs + np.arange(len(costs)) / len(_DIRECTIONS)))
+    label.set_position(places[best])
+    taken.append(boxes[best])
+
+
+def _cost(
+  box: Bbox, axes: Axes, taken: Sequence[Bbox], lines: Sequence[Path]
+) -> int:
+  """Counts what a label would cover; the frame counts more than all else."""
+  low, high = axes.bbox.contains(*box.min), axes.bbox.contains(*box.max)
+  crossed = sum(line.intersects_bbox(box, filled=False) for line in lines)
+  return 4 * box.count_overlaps(taken) + crossed + 100 * (not (low and high))
 
 
 def _offsets(width: float, height: float) -> np.ndarray:
@@ -165,24 +146,3 @@ def _offsets(width: float, height: float) -> np.ndarray:
   x = right * (reach + width / 2)
   y = up * (np.where(np.abs(right) == 1, 0.5, 1.0) * reach + height / 2)
   return np.stack([x, y], axis=-1).reshape(-1, 2)
-
-
-def _sample(line: Line2D, pixels: float) -> np.ndarray:
-  """Returns points [n, 2] along a line, in points of the page, 2 apart."""
-  corners = line.get_transform().transform(line.get_xydata()) / pixels
-  lengths = np.hypot(*np.diff(corners, axis=0).T)
-  along = np.cumulative_sum(lengths, include_initial=True)
-  places = np.arange(0, along[-1], 2.0)
-  return np.stack([np.interp(places, along, x) for x in corners.T], axis=1)
-
-
-def _boxes(centers: np.ndarray, size: np.ndarray | float) -> np.ndarray:
-  """Returns boxes [n, 4] around centres [n, 2]: left, bottom, right, top."""
-  return np.concatenate([centers - size / 2, centers + size / 2], axis=1)
-
-
-def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """Returns the area of each box [n, 4] that others [m, 4] cover, [n]."""
-  low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-  high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-  return np.prod(np.maximum(high - low, 0), axis=2).sum(1)

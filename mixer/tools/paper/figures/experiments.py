@@ -56,22 +56,13 @@ INPUTS = {
     (0, (4, 2)),
     " | permute_patches(16)",
   ),
-  "pixels": (
-    "all pixels permuted",
-    plots.GREEN,
-    "-",
-    " | permute_pixels",
-  ),
+  "pixels": ("all pixels permuted", plots.GREEN, "-", " | permute_pixels"),
 }
 _EXAMPLE = 64  # px of the picture that shows the inputs
 
 
 def draw_figure2(results: Path, out: str | Path) -> str:
-  """Draws figure 2 and returns the files' names, for a sentence.
-
-  Raises:
-    UserError: there are no results, or the files cannot be written.
-  """
+  """Draws figure 2 and returns the files' names, for a sentence."""
   content = _read(results / DATA_SIZE, "benchmarks.data_size")
   curves = content["curves"]
   largest = max(c["config"]["data.examples"] for c in curves)
@@ -115,17 +106,9 @@ def _draw_sizes(axes: Axes, curves: list[dict], result: str) -> None:
     mean = values.mean(axis=1)
     # Rounding can put a mean above equal values.
     around = np.abs([values.min(1) - mean, values.max(1) - mean])
-    axes.errorbar(
-      shares,
-      mean,
-      yerr=around,
-      color=color,
-      marker=marker,
-      markersize=4.5,
-      linestyle=line,
-      linewidth=1.6,
-      elinewidth=0.8,
-    )
+    style = {"color": color, "marker": marker, "linestyle": line}
+    style |= {"markersize": 4.5, "linewidth": 1.6, "elinewidth": 0.8}
+    axes.errorbar(shares, mean, yerr=around, **style)
     ends.append((shares[-1], mean[-1], name, color))
   axes.set_xscale("log")
   axes.set_xticks(shares, [f"{share} %" for share in shares])
@@ -136,11 +119,7 @@ def _draw_sizes(axes: Axes, curves: list[dict], result: str) -> None:
 
 
 def draw_figure4(results: Path, out: str | Path) -> str:
-  """Draws figure 4 and returns the files' names, for a sentence.
-
-  Raises:
-    UserError: there are no results, or the files cannot be written.
-  """
+  """Draws figure 4 and returns the files' names, for a sentence."""
   content = _read(results / PERMUTATIONS, "benchmarks.permutations")
   curves = {(c["model"], c["input"]): c for c in content["curves"]}
   one = curves["mixer", "original"]
@@ -175,13 +154,10 @@ def _draw_example(axes: Axes, kind: str) -> None:
 
   title, color, _, op = INPUTS[kind]
   grey = cv2.cvtColor(load_sample_image("china.jpg"), cv2.COLOR_RGB2GRAY)
-  transform = preprocess.parse(
-    f"central_crop(420) | resize({_EXAMPLE}, 'area'){op}"
-  )
+  ops = f"central_crop(420) | resize({_EXAMPLE}, 'area'){op}"
   image = np.repeat(grey[..., None], 3, axis=-1)
-  axes.imshow(
-    transform(image, np.random.default_rng(0)), interpolation="nearest"
-  )
+  image = preprocess.parse(ops)(image, np.random.default_rng(0))
+  axes.imshow(image, interpolation="nearest")
   axes.set_xticks([])
   axes.set_yticks([])
   axes.spines[:].set(color=color, linewidth=2)

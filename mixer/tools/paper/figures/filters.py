@@ -35,12 +35,7 @@ _STEMS = "stem/kernel", "embedding/kernel", _BIT
 
 
 def draw_figure7(init: Sequence[str], out: str | Path) -> str:
-  """Draws figure 7; returns the models' and the files' names, for a sentence.
-
-  Raises:
-    UserError: a model has no such filters, weights cannot be read, or the files
-      cannot be written.
-  """
+  """Draws figure 7; returns the names of models and files, for a sentence."""
   charts.check_out(out)
   row = []
   for name in init:
@@ -82,9 +77,6 @@ def read_filters(checkpoint: LoadedWeights) -> np.ndarray:
 
   Returns:
     float64 [n, h, w, channels], in the order of the weights.
-
-  Raises:
-    UserError: the model has none, or they are not finite.
   """
   flat = flatten_dict(checkpoint.params, sep="/")
   path = next((x for x in _STEMS if x in flat), None)

@@ -5,11 +5,11 @@ A pixel of a mosaic is a pixel of the figure's PNG, so that none is drawn wider
 than another. Letters in shape comments: n pictures, h w their rows and columns.
 """
 
-import dataclasses
 import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -40,16 +40,10 @@ def signed_colors(pictures: np.ndarray) -> np.ndarray:
 
 
 def around_grey(filters: np.ndarray) -> np.ndarray:
-  """Colours filters [n, h, w, channels] so that 0 is mid-grey.
+  """Colours filters [n, h, w, 3] so that 0 is mid-grey.
 
-  Each filter is scaled by its own largest weight, all channels alike. Filters
-  that have not three channels are drawn in grey, by their mean.
-
-  Returns:
-    float [n, h, w, 3].
+  Each filter is scaled by its own largest weight, all channels alike.
   """
-  if filters.shape[-1] != 3:
-    filters = filters.mean(-1, keepdims=True).repeat(3, -1)
   largest = np.abs(filters).max((1, 2, 3), keepdims=True)
   return 0.5 + filters / np.where(largest > 0, 2 * largest, 1.0)
 
@@ -116,12 +110,11 @@ def choose_columns(n: int, shape: tuple[int, int], ratio: float) -> int:
   return min(near or even or [2], key=lambda columns: abs(columns - ideal))
 
 
-@dataclasses.dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
   """A mosaic, float [h, w, 3] from 0 to 1, with a title above it."""
 
   title: str
-  mosaic: np.ndarray = dataclasses.field(repr=False)
+  mosaic: np.ndarray
 
   @property
   def size(self) -> tuple[int, int]:
@@ -139,20 +132,17 @@ def draw_panels(
   rows: Sequence[Sequence[Panel]],
   out: str | Path,
 ) -> str:
-  """Draws a table of panels, aligned in rows and columns.
+  """Draws rows of panels, aligned in columns too.
 
   Args:
     subject: in large type at the top, before the models' names.
     init: weights of the models.
     note: in small type, below the title.
     rows: panels from top to bottom, each row from left to right.
-    out: FILE.svg; FILE.png is written next to it.
+    out: FILE.svg.
 
   Returns:
     The title and the names of both files, for a sentence.
-
-  Raises:
-    UserError: `out` does not end in .svg, or cannot be written.
   """
   title = f"{subject} of {', '.join(map(short_name, init))}"
   sizes = np.array([[panel.size for panel in row] for row in rows])
@@ -165,28 +155,23 @@ def draw_panels(
   figure = Figure((width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
 
   def write(x: int, y: int, text: str, **style) -> None:
-    figure.text(
-      x / width, 1 - y / height, text, va="top", parse_math=False, **style
-    )
+    x, y = x / width, 1 - y / height
+    figure.text(x, y, text, va="top", parse_math=False, **style)
 
   y = _MARGIN // 2
   for line, size, weight in texts:
     write(_MARGIN, y, line, fontsize=size, weight=weight)
     y += _pixels(size * _LINE)
-  y = top
-  for row, row_height in zip(rows, heights, strict=True):
-    x = _MARGIN
-    for panel, column_width in zip(row, widths, strict=True):
+  lefts = _MARGIN + np.cumulative_sum(widths + _MARGIN, include_initial=True)
+  tops = top + np.cumulative_sum(heights + _MARGIN, include_initial=True)
+  for row, y in zip(rows, tops[:-1], strict=True):
+    for panel, x in zip(row, lefts[:-1], strict=True):
       h, w, _ = panel.mosaic.shape
       write(x, y, panel.title, fontsize=_TEXT, linespacing=_LINE - 0.15)
-      bottom = y + panel.size[0]
-      axes = figure.add_axes(
-        (x / width, 1 - bottom / height, w / width, h / height)
-      )
+      bottom = 1 - (y + panel.size[0]) / height
+      axes = figure.add_axes((x / width, bottom, w / width, h / height))
       axes.axis("off")
       axes.imshow(panel.mosaic, interpolation="nearest", aspect="auto")
-      x += column_width + _MARGIN
-    y += row_height + _MARGIN
   return f"{title}: {charts.save(figure, out, dpi=_DPI, colors=None)}"
 
 

@@ -67,9 +67,6 @@ def draw_throughput(results: Path, out: str | Path) -> str:
 
   Returns:
     The files' names, and devices that are missing or left out, for a sentence.
-
-  Raises:
-    UserError: a file of results is damaged, or the figure cannot be written.
   """
   devices = rank_devices(results)
   shown, others = devices[:_MAX_DEVICES], devices[_MAX_DEVICES:]
@@ -83,9 +80,8 @@ def draw_throughput(results: Path, out: str | Path) -> str:
     draw_points(axes, points)
     axes.set_title(f"here: {device}", loc="left", fontsize=10)
     axes.set_xlabel("images per second", fontsize=9)
-  message = (
-    f"Accuracy against throughput: {charts.save(figure, out, note=_LEGEND)}"
-  )
+  files = charts.save(figure, out, note=_LEGEND)
+  message = f"Accuracy against throughput: {files}"
   if not devices:
     message += f". Nothing is measured here yet: {THROUGHPUT_COMMAND}"
   if others:
@@ -117,14 +113,14 @@ def rank_devices(results: Path) -> list[tuple[str, Points]]:
   """
   devices = []
   for device in read_devices(results):
-    for dtype in device.dtypes[:1]:
-      points = [
-        (row, best.images_per_second)
-        for row in TABLE_3
-        if (best := device.best.get((row.model, row.resolution, dtype)))
-      ]
-      if points:
-        devices.append((f"{device.name}, {dtype}", points))
+    dtype = device.dtypes[0] if device.dtypes else ""
+    points = [
+      (row, best.images_per_second)
+      for row in TABLE_3
+      if (best := device.best.get((row.model, row.resolution, dtype)))
+    ]
+    if points:
+      devices.append((f"{device.name}, {dtype}", points))
   return sorted(devices, key=lambda item: -max(speed for _, speed in item[1]))
 
 
@@ -153,11 +149,10 @@ def frontier(
 
   A point is on it if none is as fast (or cheap) and more accurate.
   """
-  sign = -1 if is_cost else 1
   line = []
-  for x, y in sorted(((sign * x, y) for x, y in points), reverse=True):
+  for x, y in sorted(points, key=lambda p: (p[0] if is_cost else -p[0], -p[1])):
     if not line or y > line[-1][1]:
-      line.append((sign * x, y))
+      line.append((x, y))
   return sorted(line)
 
 

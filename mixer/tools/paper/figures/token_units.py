@@ -5,10 +5,10 @@
   python -m mixer paper figure 6 --init=imagenet1k/Mixer-B_16 \\
     --init=imagenet21k/Mixer-B_16 --init=sam/Mixer-B_16
 
-Figure 5 has a panel for each of the first three blocks, with pairs at equal
-distances in the order if a block has more than --units units. Figure 6 has a
-column for each weights and a row for each of the first two blocks, with all
-units.
+Figure 5 has a row for each model and a panel for each of the first three
+blocks, with pairs at equal distances in the order if a block has more than
+--units units. Figure 6 has a column for each model and a row for each of the
+first two blocks, with all units.
 
 The input weights of a hidden unit are a picture over the tokens: a column of
 `token_mixing/Dense_0/kernel` [S, D_S], in rows and columns of the token grid.
@@ -50,61 +50,27 @@ _ORDINALS = ("first", "second", "third")
 
 
 def draw_figure5(
-  init: Sequence[str],
-  blocks: list[int] | None,
-  units: int,
-  out: str | Path,
+  init: Sequence[str], blocks: list[int] | None, units: int, out: str | Path
 ) -> str:
-  """Draws figure 5; returns the models' and the files' names, for a sentence.
-
-  Args:
-    init: weights of Mixers, a row for each.
-    blocks: numbers of the blocks; None: the first three.
-    units: maximum number in a block, at least a pair.
-    out: FILE.svg.
-
-  Raises:
-    UserError: weights are not a Mixer's or cannot be read, or the files cannot
-      be written.
-  """
+  """Draws figure 5; returns the names of models and files, for a sentence."""
   charts.check_out(out)
-  checkpoints, blocks = _read(init, blocks, 3)
-  rows = [
-    [_panel(each, block, most=units) for block in blocks]
-    for each in checkpoints
-  ]
+  models, blocks = _read(init, blocks, 3)
+  rows = [[_panel(x, block, most=units) for block in blocks] for x in models]
   note = f"Paper, figure 5; {HOW}."
   return mosaic.draw_panels("Token-mixing units", init, note, rows, out)
 
 
 def draw_figure6(
-  init: Sequence[str],
-  blocks: list[int] | None,
-  out: str | Path,
+  init: Sequence[str], blocks: list[int] | None, out: str | Path
 ) -> str:
-  """Draws figure 6; returns the models' and the files' names, for a sentence.
-
-  Args:
-    init: weights of Mixers, a column for each.
-    blocks: numbers of the blocks; None: the first two.
-    out: FILE.svg.
-
-  Raises:
-    UserError: weights are not a Mixer's or cannot be read, or the files cannot
-      be written.
-  """
+  """Draws figure 6; returns the names of models and files, for a sentence."""
   charts.check_out(out)
-  checkpoints, blocks = _read(init, blocks, 2)
+  models, blocks = _read(init, blocks, 2)
   # Units of all grids are as high as the highest, so that their rows align.
-  heights = [read_units(each, blocks[0]).shape[1] for each in checkpoints]
+  heights = [read_units(model, blocks[0]).shape[1] for model in models]
   cell = max(h * mosaic.choose_zoom(h, _PIXELS) for h in heights)
-  rows = [
-    [
-      _panel(each, block, pixels=_PIXELS, cell=cell, ratio=1.3)
-      for each in checkpoints
-    ]
-    for block in blocks
-  ]
+  options = {"pixels": _PIXELS, "cell": cell, "ratio": 1.3}
+  rows = [[_panel(x, block, **options) for x in models] for block in blocks]
   note = f"Paper, figure 6; {HOW}."
   return mosaic.draw_panels("All token-mixing units", init, note, rows, out)
 
@@ -144,8 +110,7 @@ def unit_mosaic(
   Args:
     checkpoint: weights of a Mixer.
     block: number of the block, from 0.
-    most: maximum number of units, in pairs at equal distances in their order;
-      None: all.
+    most: maximum number of units, see `some_pairs`; None: all.
     pixels: approximate height of a unit's picture.
     cell: minimum height of a unit's picture, with background around it.
     ratio: approximate width of the mosaic divided by its height.
@@ -171,11 +136,7 @@ def unit_mosaic(
 
 
 def blocks_of(params: dict) -> list[int]:
-  """Returns the numbers of the blocks with token mixing, as in MixerBlock_0.
-
-  Args:
-    params: nested dict of arrays, of any model.
-  """
+  """Returns the numbers of the blocks with token mixing, of any model."""
   return sorted(
     int(name.removeprefix("MixerBlock_"))
     for name, part in params.items()
@@ -184,27 +145,16 @@ def blocks_of(params: dict) -> list[int]:
 
 
 def read_units(checkpoint: LoadedWeights, block: int) -> np.ndarray:
-  """Returns the pictures of a block's units.
-
-  Args:
-    checkpoint: weights of a Mixer.
-    block: number of the block, from 0.
-
-  Returns:
-    float64 [d, h, w], in the order of the weights.
-
-  Raises:
-    UserError: the block has no such units, the grid of tokens is not known, or
-      weights are not finite.
-  """
+  """Returns a block's units, float64 [d, h, w], in the order of the weights."""
   blocks = blocks_of(checkpoint.params)
   if block not in blocks:
+    place, advice = "", "the weights of a Mixer"
+    if blocks:
+      place = f" in MixerBlock_{block}"
+      advice = f"one of its blocks, 0 to {blocks[-1]}"
     raise UserError(
-      f"{checkpoint.name} has no token-mixing units in MixerBlock_{block}, "
-      f"which this figure shows: name one of its blocks, 0 to {blocks[-1]}."
-      if blocks
-      else f"{checkpoint.name} has no token-mixing units, which this figure "
-      "shows: name the weights of a Mixer."
+      f"{checkpoint.name} has no token-mixing units{place}, which this figure "
+      f"shows: name {advice}."
     )
   mixing = checkpoint.params[f"MixerBlock_{block}"]["token_mixing"]
   kernel = np.asarray(mixing["Dense_0"]["kernel"], np.float64)  # s d
@@ -230,14 +180,11 @@ def check_finite(checkpoint: LoadedWeights, kernel: np.ndarray) -> None:
 
 
 def frequencies(pictures: np.ndarray) -> np.ndarray:
-  """Returns the mean spatial frequencies of pictures.
+  """Returns the mean spatial frequencies [n], in cycles per token (or pixel).
 
   Args:
-    pictures: [n, h, w], or [n, h, w, channels], whose energy is summed.
-
-  Returns:
-    [n] in cycles per token (or pixel); infinity for an all-zero picture, which
-      is sorted last.
+    pictures: [n, h, w], or [n, h, w, channels], whose energy is summed; the
+      frequency of an all-zero picture is infinity, so that it is sorted last.
   """
   energy = fft.dctn(pictures, axes=(1, 2), norm="ortho") ** 2
   energy = energy.reshape(*pictures.shape[:3], -1).sum(-1)  # n h w
@@ -259,8 +206,8 @@ def in_opposite_pairs(pictures: np.ndarray) -> np.ndarray:
     pictures: [d, h, w].
 
   Returns:
-    int [d], a permutation; positions 2 i and 2 i + 1 are a pair. If d is odd
-      the last unit has no partner.
+    int [d], a permutation; positions 2 i and 2 i + 1 are a pair, but for the
+      last one if d is odd.
   """
   flat = pictures.reshape(len(pictures), -1)  # d s
   norms = np.linalg.norm(flat, axis=1, keepdims=True)

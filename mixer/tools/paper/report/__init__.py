@@ -19,7 +19,6 @@ import os
 import re
 import statistics
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from flax.traverse_util import flatten_dict
 
@@ -30,14 +29,10 @@ from mixer.errors import UserError, format_list
 from mixer.storage import atomic_write, check_output
 from mixer.tools.paper.figures import filters, token_units
 from mixer.tools.paper.record import match_row
-from mixer.tools.paper.render import render_html
+from mixer.tools.paper.render import TEMPLATES
 from mixer.tools.paper.report import charts
 from mixer.tools.paper.report.charts import Picture, Table
-from mixer.tools.paper.report.mistakes import (
-  confusion_parts,
-  mistake_picture,
-  read_mistakes,
-)
+from mixer.tools.paper.report.mistakes import mistake_picture, read_mistakes
 from mixer.tools.paper.run_reader import Run, find_folder, read_run
 from mixer.training.goodput import read_goodput
 from mixer.training.metrics import read_rows
@@ -50,13 +45,8 @@ _MAX_MISTAKES = 16  # images
 _MAX_UNITS = 128  # in the picture of a block
 # Column of tables 2 and 3 -> evaluators of the recipes that measure it.
 _EVALUATORS = {"imagenet": ("val", "test"), "real": ("real",)}
-
-
-class Published(NamedTuple):
-  """A published accuracy, 0 to 1, and its source, such as "paper, table 3"."""
-
-  value: float
-  source: str
+# An accuracy, 0 to 1, and its source, such as "paper, table 3".
+Published = tuple[float, str]
 
 
 def write(workdir: str | os.PathLike, out: str | None = None) -> str:
@@ -68,10 +58,6 @@ def write(workdir: str | os.PathLike, out: str | None = None) -> str:
 
   Returns:
     The run's state and the page's file, for a sentence.
-
-  Raises:
-    UserError: the folder is not a run's, a file in it is damaged, or the page
-      cannot be written.
   """
   if out is not None:
     out = check_output(out, "--out", _OURS, suffixes=[".html", ".htm"])
@@ -85,8 +71,7 @@ def write(workdir: str | os.PathLike, out: str | None = None) -> str:
       f"that train.py was given as --workdir{others}."
     )
   run = read_run(folder)
-  file = out or folder / "report.html"
-  page = render(run)
+  page, file = render(run), out or folder / "report.html"
   with atomic_write(file) as partial:
     partial.write_text(page, encoding="utf-8")
   return f"Report of {folder}, {_state(run)}: {file}"
@@ -99,10 +84,8 @@ def render(run: Run) -> str:
   skipped = read_rows(run.folder, "skipped.jsonl")
   logged = run.series("train/skipped")[1]
   skipped_count = max(int(logged[-1]) if logged else 0, len(skipped))
-  now = datetime.datetime.now(datetime.UTC)
   name = run.folder.resolve().name
-  return render_html(
-    "report/page.html",
+  return TEMPLATES.get_template("report/page.html").render(
     title=f"{name}: report",
     name=name,
     run=run,
@@ -112,19 +95,19 @@ def render(run: Run) -> str:
     tiles=[*_tiles(run), (f"{skipped_count:,}", "updates skipped")],
     curves=charts.curves(run),
     evaluations=_evaluations(run, published),
-    confusions=[confusion_parts(each) for each in confusions],
+    confusions=confusions,
     mistakes=[mistake_picture(each) for each in mistakes[:_MAX_MISTAKES]],
     mistake_count=len(mistakes),
     skipped_count=skipped_count,
     skipped=skipped[:_MAX_SKIPPED],
-    learned=_learned(run) if run.is_done else None,
+    learned=_learned(run),
     how_units=token_units.HOW,
     how_filters=filters.HOW,
     speed=_speed(run),
     goodput=read_goodput(run.folder)[0],
-    speed_chart=charts.throughput(run),
+    speed_chart=charts.draw(run, "Images per second", "images_per_second"),
     recipe=_recipe(run),
-    date=f"{now:%Y-%m-%d %H:%M} UTC",
+    date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
   )
 
 
@@ -159,16 +142,15 @@ def _published(run: Run) -> dict[str, Published]:
   that the config's evaluators state.
   """
   published = {
-    f"eval/{name}/accuracy": Published(options["published"], "by the config")
+    f"eval/{name}/accuracy": (options["published"], "by the config")
     for name, options in run.config["evals"].items()
     if options.get("published") is not None
   }
   row, cells = match_row(run) or (None, {})
   for cell, names in _EVALUATORS.items():
     if cell in cells and getattr(row, cell) is not None:
-      value, source = getattr(row, cell) / 100, f"paper, table {row.table}"
-      for name in names:
-        published[f"eval/{name}/accuracy"] = Published(value, source)
+      number = getattr(row, cell) / 100, f"paper, table {row.table}"
+      published |= {f"eval/{name}/accuracy": number for name in names}
   return published
 
 
@@ -181,12 +163,8 @@ def _main_tile(
   checkpoints or sweeps by, else any accuracy.
   """
   names = [name for name in run.evaluation_names if run.series(name)[0]]
-  preferred = [
-    *published,
-    run.config["checkpoint"]["best"],
-    run.config["sweep"]["report"],
-    *filter(_is_share, names),
-  ]
+  chosen = run.config["checkpoint"]["best"], run.config["sweep"]["report"]
+  preferred = [*published, *chosen, *filter(_is_share, names)]
   name = next((name for name in preferred if name in names), None)
   if name is None:
     return None
@@ -194,8 +172,9 @@ def _main_tile(
   label = f"{_words(name)}, step {steps[-1]:,}"
   if best := _best(name, steps, values):
     label += f"; best: {best.replace(' at ', ' at step ')}"
-  if other := published.get(name):
-    label += f"; {other.source}: {_result(name, other.value)}"
+  if name in published:
+    value, source = published[name]
+    label += f"; {source}: {_result(name, value)}"
   return _result(name, values[-1]), label
 
 
@@ -223,14 +202,11 @@ def _evaluations(run: Run, published: Mapping[str, Published]) -> Table | None:
     if steps:
       last = f"{_result(name, values[-1])} at {steps[-1]:,}"
       row[1:] = last, _best(name, steps, values)
-    if has_published:
-      other = published.get(name) if steps else None
-      row.append(
-        f"{_result(name, other.value)}, {other.source} "
-        f"(here {100 * (values[-1] - other.value):+.2f} points)"
-        if other
-        else ""
-      )
+    row += [""] * has_published
+    if name in published and steps:
+      value, source = published[name]
+      here = f"here {100 * (values[-1] - value):+.2f} points"
+      row[-1] = f"{_result(name, value)}, {source} ({here})"
     rows.append(row)
   head = ["result", "last, at step", "best, at step"]
   head += ["published"] * has_published
@@ -241,13 +217,14 @@ def _learned(run: Run) -> dict:
   """Returns pictures of the weights, as far as the model has such parts."""
   units, stem, warning = [], [], ""
   try:
-    checkpoint = weights.read(run.folder)
-    pixels, caption = filters.filter_mosaic(checkpoint, ratio=1.5)
-    stem.append(Picture(charts.png_uri(pixels), "Stem", caption))
-    for block in token_units.blocks_of(checkpoint.params)[:3]:
-      pixels, caption = token_units.unit_mosaic(checkpoint, block, _MAX_UNITS)
-      title = token_units.block_name(block)
-      units.append(Picture(charts.png_uri(pixels), title, caption))
+    if run.is_done:
+      checkpoint = weights.read(run.folder)
+      pixels, caption = filters.filter_mosaic(checkpoint, ratio=1.5)
+      stem.append(Picture(charts.png_uri(pixels), "Stem", caption))
+      for block in token_units.blocks_of(checkpoint.params)[:3]:
+        pixels, caption = token_units.unit_mosaic(checkpoint, block, _MAX_UNITS)
+        title = token_units.block_name(block)
+        units.append(Picture(charts.png_uri(pixels), title, caption))
   except UserError as error:
     warning = error
   return {"units": units, "stem": stem, "warning": warning}
@@ -285,12 +262,10 @@ def _recipe(run: Run) -> tuple[Table, Table]:
   keys = sorted(config, key=lambda key: (key.rpartition(".")[0], key))
   rows = [[key, _json(config[key]), _json(usual.get(key))] for key in keys]
   marked = [i for i, k in enumerate(keys) if config[k] != usual.get(k)]
-  head = ["key", "value", "default"]
-  changed = [rows[i] for i in marked]
-  return (
-    Table(head, changed, marked=range(len(changed))),
-    Table(head, rows, marked=marked),
+  changed = Table(
+    ["key", "value", "default"], [rows[i] for i in marked], (), range(len(rows))
   )
+  return changed, changed._replace(rows=rows, marked=marked)
 
 
 def _words(name: str) -> str:

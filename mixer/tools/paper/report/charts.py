@@ -7,7 +7,6 @@ serves light and dark pages.
 """
 
 import base64
-import dataclasses
 import io
 import math
 import os
@@ -77,14 +76,13 @@ def thumbnail_uri(file: str | os.PathLike, size: int) -> str:
   return png_uri(np.asarray(image).repeat(zoom, 0).repeat(zoom, 1))
 
 
-@dataclasses.dataclass
-class Chart:
+class Chart(NamedTuple):
   """A drawing with its legend of (CSS variable, text) and notes below it."""
 
   title: str
-  legend: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-  notes: list[str] = dataclasses.field(default_factory=list)
-  svg: Markup = Markup("")
+  legend: Sequence[tuple[str, str]]
+  svg: Markup
+  notes: Sequence[str] = ()
 
 
 def curves(run: Run) -> list[Chart]:
@@ -92,23 +90,18 @@ def curves(run: Run) -> list[Chart]:
   names = run.evaluation_names
   losses = [name for name in names if plots.is_loss(name)]
   accuracies = [name for name in names if plots.is_accuracy(name)]
-  charts = [
-    _draw(run, "Loss", "train/loss", losses),
-    _draw(run, "Accuracy (%)", None, accuracies, scale=100.0),
-    _draw(run, "Learning rate", "train/learning_rate"),
-  ]
+  charts = (
+    draw(run, "Loss", "train/loss", losses),
+    draw(run, "Accuracy (%)", "", accuracies, scale=100.0),
+    draw(run, "Learning rate", "train/learning_rate"),
+  )
   return [chart for chart in charts if chart]
 
 
-def throughput(run: Run) -> Chart | None:
-  """Draws images per second, if the log has them."""
-  return _draw(run, "Images per second", "images_per_second")
-
-
-def _draw(
+def draw(
   run: Run,
   title: str,
-  training: str | None,
+  training: str,
   evaluations: Sequence[str] = (),
   scale: float = 1.0,
 ) -> Chart | None:
@@ -118,44 +111,33 @@ def _draw(
     run: its log has the series.
     title: of the chart.
     training: a series of single batches.
-    evaluations: series of evaluations.
-    scale: factor of the values of evaluations.
+    evaluations: series of evaluations, whose values are multiplied by `scale`.
   """
-  drawn = {name: run.series(name) for name in evaluations}
-  drawn = {name: series for name, series in drawn.items() if series[0]}
-  batches = run.series(training) if training else ([], [])
+  drawn = {x: series for x in evaluations if (series := run.series(x))[0]}
+  batches = run.series(training)
   if not drawn and not batches[0]:
     return None
-  chart = Chart(title)
+  legend, notes = [], []
   figure, axes = new_axes("step")
   if training == "train/loss" and batches[0]:
     label = plots.draw_training_loss(axes, *batches, _TRAINING)
-    chart.legend.append(("--training", label))
+    legend.append(("--training", label))
   elif batches[0]:
     style = _marker(batches[0], 3)
     axes.plot(*batches, color=_TRAINING, linewidth=1.4, **style)
   for i, (name, (steps, values)) in enumerate(drawn.items()):
     color = i % len(SERIES)
-    axes.plot(
-      steps,
-      np.multiply(values, scale),
-      color=SERIES[color],
-      linestyle=_DASHES[i // len(SERIES) % len(_DASHES)],
-      linewidth=1.8,
-      **_marker(steps, 3.5),
-    )
+    style = _marker(steps, 3.5) | {"color": SERIES[color], "linewidth": 1.8}
+    style["linestyle"] = _DASHES[i // len(SERIES) % len(_DASHES)]
+    axes.plot(steps, np.multiply(values, scale), **style)
     label = f"{plots.evaluator_name(name)} {scale * values[-1]:.4g}"
-    chart.legend.append((f"--series-{color}", label))
-  for name in filter(None, [training, *evaluations]):
-    steps = [
-      step
-      for step, value in zip(*plots.collect(run.rows, name), strict=True)
-      if not math.isfinite(value)
-    ]
-    if steps:
-      chart.notes.append(
-        f"{name} is not finite in {len(steps):,} of the log's rows, first at "
-        f"step {steps[0]:,}."
+    legend.append((f"--series-{color}", label))
+  for name in training, *evaluations:
+    rows = [row for row in run.rows if not math.isfinite(row.get(name, 0))]
+    if rows:
+      notes.append(
+        f"{name} is not finite in {len(rows):,} of the log's rows, first at "
+        f"step {rows[0]['step']:,}."
       )
   values = [*batches[1], *(v for _, each in drawn.values() for v in each)]
   axes.margins(y=0.08)
@@ -163,15 +145,15 @@ def _draw(
   if title == "Loss" and plots.log_scale_if_wide(axes, values):
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-    chart.title = "Loss (log scale)"
+    title = "Loss (log scale)"
   elif max(values) >= 1000:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
   if scale == 100:
     plots.limit_accuracy(axes, 100.0)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
   axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-  chart.svg = to_svg(figure, f"{chart.title} over steps")
-  return chart
+  svg = to_svg(figure, f"{title} over steps")
+  return Chart(title, legend, svg, notes)
 
 
 def new_axes(xlabel: str) -> tuple[Figure, Axes]:
@@ -194,13 +176,11 @@ def to_svg(figure: Figure, description: str) -> Markup:
   """Returns a figure as an element of the page."""
   file = io.StringIO()
   options = {"svg.fonttype": "none", "svg.hashsalt": description}
+  nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
   with matplotlib.rc_context(options):
-    figure.savefig(
-      file, format="svg", transparent=True, metadata={"Date": None}
-    )
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
   svg = file.getvalue()
   svg = svg[svg.index("<svg") :]
-  svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
   for color, variable in _VARIABLES.items():
     svg = svg.replace(color, f"var({variable})")
   # An id must be unique in the page.
@@ -208,8 +188,7 @@ def to_svg(figure: Figure, description: str) -> Markup:
   svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
   svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", svg)
   # The page sets width and font, the view box the shape.
-  svg = re.sub(r'(<svg [^>]*?) width="\S+"', r"\1", svg, count=1)
-  svg = re.sub(r'(<svg [^>]*?) height="\S+"', r"\1", svg, count=1)
+  svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
   svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
   label = f'<svg role="img" aria-label="{escape(description)}"'
   return Markup(svg.replace("<svg", label, 1))

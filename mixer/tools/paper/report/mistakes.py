@@ -2,7 +2,6 @@
 """Confusion matrices and mistakes in a run's folder, and on its page."""
 
 import csv
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +18,7 @@ _MAX_PAIRS = 10  # of classes
 _THUMBNAIL = 128  # px
 
 
-@dataclasses.dataclass(frozen=True)
-class Confusion:
+class Confusion(NamedTuple):
   """A confusion matrix: counts int [n, n] by label and prediction."""
 
   source: str
@@ -37,14 +35,11 @@ class Mistake(NamedTuple):
   probability: float
 
 
-def read_mistakes(run: Run) -> tuple[list[Confusion], list[Mistake]]:
+def read_mistakes(run: Run) -> tuple[list[dict], list[Mistake]]:
   """Reads eval/*_confusion.csv or *_per_class.csv, and predictions.csv.
 
   Returns:
-    Confusion matrices, and mistakes, the most confident first.
-
-  Raises:
-    UserError: predictions.csv is damaged.
+    Parts of confusion matrices, and mistakes, the most confident first.
   """
   confusions, mistakes = [], []
   for name in run.config["evals"]:
@@ -60,14 +55,11 @@ def read_mistakes(run: Run) -> tuple[list[Confusion], list[Mistake]]:
     known = [each.counts.tolist() for each in confusions]
     if predictions.counts.any() and predictions.counts.tolist() not in known:
       confusions.append(predictions)
-  return confusions, mistakes
+  return [_parts(each) for each in confusions], mistakes
 
 
 def _read_confusion(file: epath.Path, evaluator: str) -> Confusion:
-  """Reads an evaluator's NAME_confusion.csv or NAME_per_class.csv.
-
-  Of the latter all mistakes are counted as one more class.
-  """
+  """Reads a matrix, or accuracies, whose mistakes count as one more class."""
   _, *rows = csv.reader(file.read_text("utf-8").splitlines())
   names = [row[0] for row in rows]
   counts = np.array([row[1:] for row in rows])
@@ -85,11 +77,7 @@ def _read_predictions(
 ) -> tuple[Confusion, list[Mistake]]:
   """Reads the table of `python -m mixer predict --out`.
 
-  Images whose folders name no class are left out.
-
-  Args:
-    file: the table.
-    classes: names of the run's classes, a line each.
+  Images whose folders name none of the run's classes are left out.
   """
   names = class_names.readable(classes.read_text("utf-8").splitlines())
   folders = class_names.folder_classes(names)
@@ -97,21 +85,19 @@ def _read_predictions(
   mistakes = []
   with wrap_read_errors(file):
     for row in csv.DictReader(file.read_text("utf-8").splitlines()):
-      label = class_names.true_class(row["image"], folders)
+      path, guess = row["image"], int(row["class"])
+      label = class_names.true_class(path, folders)
       if int(row["rank"]) > 1 or label is None:
         continue
-      guess = int(row["class"])
       counts[label, guess] += 1
       if label != guess:
-        probability = float(row["probability"])
-        mistakes.append(
-          Mistake(row["image"], names[label], names[guess], probability)
-        )
+        share = float(row["probability"])
+        mistakes.append(Mistake(path, names[label], names[guess], share))
   mistakes.sort(key=lambda mistake: -mistake.probability)
   return Confusion(file.name, names, counts), mistakes
 
 
-def confusion_parts(confusion: Confusion) -> dict:
+def _parts(confusion: Confusion) -> dict:
   """Returns the parts of a confusion matrix: matrix, classes and mistakes."""
   names, counts = confusion.names, confusion.counts
   examples, correct = counts.sum(1), counts.diagonal()
@@ -129,17 +115,13 @@ def confusion_parts(confusion: Confusion) -> dict:
     [names[i], names[j], f"{wrong[i, j]:,}", f"{examples[i]:,}"]
     for i, j in largest[:_MAX_PAIRS]
   ]
-  matrix = [
-    list(zip(row, share, strict=True))
-    for row, share in zip(counts.tolist(), shares.tolist(), strict=True)
-  ]
   head = ["class", "images", "accuracy", "most often taken for"]
   return {
     "source": confusion.source,
     "accuracy": f"{100 * correct.sum() / max(counts.sum(), 1):.2f} %",
     "total": int(counts.sum()),
     "names": names,
-    "matrix": matrix if len(names) <= _MAX_MATRIX else None,
+    "matrix": counts.tolist() if len(names) <= _MAX_MATRIX else None,
     "classes": Table(head, classes, (1, 2)),
     "pairs": Table(["label", "prediction", "images", "of"], pairs, (2, 3)),
   }
