@@ -281,7 +281,8 @@ def depth(draws: int) -> Iterator[Part]:
   sizes = dict.fromkeys(["patch", "hidden", "tokens_mlp", "channels_mlp"], 1)
   model = models.create("Mixer", blocks=blocks, stoch_depth=rate, **sizes)
   key, images = jax.random.key(0), np.zeros((draws, 1, 1, 3), np.float32)
-  params = jax.tree.map(np.zeros_like, model.init(key, images[:1])["params"])
+  shapes = jax.eval_shape(model.init, key, images[:1])["params"]
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   for i in range(blocks):  # token mixing adds 1, channel mixing 2
     for name, added in ("token_mixing", 1), ("channel_mixing", 2):
       params[f"MixerBlock_{i}"][name]["Dense_1"]["bias"] += added
