@@ -149,7 +149,7 @@ def config(tmp_path, tree):
   config.checkpoint.milestone_epochs = None
   config.total_steps, config.batch, config.max_per_device = 30, 48, 2
   config.optimizer.learning_rate = 3e-3
-  config.model.update(hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
+  config.model.update(hidden=16, blocks=1, tokens_mlp=8, channels_mlp=32)
   config.data.ops = "resize(16)"
   for options in config.evals.values():
     options.ops = "resize(16)"
