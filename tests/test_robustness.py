@@ -125,9 +125,7 @@ def test_only_the_classes_of_the_split_compete(folder, params):
   assert among_all["accuracy"] < result["accuracy"] < 1
 
 
-@pytest.fixture(scope="module")
-def errors(folder, params):
-  """Error on each corruption, the mean over the severities."""
+def test_the_mean_corruption_error_is_relative_to_alexnets(folder, params):
   parts, errors = {}, {}
   for corruption in ALEXNET:
     each = []
@@ -139,12 +137,7 @@ def errors(folder, params):
         parts[part] = np.mean(logits.argmax(1) != labels)
       each.append(parts[part])
     errors[corruption] = np.mean(each)
-  return errors
 
-
-def test_the_mean_corruption_error_is_relative_to_alexnets(
-  folder, params, errors
-):
   result = evaluate(folder, params, type="corruptions")
 
   relative = [100 * errors[name] / ALEXNET[name] for name in ALEXNET]
