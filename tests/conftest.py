@@ -34,6 +34,17 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
   return str(folder)
 
 
+@pytest.fixture(scope="session")
+def half_digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+  """The folder of data sets with the digits 0 to 4 and 5 to 9."""
+  from mixer.tools.data import prepare
+
+  folder = str(tmp_path_factory.mktemp("half_digits"))
+  for name in "digits/0to4", "digits/5to9":
+    prepare(name, folder)
+  return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
   """Keeps the caches of the tests out of the user's folder."""

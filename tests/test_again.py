@@ -53,13 +53,13 @@ def test_starting_again_has_a_limit(tmp_path):
 
 def test_quick_failures_in_a_row_have_a_smaller_limit(tmp_path):
   # The third takes longer, so the count starts again.
-  script = "echo >> starts; (($(wc -l < starts) == 3)) && sleep 10; exit 75"
+  script = "echo >> starts; (($(wc -l < starts) == 3)) && sleep 5; exit 75"
 
-  done = run(*again("bash", "-c", script, quick=10), folder=tmp_path)
+  done = run(*again("bash", "-c", script, quick=5), folder=tmp_path)
 
   assert done.returncode == 75
   assert (tmp_path / "starts").read_text() == 8 * "\n"
-  assert "within 10 s 5 times in a row" in done.stderr
+  assert "within 5 s 5 times in a row" in done.stderr
 
 
 SAVES_SLOWLY = """

@@ -38,7 +38,7 @@ if __name__ == "__main__":
 
 
 class Run:
-  """Processes that are hosts of one run; the end of the test kills them."""
+  """Processes that are hosts of one run."""
 
   def __init__(self, folder):
     self.port = free_port()
@@ -61,6 +61,7 @@ class Run:
       self.processes.append(
         subprocess.Popen(
           [sys.executable, script],
+          cwd=ROOT,
           env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
@@ -70,18 +71,18 @@ class Run:
 
   def end(self):
     """Waits for all; returns their exit codes, outputs and errors."""
-    ended = [process.communicate(timeout=TIMEOUT) for process in self.processes]
+    try:
+      ended = [each.communicate(timeout=TIMEOUT) for each in self.processes]
+    finally:
+      for process in self.processes:
+        process.kill()
     outputs, errors = zip(*ended, strict=True)
     return [p.returncode for p in self.processes], outputs, errors
 
 
 @pytest.fixture
 def run(tmp_path):
-  run = Run(tmp_path)
-  yield run
-  for process in run.processes:
-    process.kill()
-    process.communicate()
+  return Run(tmp_path)
 
 
 def test_a_single_host_opens_nothing_and_agrees_with_itself():

@@ -22,7 +22,7 @@ def test_a_killed_run_spent_what_is_seen_from_outside(
 ):
   arguments = command(digits_dir, tmp_path, **{"checkpoint.every_steps": 45})
   began, logged = time.time(), []
-  for last in 40, 85, None:
+  for last in 55, None:
     process = subprocess.Popen(
       slowed_down(arguments, PAUSE), cwd=ROOT, env=environment
     )
@@ -39,11 +39,11 @@ def test_a_killed_run_spent_what_is_seen_from_outside(
   starts = json.loads((tmp_path / "provenance.json").read_text())["starts"]
   again = sum(logged[:-1]) - sum(start["from_step"] for start in starts)
   assert again <= lost_updates <= again + 2  # dispatched, and not logged yet
-  assert "3 starts" in line and "not done" not in line
+  assert "2 starts" in line and "not done" not in line
   # A kill hides what was not written by then.
   assert seconds["lost"] > 0.8 * PAUSE * again
   assert seconds["update"] > 0.9 * PAUSE * STEPS
-  assert seconds["idle"] >= 2.0
+  assert seconds["idle"] >= 1.0
   assert 0 < seconds["compile"] < sum(seconds.values()) < wall
 
 

@@ -34,17 +34,6 @@ def test_a_timing_follows_two_calls_of_warm_up():
   assert len(calls) == 2 + 3
 
 
-def test_the_speed_is_of_the_median_and_the_spread_relative_to_it():
-  assert harness.speed(2, [0.5, 1.5, 0.5]) == {
-    "images_per_second": 4.0,
-    "spread": 2.0,
-  }
-
-
-def test_turns_alternate_in_order():
-  assert [*harness.turns("abc", 3)] == [*"abc", *"cba", *"abc"]
-
-
 def test_a_child_that_takes_too_long_is_killed():
   with pytest.raises(ChildError) as error:
     list(harness.run_child("benchmarks.device:describe", 0.1))

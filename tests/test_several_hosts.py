@@ -22,9 +22,9 @@ from runs import (
   slowed_down,
   wait_until,
 )
+from test_distributed import Run
 from test_own_images import write_images
 
-from mixer import weights
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 
 ATTEMPTS = 5
@@ -150,19 +150,6 @@ def test_two_hosts_train_as_one_with_as_many_devices(by_two_hosts, by_one_host):
   assert "global 32 = 1 host x 4 cpu x 8 x 1 accumulated" in output
 
 
-def test_two_hosts_with_whole_states_train_as_one(
-  by_one_host, digits_dir, environment, tmp_path
-):
-  by_one, _ = by_one_host
-
-  finish(command(digits_dir, tmp_path), environment)
-
-  ours, theirs = results(read_rows(tmp_path)), results(read_rows(by_one))
-  assert len(ours) == len(theirs) == STEPS
-  for key, value in ours[-1].items():
-    np.testing.assert_allclose(value, theirs[-1][key], rtol=2e-4, atol=1e-6)
-
-
 def test_only_the_first_host_prints_and_writes(by_two_hosts):
   workdir, [(_, output, _), (_, other_output, other_errors)] = by_two_hosts
 
@@ -173,20 +160,18 @@ def test_only_the_first_host_prints_and_writes(by_two_hosts):
   assert len(list(workdir.glob("events.out.tfevents.*"))) == len(starts)
 
 
-def test_two_hosts_evaluate_as_one(by_two_hosts, digits_dir, environment):
+def test_two_hosts_evaluate_what_they_have_trained(
+  by_two_hosts, digits_dir, environment
+):
   workdir, _ = by_two_hosts
   arguments = command(digits_dir, workdir)
   arguments[1] = "eval.py"
 
   [(_, output, _), (_, other_output, _)] = finish(arguments, environment)
-  single = run(arguments, environment)
 
-  assert single.returncode == EX_OK, single.stderr
-  accuracy = read_rows(workdir)[-1]["eval/test/accuracy"]
-  assert re.search(rf"eval/test/accuracy +{accuracy:.5f}", output)
-  assert re.findall(r"0\.\d{3}", output) == re.findall(
-    r"0\.\d{3}", single.stdout
-  )
+  row = read_rows(workdir)[-1]
+  for name in "eval/test/accuracy", "eval/test/loss":
+    assert re.search(rf"{name} +{row[name]:.5f}", output)
   assert other_output == ""
 
 
@@ -241,65 +226,57 @@ def test_sigterm_before_the_others_are_there_is_a_stop_too(
   assert "Traceback" not in errors
 
 
-def test_hosts_with_different_configs_do_not_begin(
-  digits_dir, environment, tmp_path
+# Three runs that connected hosts begin, one after the other.
+DIFFERENT = """
+import contextlib
+sys.path.append("tests")
+import runs
+from mixer import train, weights
+from mixer.training import consistency
+
+train.initialize = lambda _: contextlib.nullcontext(hosts)
+consistency._NEW_FILE_SECONDS = 1.0  # a network's folder may be slow
+
+def start(workdir, **changes):
+  try:
+    train.train(runs.small({digits_dir!r}, **changes), workdir)
+  except UserError as error:
+    print(error, flush=True)
+
+home = f"{folder}/{{hosts.index}}"
+changes = dict(optimizer__learning_rate=0.1, data__workers=1)
+start("{folder}/run", **changes if hosts.index else {{}})
+start(home)
+os.environ["HOME"] = home
+params = weights.load("{weights}")
+params["head"]["bias"] += hosts.index
+weights.save(f"{{home}}/init.npz", params)
+start("{folder}/run", init="~/init.npz")
+"""
+
+
+def test_hosts_with_other_configs_folders_or_weights_do_not_begin(
+  by_two_hosts, digits_dir, tmp_path
 ):
-  one = command(digits_dir, tmp_path)
-  other = [
-    *one,
-    "--config.optimizer.learning_rate=0.1",
-    "--config.evals.test.every_steps=7",
-    "--config.data.workers=1",
-  ]
+  hosts = Run(tmp_path)
+  hosts.start(
+    DIFFERENT.format(
+      digits_dir=digits_dir, folder=tmp_path, weights=by_two_hosts[0]
+    )
+  )
 
-  for code, _, errors in end(start_hosts((one, other), environment)):
-    assert code == EX_USAGE
-    assert "Host 1 has another config than host 0" in errors
-    assert "optimizer.learning_rate: 0.003 -> 0.1" in errors
-    assert "evals.test.every_steps: 20 -> 7" in errors
-    assert "data.workers" not in errors
-    assert "Traceback" not in errors
-  assert not (tmp_path / "config.json").exists()
+  codes, outputs, errors = hosts.end()
 
-
-def test_hosts_without_a_common_folder_do_not_begin(
-  digits_dir, environment, tmp_path
-):
-  pair = tuple(command(digits_dir, tmp_path / x) for x in "ab")
-
-  for code, _, errors in end(start_hosts(pair, environment)):
-    assert code == EX_USAGE
-    assert errors.count("is not the same folder on all hosts") == 1
-  assert not list(tmp_path.glob("*/*"))
-
-
-def test_hosts_with_other_weights_in_a_file_of_the_same_name_do_not_begin(
-  by_two_hosts, digits_dir, environment, tmp_path
-):
-  params = weights.load(by_two_hosts[0])
-  homes = [tmp_path / x for x in "ab"]
-  for i, home in enumerate(homes):
-    home.mkdir()
-    params["head"]["bias"] = params["head"]["bias"] + i
-    weights.save(home / "init.npz", params)
-  arguments = command(digits_dir, tmp_path / "run", init="~/init.npz")
-
-  for code, _, errors in end(start_hosts(arguments, environment, homes)):
-    assert code == EX_USAGE
-    assert "Host 1 has other data or weights than host 0" in errors
-    assert "weights: " in errors
-  assert not (tmp_path / "run" / "config.json").exists()
-
-
-def test_a_host_that_fails_ends_the_others(digits_dir, environment, tmp_path):
-  """The disk of the first, which writes, takes no files of this size."""
-  one = command(digits_dir, tmp_path)
-  limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", *one]
-
-  [first, second] = finish((limited, one), environment, (EX_USAGE, EX_USAGE))
-
-  assert "Could not save step 10" in first[2]
-  assert "Host 0 stopped: Could not save step 10" in second[2]
+  assert codes == [EX_OK] * 2, errors
+  for output in outputs:
+    config, folder, weights = re.split(r"\n(?=\S)", output.strip())
+    assert "Host 1 has another config than host 0" in config
+    assert "optimizer.learning_rate: 0.003 -> 0.1" in config
+    assert "data.workers" not in config
+    assert "is not the same folder on all hosts" in folder
+    assert "Host 1 has other data or weights than host 0" in weights
+    assert "weights: " in weights
+  assert not [*tmp_path.rglob("config.json"), *tmp_path.rglob(".host_0_*")]
 
 
 def test_an_evaluation_that_fails_on_one_host_costs_no_training(

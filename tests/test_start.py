@@ -13,20 +13,10 @@ from mixer import evaluate, train, weights
 from mixer.errors import UserError
 from mixer.models import create
 from mixer.plan import make_plan, plan_summary
-from mixer.tools.data import prepare
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 TINY = dict(patch=2, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
-
-
-@pytest.fixture(scope="module")
-def half_digits(tmp_path_factory):
-  """The folder of data sets with the digits 0 to 4 and 5 to 9."""
-  folder = str(tmp_path_factory.mktemp("data"))
-  for name in ("digits/0to4", "digits/5to9"):
-    prepare(name, folder)
-  return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,12 @@ import re
 from benchmarks import transfer
 from benchmarks.transfer.__main__ import grown_apart, tuned_rows
 from mixer import weights
-from mixer.tools.data import prepare
 
 
 def test_initial_features_are_probed_and_grown_ones_are_means(
-  tmp_path, monkeypatch
+  half_digits, tmp_path, monkeypatch
 ):
-  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-  for name in "digits/0to4", "digits/5to9":
-    prepare(name)
+  monkeypatch.setenv("TFDS_DATA_DIR", half_digits)
 
   results = transfer.probe_at_start("finetune", None)
   _, params = transfer.initial_params(transfer.recipe("pretrain"))
