@@ -5,13 +5,12 @@ import contextlib
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import pytest
+import runs
 from recipes import load
 
 from mixer.chips import CHIPS, GIB
@@ -41,7 +40,6 @@ from mixer.tools.preflight.roofline import (
 )
 from mixer.tools.preflight.topology import SLICES, parse
 
-ROOT = Path(__file__).resolve().parent.parent
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_CUDA = any(map(importlib.util.find_spec, compiler.CUDA_PLUGINS.values()))
 
@@ -473,13 +471,7 @@ def test_a_missing_compiler_is_named(monkeypatch, topology, advice):
 
 def run(*arguments, code=None):
   command = ["-c", code] if code else ["-m", "mixer", "preflight", *arguments]
-  return subprocess.run(
-    [sys.executable, *command],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-  )
+  return runs.run([sys.executable, *command], os.environ)
 
 
 @pytest.mark.parametrize(
