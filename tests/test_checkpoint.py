@@ -17,14 +17,13 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from runs import TIMEOUT
+from runs import ROOT, TIMEOUT
+from small_models import assert_same
 
 from mixer.errors import UserError
 from mixer.training import checkpoint, checkpoint_io
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.optimizer import make_optimizer, make_schedule
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -54,16 +53,6 @@ def save_steps(checkpoints, *steps, metrics=()):
       checkpoints.record_metric(step, metrics[i])
     checkpoints.save(step, tree_of(step))
   checkpoints.wait()
-
-
-def assert_same(one, other):
-  assert jax.tree.structure(one) == jax.tree.structure(other)
-  for left, right in zip(
-    jax.tree.leaves(one), jax.tree.leaves(other), strict=True
-  ):
-    assert isinstance(left, np.ndarray)
-    assert (left.dtype, left.shape) == (right.dtype, right.shape)
-    assert left.tobytes() == right.tobytes()
 
 
 def run_python(code, folder):
@@ -120,6 +109,8 @@ def test_every_kind_of_tree_comes_back_exactly(open_checkpoints):
   assert step == 7
   assert_same(from_arrays, tree)
   assert_same(from_shapes, tree)
+  leaves = jax.tree.leaves((from_arrays, from_shapes))
+  assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
 
 
 def test_the_newest_the_best_and_the_milestones_stay(open_checkpoints):
@@ -214,7 +205,7 @@ def test_any_broken_file_is_harmless_or_found_out(open_checkpoints):
   files = [p.relative_to(whole) for p in whole.rglob("*") if p.is_file()]
   for file in files:
     size = (whole / file).stat().st_size
-    damages = [(flip, p) for p in range(0, size, size // 6 + 1)]
+    damages = [(flip, p) for p in range(0, size, size // 4 + 1)]
     damages += [(flip, size - 1), (truncate, size // 2), (truncate, 0)]
     damages += [(lambda path, _: path.unlink(), None)]
     for damage, position in damages:
@@ -229,21 +220,6 @@ def test_any_broken_file_is_harmless_or_found_out(open_checkpoints):
   assert "_CHECKPOINT_METADATA" in found_out
   assert any("ocdbt.process_0/d/" in file for file in found_out)
   assert len(files) >= 8
-
-
-def test_flipped_numbers_are_found_out(open_checkpoints):
-  checkpoints = open_checkpoints()
-  save_steps(checkpoints, 1, 2)
-  needle = np.full((64, 64), 2, np.float32).tobytes()
-  (file,) = [
-    path
-    for path in pathlib.Path(checkpoints._folder, "2").rglob("*")
-    if path.is_file() and needle in path.read_bytes()
-  ]
-
-  flip(file, file.read_bytes().index(needle) + 5)
-
-  assert checkpoints.restore(tree_of(0))[0] == 1
 
 
 def test_a_damaged_checkpoint_makes_way_for_its_step(open_checkpoints, caplog):
@@ -453,7 +429,6 @@ FROZEN = dict(multipliers=(("head/.*", 1.0), (".*", 0.0)))
 def test_options_of_the_optimizer_may_change_in_mid_run(open_checkpoints, name):
   variants = [
     {},
-    dict(clip_norm=1.0),
     dict(weight_decay=0.1, clip_norm=0.1),
     FROZEN,
   ]
