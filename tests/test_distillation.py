@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from runs import assert_same_weights, read_rows, small
-from small_models import assert_same
+from small_models import assert_close, assert_same, batch_of, split
 
 from mixer import train, weights
 from mixer.models import create
@@ -77,32 +77,18 @@ def plan_of(digits_dir, teacher, devices=1, **changes):
   return make_plan(config, devices=devices)
 
 
-def batch_of(step, batch=16):
-  rng = np.random.default_rng(step)
-  return {
-    "image": rng.integers(256, size=(batch, 8, 8, 3), dtype=np.uint8),
-    "label": rng.integers(10, size=batch).astype(np.int32),
-    "index": np.arange(batch, dtype=np.uint32),
-  }
-
-
 def update(plan, steps=3):
   """Applies updates; returns parameters, teacher and rows of metrics."""
   plan.complaints.raise_all()
   devices = jax.local_devices()[: plan.devices]
   _, optimizer = create_optimizer(plan)
-  step, sharding = (
-    create_update(plan, optimizer, devices),
-    create_sharding(plan),
-  )
+  step = create_update(plan, optimizer, devices)
+  sharding = create_sharding(plan)
   state = sharding.put(initial_state(plan, optimizer), devices)
   teacher = replicate(teacher_inputs(plan), devices)
   rows = []
   for i in range(steps):
-    batch = {
-      key: x.reshape(len(devices), -1, *x.shape[1:])
-      for key, x in batch_of(i).items()
-    }
+    batch = split(batch_of(i, size=8, classes=10), len(devices))
     state, metrics = step(state, batch, *teacher)
     rows.append({name: float(x) for name, x in metrics.items()})
   params = to_host(sharding.gather(state.params, devices))
@@ -140,8 +126,9 @@ def test_the_loss_is_the_divergence_and_of_a_teacher_with_itself_flat(
   np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mixer", "vit"])
-@pytest.mark.parametrize("weight, temperature", [(1.0, 1.0), (0.3, 2.0)])
+@pytest.mark.parametrize(
+  "name, weight, temperature", [("mixer", 1.0, 1.0), ("vit", 0.3, 2.0)]
+)
 def test_a_step_s_loss_is_that_of_numpy_on_the_mixed_images(
   digits_dir, files, name, weight, temperature
 ):
@@ -154,7 +141,7 @@ def test_a_step_s_loss_is_that_of_numpy_on_the_mixed_images(
   )
   key, _ = step_keys(plan.config.seed, 0)
   share = sample_mixup(key, (8, 8), mixup=0.5, cutmix=0, cutmix_share=0).label
-  batch = batch_of(0)
+  batch = batch_of(0, size=8, classes=10)
   mixed = [
     share * x + (1 - share) * np.roll(x, 1, axis=0)
     for x in (
@@ -195,11 +182,7 @@ def test_a_student_that_starts_as_its_teacher_stays(digits_dir, files):
   params, _, rows = update(plan)
 
   assert max(row["gradient_norm"] for row in rows) < 1e-5
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-    params,
-    weights.load(mixer),
-  )
+  assert_close(params, weights.load(mixer), atol=1e-6)
 
 
 def test_no_update_changes_the_teacher_and_the_student_comes_nearer(
