@@ -338,10 +338,8 @@ METRIC = {"metric": "eval/test/accuracy"}
     # Unfinished, damaged, or no folder with results.
     ("pretrained", stop_early, "has come to step 7 of 12: let it finish"),
     ("pretrained", remove_sweep, "has not ended: give its command again"),
-    ("pretrained", shutil.rmtree, "There is no folder"),
     ("pretrained", remove("config.json"), "has no results, neither of a run"),
     ("pretrained", remove("provenance.json"), "provenance.json is missing, or"),
-    ("pretrained", tear("config.json"), "config.json is damaged"),
     ("imagenet", tear("sweep.json"), "sweep.json is damaged"),
     ("swept", remove("others/sweep.json"), "others/sweep.json is missing"),
     # Of another row.

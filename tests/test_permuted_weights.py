@@ -28,6 +28,7 @@ MODEL = create(
   channels_mlp=32,
   num_classes=5,
 )
+APPLY = jax.jit(MODEL.apply)
 PERMUTE = f"permute_patches({PATCH}, seed={SEED})"
 
 
@@ -105,15 +106,15 @@ def train(params):
 
 def test_permuted_weights_see_in_permuted_images_what_was_there(images, params):
   batch = images[0][0] / np.float32(127.5) - 1
-  logits, out = MODEL.apply({"params": params}, batch)
+  logits, out = APPLY({"params": params}, batch)
 
-  other, shown = MODEL.apply(
+  other, shown = APPLY(
     {"params": permute_params(params, PATCH, SEED)}, permuted(batch)
   )
 
   np.testing.assert_allclose(other, logits, atol=1e-5)
   np.testing.assert_allclose(shown["pre_logits"], out["pre_logits"], atol=1e-5)
-  unlike, _ = MODEL.apply({"params": params}, permuted(batch))
+  unlike, _ = APPLY({"params": params}, permuted(batch))
   assert np.abs(unlike - logits).max() > 0.1
 
 

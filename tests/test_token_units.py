@@ -203,23 +203,6 @@ def test_pictures_are_put_in_rows_with_grey_between_them():
     np.testing.assert_array_equal(one, four[i].repeat(3, 0).repeat(3, 1))
 
 
-def test_pairs_are_closer_than_their_neighbours():
-  sheet = mosaic.make_mosaic(np.ones((4, 20, 20, 3)), 4, pairs=True, between=0)
-
-  edges = np.flatnonzero(np.diff(sheet[sheet.shape[0] // 2, :, 0]))
-  gaps = np.diff(edges)[1::2]
-
-  assert gaps[0] == gaps[2] < gaps[1]
-
-
-def test_pictures_smaller_than_a_cell_lie_in_its_middle():
-  sheet = mosaic.make_mosaic(np.ones((4, 3, 3, 3)), 2, cell=7, between=0)
-
-  [rows] = np.nonzero(sheet.any((1, 2)))
-  assert np.diff(rows).tolist() == [1, 1, 7, 1, 1]  # a gap of 2 px
-  assert sheet.shape == (2 * 7 + 3 * 2, 2 * 7 + 3 * 2, 3)
-
-
 def test_zero_is_white_among_units_and_mid_grey_among_filters():
   colors = mosaic.signed_colors(
     np.array([[[0.0, 2.0], [-2.0, 1.0]], [[0] * 2] * 2])
