@@ -79,8 +79,7 @@ def environment(compiled):
 def unload_programs():
   """Frees what a module has compiled.
 
-  Of all programs of the suite a process would hold some gigabytes, in half as
-  many areas of memory as Linux allows (vm.max_map_count).
+  A process would hold gigabytes of programs at the end of the suite.
   """
   yield
   import jax

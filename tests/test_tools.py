@@ -46,6 +46,7 @@ def test_every_command_among_the_tools_is_listed():
   assert commands == {*TOOLS}
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("name", TOOLS)
 def test_help_of_a_tool_names_its_command_and_is_no_error(
   name, monkeypatch, capsys
