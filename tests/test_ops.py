@@ -6,6 +6,7 @@ tests/test_fidelity.py compares the recipes' operations with the authors'.
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from photographs import PHOTOGRAPHS, encoded
 from scipy import stats
 from test_resize import as_tensorflow_resizes
@@ -120,6 +121,43 @@ def test_a_crop_of_a_reduced_image_looks_alike(op, far):
   assert 0 < np.mean(distances) < far
 
 
+def assert_same_distribution(ours, theirs):
+  """Compares places, sides, shapes and areas of boxes (y, x, h, w), [n, 4]."""
+  measures = [
+    np.column_stack([box, box[:, 3] / box[:, 2], box[:, 3] * box[:, 2]])
+    for box in (ours, theirs)
+  ]
+  pvalues = stats.ks_2samp(*measures).pvalue  # of each column
+  assert (pvalues > 1e-3).all(), pvalues
+
+
+@pytest.mark.parametrize(
+  "height, width, area_min", [(500, 333, 8), (32, 32, 30)]
+)
+def test_crops_of_other_least_areas_are_distributed_as_tensorflow_draws_them(
+  height, width, area_min
+):
+  crop, generator = preprocess.InceptionCrop(224, area_min=area_min), rng(1)
+
+  @tf.function
+  def tensorflow_box(i):
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+      [height, width, 3],
+      tf.zeros([0, 0, 4], tf.float32),
+      seed=[i, 1],
+      min_object_covered=0,
+      aspect_ratio_range=(0.75, 1.33),
+      area_range=(area_min / 100, 1),
+      use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], size[:2]], axis=0)
+
+  theirs = tf.map_fn(tensorflow_box, tf.range(1500)).numpy()
+  ours = np.array([crop.sample(height, width, generator) for _ in range(1500)])
+
+  assert_same_distribution(ours, theirs)
+
+
 def test_inception_crop_takes_the_whole_image_where_no_box_fits():
   crop = preprocess.InceptionCrop(
     8, area_min=99, ratio_min=0.75, ratio_max=0.76
@@ -162,12 +200,7 @@ def test_random_erasing_is_distributed_as_algorithm_1_draws():
 
   # Half a pixel either way, which rounding took.
   ours = np.array(ours) + rng(3).uniform(0, 1, (3000, 4)) - [0, 0, 0.5, 0.5]
-  measures = [
-    np.column_stack([box, box[:, 3] / box[:, 2], box[:, 3] * box[:, 2]])
-    for box in (ours, np.array(boxes))
-  ]
-  pvalues = stats.ks_2samp(*measures).pvalue  # of each column
-  assert (pvalues > 1e-3).all(), pvalues
+  assert_same_distribution(ours, np.array(boxes))
 
 
 def test_random_erasing_leaves_an_image_where_no_box_fits():
