@@ -6,11 +6,11 @@ tests/test_fidelity.py compares the recipes' operations with the authors'.
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from photographs import PHOTOGRAPHS, encoded
 from scipy import stats
 from test_resize import as_tensorflow_resizes
 
+from benchmarks.input.parity import tensorflow_boxes
 from mixer.data import pp_parser, preprocess
 from mixer.data.decode import decode
 from mixer.errors import UserError
@@ -139,20 +139,7 @@ def test_crops_of_other_least_areas_are_distributed_as_tensorflow_draws_them(
 ):
   crop, generator = preprocess.InceptionCrop(224, area_min=area_min), rng(1)
 
-  @tf.function
-  def tensorflow_box(i):
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-      [height, width, 3],
-      tf.zeros([0, 0, 4], tf.float32),
-      seed=[i, 1],
-      min_object_covered=0,
-      aspect_ratio_range=(0.75, 1.33),
-      area_range=(area_min / 100, 1),
-      use_image_if_no_bounding_boxes=True,
-    )
-    return tf.concat([begin[:2], size[:2]], axis=0)
-
-  theirs = tf.map_fn(tensorflow_box, tf.range(1500)).numpy()
+  theirs = tensorflow_boxes(height, width, area_min, draws=1500)
   ours = np.array([crop.sample(height, width, generator) for _ in range(1500)])
 
   assert_same_distribution(ours, theirs)

@@ -185,7 +185,7 @@ def _draw_crops() -> Iterator[tuple[str, ...]]:
   for height, width in SIZES:
     crop, rng = preprocess.InceptionCrop(224), np.random.default_rng(0)
     ours = np.array([crop.sample(height, width, rng) for _ in range(DRAWS)])
-    theirs = _tensorflow_boxes(height, width)
+    theirs = tensorflow_boxes(height, width)
     for name, measure in MEASURES.items():
       yield _row(
         f"inception crop of {height} x {width}: {name}",
@@ -194,8 +194,14 @@ def _draw_crops() -> Iterator[tuple[str, ...]]:
       )
 
 
-def _tensorflow_boxes(height: int, width: int) -> np.ndarray:
-  """Draws (y, x, h, w) with the arguments of the authors' pp/ops_image.py."""
+def tensorflow_boxes(
+  height: int, width: int, area_min: float = 5, draws: int = DRAWS
+) -> np.ndarray:
+  """Draws crops (y, x, h, w), int [draws, 4], as the authors' ops_image.py.
+
+  Args:
+    area_min: least area of a crop, in per cent of the image.
+  """
 
   @tf.function
   def box(i):
@@ -205,12 +211,12 @@ def _tensorflow_boxes(height: int, width: int) -> np.ndarray:
       seed=[i, 0],
       min_object_covered=0,
       aspect_ratio_range=(0.75, 1.33),
-      area_range=(0.05, 1),
+      area_range=(area_min / 100, 1),
       use_image_if_no_bounding_boxes=True,
     )
     return tf.concat([begin[:2], size[:2]], axis=0)
 
-  return tf.map_fn(box, tf.range(DRAWS)).numpy()
+  return tf.map_fn(box, tf.range(draws)).numpy()
 
 
 def _draw_randaugment() -> Iterator[tuple[str, ...]]:
