@@ -257,7 +257,7 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 
 def test_the_average_follows_the_parameters():
-  """From where the first update, at a learning rate of 0, leaves both."""
+  """The first update has a learning rate of 0, and leaves both in place."""
   before = init(make_model())
 
   after, _ = train(2, objective=LossConfig("softmax", 5, ema_decay=0.9))
