@@ -58,6 +58,10 @@ def write(workdir: str | os.PathLike, out: str | None = None) -> str:
 
   Returns:
     The run's state and the page's file, for a sentence.
+
+  Raises:
+    UserError: the folder is not a run's, a file in it is damaged, or the page
+      cannot be written.
   """
   if out is not None:
     out = check_output(out, "--out", _OURS, suffixes=[".html", ".htm"])
@@ -262,10 +266,9 @@ def _recipe(run: Run) -> tuple[Table, Table]:
   keys = sorted(config, key=lambda key: (key.rpartition(".")[0], key))
   rows = [[key, _json(config[key]), _json(usual.get(key))] for key in keys]
   marked = [i for i, k in enumerate(keys) if config[k] != usual.get(k)]
-  changed = Table(
-    ["key", "value", "default"], [rows[i] for i in marked], (), range(len(rows))
-  )
-  return changed, changed._replace(rows=rows, marked=marked)
+  table = Table(["key", "value", "default"], rows, marked=marked)
+  changed = [rows[i] for i in marked]
+  return table._replace(rows=changed, marked=range(len(changed))), table
 
 
 def _words(name: str) -> str:
