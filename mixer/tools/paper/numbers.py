@@ -223,7 +223,7 @@ SPEED_RATIOS = {
 
 
 def find_row(name: str) -> Row:
-  """Returns the row of a name."""
+  """Returns the row of a name; UserError if there is none."""
   if name not in ROWS:
     raise UserError(
       f"The paper's tables have no row {name}{did_you_mean(name, ROWS)}"

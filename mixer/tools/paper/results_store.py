@@ -28,7 +28,7 @@ UNCHECKED = "unchecked"
 
 
 def read_json(file: Path, command: str) -> dict:
-  """Reads a file of results, which `command` writes."""
+  """Reads a file of results of `command`; UserError if it is not JSON."""
   try:
     return json.loads(file.read_text())
   except ValueError as error:
@@ -47,7 +47,7 @@ def read_row(results: Path, row: Row) -> dict[str, tuple[dict, dict]]:
 
   A cell has its "value" in per cent, the "deviation" between single runs, None
   for one run, and the number of "runs"; the cell of cost has "device_days" by
-  kind of device. A record's "file" is the row's.
+  kind of device. A record's "file" is the row's. UserError if it is damaged.
   """
   file = str(row_file(results, row).relative_to(results.parent))
   return {
@@ -58,7 +58,10 @@ def read_row(results: Path, row: Row) -> dict[str, tuple[dict, dict]]:
 
 
 def add_records(results: Path, row: Row, records: list[dict]) -> Path:
-  """Adds records to a row's file; their cells replace older ones."""
+  """Adds records to a row's file, which it returns; UserError if damaged.
+
+  Their cells replace older ones.
+  """
   older = _read_records(results, row)
   for record in older:
     for name in {name for new in records for name in new["cells"]}:
@@ -162,7 +165,7 @@ def fastest(
 
 
 def read_devices(results: Path) -> list[Device]:
-  """Reads the throughput of all devices."""
+  """Reads the throughput of all devices; UserError if a file is damaged."""
   devices = []
   for file in sorted((results / "throughput").glob("*.json")):
     content = read_json(file, THROUGHPUT_COMMAND)

@@ -28,7 +28,7 @@ _UNKNOWN = {"device_kind": "unknown device", "devices": 1}
 
 
 def find_folder(workdir: str | os.PathLike) -> epath.Path:
-  """Returns a folder on a disk or in a bucket."""
+  """Returns a folder on a disk or in a bucket; UserError if there is none."""
   folder = storage_path(workdir)
   if not folder.is_dir():
     raise UserError(
@@ -140,6 +140,9 @@ def read_results(workdir: str | os.PathLike) -> dict[str, RunResult]:
 
   Returns:
     Data set -> results of a sweep on several; else one result, of "".
+
+  Raises:
+    UserError: there are none, or not yet.
   """
   folder = find_folder(workdir)
   if (folder / SWEEP_FILE).is_file():

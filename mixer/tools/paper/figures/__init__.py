@@ -27,6 +27,9 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
   Args:
     name: a key of FIGURES.
     arguments: flags of that figure, as on the command line.
+
+  Raises:
+    UserError: there is no such figure, or it cannot be drawn.
   """
   if name not in FIGURES:
     problem = f"There is no figure {name} here" if name else "Name a figure"

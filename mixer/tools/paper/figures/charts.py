@@ -30,7 +30,11 @@ _DIRECTIONS = np.array(
 
 
 def check_out(out: str | os.PathLike) -> list[pathlib.Path]:
-  """Checks and returns the figure's two files, FILE.svg and FILE.png."""
+  """Returns the figure's two files, FILE.svg and FILE.png.
+
+  Raises:
+    UserError: `out` does not end in .svg, or nothing can be written there.
+  """
   vector = plots.check_picture(
     out, "--out", suffixes=[".svg"], mark="Matplotlib"
   )
