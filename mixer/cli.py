@@ -172,7 +172,7 @@ def _replace_units(config):
   for name, value in overrides.items():
     *path, key = name.split(".")
     prefix, _, unit = key.rpartition("_")
-    if unit not in UNITS or not prefix or not value:
+    if unit not in UNITS or not prefix or value is None:
       continue
     part = config
     for parent in path:
@@ -241,9 +241,12 @@ def _explain_parse_error(error: Exception) -> str:
   is_other_file = "'get_config'" in message or "null bytes" in message
   if isinstance(error, OSError) or is_other_file:
     folder = Path(__file__).parent.parent / "configs"
+    name = Path(recipe.partition(":")[0]).name
+    near = nearest(name, [path.name for path in folder.glob("*.py")])
+    hint = f"did you mean {folder / near[0]}?" if near else f"see {folder}."
     return (
       f"There is no recipe to read at --config={recipe}, a Python file with "
-      f"get_config(). Recipes are in {folder}."
+      f"get_config(); {hint}"
     )
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."

@@ -65,20 +65,20 @@ def counts_of(meaning: str) -> Callable:
 
 
 def above_zero(value: float) -> Iterator[str]:
-  """Checks for a finite number above 0."""
+  """Checks for a finite number above 0; yields complaints."""
   if not 0 < value < math.inf:
     yield "must be above 0."
 
 
 def rates(values: tuple) -> Iterator[str]:
-  """Checks for a tuple of learning rates."""
+  """Checks learning rates; yields complaints."""
   for rate in values:
     if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
       yield f"has {rate!r}: rates are above 0."
 
 
 def multipliers(pairs: tuple) -> Iterator[str]:
-  """Checks for pairs of a regular expression and a factor."""
+  """Checks pairs of a regular expression and a factor; yields complaints."""
   for pair in pairs:
     match pair:
       case (str(pattern), int() | float() as factor) if factor >= 0:

@@ -251,7 +251,8 @@ def check_output(
   Args:
     file: path as the user gave it; "~" is the home folder.
     flag: name of the command-line flag or argument that gave it.
-    ours: pattern of such a file, from its beginning; any other is not replaced.
+    ours: pattern of the beginning of files that this project has written; no
+      other file is replaced.
     suffixes: the allowed ones, in small letters; none for any.
     inputs: files that are read.
 

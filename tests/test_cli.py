@@ -55,6 +55,7 @@ def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
     # Files that are no recipe, and recipes that fail.
     (["--config", "none.py"], "no recipe to read at --config=none.py"),
     (["--config=docs/digits.png"], "no recipe to read"),
+    (["--config=configs/digit.py:a=b"], "configs/digits.py?"),
     (["--config=RUN/config.json"], "RUN/config.json is no recipe, but the"),
     (["--config={tmp}/broken.py"], "broken.py, line 1: ModuleNotFoundError"),
     (
@@ -87,17 +88,21 @@ def test_a_mistake_is_one_message_and_exit_2(flags, words, tmp_path):
   assert err.count("\n") == 1
 
 
-def test_a_shortened_run_is_answered_with_the_flag_to_add(digits_dir, tmp_path):
-  flags = DIGITS, f"--config.data.data_dir={digits_dir}", "--dry_run"
-  added = "--config.schedule.warmup_steps=2"
+@pytest.mark.parametrize("steps, warmup", [(20, 2), (5, 0)])
+def test_a_shortened_run_is_answered_with_the_flag_to_add(
+  steps, warmup, digits_dir
+):
+  data = f"--config.data.data_dir={digits_dir}"
+  flags = [DIGITS, data, "--dry_run", f"--config.total_steps={steps}"]
+  added = f"--config.schedule.warmup_steps={warmup}"
 
-  code, _, err = start(*flags, "--config.total_steps=20")
+  code, _, err = start(*flags)
   # The recipe has 100 epochs, and a warm-up of 5.
-  done, out, _ = start(*flags, "--config.total_steps=20", added)
+  done, out, _ = start(*flags, added)
 
   assert code == 2 and f"add {added}, " in err
   assert done == 0
-  assert re.search(r"length +20 steps, .*warm-up 2 steps", out)
+  assert re.search(rf"length +{steps} steps, .*warm-up {warmup} steps", out)
 
 
 @pytest.mark.parametrize(

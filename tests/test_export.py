@@ -186,7 +186,7 @@ def test_weights_come_back_from_either_layout(
     (["--out=tiny.npz", "--input=uint8"], "--input is for programs"),
     (["--platforms=cpu,gpu"], "no 'gpu': there are cpu, cuda"),
     (["--image_size=0"], "--image_size=0 must be 1 or more."),
-    (["--image_size=64"], "but these parameters mix 16"),
+    (["--image_size=64"], "but these parameters are for 16"),
     ([f"--init={BIT}", "--out=bit.safetensors"], "written as .npz."),
   ],
 )

@@ -255,7 +255,7 @@ def test_unknown_names_fields_and_words_are_refused_with_the_known_ones(
     ("Mixer", (1, 30, 32, 3), {}, ("30 x 32 px", "8 px", "32 x 32 px")),
     ("ViT", (1, 30, 32, 3), {}, ("30 x 32 px", "8 px", "32 x 32 px")),
     ("Mixer", (1, 64, 64, 3), {}, ("64 x 64 px", "64 tokens", "16", "32 x 32")),
-    ("ViT", (1, 64, 64, 3), {}, ("64 tokens", "know the places of 16", "32 x")),
+    ("ViT", (1, 64, 64, 3), {}, ("64 tokens", "are for 16", "32 x")),
     ("ViT", (1, 32, 32, 3), {"heads": 5}, ("heads=5", "hidden=24")),
     ("ViT", (1, 32, 32, 3), {"pool": "mean"}, ("a class token", "'token'")),
   ],

@@ -211,6 +211,11 @@ def test_enormous_images_are_refused_before_they_fill_the_memory(spec, size):
     preprocess.parse(spec)(numbered(3, 4), rng())
 
 
+def test_an_op_takes_no_other_s_name():
+  with pytest.raises(UserError, match=f"{__name__} and mixer.* an op 'flip'"):
+    pp_parser.op("flip")(type("Mine", (), {}))
+
+
 @pytest.mark.parametrize(
   "spec, message",
   [

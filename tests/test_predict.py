@@ -415,7 +415,7 @@ def test_the_accuracy_of_labelled_folders_is_printed(
   ("flags", "message"),
   [
     (["--batch=0"], "--batch=0 must be 1 or more."),
-    (["--ops=resize(40)"], "make 25 tokens of 8 px, but these parameters mix"),
+    (["--ops=resize(40)"], "make 25 tokens of 8 px, but these parameters are"),
     (["--ops=resize_small(32)"], "end it with a crop or a resize to one size"),
     (["--classes=none.txt"], "Cannot read --classes=none.txt: No such file"),
     ([f"--classes={__file__}"], "are not those of a head with 7 outputs: give"),

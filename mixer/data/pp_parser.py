@@ -37,6 +37,11 @@ def op(name: str) -> Callable[[type], type]:
   """Registers a frozen dataclass: its fields are the op's arguments."""
 
   def register(cls: type) -> type:
+    if name in OPS and OPS[name].__module__ != cls.__module__:
+      raise UserError(
+        f"{cls.__module__} and {OPS[name].__module__} both define an op "
+        f"{name!r}: choose another name for yours."
+      )
     OPS[name] = dataclasses.dataclass(frozen=True)(cls)
     if not cls.__module__.startswith("mixer."):
       # A recipe's own op: worker processes cannot import recipes by name.
@@ -180,7 +185,11 @@ def _create(node: ast.expr) -> Op:
     raise ValueError(USAGE)
   name = call.func.id
   if name not in OPS:
-    raise ValueError(f"there is no op {name!r}{did_you_mean(name, OPS)}")
+    raise ValueError(
+      f"there is no op {name!r}{did_you_mean(name, OPS)} (One that a recipe "
+      "defines is known with that recipe only: move it to "
+      "mixer/data/preprocess.py.)"
+    )
   cls = OPS[name]
   signature, usage = inspect.signature(cls), f"write {_usage(name, cls)}"
   names = [keyword.arg for keyword in call.keywords]

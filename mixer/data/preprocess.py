@@ -28,10 +28,6 @@ from mixer.errors import UserError
 cv2.setNumThreads(0)
 
 
-def _crop(image: np.ndarray, y: int, x: int, h: int, w: int) -> np.ndarray:
-  return image[y : y + h, x : x + w]
-
-
 @op("resize")
 class Resize:
   """Resizes to `size`, a number for squares or (h, w); ignores the aspect."""
@@ -75,7 +71,7 @@ class CentralCrop:
     h, w = height_width(self.size)
     _check_fits("central_crop", image, h, w)
     y, x = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
-    return _crop(image, y, x, h, w)
+    return image[y : y + h, x : x + w]
 
 
 @op("random_crop")
@@ -89,7 +85,7 @@ class RandomCrop:
     _check_fits("random_crop", image, h, w)
     y = rng.integers(image.shape[0] - h + 1)
     x = rng.integers(image.shape[1] - w + 1)
-    return _crop(image, y, x, h, w)
+    return image[y : y + h, x : x + w]
 
 
 def _check_fits(name: str, image: np.ndarray, h: int, w: int) -> None:
@@ -239,7 +235,7 @@ class RandomErasing:
       return image
     y, x, h, w = self.sample(image.shape[0], image.shape[1], rng)
     image = image.copy()
-    box = _crop(image, y, x, h, w)
+    box = image[y : y + h, x : x + w]
     if self.fill == "noise":
       box[:] = rng.integers(256, size=box.shape, dtype=np.uint8)
     else:

@@ -128,19 +128,14 @@ class TokenModel(ImageModel, kw_only=True):
   pixels: str | None = None
   scan: bool = False
 
-  def check(self, images: jax.Array, verb: str = "mix"):
-    """Raises ValueError unless images fit the model and its parameters.
-
-    Args:
-      images: any array.
-      verb: relation of the parameters to tokens, for the message.
-    """
+  def check(self, images: jax.Array):
+    """Raises ValueError unless images fit the model and its parameters."""
     check_images(images, self.image_channels, self.patch)
     if self.is_initializing():
       return
     tokens = self.trained_tokens(self.variables["params"])
     if tokens is not None:
-      check_tokens(images, self.patch, tokens, verb)
+      check_tokens(images, self.patch, tokens)
 
   def embed_patches(
     self, images: jax.Array, name: str, *, as_product: bool = False
@@ -249,14 +244,13 @@ def check_images(images: jax.Array, image_channels: int, patch: int = 1):
     )
 
 
-def check_tokens(images: jax.Array, patch: int, trained: int, verb: str):
+def check_tokens(images: jax.Array, patch: int, trained: int):
   """Raises ValueError if parameters were made for another resolution.
 
   Args:
     images: [n, height, width, channels], multiples of `patch`.
     patch: side in pixels.
     trained: number of tokens that the parameters were made for.
-    verb: relation of the parameters to tokens, for the message.
   """
   _, height, width, _ = images.shape
   tokens = (height // patch) * (width // patch)
@@ -268,6 +262,6 @@ def check_tokens(images: jax.Array, patch: int, trained: int, verb: str):
     size = f"{trained} patches"
   raise ValueError(
     f"Images of {height} x {width} px make {tokens} tokens of {patch} px, but "
-    f"these parameters {verb} {trained}: resize the images to {size}, or use "
+    f"these parameters are for {trained}: resize the images to {size}, or use "
     f"parameters made for {height} x {width} px."
   )

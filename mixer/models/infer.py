@@ -29,7 +29,7 @@ def infer(params: dict) -> nn.Module | None:
 
   Returns:
     A Mixer, a ViT or a BiT, without num_classes if it has no head; None for
-    other parameters. The shapes of a MixerVariation leave its options open.
+    other parameters, also of a MixerVariation: shapes do not tell its options.
   """
   shapes = {k: v.shape for k, v in flatten_dict(params, sep="/").items()}
   families = {"Mixer": _mixer_fields, "ViT": _vit_fields, "BiT": _bit_fields}

@@ -30,8 +30,8 @@ def cast_products(inputs, kernel, bias, *, dtype, inexact=True, shifts=False):
   """Casts the factors of a Flax layer's product to `dtype`, but not its bias.
 
   Adds biases in float32: in bfloat16 the gradient of a bias, a sum over all
-  tokens, was seen to come out a third too small. `shifts`: whether the bias is
-  one for `freeze_shift`.
+  tokens, was seen to come out a third too small. `shifts`: the bias has no
+  effect on the loss, see `freeze_shift`.
   """
   bias = freeze_shift(bias, dtype) if shifts else bias
   inputs, kernel = promote_dtype(inputs, kernel, dtype=dtype, inexact=inexact)
@@ -64,7 +64,7 @@ def dense(
     features: width of the output.
     dtype: of the product's factors; None for float32.
     saved_as: checkpoint name of the product.
-    shifts: whether its bias is one for `freeze_shift`.
+    shifts: its bias has no effect on the loss, see `freeze_shift`.
     **options: of flax's Dense.
   """
 

@@ -42,7 +42,7 @@ class MlpBlock(nn.Module):
   gelu: str = "tanh"
   out: int | None = None
   saved_as: str | None = None  # checkpoint name of the first product
-  shifts: bool = False  # whether the last bias is one for `freeze_shift`
+  shifts: bool = False  # the last bias has no effect, see `freeze_shift`
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -54,8 +54,9 @@ class MlpBlock(nn.Module):
     return dense(features, self.dtype, shifts=self.shifts)(y)
 
 
-TokenMixing = share_over(share_over(MlpBlock, axis=1), axis=0)  # along s
-ChannelMixing = share_over(share_over(MlpBlock, axis=0), axis=0)  # along c
+# Of n s c, one shares its parameters over channels, the other over tokens.
+TokenMixing = share_over(share_over(MlpBlock, axis=1), axis=0)  # mixes s
+ChannelMixing = share_over(share_over(MlpBlock, axis=0), axis=0)  # mixes c
 
 
 class MixerBlock(ResidualBlock, kw_only=True):
@@ -73,12 +74,13 @@ class MixerBlock(ResidualBlock, kw_only=True):
     return self.mix_channels(x, keys)
 
   def mix_tokens(self, x, keys):
-    # The products leave the cotangent of y with tokens last. Stored, it is
-    # transposed once, in the products' dtype; XLA would do it for each use.
+    # The gradient of y comes out of the products with tokens last. Stored, it
+    # is transposed once, in the products' dtype; XLA would do it for each use.
     x, y = self.norm(x, branch=0, keep_layout=True)
     mask = self.hidden_mask(keys, (self.tokens_mlp, x.shape[-1]), branch=0)
     options = {"dtype": self.dtype, "gelu": self.gelu, "name": "token_mixing"}
-    # Dropout of the branch's output leaves shifts that differ by channel.
+    # With dropout of the branch's output the last bias has an effect, because
+    # it no longer shifts all channels alike.
     options["shifts"] = not self.dropout
     y = TokenMixing(self.tokens_mlp, **options)(y, mask)  # n s c
     return self.add(x, y, keys, branch=0)

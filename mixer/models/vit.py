@@ -217,4 +217,4 @@ class VisionTransformer(TokenModel, kw_only=True):
         f"heads={self.heads} do not divide hidden={self.hidden} channels: take "
         "a divisor."
       )
-    super().check(images, verb="know the places of")
+    super().check(images)

@@ -39,7 +39,7 @@ _METRICS = "metrics.json"
 class Checkpoints:
   """The checkpoints in a folder: the newest few, the best and milestones.
 
-  Only `save`, `record_metric` and `move_later` change the folder, so that an
+  Only `save`, `record_metric` and `move_after` change the folder, so that an
   evaluation may read while the training writes. With several hosts the first
   one writes, and each reads for itself.
   """
@@ -158,7 +158,7 @@ class Checkpoints:
       arrays = jax.tree.map(np.asarray, checkpoint_io.name_leaves(tree))
       self._pending = self._writer.submit(self._save, step, arrays)
 
-  def move_later(self, step: int, folder: epath.Path) -> None:
+  def move_after(self, step: int, folder: epath.Path) -> None:
     """Moves the checkpoints after a step, and copies all metrics."""
     metrics = self._read_metrics()
     _write_metrics(folder, metrics)

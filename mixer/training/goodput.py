@@ -23,8 +23,8 @@ from mixer.training.progress import format_seconds
 from mixer.training.run_dir import wrap_read_errors
 
 FILE = "goodput.jsonl"
-# Kind -> label. Kinds but the last two are phases of the watchdog; others of
-# its phases continue the kind before them.
+# Kind of time -> label. All but the last two are phases of the watchdog; its
+# other phases count as the kind before them.
 KINDS = {
   "update": "updates",  # that counted
   "set-up": "start-up",  # from the imports to the first update
@@ -36,8 +36,9 @@ KINDS = {
   "lost": "lost work",  # since the checkpoint that a later start went on from
   "idle": "idle",  # between two starts
 }
-# Of the time so far, between two writes, within these seconds (in a bucket from
-# UPLOAD_SECONDS on). What a kill leaves out counts as idle.
+# Between two writes passes a SHARE of the time so far, at least SHORTEST and at
+# most LONGEST seconds (in a bucket at least UPLOAD_SECONDS). What was not
+# written when a run is killed counts as idle.
 SHARE, SHORTEST, LONGEST = 0.01, 0.2, 60.0
 
 

@@ -33,7 +33,8 @@ AUTHORS_KEYS = (  # of these two only
   "momentum",
   "accumulator_dtype",
 )
-# Optimizers that compute each element by itself: a share of an array is enough.
+# Optimizers that compute each element by itself, so that each device may update
+# its share of an array.
 ELEMENTWISE = (*AUTHORS, "adamw", "lion")
 
 
@@ -177,7 +178,7 @@ def current_name(name: str) -> str:
 
 
 def is_unfrozen(name: str, others: Container[str]) -> bool:
-  """Returns True for a moment that another state only lacks by freezing.
+  """Returns True for a moment of a parameter that was frozen in another state.
 
   Args:
     name: of a leaf of a state, such as opt_state/1/mu/head/kernel.

@@ -18,7 +18,7 @@ SAME_REQUEST = 1.0
 
 
 class PreemptedError(Exception):
-  """Leaves work that a requested stop makes pointless."""
+  """Ends work, such as an evaluation, when the run was asked to stop."""
 
 
 @contextlib.contextmanager

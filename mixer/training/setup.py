@@ -278,7 +278,7 @@ def set_aside(folder: epath.Path, checkpoints: Checkpoints, step: int):
   for file in folder.iterdir():
     if file.is_file() and file.suffix in (".json", ".jsonl", ".npz", ".txt"):
       file.copy(target / file.name)
-  checkpoints.move_later(step, target / CHECKPOINTS)
+  checkpoints.move_after(step, target / CHECKPOINTS)
   print(
     f"Sets aside, in {target}, the checkpoints of steps {format_list(later)} "
     "and copies of the log and the weights."
