@@ -23,7 +23,7 @@ from benchmarks import create_parser
 from mixer.cli import run_cli
 from mixer.errors import UserError
 from mixer.jax_setup import set_flags
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.tools.paper.protocols import load_recipe
 from mixer.tools.preflight import compiler, hlo
 from mixer.tools.preflight.topology import parse
@@ -86,8 +86,7 @@ def run(targets: list[str], update: bool = False) -> str:
   if problems:
     raise UserError("\n".join([*problems, _ADVICE]))
   if update:
-    with atomic_write(FILE) as aside:
-      aside.write_text(json.dumps(budgets, indent=1, sort_keys=True) + "\n")
+    write_text(FILE, json.dumps(budgets, indent=1, sort_keys=True) + "\n")
   return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ from mixer.config import default
 from mixer.config_check import to_dict
 from mixer.errors import RetryableError, UserError
 from mixer.plan import Plan, make_plan
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.tools.data import prepare
 from mixer.tools.paper.protocols import load_recipe
 from mixer.training import run_dir
@@ -180,8 +180,7 @@ def record(file: Path, content: dict) -> None:
     "versions": made["packages"],
   }
   file.parent.mkdir(parents=True, exist_ok=True)
-  with atomic_write(file) as aside:
-    aside.write_text(json.dumps(head | content, indent=1) + "\n")
+  write_text(file, json.dumps(head | content, indent=1) + "\n")
 
 
 def last_values(curve: dict, result: str) -> np.ndarray:

@@ -32,7 +32,7 @@ import jax
 
 from benchmarks.device import file_name, git_commit
 from mixer.errors import UserError
-from mixer.storage import atomic_write, check_output
+from mixer.storage import check_output, write_text
 
 ROWS = "rows"
 
@@ -263,8 +263,7 @@ class Results:
     for lists in (self.lists, self._known):
       others = [row for row in lists[name] if not _has(row, key)]
       lists[name] = others + rows
-    with atomic_write(self.path) as aside:
-      aside.write_text(self._text(self._header | stamp))
+    write_text(self.path, self._text(self._header | stamp))
 
   def _text(self, header: dict) -> str:
     """Formats JSON with a line for each row."""

@@ -21,7 +21,7 @@ from mixer.chips import GIB
 from mixer.cli import EX_OK, EX_USAGE, run_cli
 from mixer.errors import UserError
 from mixer.models.mixer import VARIANTS
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.tools.preflight.compiler import check_installed
 from mixer.tools.preflight.topology import parse
 from mixer.tools.table import render
@@ -73,8 +73,7 @@ def fill(names: list[str], slices: list[str], folder: Path) -> str:
     for name in names
   }
   text = table(fill_cells(file, due))
-  with atomic_write(file.with_suffix(".md")) as aside:
-    aside.write_text(text)
+  write_text(file.with_suffix(".md"), text)
   return text.strip()
 
 
@@ -92,8 +91,7 @@ def fill_cells(file: Path, due: dict[str, tuple[str, ...]]) -> dict[str, dict]:
       continue
     print(cell, file=sys.stderr, flush=True)
     cells[cell] = preflight(*arguments)
-    with atomic_write(file) as aside:
-      aside.write_text(json.dumps(cells, indent=1) + "\n")
+    write_text(file, json.dumps(cells, indent=1) + "\n")
   return cells
 
 

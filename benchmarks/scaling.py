@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import create_parser
 from benchmarks.preflight import fill_cells
 from mixer.cli import run_cli
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.tools.preflight.compiler import check_installed
 from mixer.tools.preflight.hlo import Collective
 from mixer.tools.preflight.roofline import Roofline, roofline
@@ -73,8 +73,7 @@ def scale(models: list[str], file: Path) -> str:
     )
     for model in models
   )
-  with atomic_write(file.with_suffix(".md")) as aside:
-    aside.write_text(f"{text}\n")
+  write_text(file.with_suffix(".md"), f"{text}\n")
   return text
 
 

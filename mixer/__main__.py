@@ -23,16 +23,13 @@ TOOLS = {
 
 def usage() -> str:
   """Returns the list of tools, an example each."""
-  lines = [
+  tools = "\n".join(
     f"  {name:10} {purpose:41} {name} {example}"
     for name, (purpose, example) in TOOLS.items()
-  ]
-  return "\n".join(
-    [
-      "usage: python -m mixer NAME [ARGUMENT ...]",
-      *lines,
-      "train.py trains, eval.py evaluates, launch/ starts all on clusters.",
-    ]
+  )
+  return (
+    f"usage: python -m mixer NAME [ARGUMENT ...]\n{tools}\n"
+    "train.py trains, eval.py evaluates, launch/ starts all on clusters."
   )
 
 

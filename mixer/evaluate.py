@@ -106,11 +106,8 @@ def evaluate(
       print(f"Evaluates {origin}. {plan.data.left_out}".strip(), flush=True)
       if warning := run_dir.warn_other_split(origin_dir, plan.config):
         print(warning, flush=True)
-    devices = local_devices()
-    evaluations = EvalRunner(
-      plan, (folder or epath.Path()) / "eval", devices, hosts
-    )
-    params = replicate(params, devices)
+    evaluations = EvalRunner(plan, (folder or epath.Path()) / "eval", hosts)
+    params = replicate(params, local_devices())
     all_results = {}
     for name in plan.data.evals:
       results = evaluations.run([name], params)

@@ -78,7 +78,13 @@ def plan_model(
     with complaints.collect(f"config.init = {config.init}: "):
       if config.init_head == "auto" and data.source and classes:
         _check_head(classes, data.source)
-      initial, note = _fit_init(config, checkpoint, data, module, params)
+      grown, growth = checkpoint.params, ""
+      if config.init_growth != "none":
+        grown, growth = _grow(config, checkpoint, module, data.image_size)
+      initial, head = weights.merge_params(
+        grown, params, head=config.init_head, head_bias=config.model.head_bias
+      )
+      note = f"{growth}{head}"
   return ModelPlan(module, params, cost, initial, classes, note)
 
 
@@ -190,33 +196,6 @@ def _read_init(
   if has_gelu and config.model.gelu is None:
     config.model.gelu = checkpoint.gelu
   return checkpoint
-
-
-def _fit_init(
-  config: ConfigDict,
-  checkpoint: LoadedWeights,
-  data: DataPlan,
-  model: nn.Module,
-  abstract_params: dict,
-) -> tuple[dict, str]:
-  """Grows weights if the config says so, and fits them to the model.
-
-  Returns:
-    float32 parameters, and sentences about their growth and head.
-
-  Raises:
-    ValueError: the weights are of another model, or the head of other classes.
-  """
-  params, growth = checkpoint.params, ""
-  if config.init_growth != "none":
-    params, growth = _grow(config, checkpoint, model, data.image_size)
-  params, head = weights.merge_params(
-    params,
-    abstract_params,
-    head=config.init_head,
-    head_bias=config.model.head_bias,
-  )
-  return params, f"{growth}{head}"
 
 
 def _check_head(trained: tuple[str, ...], source: Source) -> None:

@@ -238,6 +238,12 @@ def atomic_write(path: epath.Path | Path) -> Iterator[Path]:
       temporary.unlink(missing_ok=True)
 
 
+def write_text(path: epath.Path | Path, text: str) -> None:
+  """Replaces a file as a whole by text; see `atomic_write`."""
+  with atomic_write(path) as temporary:
+    temporary.write_text(text)
+
+
 def check_output(
   file: str | os.PathLike,
   flag: str,

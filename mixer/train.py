@@ -157,17 +157,11 @@ def train(
     ]
     teacher = replicate(teacher_inputs(plan), local_devices())
     evaluators = EvalRunner(
-      plan,
-      folder / "eval",
-      local_devices(),
-      hosts,
-      should_stop,
-      on_batch=watchdog.progress,
+      plan, folder / "eval", hosts, should_stop, on_batch=watchdog.progress
     )
     pending = PendingUpdates(
       folder,
       from_step=start,
-      batch=plan.config.batch,
       order=IndexShuffler(
         len(plan.data.source),
         plan.config.seed,

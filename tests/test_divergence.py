@@ -182,8 +182,7 @@ def test_a_checkpoint_from_within_a_streak_is_not_advised(
   pending = PendingUpdates(
     tmp_path,
     from_step=0,
-    batch=32,
-    order=IndexShuffler(1_437, 0),
+    order=IndexShuffler(1_437, 0, 32),
     checkpoints=checkpoints,
     max_skipped=4,
   )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from small_models import count_saved
 
 from benchmarks.kernels import Errors, agree, compare, run
@@ -28,7 +29,7 @@ from mixer.models.kernels import (
   target_device,
   tpu,
 )
-from mixer.models.layers import patch_embedding
+from mixer.models.layers import multiply_patches
 from mixer.models.mixer import MixerBlock
 
 
@@ -230,8 +231,8 @@ def test_a_product_of_patches_equals_the_convolution(grid):
     jax.random.key(0), (2, grid[0] * 4, grid[1] * 4, 3)
   )
   convolution, product = (
-    patch_embedding(8, 4, None, "stem", as_product=flag)
-    for flag in (False, True)
+    nn.Conv(8, (4, 4), (4, 4), "VALID", conv_general_dilated=each)
+    for each in (None, multiply_patches)
   )
   params = convolution.init(jax.random.key(1), images)
   np.testing.assert_allclose(

@@ -83,10 +83,10 @@ def plan_of(folder, **evals):
 
 
 def evaluate(folder, params, **options):
-  plan, devices = plan_of(folder, x=options), jax.local_devices()
+  plan = plan_of(folder, x=options)
   plan.complaints.raise_all()
-  runner = EvalRunner(plan, None, devices, Hosts(cluster.ONE_HOST))
-  results = runner.run(["x"], replicate(params, devices))
+  runner = EvalRunner(plan, None, Hosts(cluster.ONE_HOST))
+  results = runner.run(["x"], replicate(params, jax.local_devices()))
   return {k.removeprefix("eval/x/"): x for k, x in results.items()}
 
 

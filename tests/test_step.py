@@ -19,11 +19,10 @@ from mixer.training.optimizer import (
 )
 from mixer.training.sharding import pmap_update, replicate, to_host
 from mixer.training.step import (
+  LOSSES,
   LossConfig,
   create_state,
-  sigmoid_cross_entropy,
   soft_labels,
-  softmax_cross_entropy,
   train_step,
 )
 
@@ -275,8 +274,8 @@ def test_losses_agree_with_scikit_learn():
   labels = rng.randint(0, 4, 6)
   rows = soft_labels(jnp.array(labels), 4)
 
-  softmax = softmax_cross_entropy(logits, rows)
-  sigmoid = sigmoid_cross_entropy(logits, rows)
+  softmax = LOSSES["softmax"](logits, rows)
+  sigmoid = LOSSES["sigmoid"](logits, rows)
 
   probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
   assert softmax.mean() == pytest.approx(

@@ -18,7 +18,7 @@ from benchmarks import create_parser, curves
 from benchmarks.fidelity.rows import LEAST_P, cells
 from benchmarks.fidelity.stages import STAGES
 from mixer.cli import run_cli
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.tools.paper.render import TEMPLATES
 from mixer.tools.table import render
 
@@ -48,8 +48,7 @@ def measure(draws: int, page: Path, results: Path) -> str:
   text = TEMPLATES.from_string(template).render(
     title="Fidelity, by stage", **values
   )
-  with atomic_write(page) as aside:
-    aside.write_text(f"{text}\n")
+  write_text(page, f"{text}\n")
   table = [(name, *cells(row)) for name, each in rows.items() for row in each]
   return render(HEAD, table)
 

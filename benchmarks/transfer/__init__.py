@@ -38,10 +38,8 @@ def probe_at_start(arg: str, init: Path | None) -> dict[str, float]:
   else:
     config.init = str(init)
   plan, params = initial_params(config)
-  devices = jax.local_devices()
-  params = replicate(params, devices)
-  runner = EvalRunner(plan, Path(), devices, Hosts(ONE_HOST))
-  return runner.run(["others"], params)
+  runner = EvalRunner(plan, Path(), Hosts(ONE_HOST))
+  return runner.run(["others"], replicate(params, jax.local_devices()))
 
 
 def read_sweep(folder: Path) -> dict:

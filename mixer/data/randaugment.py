@@ -129,10 +129,6 @@ def equalize(image, level, rng):
   return cv2.LUT(image, table)
 
 
-def invert(image, level, rng):
-  return 255 - image
-
-
 def posterize(image, level, rng):
   # The shift is an unsigned byte that TensorFlow limits to 7, so that 0 bits
   # mean 1. So do more than 8 (a shift below 0 wraps), from magnitude 22.5 on.
@@ -154,10 +150,6 @@ def solarize_add(image, level, rng):
   return cv2.LUT(image, table.astype(np.uint8))
 
 
-def color(image, level, rng):
-  return blend(luma(image)[..., None], image, enhancement(level))
-
-
 def blend_with_level(image: np.ndarray, target: int, factor: float):
   table = blend(np.uint8(target), np.arange(256, dtype=np.uint8), factor)
   return cv2.LUT(image, table)
@@ -173,10 +165,6 @@ def contrast_as_in_the_paper(image, level, rng):
 def contrast_fixed(image, level, rng):
   target = int(luma(image).mean() + 0.5)
   return blend_with_level(image, target, enhancement(level))
-
-
-def brightness(image, level, rng):
-  return blend_with_level(image, 0, enhancement(level))
 
 
 def sharpness(image, level, rng):
@@ -242,22 +230,6 @@ def rotate(image, level, rng):
   return resample(image, cosine, -sine, x, sine, cosine, y)
 
 
-def shear_x(image, level, rng):
-  return resample(image, 1, either_sign(level * 0.3, rng), 0, 0, 1, 0)
-
-
-def shear_y(image, level, rng):
-  return resample(image, 1, 0, 0, either_sign(level * 0.3, rng), 1, 0)
-
-
-def translate_x(image, level, rng):
-  return resample(image, 1, 0, either_sign(level * 100, rng), 0, 1, 0)
-
-
-def translate_y(image, level, rng):
-  return resample(image, 1, 0, 0, 0, 1, either_sign(level * 100, rng))
-
-
 def cutout(image, level, rng):
   h, w = image.shape[:2]
   half = int(level * 40)
@@ -270,18 +242,30 @@ def cutout(image, level, rng):
 OPERATIONS: dict[str, Operation] = {
   "AutoContrast": autocontrast,
   "Equalize": equalize,
-  "Invert": invert,
+  "Invert": lambda image, level, rng: 255 - image,
   "Rotate": rotate,
   "Posterize": posterize,
   "Solarize": solarize,
-  "Color": color,
+  "Color": lambda image, level, rng: blend(
+    luma(image)[..., None], image, enhancement(level)
+  ),
   "Contrast": contrast_as_in_the_paper,
-  "Brightness": brightness,
+  "Brightness": lambda image, level, rng: blend_with_level(
+    image, 0, enhancement(level)
+  ),
   "Sharpness": sharpness,
-  "ShearX": shear_x,
-  "ShearY": shear_y,
-  "TranslateX": translate_x,
-  "TranslateY": translate_y,
+  "ShearX": lambda image, level, rng: resample(
+    image, 1, either_sign(level * 0.3, rng), 0, 0, 1, 0
+  ),
+  "ShearY": lambda image, level, rng: resample(
+    image, 1, 0, 0, either_sign(level * 0.3, rng), 1, 0
+  ),
+  "TranslateX": lambda image, level, rng: resample(
+    image, 1, 0, either_sign(level * 100, rng), 0, 1, 0
+  ),
+  "TranslateY": lambda image, level, rng: resample(
+    image, 1, 0, 0, 0, 1, either_sign(level * 100, rng)
+  ),
   "Cutout": cutout,
   "SolarizeAdd": solarize_add,
   "ContrastFixed": contrast_fixed,

@@ -91,10 +91,7 @@ class EvalSetup:
       }
       flat, rest = _from_all_hosts((flat, rests.popleft()))
       mask = rest.pop("mask")
-      return (
-        {k: v[mask] for k, v in flat.items()},
-        {k: v[mask] for k, v in rest.items()},
-      )
+      return jax.tree.map(lambda x: x[mask], (flat, rest))
 
     ahead = collections.deque()  # dispatched, not yet fetched
     for batch in prefetch_to_device(feed(), self.devices):
@@ -141,9 +138,4 @@ def _from_all_hosts(slices: tuple[Batch, Batch]) -> tuple[Batch, Batch]:
 
 def gather(parts: Iterable[tuple[Batch, Batch]]) -> tuple[Batch, Batch]:
   """Concatenates the batches of `EvalSetup.run_pass`."""
-  outputs, rests = zip(*parts, strict=True)
-  return _join(outputs), _join(rests)
-
-
-def _join(parts: Sequence[Batch]) -> Batch:
-  return {key: np.concatenate([x[key] for x in parts]) for key in parts[0]}
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the evaluators of a plan when they are due, and names their results."""
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 from etils import epath
 
 from mixer.config import result_name
@@ -15,6 +14,7 @@ from mixer.distributed import Hosts
 from mixer.evaluators import Batch, EvalSetup
 from mixer.plan import Plan
 from mixer.training.preemption import PreemptedError
+from mixer.training.sharding import local_devices
 
 
 class EvalRunner:
@@ -24,7 +24,6 @@ class EvalRunner:
     self,
     plan: Plan,
     folder: epath.Path,
-    devices: Sequence[jax.Device],
     hosts: Hosts,
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[], None] = lambda: None,
@@ -34,7 +33,6 @@ class EvalRunner:
     Args:
       plan: with the evaluators' data opened.
       folder: for files next to the numbers.
-      devices: of this host.
       hosts: that share the work, in step.
       should_stop: from `preemption.catch_signals`; called once per batch.
       on_batch: called once per batch, too.
@@ -44,7 +42,7 @@ class EvalRunner:
     self._should_stop = should_stop
     self._on_batch = on_batch
     self._evaluators = {
-      name: _load_class(evaluation.type.target)(
+      name: pkgutil.resolve_name(evaluation.type.target)(
         EvalSetup(
           name,
           evaluation.options,
@@ -53,7 +51,7 @@ class EvalRunner:
           self._make_batches(name),
           model=plan.model.module,
           loss=plan.data.hierarchy or plan.config.loss,
-          devices=devices,
+          devices=local_devices(),
           workers=plan.data.workers,
           folder=folder if hosts.is_first else None,
         )
@@ -134,9 +132,3 @@ class EvalRunner:
         yield batch
 
     return batches
-
-
-def _load_class(target: str) -> type:
-  """Imports a class by "MODULE:CLASS"."""
-  module, _, name = target.partition(":")
-  return getattr(importlib.import_module(module), name)

@@ -14,7 +14,8 @@ from flax import linen as nn
 from mixer.models.layers import (
   ResidualBlock,
   apply_mask,
-  patch_embedding,
+  cast_products,
+  multiply_patches,
   remat_block,
   survival_probs,
 )
@@ -133,9 +134,20 @@ class TokenModel(ImageModel, kw_only=True):
     check_images(images, self.image_channels, self.patch)
     if self.is_initializing():
       return
-    tokens = self.trained_tokens(self.variables["params"])
-    if tokens is not None:
-      check_tokens(images, self.patch, tokens)
+    trained, patch = self.trained_tokens(self.variables["params"]), self.patch
+    _, height, width, _ = images.shape
+    tokens = (height // patch) * (width // patch)
+    if trained in (None, tokens):
+      return
+    side = math.isqrt(trained)
+    size = f"{side * patch} x {side * patch} px"
+    if side * side != trained:
+      size = f"{trained} patches"
+    raise ValueError(
+      f"Images of {height} x {width} px make {tokens} tokens of {patch} px, "
+      f"but these parameters are for {trained}: resize the images to {size}, "
+      f"or use parameters made for {height} x {width} px."
+    )
 
   def embed_patches(
     self, images: jax.Array, name: str, *, as_product: bool = False
@@ -144,8 +156,15 @@ class TokenModel(ImageModel, kw_only=True):
     if self.pixels == "imagenet":
       mean, deviation = jnp.array(IMAGENET_PIXELS)
       images = ((images + 1) / 2 - mean) / deviation
-    embed = patch_embedding(
-      self.hidden, self.patch, self.dtype, name, as_product=as_product
+    embed = nn.Conv(
+      self.hidden,
+      kernel_size=(self.patch, self.patch),
+      strides=(self.patch, self.patch),
+      padding="VALID",
+      dtype=self.dtype,
+      promote_dtype=cast_products,
+      conv_general_dilated=multiply_patches if as_product else None,
+      name=name,
     )
     x = embed(images)  # n h w c
     return x.reshape(x.shape[0], -1, x.shape[-1])
@@ -242,26 +261,3 @@ def check_images(images: jax.Array, image_channels: int, patch: int = 1):
       f"{patch} px: resize them, to {near[0]} x {near[1]} px for one, "
       "or choose a variant with another patch."
     )
-
-
-def check_tokens(images: jax.Array, patch: int, trained: int):
-  """Raises ValueError if parameters were made for another resolution.
-
-  Args:
-    images: [n, height, width, channels], multiples of `patch`.
-    patch: side in pixels.
-    trained: number of tokens that the parameters were made for.
-  """
-  _, height, width, _ = images.shape
-  tokens = (height // patch) * (width // patch)
-  if tokens == trained:
-    return
-  side = math.isqrt(trained)
-  size = f"{side * patch} x {side * patch} px"
-  if side * side != trained:
-    size = f"{trained} patches"
-  raise ValueError(
-    f"Images of {height} x {width} px make {tokens} tokens of {patch} px, but "
-    f"these parameters are for {trained}: resize the images to {size}, or use "
-    f"parameters made for {height} x {width} px."
-  )

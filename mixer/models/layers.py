@@ -109,38 +109,11 @@ def gpu_barrier(x: jax.Array) -> jax.Array:
   )
 
 
-def patch_embedding(
-  hidden: int,
-  patch: int,
-  dtype: jnp.dtype | None,
-  name: str,
-  *,
-  as_product: bool = False,
-) -> nn.Conv:
-  """Returns the projection of each patch: n h w c to n h/P w/P hidden.
+def multiply_patches(images, kernel, strides, *_, **__):
+  """Convolves without overlap: n h w c to n h/P w/P d, by one product.
 
-  Args:
-    hidden: features of a token.
-    patch: side P in pixels.
-    dtype: of the product's factors; None for float32.
-    name: of its parameters.
-    as_product: computes a matrix product of patches. GPU convolutions take ten
-      times as long.
+  GPU convolutions take ten times as long.
   """
-  return nn.Conv(
-    hidden,
-    kernel_size=(patch, patch),
-    strides=(patch, patch),
-    padding="VALID",
-    dtype=dtype,
-    promote_dtype=cast_products,
-    conv_general_dilated=_multiply_patches if as_product else None,
-    name=name,
-  )
-
-
-def _multiply_patches(images, kernel, strides, *_, **__):
-  """Convolves without overlap: n h w c to n h/P w/P d, by one product."""
   n, height, width, c = images.shape
   p, _ = strides
   patches = images.reshape(n, height // p, p, width // p, p, c)

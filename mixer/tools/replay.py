@@ -30,7 +30,7 @@ from mixer.distributed import initialize
 from mixer.errors import UserError, format_list, printable
 from mixer.jax_setup import configure_xla, enable_compilation_cache
 from mixer.plan import Plan, make_plan
-from mixer.storage import atomic_write, storage_errors, storage_path
+from mixer.storage import storage_errors, storage_path, write_text
 from mixer.tools import show_batch, table
 from mixer.tools.examine import examine, find_first, merge_layers
 from mixer.train import to_row
@@ -131,8 +131,7 @@ def replay(
       )
       report = {"step": step, "from_step": start, "changed_since": changes}
       report |= train_to(plan, hosts, start, state, step, log)
-    with atomic_write(target / "replay.json") as aside:
-      aside.write_text(json.dumps(report, indent=1) + "\n")
+    write_text(target / "replay.json", json.dumps(report, indent=1) + "\n")
     draw_batch(plan, report, target / "batch.png")
     print(f"{describe(report)}\nWritten: {target}/replay.json, batch.png")
     return report

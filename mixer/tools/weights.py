@@ -22,7 +22,7 @@ import textwrap
 from mixer import cli
 from mixer.errors import UserError
 from mixer.models.infer import describe_params, infer
-from mixer.storage import atomic_write, check_output, is_in_bucket
+from mixer.storage import check_output, is_in_bucket, write_text
 from mixer.weights import download, io
 from mixer.weights.grow import grid_shape, grow
 from mixer.weights.load import locate, read
@@ -268,8 +268,7 @@ def _manifest(source: str, out: str | None) -> str:
   path = out or f"{locate(source)}{manifest.SUFFIX}"
   path = check_output(path, "--out", manifest.WRITTEN, suffixes=[".json"])
   content = manifest.make_manifest(source)
-  with atomic_write(path) as temporary:
-    temporary.write_text(manifest.to_json(content))
+  write_text(path, manifest.to_json(content))
   number, digest = len(content["parameters"]), content["sha256"]["float32"]
   return f"Wrote {path}: {number} parameters, sha256 {digest}."
 

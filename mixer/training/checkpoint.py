@@ -29,7 +29,7 @@ from absl import logging
 from etils import epath
 
 from mixer.errors import UserError
-from mixer.storage import atomic_write, is_in_bucket, storage_path
+from mixer.storage import is_in_bucket, storage_path, write_text
 from mixer.training import checkpoint_io
 
 _COMMITTED = "commit_success.txt"
@@ -276,8 +276,7 @@ class Checkpoints:
 
 def _write_metrics(folder: epath.Path, metrics: dict[int, float]) -> None:
   folder.mkdir(parents=True, exist_ok=True)
-  with atomic_write(folder / _METRICS) as temporary:
-    temporary.write_text(json.dumps(metrics))
+  write_text(folder / _METRICS, json.dumps(metrics))
 
 
 def _list(folder: epath.Path) -> list[epath.Path]:

@@ -17,7 +17,7 @@ import time
 from absl import logging
 from etils import epath
 
-from mixer.storage import atomic_write, is_in_bucket
+from mixer.storage import is_in_bucket, write_text
 from mixer.training.metrics import UPLOAD_SECONDS, read_rows
 from mixer.training.progress import format_seconds
 from mixer.training.run_dir import wrap_read_errors
@@ -105,9 +105,8 @@ class Ledger:
       with self._lock:
         line = self._line | {"rows": [*self._rows, self._advance()]}
       try:
-        with atomic_write(self._file) as aside:
-          lines = [json.dumps(each) + "\n" for each in [*self._earlier, line]]
-          aside.write_text("".join(lines))
+        lines = [json.dumps(each) + "\n" for each in [*self._earlier, line]]
+        write_text(self._file, "".join(lines))
       except Exception as error:  # the next write tries again
         logging.warning("Cannot write %s: %s", self._file, error)
       if is_closed:

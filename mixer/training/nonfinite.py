@@ -16,7 +16,7 @@ from etils import epath
 
 from mixer.data.shuffle import IndexShuffler
 from mixer.errors import UserError
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.metrics import read_rows
 
@@ -44,7 +44,6 @@ class PendingUpdates:
     folder: epath.Path,
     *,
     from_step: int,
-    batch: int,
     order: IndexShuffler,
     checkpoints: Checkpoints,
     max_skipped: int,
@@ -55,14 +54,12 @@ class PendingUpdates:
     Args:
       folder: the run's; the file is made at the first skipped update.
       from_step: number of updates applied so far.
-      batch: examples of an update, over all hosts.
       order: of the examples.
       checkpoints: of the run, for the message when it diverges.
       max_skipped: skipped updates in a row that end the run.
       enabled: False on all hosts but the first: nothing is written.
     """
     self._path = folder / "skipped.jsonl"
-    self._batch = batch
     self._order = order
     self._checkpoints = checkpoints
     self._max_skipped = max_skipped
@@ -114,21 +111,21 @@ class PendingUpdates:
       )
 
   def _record(self, step: int, values: dict[str, float]):
-    first = (step - 1) * self._batch
-    positions = np.arange(first, first + self._batch)
+    first, end = (self._order.batch * n for n in (step - 1, step))
     self._rows.append(
       {"step": step}
       | values
       | {
-        "positions": [first, first + self._batch - 1],
-        "examples": self._order(positions).tolist(),
+        "positions": [first, end - 1],
+        "examples": self._order(np.arange(first, end)).tolist(),
       }
     )
     self._write()
 
   def _write(self):
-    with atomic_write(self._path) as aside:
-      aside.write_text("".join(f"{json.dumps(row)}\n" for row in self._rows))
+    write_text(
+      self._path, "".join(f"{json.dumps(row)}\n" for row in self._rows)
+    )
 
   def _advice(self, sound_step: int) -> str:
     self._checkpoints.wait()

@@ -32,7 +32,7 @@ from mixer.config_check import (
 )
 from mixer.errors import UserError
 from mixer.plan import Plan
-from mixer.storage import atomic_write, is_in_bucket
+from mixer.storage import is_in_bucket, write_text
 from mixer.training.plots import draw_learning_curve
 
 CHECKPOINTS = "checkpoints"
@@ -235,8 +235,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _write_json(file: epath.Path, content: dict):
-  with atomic_write(file) as aside:
-    aside.write_text(json.dumps(content, indent=2) + "\n")
+  write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 # Reading.

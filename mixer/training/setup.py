@@ -23,7 +23,7 @@ from mixer.data_plan import check_classes
 from mixer.distributed import Hosts
 from mixer.errors import UserError, format_list
 from mixer.plan import Plan, make_plan, plan_summary
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.training import run_dir
 from mixer.training.checkpoint import Checkpoints
 from mixer.training.consistency import wait_for_path
@@ -296,8 +296,7 @@ def log_start(
     folder, plan.config, from_step=start, went_back_to=from_step
   )
   names = "".join(f"{name}\n" for name in plan.data.source.class_names)
-  with atomic_write(folder / weights.CLASSES) as aside:
-    aside.write_text(names)
+  write_text(folder / weights.CLASSES, names)
   overview = parameter_overview.get_parameter_overview(
     plan.model.abstract_params, include_stats=False
   )

@@ -377,11 +377,6 @@ def normalise(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32) / 127.5 - 1
 
 
-def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Cross entropy in nats; logits and labels float32 [n, classes] to [n]."""
-  return optax.softmax_cross_entropy(logits, labels)
-
-
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Binary cross entropies in nats, summed over classes, as the authors train.
 
@@ -414,7 +409,10 @@ def distillation_loss(
   return temperature**2 * kl
 
 
-LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+LOSSES = {
+  "softmax": optax.softmax_cross_entropy,
+  "sigmoid": sigmoid_cross_entropy,
+}
 
 
 def example_losses(

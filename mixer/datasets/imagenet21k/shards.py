@@ -18,7 +18,7 @@ from mixer.data import decode
 from mixer.datasets import dedup
 from mixer.datasets.imagenet21k.archive import run_in_processes
 from mixer.errors import UserError
-from mixer.storage import atomic_write
+from mixer.storage import atomic_write, write_text
 
 INDEX = "index.npy"
 PLAN = "plan.json"
@@ -107,8 +107,7 @@ def _write_shard(task: Task) -> tuple[int, None]:
       contents["written"] += 1
       contents["num_bytes"] += len(record)
     writer.close()
-    with atomic_write(_sidecar(file)) as temporary:
-      temporary.write_text(json.dumps(contents))
+    write_text(_sidecar(file), json.dumps(contents))
   return len(rows), None
 
 
@@ -170,8 +169,7 @@ def claim(folder: Path, plan: Mapping[str, object]) -> Iterator[None]:
         f"Another process is at work in {folder}: let it finish, or stop it."
       ) from error
     _clear(folder, plan)
-    with atomic_write(folder / PLAN) as temporary:
-      temporary.write_text(json.dumps(plan))
+    write_text(folder / PLAN, json.dumps(plan))
     yield
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jinja2
 
 from mixer.errors import UserError, did_you_mean
-from mixer.storage import atomic_write, check_output
+from mixer.storage import check_output, write_text
 from mixer.tools.table import render as render_markdown
 
 # Pages of one file, which refer to no other; base.html has their style sheet.
@@ -102,8 +102,7 @@ def write(page: Page, format: str, out: str | None) -> str:
   if not out:
     return text
   file = Path(out).expanduser()
-  with atomic_write(file) as aside:
-    aside.write_text(f"{text}\n")
+  write_text(file, f"{text}\n")
   return f"{file}: {page.title}"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mixer.errors import UserError
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.tools.paper.numbers import Row
 
 PROJECT = Path(__file__).parents[3]
@@ -70,8 +70,7 @@ def add_records(results: Path, row: Row, records: list[dict]) -> Path:
   content = {"row": row.name, "records": older + records}
   file = row_file(results, row)
   file.parent.mkdir(parents=True, exist_ok=True)
-  with atomic_write(file) as aside:
-    aside.write_text(json.dumps(content, indent=1) + "\n")
+  write_text(file, json.dumps(content, indent=1) + "\n")
   return file
 
 

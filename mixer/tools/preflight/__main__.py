@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from mixer import cli
 from mixer.errors import UserError, did_you_mean
-from mixer.storage import atomic_write, check_output
+from mixer.storage import check_output, write_text
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, such as configs/pretrain_i21k.py:B/16."
@@ -91,8 +91,7 @@ def main() -> int:
     text = describe(report, CONFIG.value)
   print(text, flush=True)
   if JSON.value:
-    with atomic_write(file) as aside:
-      aside.write_text(json.dumps(report, indent=2) + "\n")
+    write_text(file, json.dumps(report, indent=2) + "\n")
   return cli.EX_OK if report["fits"] else cli.EX_USAGE
 
 

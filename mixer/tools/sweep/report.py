@@ -9,7 +9,7 @@ from etils import epath
 
 from mixer.config_check import to_dict
 from mixer.plan import plan_summary
-from mixer.storage import atomic_write
+from mixer.storage import write_text
 from mixer.tools.sweep.plan import Outcome, SweepPlan, SweepRun, read_outcome
 from mixer.tools.table import render
 from mixer.training import run_dir
@@ -112,8 +112,7 @@ def write_files(folder: epath.Path, content: dict, text: str):
     (MARKDOWN, text),
     (JSON, json.dumps(content, indent=2)),
   ):
-    with atomic_write(folder / name) as temporary:
-      temporary.write_text(f"{file}\n")
+    write_text(folder / name, f"{file}\n")
 
 
 def failure_reason(outcome: Outcome, result: str) -> str:

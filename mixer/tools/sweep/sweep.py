@@ -14,10 +14,10 @@ from mixer.cli import EX_OK, EX_TEMPFAIL, sigterm_to_keyboard_interrupt
 from mixer.errors import UserError, format_list
 from mixer.jax_setup import configure_xla
 from mixer.storage import (
-  atomic_write,
   make_folder,
   storage_errors,
   storage_path,
+  write_text,
 )
 from mixer.tools.sweep.plan import (
   FAILED,
@@ -169,8 +169,7 @@ def run_one(
   try:
     code = train.train(config, str(run.folder), accept_changes=accept_changes)
   except DivergedError as error:
-    with atomic_write(run.folder / FAILED) as temporary:
-      temporary.write_text(f"{error}\n")
+    write_text(run.folder / FAILED, f"{error}\n")
   else:
     if code == EX_TEMPFAIL:
       return None
