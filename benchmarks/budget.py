@@ -19,8 +19,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks import create_parser
-from mixer.cli import run_cli
+from mixer.cli import create_parser, run_cli
 from mixer.errors import UserError
 from mixer.jax_setup import set_flags
 from mixer.storage import write_text
@@ -44,7 +43,7 @@ LEAST_SHARE = 0.01  # of the elements outside of products, for a kind to be kept
 
 
 def main() -> int:
-  parser = create_parser("budget", __doc__)
+  parser = create_parser("benchmarks.budget", __doc__)
   parser.add_argument("--targets", default=",".join(TARGETS))
   parser.add_argument("--update", action="store_true")
   options = parser.parse_args()
@@ -84,16 +83,14 @@ def run(targets: list[str], update: bool = False) -> str:
       problems += compare(key, figures, budgets[key])
     lines.append(f"{key}: {describe(figures)}")
   if problems:
-    raise UserError("\n".join([*problems, _ADVICE]))
+    problems.append(
+      "If that is intended, `python -m benchmarks.budget --update` writes the "
+      "new figures to results/budget.json."
+    )
+    raise UserError("\n".join(problems))
   if update:
     write_text(FILE, json.dumps(budgets, indent=1, sort_keys=True) + "\n")
   return "\n".join(lines)
-
-
-_ADVICE = (
-  "If that is intended, `python -m benchmarks.budget --update` writes the new "
-  "figures to results/budget.json."
-)
 
 
 def budget_key(target: str) -> str | None:

@@ -8,8 +8,8 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import create_parser
 from mixer import models
+from mixer.cli import create_parser
 from mixer.errors import UserError
 from mixer.models import create, flops
 
@@ -116,13 +116,13 @@ def create_speed_parser(
   """Makes a parser with the flags that all benchmarks of speed share.
 
   Args:
-    name, description: see `create_parser`.
+    name, description: see `cli.create_parser`.
     on_cpu, elsewhere: default batch sizes and dtypes.
     limit, models: defaults of these flags.
     counts: flags of whole numbers, with defaults and help.
     seconds: whether timings have a minimum length.
   """
-  parser = create_parser(name, description)
+  parser = create_parser(f"benchmarks.{name}", description)
   add = parser.add_argument
   add(
     "--models",

@@ -16,15 +16,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from scipy import stats
 
 import mixer.train
-from benchmarks import create_parser
-from mixer.cli import EX_TEMPFAIL
-from mixer.config import default
-from mixer.config_check import to_dict
+from mixer.cli import EX_TEMPFAIL, create_parser
+from mixer.config_check import beyond_defaults, to_dict
 from mixer.errors import RetryableError, UserError
 from mixer.plan import Plan, make_plan
 from mixer.storage import write_text
@@ -33,6 +30,8 @@ from mixer.tools.paper.protocols import load_recipe
 from mixer.training import run_dir
 from mixer.training.metrics import read_rows
 from mixer.training.setup import create_optimizer, initial_state
+
+STAMP = "date", "git_commit", "git_changes"  # of provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ def create_experiment_parser(
 ) -> argparse.ArgumentParser:
   """Makes a parser with the flags that all experiments share."""
   flags.FLAGS.mark_as_parsed()  # training reads absl's flags
-  parser = create_parser(name, description)
+  parser = create_parser(f"benchmarks.{name}", description)
   workdir = Path("runs") / name
   parser.add_argument(
     "--workdir", type=Path, default=workdir, help=f"of runs; default: {workdir}"
@@ -112,7 +111,7 @@ def train(
   return [
     curve.about
     | {"recipe": f"configs/{curve.recipe}.py:{curve.arg}"}
-    | {"config": beyond_defaults(config), "runs": done}
+    | {"config": beyond_defaults(to_dict(config)), "runs": done}
     for curve, [config, *_], done in zip(curves, configs, runs, strict=True)
   ]
 
@@ -146,24 +145,10 @@ def finish(config: ConfigDict, folder: Path, results: Sequence[str]) -> dict:
   evaluated = [row for row in rows if results[0] in row]
   last = json.loads((folder / "provenance.json").read_text())["starts"][-1]
   return {
-    "date": last["date"],
-    "git_commit": last["git_commit"],
-    "git_changes": last["git_changes"],
+    **{key: last[key] for key in STAMP},
     "device": f"{last['devices']} x {last['device_kind']}",
     "steps": [row["step"] for row in evaluated],
     **{name: [round(row[name], 6) for row in evaluated] for name in results},
-  }
-
-
-def beyond_defaults(config: ConfigDict) -> dict[str, object]:
-  """Returns the config keys whose values are not the schema's defaults."""
-  ours, schema = (
-    flatten_dict(to_dict(each), sep=".") for each in (config, default())
-  )
-  return {
-    key: value
-    for key, value in ours.items()
-    if value is not None and schema.get(key) != value
   }
 
 
@@ -172,9 +157,7 @@ def record(file: Path, content: dict) -> None:
   made = run_dir.provenance()
   module = sys.modules["__main__"].__spec__.name.removesuffix(".__main__")
   head = {
-    "date": made["date"],
-    "git_commit": made["git_commit"],
-    "git_changes": made["git_changes"],
+    **{key: made[key] for key in STAMP},
     "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
     "devices": f"{made['devices']} x {made['device_kind']}",
     "versions": made["packages"],
@@ -223,6 +206,15 @@ def gains(
       verdict = "better" if gain["mean"] > 0 else "worse"
     found[name] = gain | {"verdict": verdict}
   return found
+
+
+def gain_cells(curve: dict, result: str, gain: dict | None) -> list[str]:
+  """Formats a curve's last result; its gain and verdict, if it has one."""
+  ends = last_values(curve, result)
+  accuracy = percent(ends.mean(), ends.std(ddof=1))
+  if gain is None:
+    return [accuracy, "", ""]
+  return [accuracy, percent(gain["mean"], gain["interval"]), gain["verdict"]]
 
 
 def percent(mean: float, around: float) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 
+from mixer.data.workers import usable_cores
+
 PACKAGES = "jax", "jaxlib", "flax", "optax"
 # These change how long the same programs take.
 VARIABLES = (
@@ -31,7 +33,8 @@ def describe() -> dict:
   name = device.device_kind
   if device.platform == "cpu":
     found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
-    name = f"{found[1] if found else platform.machine()}, {cores()} cores"
+    name = found[1] if found else platform.machine()
+    name += f", {usable_cores()} cores"
   return {
     "device": name,
     "platform": device.platform,
@@ -46,11 +49,6 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 def environment() -> dict[str, str]:
   """Returns those of `VARIABLES` that are set."""
   return {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-
-
-def cores() -> int:
-  """Returns the number of cores that this process may run on."""
-  return len(os.sched_getaffinity(0))
 
 
 def free_memory() -> int | None:

@@ -31,9 +31,8 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from benchmarks import create_parser
 from mixer import weights
-from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
+from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE, create_parser
 from mixer.tools.table import render
 from mixer.training.goodput import read_goodput
 from mixer.training.metrics import read_rows
@@ -57,7 +56,7 @@ TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def main() -> int:
-  parser = create_parser("faults", __doc__)
+  parser = create_parser("benchmarks.faults", __doc__)
   parser.add_argument("names", nargs="*", metavar="TRIAL", help=f"of {NAMES}")
   parser.add_argument("--workdir", type=Path, help="folder of the runs")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")

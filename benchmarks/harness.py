@@ -11,11 +11,11 @@ and prints each row of its result as a line of JSON.
 """
 
 import contextlib
-import importlib
 import itertools
 import json
 import math
 import os
+import pkgutil
 import shlex
 import signal
 import statistics
@@ -31,7 +31,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.device import file_name, git_commit
-from mixer.errors import UserError
+from mixer.errors import UserError, notify
 from mixer.storage import check_output, write_text
 
 ROWS = "rows"
@@ -97,13 +97,9 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
     yield from names[:: -1 if turn % 2 else 1]
 
 
-def log(line: str):
-  print(line, file=sys.stderr, flush=True)
-
-
 def log_speed(label: str, row: dict):
   value = row["images_per_second"]
-  log(f"{label}: {f'{value:,.5g} images/s' if value else row['why']}")
+  notify(f"{label}: {f'{value:,.5g} images/s' if value else row['why']}")
 
 
 class ChildError(Exception):
@@ -297,11 +293,8 @@ def main(function: str, arguments: str):
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
   with contextlib.suppress(OSError):  # if memory runs out, kill this process
     Path("/proc/self/oom_score_adj").write_text("1000")
-  module, name = function.split(":")
   with contextlib.redirect_stdout(sys.stderr):  # libraries print, too
-    rows = getattr(importlib.import_module(module), name)(
-      **json.loads(arguments)
-    )
+    rows = pkgutil.resolve_name(function)(**json.loads(arguments))
     for row in [rows] if isinstance(rows, dict) else rows:
       print(json.dumps(row), file=sys.__stdout__, flush=True)
 

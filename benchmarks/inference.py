@@ -39,6 +39,7 @@ from benchmarks.programs import draw_batch, draw_params
 from mixer import models as families
 from mixer import weights
 from mixer.cli import run_cli
+from mixer.errors import notify
 from mixer.jax_setup import configure_xla
 from mixer.models import create, flops
 from mixer.models.infer import infer_model
@@ -109,7 +110,7 @@ def fill(
       known.put(key, rows)
       for row in rows:
         text = row.get("why") or f"{row['median_ms']:,.4g} ms"
-        harness.log(f"{cell.label}, {row['implementation']}: {text}")
+        notify(f"{cell.label}, {row['implementation']}: {text}")
   return f"{page(device, known.lists[harness.ROWS])}\n\n{known.path}"
 
 
@@ -236,7 +237,6 @@ def predict(file: Path, dtype: str) -> Call:
 
 def exported(file: Path, dtype: str) -> Call:
   """Calls a program as `export` documents it; the dtype is in the file."""
-  del dtype
   return jax_export.deserialize(file.read_bytes()).call
 
 

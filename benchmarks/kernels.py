@@ -12,6 +12,7 @@ With --time, times each pass in bfloat16 instead, forward and backward, and
 writes results/kernels/DEVICE.json. The rate counts each array of the pass once.
 """
 
+import contextlib
 import functools
 import importlib
 import itertools
@@ -25,11 +26,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import create_parser, device
+from benchmarks import device
 from benchmarks.cells import IMAGE_SIZE, choose
 from benchmarks.harness import Results, speed, time_calls
 from mixer import models
-from mixer.cli import run_cli
+from mixer.cli import create_parser, run_cli
 from mixer.errors import UserError
 from mixer.models.kernels import gpu
 from mixer.models.kernels import statistics as moments
@@ -56,7 +57,7 @@ class Errors(NamedTuple):
 
 
 def main() -> int:
-  parser = create_parser("kernels", __doc__)
+  parser = create_parser("benchmarks.kernels", __doc__)
   parser.add_argument(
     "--models", default="*", help="names, with * for any part; default: *"
   )
@@ -121,10 +122,8 @@ def backends() -> dict[str, object]:
   """Returns the modules of kernels that the installed jax can run, by name."""
   found = {}
   for name in BACKENDS:
-    try:
+    with contextlib.suppress(ImportError):
       found[name] = importlib.import_module(f"mixer.models.kernels.{name}")
-    except ImportError:
-      continue
   return found
 
 

@@ -16,10 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import create_parser
 from mixer.chips import GIB
-from mixer.cli import EX_OK, EX_USAGE, run_cli
-from mixer.errors import UserError
+from mixer.cli import EX_OK, EX_USAGE, create_parser, run_cli
+from mixer.errors import UserError, notify
 from mixer.models.mixer import VARIANTS
 from mixer.storage import write_text
 from mixer.tools.preflight.compiler import check_installed
@@ -48,7 +47,7 @@ HEAD = (
 
 
 def main() -> int:
-  parser = create_parser("preflight", __doc__)
+  parser = create_parser("benchmarks.preflight", __doc__)
   parser.add_argument("--models", default=MIXERS)
   parser.add_argument("--topologies", default=SLICES)
   parser.add_argument("--results", type=Path, default=RESULTS)
@@ -89,7 +88,7 @@ def fill_cells(file: Path, due: dict[str, tuple[str, ...]]) -> dict[str, dict]:
   for cell, arguments in due.items():
     if cell in cells:
       continue
-    print(cell, file=sys.stderr, flush=True)
+    notify(cell)
     cells[cell] = preflight(*arguments)
     write_text(file, json.dumps(cells, indent=1) + "\n")
   return cells

@@ -10,11 +10,10 @@ minutes on two cores.
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import curves
-from benchmarks.curves import Curve, last_values, percent
+from benchmarks.curves import Curve
 from configs.regularisation import DATA, RECIPES
 from mixer.cli import run_cli
 from mixer.tools.table import render
@@ -55,7 +54,10 @@ def measure(workdir: Path, seeds: int, results: Path) -> str:
     )
     found = curves.gains(trained, "method", PLAIN, RESULT)
     content[data] = {"findings": found, "curves": trained, "teacher": taught}
-    rows += table_rows(data, trained, found)
+    for each in trained:
+      name = each["method"]
+      cells = curves.gain_cells(each, RESULT, found.get(name))
+      rows.append((data, name, *cells))
     rows.append(
       (data, "its teacher", f"{100 * taught[RESULT][-1]:.1f}", "", "")
     )
@@ -65,20 +67,6 @@ def measure(workdir: Path, seeds: int, results: Path) -> str:
     "their 95 % interval, undecided where that has 0 in it. All students of a "
     "data set have the same teacher."
   )
-
-
-def table_rows(
-  data: str, trained: list[dict], found: dict[str, dict]
-) -> Iterator[tuple[str, ...]]:
-  for each in trained:
-    ends, gain = last_values(each, RESULT), found.get(each["method"])
-    yield (
-      data,
-      each["method"],
-      percent(ends.mean(), ends.std(ddof=1)),
-      percent(gain["mean"], gain["interval"]) if gain else "",
-      gain["verdict"] if gain else "",
-    )
 
 
 if __name__ == "__main__":

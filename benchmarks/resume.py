@@ -29,9 +29,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import create_parser
 from mixer import train, weights
-from mixer.cli import EX_OK
+from mixer.cli import EX_OK, create_parser
 from mixer.cluster import Cluster
 from mixer.distributed import initialize
 from mixer.jax_setup import configure_xla
@@ -109,7 +108,7 @@ class Run(NamedTuple):
 
 
 def main() -> int:
-  parser = create_parser("resume", __doc__)
+  parser = create_parser("benchmarks.resume", __doc__)
   parser.add_argument("--workdir", type=Path, help="folder of the runs")
   folder = parser.parse_args().workdir or Path(tempfile.mkdtemp())
   from benchmarks import curves  # slow to import, for the processes of runs

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import create_parser
 from benchmarks.preflight import fill_cells
-from mixer.cli import run_cli
+from mixer.cli import create_parser, run_cli
 from mixer.storage import write_text
 from mixer.tools.preflight.compiler import check_installed
 from mixer.tools.preflight.hlo import Collective
@@ -44,7 +43,7 @@ HEAD = (
 
 
 def main() -> int:
-  parser = create_parser("scaling", __doc__)
+  parser = create_parser("benchmarks.scaling", __doc__)
   parser.add_argument("--models", default=MODELS)
   parser.add_argument("--results", type=Path, default=Path("results"))
   flags = parser.parse_args()
@@ -176,8 +175,7 @@ def _rows(
     yield (
       f"{machine.chips:,}",
       f"{images:g}",
-      *(f"{1e3 * t:.3g}" for t in (times.compute, times.memory)),
-      *(f"{1e3 * t:.3g}" for t in (times.communication, times.step)),
+      *(f"{1e3 * t:.3g}" for t in (*dataclasses.astuple(times), times.step)),
       f"{rate:,.0f}",
       f"{rate / machine.hosts:,.0f}",
       f"{rate / machine.hosts * JPEG_BYTES / 1e6:,.0f}",

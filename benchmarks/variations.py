@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import curves
-from benchmarks.curves import Curve, last_values, percent
+from benchmarks.curves import Curve
 from mixer.cli import run_cli
 from mixer.models import flops
 from mixer.plan import make_plan
@@ -68,16 +68,13 @@ def measure(workdir: Path, epochs: float, seeds: int, results: Path) -> str:
 def report(trained: list[dict], found: dict[str, dict]) -> str:
   rows = []
   for each in trained:
-    ends = last_values(each, RESULT)
-    gain = found.get(each["variation"])
+    name = each["variation"]
     rows.append(
       (
-        each["variation"],
+        name,
         f"{each['parameters']:,}",
         f"{each['multiply_accumulates'] / 1e6:.2f}",
-        percent(ends.mean(), ends.std(ddof=1)),
-        percent(gain["mean"], gain["interval"]) if gain else "",
-        gain["verdict"] if gain else "",
+        *curves.gain_cells(each, RESULT, found.get(name)),
       )
     )
   return (

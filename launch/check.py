@@ -37,9 +37,8 @@ def main() -> int:
   if sys.argv[0] == "sweep":
     complaints = plan_sweep(config).complaints
   else:
-    is_eval = sys.argv[0] == "eval"
     complaints = make_plan(
-      config, devices=1, for_training=not is_eval, load_init=False
+      config, devices=1, for_training=sys.argv[0] == "train", load_init=False
     ).complaints
   if complaints.problems:
     raise UserError("\n".join(complaints.problems))

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 the user must change something; 75 start the same command
 again; anything else is a crash, with a traceback.
 """
 
+import argparse
 import ast
 import contextlib
 import os
@@ -33,6 +34,15 @@ def run(main: Callable[[], int]):
   sys.argv[1:] = map(_rename_key, sys.argv[1:])
   with output_errors():
     app.run(lambda _: _call(main), flags_parser=_parse)
+
+
+def create_parser(command: str, description: str) -> argparse.ArgumentParser:
+  """Makes a parser for `python -m COMMAND`, with a docstring as its help."""
+  return argparse.ArgumentParser(
+    prog=f"python -m {command}",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
 
 
 def run_cli(work: Callable[..., str | None], **arguments) -> int:

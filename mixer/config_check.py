@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from mixer.config import (
@@ -176,6 +177,14 @@ def _validate(
 def to_dict(config: ConfigDict) -> dict:
   """Converts a config to JSON's types."""
   return json.loads(config.to_json(sort_keys=True))
+
+
+def beyond_defaults(config: dict) -> dict[str, object]:
+  """Returns the values, by dotted keys, that are not the schema's defaults."""
+  usual, config = (
+    flatten_dict(x, sep=".") for x in (to_dict(default()), config)
+  )
+  return {key: x for key, x in config.items() if x != usual.get(key)}
 
 
 def diff_configs(

@@ -126,7 +126,7 @@ def _random_value(
     image = rng.integers(256, size=(h, w, channels), dtype=np.uint8)
     suffix = "." + (getattr(feature, "_encoding_format", None) or "png")
     # Encoded here: TFDS would import TensorFlow for it, which takes seconds.
-    return io.BytesIO(cv2.imencode(suffix, image)[1].tobytes())
+    return cv2.imencode(suffix, image)[1].tobytes()
   if isinstance(feature, tfds.features.ClassLabel):
     return int(rng.integers(feature.num_classes))
   if isinstance(feature, tfds.features.BBoxFeature):

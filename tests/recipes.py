@@ -5,7 +5,7 @@ After an intended change of a recipe, `python tests/recipes.py` writes the
 goldens again; read the difference before committing it.
 """
 
-import importlib.util
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -74,13 +74,10 @@ def load(name: str, arg: str = "") -> ConfigDict:
   return module(name).get_config(arg or None)
 
 
-def module(name: str) -> types.ModuleType:
-  """Imports configs/NAME.py again."""
+def module(name: str) -> types.SimpleNamespace:
+  """Runs configs/NAME.py again."""
   path = ROOT / "configs" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
-  recipe = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(recipe)
-  return recipe
+  return types.SimpleNamespace(**runpy.run_path(str(path)))
 
 
 def golden(name: str, arg: str) -> Path:

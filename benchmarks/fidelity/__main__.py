@@ -14,10 +14,10 @@ import inspect
 import sys
 from pathlib import Path
 
-from benchmarks import create_parser, curves
+from benchmarks import curves
 from benchmarks.fidelity.rows import LEAST_P, cells
 from benchmarks.fidelity.stages import STAGES
-from mixer.cli import run_cli
+from mixer.cli import create_parser, run_cli
 from mixer.storage import write_text
 from mixer.tools.paper.render import TEMPLATES
 from mixer.tools.table import render
@@ -26,7 +26,7 @@ HEAD = "stage | quantity | n | statistic | p | verdict".split(" | ")
 
 
 def main() -> int:
-  parser = create_parser("fidelity", __doc__)
+  parser = create_parser("benchmarks.fidelity", __doc__)
   parser.add_argument("--draws", type=int, default=100_000)
   parser.add_argument("--page", type=Path, default=Path("docs/fidelity.html"))
   parser.add_argument("--results", type=Path, default=Path("results"))

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m benchmarks.input [PART ...] [--folder=DIR]: prints tables."""
 
-import importlib
 import inspect
 import os
+import pkgutil
 import tempfile
 from pathlib import Path
 
 from absl import flags
 
-from benchmarks import create_parser
+from mixer.cli import create_parser
 
 # Part -> module; the part is a function there, described by its docstring.
 PARTS = {
@@ -24,7 +24,7 @@ PARTS = {
 
 
 def main() -> None:
-  parser = create_parser("input", "Measures the input pipeline.")
+  parser = create_parser("benchmarks.input", "Measures the input pipeline.")
   parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
   parser.add_argument(
     "--folder",
@@ -36,8 +36,7 @@ def main() -> None:
   if unknown := {*arguments.parts} - {*PARTS}:
     parser.error(f"no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
   for part in arguments.parts or PARTS:
-    module = importlib.import_module(f"benchmarks.input.{PARTS[part]}")
-    table = getattr(module, part)
+    table = pkgutil.resolve_name(f"benchmarks.input.{PARTS[part]}:{part}")
     print(f"\n{part}: {inspect.getdoc(table)}\n")
     print(table(arguments.folder), flush=True)
 

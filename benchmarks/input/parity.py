@@ -42,7 +42,6 @@ def pixels(folder: Path) -> str:
   Each operation begins with the same JPEG on both sides; differences are in
   levels of 255, over scikit-image's photographs.
   """
-  del folder
   images = photographs().values()
   files = [encode(image, ".jpg") for image in images]
   rows = [_compare(*operation, files) for operation in _operations()]
@@ -172,7 +171,6 @@ def draws(folder: Path) -> str:
   Crops against TensorFlow's by the two-sample Kolmogorov-Smirnov test, all else
   against equal frequencies by chi-square. One in 20 fair rows has p < 0.05.
   """
-  del folder
   rows = [*_draw_crops(), *_draw_randaugment(), _draw_cutout(), _draw_flip()]
   return render(("draw", "against", "statistic", "p"), rows)
 

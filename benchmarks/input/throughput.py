@@ -162,7 +162,6 @@ def scaled(folder: Path) -> str:
   Photographs enlarged or reduced to a longer side, three crops each; absolute
   differences of 255 levels, in the mean and the largest of an image's.
   """
-  del folder
   tune_malloc()
   rows = []
   for side in (1024, 2048, 4096):

@@ -40,12 +40,12 @@ import jax
 from benchmarks import cells, harness
 from benchmarks.cells import Cell
 from benchmarks.device import environment
-from benchmarks.harness import ChildError, Results, log
+from benchmarks.harness import ChildError, Results
 from benchmarks.step.implementations import NAMES, OURS, VARIANTS
 from benchmarks.step.table import page
 from mixer import models as families
 from mixer.cli import run_cli
-from mixer.errors import UserError
+from mixer.errors import UserError, notify
 
 # Batches, dtypes and sides of the square matrices.
 DEFAULTS = {"cpu": ("1,16", "float32", "1024,2048,4096")}
@@ -165,7 +165,7 @@ def _probe(
   for name in implementations:
     row = children.probe(name)
     if "absent" in row:
-      log(f"{name} is left out: {row['absent']}")
+      notify(f"{name} is left out: {row['absent']}")
     else:
       present.append(name)
       device["versions"] |= row["versions"]
@@ -222,7 +222,7 @@ class Children:
         )
       rows.append(row | {"by": name})
     best = max(rows, key=lambda row: row["flops_per_second"])
-    log(
+    notify(
       f"{dtype}, product of {best['size']} x {best['size']}: "
       f"{best['flops_per_second'] / 1e12:.3g} TFLOP/s ({best['by']})"
     )

@@ -21,6 +21,7 @@ from torch.nn import functional
 from benchmarks import device, programs
 from benchmarks.cells import CLASSES, IMAGE_SIZE, TRAINING, Cell
 from benchmarks.step.implementations import AbsentError, draw_squares
+from mixer.data.workers import usable_cores
 
 DEVICES = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "rocm": "cuda"}
 
@@ -46,7 +47,7 @@ class Timm:
     self._device = torch.device(kind)
     self._compiled = compiled
     if kind == "cpu":
-      torch.set_num_threads(device.cores())
+      torch.set_num_threads(usable_cores())
     else:
       torch.set_float32_matmul_precision("high")
 

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks import create_parser, transfer
+from benchmarks import transfer
 from mixer import weights
+from mixer.cli import create_parser
 from mixer.data import preprocess
 from mixer.data.input_pipeline import eval_batches
 from mixer.data.sources import open_source
@@ -24,7 +25,7 @@ HEAD = ("digits 5 to 9", "pixels", "labelled", "steps", "accuracy, %")
 
 
 def main() -> None:
-  parser = create_parser("transfer", __doc__)
+  parser = create_parser("benchmarks.transfer", __doc__)
   parser.add_argument("folder", type=Path, metavar="DIR")
   folder = parser.parse_args().folder
   print(render(HEAD, [*tuned_rows(folder), *probe_rows(folder / "pretrain")]))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import create_parser, transfer
+from benchmarks import transfer
 from mixer import train
+from mixer.cli import create_parser
 from mixer.models import flops
 from mixer.plan import make_plan
 from mixer.tools.data import prepare
@@ -37,7 +38,7 @@ HEAD = (
 
 
 def main() -> None:
-  parser = create_parser("transfer.growth", __doc__)
+  parser = create_parser("benchmarks.transfer.growth", __doc__)
   parser.add_argument("--workdir", type=Path, default=Path("runs/growth"))
   workdir = parser.parse_args().workdir
   for name in ("digits/0to4", "digits/5to9"):

@@ -13,7 +13,6 @@ JAX promises to read such a file with releases up to 6 months newer and 3 weeks
 older than the one that wrote it: for longer, keep the weights and export again.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,15 +42,7 @@ TRIED = (1, 3)  # batch sizes; the program is compiled for any
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  return cli.run_cli(run, **vars(_parser().parse_args(arguments)))
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m mixer export",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = cli.create_parser("mixer export", __doc__)
   add = parser.add_argument
   add("--init", required=True, help="weights: a name, a file, a run's folder")
   kinds = " *".join((PROGRAM, *SUFFIXES))
@@ -60,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--platforms", help="of cpu,cuda,rocm,tpu; default: cpu,cuda,tpu")
   add("--input", choices=INPUTS, help="0 to 255 (the default) or -1 to 1")
   add("--dtype", choices=TOLERANCES, help="of products; default: float32")
-  return parser
+  return cli.run_cli(run, **vars(parser.parse_args(arguments)))
 
 
 def run(init: str, out: str, **options: str | int | None) -> str:

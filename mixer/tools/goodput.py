@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shows where a run's time went, over all its starts: goodput RUN."""
 
-import argparse
 import sys
 
 from mixer import cli
@@ -15,9 +14,7 @@ from mixer.training.progress import format_seconds
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  parser = argparse.ArgumentParser(
-    prog="python -m mixer goodput", description=__doc__
-  )
+  parser = cli.create_parser("mixer goodput", __doc__)
   parser.add_argument("run", metavar="RUN", help="its folder, local or gs://")
   return cli.run_cli(show, **vars(parser.parse_args(arguments)))
 

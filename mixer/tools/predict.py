@@ -14,7 +14,6 @@ the accuracy is printed, and --grid shows the worst mistakes first.
 `--out=RUN/predictions.csv` puts the mistakes into the run's report, too.
 """
 
-import argparse
 import collections
 import contextlib
 import csv
@@ -59,15 +58,7 @@ COLUMNS = ("image", "rank", "class", "label", "probability")
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 2 the user must change something."""
-  return cli.run_cli(run, **vars(_parser().parse_args(arguments)))
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m mixer predict",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = cli.create_parser("mixer predict", __doc__)
   add = parser.add_argument
   add("images", nargs="+", metavar="IMAGE", help="file, folder or 'pattern'")
   add("--init", required=True, help="weights: a name, a file, a run's folder")
@@ -77,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
   add("--batch", type=int, default=32, help="images at once; default: 32")
   add("--ops", help="in place of the run's, such as 'resize(224)'")
   add("--classes", metavar="FILE", help="names of the classes, one a line")
-  return parser
+  return cli.run_cli(run, **vars(parser.parse_args(arguments)))
 
 
 def run(

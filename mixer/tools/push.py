@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from flax.traverse_util import flatten_dict
-
 from mixer import weights
-from mixer.config import default
-from mixer.config_check import to_dict
+from mixer.config_check import beyond_defaults
 from mixer.errors import UserError
 from mixer.models.infer import describe
 from mixer.storage import cache_folder
@@ -111,7 +108,6 @@ def _write(
     model_name=title if results else None,
     eval_results=results or None,
   )
-  usual = flatten_dict(to_dict(default()), sep=".")
   card = _CARD.format(
     metadata=metadata.to_yaml(),
     title=title,
@@ -129,8 +125,8 @@ def _write(
     commit=content["origin"]["git_commit"] or "unknown",
     recipe="\n".join(
       f"- `{key} = {json.dumps(value)}`"
-      for key, value in sorted(flatten_dict(run.config, sep=".").items())
-      if not key.startswith("evals.") and value != usual.get(key)
+      for key, value in sorted(beyond_defaults(run.config).items())
+      if not key.startswith("evals.")
     ),
   )
   hub.ModelCard(card).save(target / "README.md")  # parses the metadata
@@ -147,10 +143,8 @@ def _results(hub: ModuleType, run: Run) -> Iterator:
   """Yields the last value of each result, for the model index."""
   for full_name in run.evaluation_names:
     *_, evaluator, result = full_name.split("/")
-    values, options = (
-      run.series(full_name)[1],
-      run.config["evals"].get(evaluator),
-    )
+    values = run.series(full_name)[1]
+    options = run.config["evals"].get(evaluator)
     if values and options:  # and no evaluator of an earlier config
       name = options["name"] or run.config["data"]["name"]
       kind, data = _describe_data(name)

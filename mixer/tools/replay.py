@@ -10,7 +10,6 @@ the run's log, bit for bit; and examines the last update. RUN may be training
 meanwhile: only DIR (default RUN/replay_N) is written to.
 """
 
-import argparse
 import collections
 import contextlib
 import json
@@ -51,9 +50,8 @@ COLUMNS = "gradient_norm update_norm parameter_norm output_rms output_max"
 
 def main(arguments: list[str] | None = None) -> int:
   """Returns the exit code: 0 done, 1 not as logged, 2 for the user to act."""
-  parser = argparse.ArgumentParser(
-    prog="python -m mixer replay",
-    description="Rebuilds one update of a run, and examines it.",
+  parser = cli.create_parser(
+    "mixer replay", "Rebuilds one update of a run, and examines it."
   )
   add = parser.add_argument
   add("run", metavar="RUN", help="a run's folder")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 
 from mixer import cli
@@ -81,7 +80,7 @@ def draw_sheet(
 ) -> None:
   """Draws images, uint8 [n, h, w, 3], each under its caption."""
   rows = -(-len(pixels) // COLUMNS)
-  figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows + 0.5), layout="constrained")
+  figure = plots.new_figure(2 * COLUMNS, 2.3 * rows + 0.5)
   figure.suptitle(title, wrap=True)
   axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
   for axis in axes:

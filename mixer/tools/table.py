@@ -8,16 +8,12 @@ def render(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   """Aligns the first column to the left and the others to the right."""
   rows = [tuple(map(str, row)) for row in rows]
   widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+  rule = ["-" * widths[0], *("-" * max(x - 1, 1) + ":" for x in widths[1:])]
+  lines = (" | ".join(align(row, widths)) for row in (head, rule, *rows))
+  return "\n".join(f"| {line} |" for line in lines)
 
-  def line(cells: Sequence[str]) -> str:
-    first, *rest = (
-      cell.rjust(width) if i else cell.ljust(width)
-      for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return f"| {' | '.join([first, *rest])} |"
 
-  rule = [
-    "-" * width if i == 0 else "-" * max(width - 1, 1) + ":"
-    for i, width in enumerate(widths)
-  ]
-  return "\n".join([line(head), line(rule), *map(line, rows)])
+def align(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+  """Pads the first cell on its right and the others on their left."""
+  first, *others = zip(cells, widths, strict=True)
+  return [str.ljust(*first), *(str.rjust(*other) for other in others)]

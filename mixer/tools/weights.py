@@ -56,11 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m mixer weights",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = cli.create_parser("mixer weights", __doc__)
   commands = parser.add_subparsers(required=True)
 
   command = commands.add_parser("list", help="list published weights")
@@ -121,8 +117,7 @@ def _grid(text: str) -> tuple[int, int]:
 def _list(names: list[str]) -> str:
   if names:
     return "\n\n".join(_describe_published(find(name)) for name in names)
-  head = f"{'name':37} {'classes':>7} {'size':>10} {'top-1':<5}  measured by"
-  rows = [head]
+  rows = [f"{'name':37} {'classes':>7} {'size':>10} {'top-1':<5}  measured by"]
   for each in REGISTRY.values():
     size = each.mirrors[0].size or "unknown"
     top1 = "" if each.top1 is None else f"{each.top1:g}"

@@ -5,7 +5,6 @@ Needs no network and a second of work. The first run and the tests train on it.
 """
 
 import dataclasses
-import io
 from collections.abc import Iterator
 
 import cv2
@@ -57,7 +56,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
-    del dl_manager  # scikit-learn contains the images
     order = np.random.RandomState(0).permutation(1797)
     return {
       "train": self._generate_examples(order[:TRAIN_EXAMPLES]),
@@ -75,5 +73,5 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ids = [i for i in ids if str(digits.target[i]) in names]
     for key, i in enumerate(ids):
       # Encoded here: TFDS would import TensorFlow for it, which takes seconds.
-      image = io.BytesIO(cv2.imencode(".png", images[i])[1].tobytes())
+      image = cv2.imencode(".png", images[i])[1].tobytes()
       yield key, {"image": image, "label": str(digits.target[i])}

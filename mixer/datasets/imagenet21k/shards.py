@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
 from mixer.data import decode
+from mixer.data.sources.file_io import RandomAccessFile
 from mixer.datasets import dedup
 from mixer.datasets.imagenet21k.archive import run_in_processes
 from mixer.errors import UserError
@@ -114,19 +114,15 @@ def _write_shard(task: Task) -> tuple[int, None]:
 def _read(archive: Path, rows: np.ndarray) -> Iterator[bytes]:
   """Yields the bytes of each row, read in order of their offsets."""
   images = [b""] * len(rows)
-  file = os.open(archive, os.O_RDONLY)
+  file = RandomAccessFile(str(archive))
   try:
-    # Turns off readahead.
-    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
     for i in np.argsort(rows["offset"]):
       size = int(rows["size"][i])
-      images[i] = os.pread(file, size, int(rows["offset"][i]))
+      images[i] = file.read(int(rows["offset"][i]), size)
       if len(images[i]) != size:
         raise UserError(f"{archive} has become shorter: download it again.")
   except OSError as error:
     raise UserError(f"Cannot read {archive}: {error}.") from error
-  finally:
-    os.close(file)
   yield from images
 
 

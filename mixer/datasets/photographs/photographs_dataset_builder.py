@@ -13,7 +13,6 @@ Tiles do not overlap. Needs scikit-image, which requirements-dev.txt installs.
 """
 
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -82,7 +81,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
-    del dl_manager  # scikit-image contains the photographs
     examples = {split: [] for split in SPLITS}
     for label, name in enumerate(NAMES):
       order = np.random.RandomState(label)
@@ -108,7 +106,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     for key, i in enumerate(order):
       tile, label = examples[i]
       # Encoded here: TFDS would import TensorFlow for it, which takes seconds.
-      image = io.BytesIO(cv2.imencode(".png", tile)[1].tobytes())
+      image = cv2.imencode(".png", tile)[1].tobytes()
       yield key, {"image": image, "label": label}
 
 

@@ -26,11 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m mixer paper",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = cli.create_parser("mixer paper", __doc__)
   commands = parser.add_subparsers(required=True)
 
   table = commands.add_parser(

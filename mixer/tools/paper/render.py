@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages with tables and footnotes, as text, Markdown and HTML."""
 
+import collections
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ import jinja2
 
 from mixer.errors import UserError, did_you_mean
 from mixer.storage import check_output, write_text
+from mixer.tools.table import align
 from mixer.tools.table import render as render_markdown
 
 # Pages of one file, which refer to no other; base.html has their style sheet.
@@ -65,14 +67,11 @@ class Footnotes:
   """Footnotes in the order in which cells first refer to them."""
 
   def __init__(self, marks: Iterable[str]):
-    self._unused, self._marks = iter(marks), {}
+    self._marks = collections.defaultdict(iter(marks).__next__)
 
   def mark(self, text: str, *commands: str) -> str:
     """Returns the mark of a footnote, adding it unless it is there already."""
-    note = text, commands
-    if note not in self._marks:
-      self._marks[note] = next(self._unused)
-    return self._marks[note]
+    return self._marks[text, commands]
 
   @property
   def notes(self) -> list[Note]:
@@ -155,11 +154,7 @@ def _lines(table: Table) -> list[str]:
     heads.append(group.center(wide))
 
   def line(texts: Sequence[str]) -> str:
-    first, *others = (
-      text.rjust(width) if i else text.ljust(width)
-      for i, (text, width) in enumerate(zip(texts, widths, strict=True))
-    )
-    return _GAP.join([first, *others]).rstrip()
+    return _GAP.join(align(texts, widths)).rstrip()
 
   lines = [line(names), "-" * (sum(widths) + len(_GAP) * (len(widths) - 1))]
   if any(group for group, _ in table.columns):

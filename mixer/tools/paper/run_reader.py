@@ -22,7 +22,6 @@ from mixer.training.run_dir import read_config, read_json, resolve_known
 from mixer.weights import RUN_FILE
 
 Series = tuple[list[int], list[float]]  # steps and values
-_SECONDS_PER_DAY = 86_400.0
 # Of updates before the first start in a provenance.json that was lost once.
 _UNKNOWN = {"device_kind": "unknown device", "devices": 1}
 
@@ -93,8 +92,7 @@ class Run:
       # A later start drops the rows after its first step.
       earlier = [x for x in self.starts if x["from_step"] < step]
       start = earlier[-1] if earlier else _UNKNOWN
-      seconds *= start["devices"]
-      days[start["device_kind"]] += seconds / _SECONDS_PER_DAY
+      days[start["device_kind"]] += start["devices"] * seconds / 86_400
     return dict(days)
 
 

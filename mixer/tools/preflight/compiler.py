@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from mixer.errors import UserError
+from mixer.errors import UserError, notify
 from mixer.jax_setup import LIBRARY_PRODUCTS, set_flags, trim_malloc
 from mixer.tools.preflight import hlo
 from mixer.tools.preflight.topology import Topology
@@ -113,11 +113,10 @@ def check_installed(topology: Topology):
       f"{', '.join(COMPILED_GPUS)}: --within=48h --chips={chip.name} in place "
       "of --topology estimates hours without a compiler."
     )
-  has_compiler = importlib.util.find_spec("libtpu") is not None
-  extra = "tpu"
-  if not chip.is_tpu:
-    has_compiler, extra = _cuda_version() is not None, "cuda13"
-  if not has_compiler:
+  compiler, extra = _cuda_version(), "cuda13"
+  if chip.is_tpu:
+    compiler, extra = importlib.util.find_spec("libtpu"), "tpu"
+  if compiler is None:
     version = importlib.metadata.version("jax")
     raise UserError(
       f"The compiler for {chip.name} is not installed: run {sys.executable} -m "
@@ -272,13 +271,12 @@ def show_progress(program: str, interval: float = 30.0) -> Iterator[None]:
     interval: seconds between two lines.
   """
   start, is_done = time.monotonic(), threading.Event()
-  show = functools.partial(print, file=sys.stderr, flush=True)
 
   def repeat():
     while not is_done.wait(interval):
-      show(f"compiling {program} ... {time.monotonic() - start:.0f} s")
+      notify(f"compiling {program} ... {time.monotonic() - start:.0f} s")
 
-  show(f"compiling {program}")
+  notify(f"compiling {program}")
   thread = threading.Thread(target=repeat, daemon=True)
   thread.start()
   try:
@@ -286,4 +284,4 @@ def show_progress(program: str, interval: float = 30.0) -> Iterator[None]:
   finally:
     is_done.set()
     thread.join()
-  show(f"compiled {program} in {time.monotonic() - start:.0f} s")
+  notify(f"compiled {program} in {time.monotonic() - start:.0f} s")

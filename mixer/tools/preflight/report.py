@@ -31,7 +31,7 @@ def describe(report: dict, config: ConfigDict) -> str:
   lines = [
     f"{report['model']} on {report['topology']}: {report['verdict']}.",
     "",
-    *_machine(report, config),
+    *_machine(report),
     "",
     _memory(report),
   ]
@@ -134,7 +134,7 @@ def _suggestions(rows: list[dict]) -> str:
   )
 
 
-def _machine(report: dict, config: ConfigDict) -> Iterator[str]:
+def _machine(report: dict) -> Iterator[str]:
   chip, devices = report["chip"], report["devices"]
   yield _line(
     "machine",

@@ -169,13 +169,10 @@ def machines_of(kind: str) -> list[Topology]:
   GPUs come in powers of two, up to 1,024.
   """
   if kind in SLICES:
-    machines = [TPUS[f"{kind}:{shape}"] for shape in SLICES[kind].split()]
-  else:
-    chip = CHIPS[kind]
-    counts = [2**i for i in range(11)]
-    machines = [
-      Topology(f"gpu:{kind}x{n}", chip, n)
-      for n in counts
-      if n <= chip.linked or (chip.network and n % chip.linked == 0)
-    ]
-  return machines
+    return [TPUS[f"{kind}:{shape}"] for shape in SLICES[kind].split()]
+  chip = CHIPS[kind]
+  return [
+    Topology(f"gpu:{kind}x{n}", chip, n)
+    for n in (2**i for i in range(11))
+    if n <= chip.linked or (chip.network and n % chip.linked == 0)
+  ]

@@ -200,8 +200,7 @@ def _report(
   results = {}
   for name in available:
     if name not in failures:
-      file = multi.folder / name / JSON
-      report = json.loads(file.read_text())
+      report = json.loads((multi.folder / name / JSON).read_text())
       results[name] = {
         "folder": name,
         "learning_rate": report["learning_rate"],

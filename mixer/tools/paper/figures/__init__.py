@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixer.cli import create_parser
 from mixer.errors import UserError, did_you_mean
 from mixer.tools.paper.results_store import RESULTS
 
@@ -37,11 +38,7 @@ def draw(name: str | None, arguments: Sequence[str] = ()) -> str:
   path, flags = FIGURES[name]
   module, function = path.split(".")
   module = importlib.import_module(f"{__name__}.{module}")
-  parser = argparse.ArgumentParser(
-    prog=f"python -m mixer paper figure {name}",
-    description=module.__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = create_parser(f"mixer paper figure {name}", module.__doc__)
   for flag in flags:
     add_flag(parser, flag)
   parser.add_argument(
