@@ -14,9 +14,7 @@ from mixer.cluster import cluster_from_flags, define_flags
 from mixer.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "The recipe; by default the config of the run.",
+  "config", None, "The recipe; by default the config of the run."
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder, local or gs://."

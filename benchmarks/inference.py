@@ -70,10 +70,7 @@ def main() -> int:
     elsewhere=OTHERS,
     limit=600.0,
     models="Mixer-S/16,Mixer-B/16",
-    counts={
-      "rounds": (3, "of all, in turns"),
-      "calls": (20, "timed, a round"),
-    },
+    counts={"rounds": (3, "of all, in turns"), "calls": (20, "timed, a round")},
     seconds=False,
   )
   return run_cli(fill, **vars(parser.parse_args()))
@@ -95,13 +92,7 @@ def fill(
   defaults = DEFAULTS.get(device["platform"], OTHERS)
   dtypes = cells.split_words("dtype", dtype or defaults[1], DTYPES)
   sizes = cells.split_numbers("batches", batches or defaults[0])
-  known = Results(
-    results,
-    "inference",
-    device,
-    limit=limit,
-    again=again,
-  )
+  known = Results(results, "inference", device, limit=limit, again=again)
   for name, kind, batch in itertools.product(chosen, dtypes, sizes):
     cell = Cell(name, INFERENCE, kind, batch)
     key = vars(cell)

@@ -17,12 +17,7 @@ from benchmarks.device import free_memory
 from mixer.models import flops
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.sharding import pmap_update
-from mixer.training.step import (
-  LossConfig,
-  create_state,
-  normalise,
-  train_step,
-)
+from mixer.training.step import LossConfig, create_state, normalise, train_step
 
 # The ImageNet recipe's update, with a lower rate, so that random weights do not
 # diverge.

@@ -110,7 +110,7 @@ def _connect(cluster: Cluster) -> None:
   jax.config.update("jax_check_proxy_envs", False)
   notify(
     f"This is {which}; waits for all of them at {cluster.coordinator}, up to "
-    f"{cluster.wait:g} s.",
+    f"{cluster.wait:g} s."
   )
   thread = threading.Thread(target=connect, daemon=True)
   thread.start()

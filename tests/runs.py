@@ -137,7 +137,5 @@ def tensorboard(workdir):
 
 def assert_same_weights(one, other):
   jax.tree.map(
-    np.testing.assert_array_equal,
-    weights.load(one),
-    weights.load(other),
+    np.testing.assert_array_equal, weights.load(one), weights.load(other)
   )

@@ -427,11 +427,7 @@ FROZEN = dict(multipliers=(("head/.*", 1.0), (".*", 0.0)))
 
 @pytest.mark.parametrize("name", ["adam", "momentum"])
 def test_options_of_the_optimizer_may_change_in_mid_run(open_checkpoints, name):
-  variants = [
-    {},
-    dict(weight_decay=0.1, clip_norm=0.1),
-    FROZEN,
-  ]
+  variants = [{}, dict(weight_decay=0.1, clip_norm=0.1), FROZEN]
   checkpoints = open_checkpoints(keep=9)
   states = [make_state(name=name, **options) for options in variants]
 

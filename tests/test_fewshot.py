@@ -211,11 +211,7 @@ def plan_with(folder, **options):
   config.model.num_classes = 7  # has nothing to do with the ten of CIFAR-10
   config.data.data_dir = folder
   config.evals.cifar = evaluator(
-    type="fewshot",
-    name="cifar10",
-    split="test",
-    ops="resize(224)",
-    **options,
+    type="fewshot", name="cifar10", split="test", ops="resize(224)", **options
   )
   return make_plan(config, for_training=False, load_init=False)
 

@@ -164,11 +164,7 @@ def test_neither_remat_nor_scan_changes_logits_or_gradients(family):
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_scan_drops_and_rounds_as_blocks_in_turn_do(family, dtype):
   model, params, images = with_nothing_zero(
-    family,
-    stoch_depth=0.4,
-    dropout=0.2,
-    stoch_depth_rescale=True,
-    dtype=dtype,
+    family, stoch_depth=0.4, dropout=0.2, stoch_depth_rescale=True, dtype=dtype
   )
   keys = jax.random.split(jax.random.key(2), 4)
 

@@ -12,11 +12,7 @@ from mixer.data import preprocess
 from mixer.models import create, flops
 from mixer.training.optimizer import make_optimizer, make_schedule
 from mixer.training.sharding import pmap_update, replicate, to_host
-from mixer.training.step import (
-  LossConfig,
-  create_state,
-  train_step,
-)
+from mixer.training.step import LossConfig, create_state, train_step
 
 PATCH, SEED, STEPS = 4, 3, 30
 MODEL = create(

@@ -23,16 +23,8 @@ from mixer.tools.preflight.compiler import (
   show_progress,
 )
 from mixer.tools.preflight.hlo import HbmTraffic
-from mixer.tools.preflight.preflight import (
-  alternatives,
-  judge,
-  plan_for,
-)
-from mixer.tools.preflight.report import (
-  describe,
-  describe_machines,
-  recommend,
-)
+from mixer.tools.preflight.preflight import alternatives, judge, plan_for
+from mixer.tools.preflight.report import describe, describe_machines, recommend
 from mixer.tools.preflight.roofline import (
   estimate,
   find_machines,

@@ -82,10 +82,7 @@ def test_real_and_classification_tell_each_others_labels_apart(tmp_path):
   [problem] = problems_with(tmp_path, type="real", label="original_label")
   assert "'original_label' of imagenet2012_real is one class" in problem
   [problem] = problems_with(
-    tmp_path,
-    name="imagenet2012_real",
-    split="validation",
-    label="real_label",
+    tmp_path, name="imagenet2012_real", split="validation", label="real_label"
   )
   assert "is any number of classes an image" in problem
 

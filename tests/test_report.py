@@ -234,10 +234,7 @@ def test_a_run_of_another_version_has_a_page(tmp_path):
 
 @pytest.mark.parametrize(
   "model, fields",
-  [
-    ("ViT-B/16", dict(model__mlp=8, model__heads=2)),
-    ("MixerVariation", {}),
-  ],
+  [("ViT-B/16", dict(model__mlp=8, model__heads=2)), ("MixerVariation", {})],
 )
 def test_a_model_without_token_mixing_blocks_has_no_pictures_of_units(
   model, fields, tmp_path

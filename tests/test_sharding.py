@@ -38,8 +38,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 EPS = 1e-3
 CASES = {
   "adam": dict(
-    ema_decay=0.9,
-    optimizer=dict(weight_decay=1e-2, clip_norm=0.1, eps=EPS),
+    ema_decay=0.9, optimizer=dict(weight_decay=1e-2, clip_norm=0.1, eps=EPS)
   ),
   "momentum": dict(
     accumulation=2,

@@ -154,11 +154,7 @@ def submit(folder: Path, *arguments, nodes=1, **environ) -> tuple[str, Path]:
 
 @pytest.mark.parametrize(
   "code, restarts, state",
-  [
-    (2, "0", "FAILED"),
-    (75, "1", "PENDING"),
-    (137, "1", "PENDING"),
-  ],
+  [(2, "0", "FAILED"), (75, "1", "PENDING"), (137, "1", "PENDING")],
 )
 def test_slurm_gets_a_job_back_whose_tasks_ask_for_it(
   slurm, tmp_path, code, restarts, state

@@ -182,12 +182,7 @@ def test_decay_follows_the_schedule_and_not_the_learning_rate():
   for lr in (1e-3, 1e-1):
     warm = make_schedule(kind="linear", total_steps=10, warmup_steps=4)
     after = apply_once(
-      params,
-      grads,
-      times=3,
-      schedule=warm,
-      learning_rate=lr,
-      weight_decay=0.1,
+      params, grads, times=3, schedule=warm, learning_rate=lr, weight_decay=0.1
     )
     # Factors 0, 1/4, 2/4.
     expected = 1 * (1 - 0.025) * (1 - 0.05)

@@ -76,8 +76,7 @@ def test_the_authors_updates_are_ours():
   ours = open_ours().make(CELL)
 
   assert_same_losses(
-    [theirs.call() for _ in range(4)],
-    [ours.call()["loss"] for _ in range(4)],
+    [theirs.call() for _ in range(4)], [ours.call()["loss"] for _ in range(4)]
   )
 
 
@@ -110,8 +109,7 @@ def test_timms_updates_are_ours(tmp_path, monkeypatch):
 
   # The first of our updates is part of `train`.
   assert_same_losses(
-    [update() for _ in range(5)][1:],
-    [ours.call()["loss"] for _ in range(4)],
+    [update() for _ in range(5)][1:], [ours.call()["loss"] for _ in range(4)]
   )
 
 

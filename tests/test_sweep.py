@@ -14,14 +14,7 @@ import jax
 import numpy as np
 import pytest
 from runs import read_rows
-from sweeps import (
-  METRIC,
-  REPORT,
-  STEPS,
-  read_report,
-  results,
-  small,
-)
+from sweeps import METRIC, REPORT, STEPS, read_report, results, small
 
 from mixer import train, weights
 from mixer.cli import EX_OK, EX_TEMPFAIL

@@ -4,12 +4,7 @@
 import pytest
 import runs
 from runs import ROOT, read_rows
-from test_several_hosts import (
-  ATTEMPTS,
-  end,
-  is_gloo_timeout,
-  start_hosts,
-)
+from test_several_hosts import ATTEMPTS, end, is_gloo_timeout, start_hosts
 
 from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.plan import make_plan

@@ -113,13 +113,7 @@ def fill(
     raise UserError(
       f"None of --implementations={implementations} is here: add {OURS}."
     )
-  known = Results(
-    results,
-    "step",
-    device,
-    limit=timing["limit"],
-    again=again,
-  )
+  known = Results(results, "step", device, limit=timing["limit"], again=again)
   # Cell -> implementations that it has rows of.
   measured = {
     cell: [row["implementation"] for row in known.select(vars(cell))]

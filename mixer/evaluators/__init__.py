@@ -104,10 +104,7 @@ class EvalSetup:
 
 @functools.cache
 def pmap_eval_step(
-  step: Callable,
-  model: nn.Module,
-  devices: tuple[jax.Device, ...],
-  **options,
+  step: Callable, model: nn.Module, devices: tuple[jax.Device, ...], **options
 ) -> Callable:
   """Maps a step over devices; equal arguments share one compilation.
 

@@ -132,10 +132,7 @@ def fed_examples(
     cutmix_share=config.cutmix_share,
   )
   pixels, labels = apply_mixup(
-    part,
-    mixing,
-    num_classes=plan.data.source.num_classes,
-    label_smoothing=0.0,
+    part, mixing, num_classes=plan.data.source.num_classes, label_smoothing=0.0
   )
   pixels = np.asarray((pixels + 1) * 127.5).round().astype(np.uint8)
   return pixels, np.asarray(labels)

@@ -26,13 +26,7 @@ from mixer.storage import check_output, is_in_bucket, write_text
 from mixer.weights import download, io
 from mixer.weights.grow import grid_shape, grow
 from mixer.weights.load import locate, read
-from mixer.weights.zoo import (
-  REGISTRY,
-  UNPUBLISHED,
-  Mirror,
-  Published,
-  find,
-)
+from mixer.weights.zoo import REGISTRY, UNPUBLISHED, Mirror, Published, find
 
 _WIDTH = 100
 # The authors' repositories name no other licence for the weights.

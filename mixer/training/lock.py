@@ -118,7 +118,7 @@ def acquire(lease: "Lease", wait: float) -> None:
       if not seen:
         notify(
           f"{lease.folder} is locked by {owner}. If that was killed, its lock "
-          f"expires in {LEASE_SECONDS:.0f} s: waiting for it.",
+          f"expires in {LEASE_SECONDS:.0f} s: waiting for it."
         )
       seen, renewed = generation, now
     elif owner is None or now - renewed >= LEASE_SECONDS:
@@ -144,7 +144,7 @@ def renew(lease: "Lease", has_ended: threading.Event) -> None:
       notify(
         f"error: Another process has taken over {lease.folder}, because this "
         f"one could not renew its lock for {LEASE_SECONDS:g} s. That one goes "
-        "on.",
+        "on."
       )
       os._exit(EX_USAGE)
 

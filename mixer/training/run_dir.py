@@ -24,12 +24,7 @@ from ml_collections import ConfigDict
 
 from mixer import weights
 from mixer.config import EVALUATORS, RENAMED, default, evaluator
-from mixer.config_check import (
-  diff_configs,
-  explain_order,
-  resolve,
-  to_dict,
-)
+from mixer.config_check import diff_configs, explain_order, resolve, to_dict
 from mixer.errors import UserError
 from mixer.plan import Plan
 from mixer.storage import is_in_bucket, write_text

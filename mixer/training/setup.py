@@ -38,12 +38,7 @@ from mixer.training.sharding import (
   pmap_update,
   prefetch_to_device,
 )
-from mixer.training.step import (
-  LossConfig,
-  TrainState,
-  create_state,
-  train_step,
-)
+from mixer.training.step import LossConfig, TrainState, create_state, train_step
 
 
 def plan_run(

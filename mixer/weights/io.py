@@ -23,12 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save as save_bytes
 
 from mixer.errors import UserError, format_list, notify
-from mixer.storage import (
-  atomic_write,
-  local_copy,
-  storage_errors,
-  storage_path,
-)
+from mixer.storage import atomic_write, local_copy, storage_errors, storage_path
 from mixer.weights import convert
 from mixer.weights.convert import Arrays
 

@@ -173,10 +173,7 @@ def _read_file(path: Path, name: str) -> LoadedWeights:
 
 
 def _check_complete(
-  params: dict,
-  model: nn.Module,
-  image_size: tuple[int, int] | None,
-  path: Path,
+  params: dict, model: nn.Module, image_size: tuple[int, int] | None, path: Path
 ) -> None:
   """Raises UserError if parameters are missing, left over or misshapen."""
   if image_size is None and isinstance(model, TokenModel):  # tokens in a row

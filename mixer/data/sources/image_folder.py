@@ -25,12 +25,7 @@ from mixer.data.sources.file_io import (
   scan,
   scan_all,
 )
-from mixer.errors import (
-  DatasetNotFoundError,
-  UserError,
-  format_list,
-  nearest,
-)
+from mixer.errors import DatasetNotFoundError, UserError, format_list, nearest
 from mixer.storage import read_lines
 
 PREFIX = "folder:"

@@ -76,12 +76,7 @@ class TfdsSource(Source):
 
 
 def open_split(
-  name: str,
-  split: str,
-  data_dir: str | None,
-  *,
-  image_key: str,
-  label_key: str,
+  name: str, split: str, data_dir: str | None, *, image_key: str, label_key: str
 ) -> TfdsSource:
   """See `mixer.data.sources.open_source`."""
   folder = find_prepared(name, data_dir)

@@ -16,12 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from mixer.data.workers import block_signals, die_with_parent
-from mixer.errors import (
-  DatasetNotFoundError,
-  UserError,
-  format_list,
-  notify,
-)
+from mixer.errors import DatasetNotFoundError, UserError, format_list, notify
 
 PROGRESS_SECONDS = 10
 GZIP = b"\x1f\x8b"

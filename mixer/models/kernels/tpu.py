@@ -265,14 +265,7 @@ def _gradient_kernel(
 ):
   """Computes gradients for one example; d_ stands for a cotangent."""
   part, i = pl.program_id(0), pl.program_id(1)
-  sums = (
-    d_gamma_ref,
-    d_beta_ref,
-    d_w1_ref,
-    d_b1_ref,
-    d_w2_ref,
-    d_b2_ref,
-  )
+  sums = (d_gamma_ref, d_beta_ref, d_w1_ref, d_b1_ref, d_w2_ref, d_b2_ref)
 
   @pl.when(i == 0)
   def _begin():

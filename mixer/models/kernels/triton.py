@@ -252,8 +252,7 @@ def bias_gelu_gradient(
     out_specs=[
       tile,
       pl.BlockSpec(
-        (None, None, size),
-        lambda i, *at: (i, at[2 - axis], at[axis - 1]),
+        (None, None, size), lambda i, *at: (i, at[2 - axis], at[axis - 1])
       ),
     ],
   )(x, bias, cotangent)

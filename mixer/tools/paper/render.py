@@ -196,9 +196,4 @@ def to_html(page: Page) -> str:
 
 
 FORMATS = {"text": to_text, "markdown": to_markdown, "html": to_html}
-_SUFFIXES = {
-  ".txt": "text",
-  ".md": "markdown",
-  ".html": "html",
-  ".htm": "html",
-}
+_SUFFIXES = {".txt": "text", ".md": "markdown", ".html": "html", ".htm": "html"}

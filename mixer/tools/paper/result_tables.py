@@ -128,9 +128,7 @@ def _paper_texts(row: Row) -> dict[str, str]:
 
 
 def _measured_texts(
-  row: Row,
-  cells: dict[str, tuple[dict, dict]],
-  devices: Sequence[Device],
+  row: Row, cells: dict[str, tuple[dict, dict]], devices: Sequence[Device]
 ) -> dict[str, tuple[str, str]]:
   """Formats measured numbers, by column, with their footnotes."""
   texts = {}

@@ -42,7 +42,7 @@ def table1() -> Page:
     "Table 1: specifications of Mixer (MLP-Mixer, arXiv 2105.01601)",
     [
       f"As mixer.models.create makes them for images of {_PX} px, without the "
-      f"head; counted in the shapes of all parameters. {verdict}",
+      f"head; counted in the shapes of all parameters. {verdict}"
     ],
     [_plain_table(heads, rows)],
   )

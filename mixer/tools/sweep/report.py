@@ -108,10 +108,7 @@ def write_report(
 def write_files(folder: epath.Path, content: dict, text: str):
   """Writes a report as Markdown and, with its provenance, as JSON."""
   content |= {"provenance": run_dir.provenance()}
-  for name, file in (
-    (MARKDOWN, text),
-    (JSON, json.dumps(content, indent=2)),
-  ):
+  for name, file in ((MARKDOWN, text), (JSON, json.dumps(content, indent=2))):
     write_text(folder / name, f"{file}\n")
 
 

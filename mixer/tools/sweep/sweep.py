@@ -13,12 +13,7 @@ from mixer import train
 from mixer.cli import EX_OK, EX_TEMPFAIL, sigterm_to_keyboard_interrupt
 from mixer.errors import UserError, format_list
 from mixer.jax_setup import configure_xla
-from mixer.storage import (
-  make_folder,
-  storage_errors,
-  storage_path,
-  write_text,
-)
+from mixer.storage import make_folder, storage_errors, storage_path, write_text
 from mixer.tools.sweep.plan import (
   FAILED,
   Outcome,
