@@ -54,7 +54,7 @@ def test_an_evaluator_tells_which_results_are_better_when_lower(monkeypatch):
 def test_the_examples_train_and_evaluate(digits_dir, tmp_path, monkeypatch):
   op, mixing, evaluator, row = re.findall(r"```python\n(.*?)```", TEXT, re.S)
   monkeypatch.setattr(pp_parser, "OPS", {**pp_parser.OPS})
-  run_example("mixer.own_op", op.partition("...")[0], monkeypatch)
+  run_example("mixer.own_op", op, monkeypatch)
   shift = run_example("mixer.models.shift", mixing, monkeypatch)
   family = models.Family(shift.ShiftMixer, {}, mixer.COLUMNS)
   monkeypatch.setitem(models.FAMILIES, "ShiftMixer", family)
