@@ -60,7 +60,7 @@ def learned(tmp_path_factory, compiled_once):
 @pytest.fixture
 def run(learned, config):
   """A run and its config."""
-  config.update(total_steps=60)
+  config.total_steps = 60
   config.data.name = f"folder:{learned.parent / 'images'}"
   return learned
 
@@ -142,9 +142,8 @@ def test_a_failing_evaluation_may_be_skipped(config, images, tmp_path, capsys):
 
   assert train.train(config, str(tmp_path / "run")) == EX_OK
 
-  assert (
-    "Evaluator val failed and was skipped: Example" in capsys.readouterr().err
-  )
+  err = capsys.readouterr().err
+  assert "Evaluator val failed and was skipped: Example" in err
   rows = runs.read_rows(tmp_path / "run")
   failed = [row["step"] for row in rows if row.get("eval/val/failed")]
   assert failed == [*range(2, config.total_steps, 2), config.total_steps]

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+from test_paper_tables import measure_throughput
 
 from mixer.tools.paper.__main__ import main
 from mixer.tools.paper.figures import charts, experiments, pareto
@@ -60,23 +61,11 @@ def results(tmp_path):
     for share in (3, 10, 30, 100)
   }
   write(tmp_path, experiments.DATA_SIZE, ("model", "share"), ends)
-  throughput(tmp_path, "a slow one", 0.01)
-  throughput(tmp_path, "a fast one", 2)
+  for device, factor in ("a slow one", 0.01), ("a fast one", 2):
+    speeds = {"Mixer-B/16": 1384, "Mixer-L/16": 419, "ViT-B/16": 861}
+    speeds = {model: [factor * speed] for model, speed in speeds.items()}
+    measure_throughput(tmp_path, device, speeds)
   return tmp_path
-
-
-def throughput(folder, device, factor):
-  rows = [
-    {"model": "Mixer-B/16", "image_size": 224, "images_per_second": 1384},
-    {"model": "Mixer-L/16", "image_size": 224, "images_per_second": 419},
-    {"model": "ViT-B/16", "image_size": 224, "images_per_second": 861},
-  ]
-  for row in rows:
-    row |= {"images_per_second": factor * row["images_per_second"], "batch": 8}
-    row["dtype"] = "float32"
-  content = HEAD | {"device": device, "rows": rows}
-  (folder / "throughput").mkdir(exist_ok=True)
-  (folder / "throughput" / f"{device}.json").write_text(json.dumps(content))
 
 
 def words(file):
@@ -187,13 +176,8 @@ def test_throughput_does_without_measurements(tmp_path):
 
 
 def test_the_fastest_device_is_first_and_in_the_dtype_of_most_models(results):
-  file = results / "throughput" / "a fast one.json"
-  content = json.loads(file.read_text())
-  content["rows"] += [
-    row | {"dtype": "bfloat16", "images_per_second": 9_000}
-    for row in content["rows"][:2]
-  ]
-  file.write_text(json.dumps(content))
+  speeds = dict.fromkeys(["Mixer-B/16", "Mixer-L/16"], [9_000])
+  measure_throughput(results, "a fast one", speeds, "bfloat16")
 
   devices = pareto.rank_devices(results)
 

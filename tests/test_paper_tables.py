@@ -214,13 +214,13 @@ def test_a_measured_number_stands_next_to_the_papers_with_its_run(
   )
 
 
-def measure_throughput(results, device, dtype="float32", **speeds):
-  """Adds images a second with batches of 1, 2, ... to a device's file."""
+def measure_throughput(results, device, speeds, dtype="float32"):
+  """Adds a model's images a second, with batches of 1, 2, ..., to a file."""
   file = results / "throughput" / f"{device}.json"
   file.parent.mkdir(exist_ok=True)
   rows = [
     {
-      "model": model.replace("_", "/").replace("Mixer", "Mixer-"),
+      "model": model,
       "image_size": 224,
       "dtype": dtype,
       "batch": batch,
@@ -240,11 +240,10 @@ def measure_throughput(results, device, dtype="float32", **speeds):
 def test_throughput_is_the_best_over_batch_sizes_of_the_fastest_device(
   results, capsys
 ):
-  measure_throughput(results, "cpu", MixerB_16=(3.0, 4.0))
-  measure_throughput(results, "H100", MixerB_16=(3000.0, 4000.0))
-  measure_throughput(
-    results, "H100", "bfloat16", MixerB_16=(3000.0, 5000.0, 2000.0)
-  )
+  measure_throughput(results, "cpu", {"Mixer-B/16": [3.0, 4.0]})
+  measure_throughput(results, "H100", {"Mixer-B/16": [3000.0, 4000.0]})
+  speeds = {"Mixer-B/16": [3000.0, 5000.0, 2000.0]}
+  measure_throughput(results, "H100", speeds, "bfloat16")
 
   text = show(capsys, 3, results)
 
@@ -257,9 +256,9 @@ def test_throughput_is_the_best_over_batch_sizes_of_the_fastest_device(
 
 
 def test_the_ratio_to_vit_is_of_one_dtype(results, capsys):
-  measure_throughput(results, "H100", "bfloat16", MixerB_16=(2000.0,))
-  speeds = {"MixerB_16": (900.0,), "ViT-B_16": (700.0, 800.0, None)}
-  measure_throughput(results, "H100", **speeds)
+  measure_throughput(results, "H100", {"Mixer-B/16": [2000.0]}, "bfloat16")
+  speeds = {"Mixer-B/16": [900.0], "ViT-B/16": [700.0, 800.0, None]}
+  measure_throughput(results, "H100", speeds)
 
   text = show(capsys, 3, results)
 

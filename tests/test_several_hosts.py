@@ -23,7 +23,7 @@ from runs import (
   wait_until,
 )
 from test_distributed import Run
-from test_own_images import write_images
+from test_own_images import CLASSES, write_images
 
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 
@@ -283,9 +283,8 @@ def test_an_evaluation_that_fails_on_one_host_costs_no_training(
   environment, tmp_path
 ):
   """Host 1 has the second half of each batch of 32."""
-  classes = ("dark", "grey", "light")
-  write_images(tmp_path / "images" / "train", classes, 12)
-  write_images(tmp_path / "images" / "test", classes, 11)
+  write_images(tmp_path / "images" / "train", CLASSES, 12)
+  write_images(tmp_path / "images" / "test", CLASSES, 11)
   (tmp_path / "images" / "test" / "grey" / "9.png").write_bytes(b"")
   changes = {
     "data.name": f"folder:{tmp_path / 'images'}",
