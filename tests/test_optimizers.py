@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from runs import read_rows, small
 from small_models import assert_close, assert_same, golden
 
@@ -71,14 +72,8 @@ def run(optimizer, params):
 @pytest.mark.parametrize("name, arguments", ARGUMENTS.items())
 def test_ten_updates_are_those_of_optax(name, arguments):
   params = some_params()
-  make = functools.partial(
-    make_optimizer,
-    params,
-    schedule,
-    name=name,
-    learning_rate=RATE,
-    arguments=arguments,
-  )
+  options = {"name": name, "learning_rate": RATE, "arguments": arguments}
+  make = functools.partial(make_optimizer, params, schedule, **options)
   direct = optax_directly(name, **arguments)
   expected = run(direct, params)
 
@@ -124,17 +119,13 @@ def test_ten_updates_are_those_of_optax(name, arguments):
 def test_layer_decay_falls_from_the_head_to_the_stem(family, expected):
   params = golden(family).params
 
-  factors = lr_multiplier_tree(params, (("head/bias", 3.0),), 0.5)
+  tree = lr_multiplier_tree(params, (("head/bias", 3.0),), 0.5)
 
-  assert factors["head"] == {"kernel": 1.0, "bias": 3.0}
-  seen = set()
-  for path, factor in jax.tree.leaves_with_path(factors):
-    name = "/".join(key.key for key in path)
-    for start, depth in expected.items():
-      if name.startswith(start):
-        seen.add(start)
-        assert factor == 0.5**depth, name
-  assert seen == {*expected}
+  assert tree["head"] == {"kernel": 1.0, "bias": 3.0}
+  factors = flatten_dict(tree, sep="/")
+  for start, depth in expected.items():
+    found = {x for name, x in factors.items() if name.startswith(start)}
+    assert found == {0.5**depth}, start
 
 
 def test_layer_decay_is_on_the_rate_of_every_optimizer():
@@ -178,22 +169,18 @@ def test_a_run_trains_goes_on_and_shards(digits_dir, tmp_path):
   config.optimizer.weight_decay = 0.0
   config.optimizer.arguments = {"weight_decay": 0.05}
 
-  def losses(folder):
-    return [row["train/loss"] for row in read_rows(folder)]
+  def losses_of_run(name):
+    assert train.train(config, str(tmp_path / name)) == 0
+    return [row["train/loss"] for row in read_rows(tmp_path / name)]
 
-  whole, resumed, shared = (
-    tmp_path / x for x in ("whole", "resumed", "shared")
-  )
-  assert train.train(config, str(whole)) == 0
-  shutil.copytree(whole, resumed)
-  shutil.rmtree(resumed / "checkpoints" / "4")
-  assert train.train(config, str(resumed)) == 0
-  assert losses(resumed) == losses(whole)
-  assert losses(whole)[-1] != losses(whole)[0]
+  losses = losses_of_run("whole")
+  assert losses[-1] != losses[0]
+  shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+  shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "4")
+  assert losses_of_run("resumed") == losses
 
   config.shard_state = True
-  assert train.train(config, str(shared)) == 0
-  np.testing.assert_allclose(losses(shared), losses(whole), rtol=1e-4)
+  np.testing.assert_allclose(losses_of_run("shared"), losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -136,13 +136,11 @@ def test_results_that_are_missing_or_damaged_name_the_command(
 def test_a_frontier_has_no_point_that_another_one_beats():
   points = [(1.0, 86.0), (2.0, 84.0), (2.0, 85.0), (4.0, 74.0), (5.0, 75.0)]
 
-  assert pareto.frontier(points) == [(1.0, 86.0), (2.0, 85.0), (5.0, 75.0)]
+  best = [(1.0, 86.0), (2.0, 85.0), (5.0, 75.0)]
+  assert pareto.frontier(points) == best
   costs = [(-x, y) for x, y in points]
-  assert pareto.frontier(costs, is_cost=True) == [
-    (-5.0, 75.0),
-    (-2.0, 85.0),
-    (-1.0, 86.0),
-  ]
+  cheapest = [(-x, y) for x, y in reversed(best)]
+  assert pareto.frontier(costs, is_cost=True) == cheapest
 
 
 def test_figure_3_and_the_left_of_figure_2_have_the_tables_numbers():
@@ -179,17 +177,11 @@ def test_the_fastest_device_is_first_and_in_the_dtype_of_most_models(results):
   speeds = dict.fromkeys(["Mixer-B/16", "Mixer-L/16"], [9_000])
   measure_throughput(results, "a fast one", speeds, "bfloat16")
 
-  devices = pareto.rank_devices(results)
+  devices = dict(pareto.rank_devices(results))
 
-  assert [device for device, _ in devices] == [
-    "a fast one, float32",
-    "a slow one, float32",
-  ]
-  assert {row.model: rate for row, rate in devices[0][1]} == {
-    "Mixer-B/16": 2768,
-    "Mixer-L/16": 838,
-    "ViT-B/16": 1722,
-  }
+  assert [*devices] == ["a fast one, float32", "a slow one, float32"]
+  rates = {row.model: rate for row, rate in devices["a fast one, float32"]}
+  assert rates == {"Mixer-B/16": 2768, "Mixer-L/16": 838, "ViT-B/16": 1722}
 
 
 def test_labels_are_moved_apart_as_little_as_that_allows():

@@ -74,14 +74,11 @@ def pretrained(recipe, tmp_path_factory):
 def swept(recipe, pretrained, tmp_path_factory):
   """A sweep on both data sets, with two seeds."""
   folder = tmp_path_factory.mktemp("swept")
-  configs = {
-    name: load_recipe(f"{recipe}:dataset={name}") for name in DATA_SETS
-  }
+  configs = {x: load_recipe(f"{recipe}:dataset={x}") for x in DATA_SETS}
   for config in configs.values():
     config.init = str(pretrained)
-  several = multi_dataset.MultiDatasetSweep(
-    folder, configs, "Avg 2", {"Avg 2": tuple(DATA_SETS)}
-  )
+  groups = {"Avg 2": tuple(DATA_SETS)}
+  several = multi_dataset.MultiDatasetSweep(folder, configs, "Avg 2", groups)
   options = {"skip_missing": False, "accept_changes": False}
   assert multi_dataset.sweep(several, **options) == EX_OK
   return folder
@@ -101,10 +98,9 @@ def evaluated(pretrained, recipe, tmp_path_factory):
   config.init = str(pretrained / "weights.npz")
   assert evaluate(config, str(folder)) == EX_OK
   file = folder / "evaluation.json"
-  assert json.loads(file.read_text())["evaluated"] == config.init
-  file.write_text(
-    file.read_text().replace(config.init, "imagenet1k/Mixer-B_16")
-  )
+  text = file.read_text()
+  assert json.loads(text)["evaluated"] == config.init
+  file.write_text(text.replace(config.init, "imagenet1k/Mixer-B_16"))
   return folder
 
 
@@ -215,9 +211,8 @@ def test_published_weights_are_recorded_as_they_are(
 
   cell, origin = cells["imagenet"]
   assert cells.keys() == {"imagenet", "real"}
-  assert cell["value"] == percent(
-    read_rows(pretrained)[-1]["eval/val/accuracy"]
-  )
+  accuracy = read_rows(pretrained)[-1]["eval/val/accuracy"]
+  assert cell["value"] == percent(accuracy)
   assert origin["weights"] == {"published": "imagenet1k/Mixer-B_16"}
   assert (origin["folder"], origin["devices"]) == ("weights", ["8 x cpu"])
 

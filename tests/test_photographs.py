@@ -34,11 +34,8 @@ def splits(orders):
 
 
 def test_every_split_has_every_photograph(splits):
-  assert {name: len(labels) for name, (_, labels) in splits.items()} == {
-    "train": 1_160,
-    "validation": 385,
-    "test": 389,
-  }
+  sizes = {name: len(labels) for name, (_, labels) in splits.items()}
+  assert sizes == {"train": 1_160, "validation": 385, "test": 389}
   for _, labels in splits.values():
     assert np.bincount(labels).size == len(builder.NAMES)
     assert np.bincount(labels).min() >= 10

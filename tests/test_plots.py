@@ -66,10 +66,9 @@ def test_the_learning_curve_has_the_numbers_of_the_log(tmp_path, monkeypatch):
   losses = [row["train/loss"] for row in rows]
   batches, means, test = upper.lines
   np.testing.assert_array_equal(batches.get_ydata(), losses)
-  np.testing.assert_allclose(means.get_ydata()[-1], np.mean(losses[-4:]))
-  assert means.get_label() == (
-    f"training, mean of 4 logged batches: {np.mean(losses[-4:]):.4g}"
-  )
+  mean = np.mean(losses[-4:])
+  np.testing.assert_allclose(means.get_ydata()[-1], mean)
+  assert means.get_label() == f"training, mean of 4 logged batches: {mean:.4g}"
   assert test.get_label() == "test: 0.25"
   assert upper.get_title(loc="left") == "loss of the batch at step 20: 0.5"
   [accuracy] = lower.lines  # deviations are not drawn

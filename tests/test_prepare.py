@@ -4,13 +4,12 @@
 import importlib.util
 import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import requests
 import tensorflow_datasets
+from runs import ROOT, run
 from tensorflow_datasets.core.download.util import DownloadError
 
 from mixer.data.sources import tfds
@@ -73,12 +72,8 @@ sys.exit(main(["prepare", "digits", f"--data_dir={sys.argv[1]}"]))
 
 
 def test_our_builders_need_no_tensorflow_and_draw_no_bars_in_a_file(tmp_path):
-  done = subprocess.run(
-    [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path)],
-    env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    capture_output=True,
-    text=True,
-  )
+  program = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path)]
+  done = run(program, os.environ)
 
   assert done.returncode == 0, done.stderr
   assert done.stderr == ""
@@ -92,8 +87,8 @@ def test_the_builders_of_tfds_need_tensorflow(tmp_path, capsys, monkeypatch):
 
   words = f"mnist needs TensorFlow, .*tensorflow-cpu=={TENSORFLOW},"
   assert re.search(words, capsys.readouterr().err)
-  requirements = Path(__file__).parent.parent / "requirements-dev.txt"
-  assert f"tensorflow-cpu=={TENSORFLOW}" in requirements.read_text().split()
+  requirements = (ROOT / "requirements-dev.txt").read_text().split()
+  assert f"tensorflow-cpu=={TENSORFLOW}" in requirements
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,8 @@ GRID = AUTHORS.pop("image")
 def picture(h, w):
   y, x = np.mgrid[:h, :w]
   texture = (x * 7919 + y * 104729 + x * y * 31) % 251
-  channels = [
-    x * 255 // (w - 1),
-    y * 200 // (h - 1) + 20,
-    texture * 3 // 4 + 16,
-  ]
+  red, green = x * 255 // (w - 1), y * 200 // (h - 1) + 20
+  channels = [red, green, texture * 3 // 4 + 16]
   return np.stack(channels, axis=-1).astype(np.uint8)
 
 

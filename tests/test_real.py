@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 import test_evaluators
 from layouts import write_tfds
 from test_evaluators import CLASSES, EXAMPLES
@@ -17,6 +16,7 @@ from mixer import evaluate as evaluation
 from mixer import weights
 from mixer.config import default, evaluator
 from mixer.data.sources import open_source
+from mixer.data.sources.tfds import builder_class
 from mixer.errors import UserError
 from mixer.evaluators.classification import Real
 from mixer.models import create
@@ -66,11 +66,17 @@ def test_a_split_without_any_label_is_an_error(examples):
     evaluate(examples | {"label": np.zeros_like(examples["label"])})
 
 
-def problems_with(folder, **options):
+def config_with(folder, **options):
   config = default()
   config.model.update(name="Mixer", **SIZES)
   config.data.data_dir = str(folder)
+  config.batch = 8
   config.evals.real = evaluator(ops="resize(8)", **options)
+  return config
+
+
+def problems_with(folder, **options):
+  config = config_with(folder, **options)
   plan = make_plan(config, for_training=False, load_init=False)
   return plan.complaints.problems
 
@@ -97,12 +103,8 @@ def test_eval_py_counts_the_images_that_have_labels(tmp_path, capsys):
   # The head sees nothing but its bias, and says 7.
   params["head"]["bias"] = params["head"]["bias"].at[7].set(1.0)
   weights.save(tmp_path / "w.npz", jax.device_get(params))
-  config = default()
+  config = config_with(tmp_path, type="real", published=0.5)
   config.init = str(tmp_path / "w.npz")
-  config.model.update(name="Mixer", **SIZES)
-  config.data.data_dir = str(tmp_path)
-  config.batch = 8
-  config.evals.real = evaluator(type="real", ops="resize(8)", published=0.5)
 
   evaluation.evaluate(config, str(tmp_path / "run"))
 
@@ -117,8 +119,6 @@ def test_eval_py_counts_the_images_that_have_labels(tmp_path, capsys):
 
 def test_images_of_imagenet_v2_have_imagenets_labels(tmp_path):
   """Its folders are named by number, and listed as 0, 1, 10, 100, ..."""
-  from mixer.data.sources.tfds import builder_class
-
   classes = (0, 1, 2, 10, 99, 100, 999)
   for label in classes:
     (tmp_path / "v2" / str(label)).mkdir(parents=True)
@@ -133,8 +133,6 @@ def test_images_of_imagenet_v2_have_imagenets_labels(tmp_path):
   builder = builder_class("imagenet_v2")(
     config="matched-frequency", data_dir=tmp_path
   )
-  assert isinstance(builder, tfds.core.GeneratorBasedBuilder)
   written = dict(builder._generate_examples(str(tmp_path / "v2")))
-  assert {key: example["label"] for key, example in written.items()} == {
-    f"{label}_a.jpeg": label for label in classes
-  }
+  labels = {key: example["label"] for key, example in written.items()}
+  assert labels == {f"{label}_a.jpeg": label for label in classes}

@@ -38,9 +38,8 @@ def page(done):
 
 def test_a_finished_run_has_its_results_its_speed_and_its_origin(page, done):
   assert "done, 200 steps" in page.text
-  assert "80.00 % test accuracy, step 200; best: 90.00 % at step 100" in (
-    page.text
-  )
+  words = "80.00 % test accuracy, step 200; best: 90.00 % at step 100"
+  assert words in page.text
   assert page.table("result") == {
     "test accuracy": ["80.00 % at 200", "90.00 % at 100"],
     "test accuracy top5": ["97.50 % at 200", "97.50 % at 50"],
@@ -52,17 +51,12 @@ def test_a_finished_run_has_its_results_its_speed_and_its_origin(page, done):
   assert speed["of these per device"] == ["320", "320"]
   assert speed["time spent waiting for data"] == ["25.0%", "25.0%"]
   assert "0:20 for 200 updates" in page.text  # 64 images each
-  assert page.table("started (UTC)")["2026-01-02 03:04"] == [
-    "0",
-    "0123456789ab, with changes",
-    "2 x TPU v3",
-    "1",
-  ]
+  start = ["0", "0123456789ab, with changes", "2 x TPU v3", "1"]
+  assert page.table("started (UTC)")["2026-01-02 03:04"] == start
   assert page.table("package") == {"python": ["3.11.7"], "jax": ["0.10.2"]}
   # No mistakes were recorded.
-  assert f"python -m mixer predict --init={done} IMAGES --out={done}/pred" in (
-    page.text
-  )
+  words = f"python -m mixer predict --init={done} IMAGES --out={done}/pred"
+  assert words in page.text
 
 
 def test_the_page_needs_no_other_file(page, done):
@@ -223,9 +217,8 @@ def test_a_damaged_file_of_a_run_is_named(name, change, words, done, tmp_path):
 def test_a_run_of_another_version_has_a_page(tmp_path):
   config = reports.config()
   del config["cutmix"], config["log"]
-  config["of_old"] = config["model"]["of_old"] = config["evals"]["old"] = {
-    "type": "of_old"
-  }
+  old = {"type": "of_old"}
+  config["of_old"] = config["model"]["of_old"] = config["evals"]["old"] = old
 
   page = read(reports.write(tmp_path / "run", config))
 
@@ -273,10 +266,8 @@ def test_mistakes_of_an_evaluator_are_shown_as_a_matrix_and_by_class(pets):
   )
   page = read(pets)
   assert "75.00 % of 12 images are right, by the last pass of" in page.text
-  assert page.table("label \\ prediction") == {
-    "cat": ["6", "2"],
-    "dog": ["1", "3"],
-  }
+  matrix = page.table("label \\ prediction")
+  assert matrix == {"cat": ["6", "2"], "dog": ["1", "3"]}
   assert page.table("class") == {
     "cat": ["8", "75.00 %", "dog (2)"],
     "dog": ["4", "75.00 %", "cat (1)"],
@@ -303,15 +294,10 @@ def test_predictions_in_the_folder_show_the_most_confident_mistakes(
   page = read(pets)
 
   assert "33.33 % of 3 images are right, by predictions.csv" in page.text
-  assert page.table("label \\ prediction") == {
-    "cat": ["1", "1"],
-    "dog": ["1", ""],
-  }
-  first, second = (
-    page.text.index("cat (0.80) label: dog; 3.png"),  # whose file is gone
-    page.text.index("dog (0.60) label: cat; 2.png"),
-  )
-  assert first < second
+  matrix = page.table("label \\ prediction")
+  assert matrix == {"cat": ["1", "1"], "dog": ["1", ""]}
+  gone, second = "cat (0.80) label: dog; 3.png", "dog (0.60) label: cat; 2.png"
+  assert page.text.index(gone) < page.text.index(second)
   assert "4.png" not in page.text
   assert sum(link.startswith("data:image/png") for link in page.links) == 1
 

@@ -74,12 +74,7 @@ def plan_of(folder, **evals):
   config.batch = 16
   for name, options in evals.items():
     config.evals[name] = evaluator(**{"ops": OPS} | options)
-  return make_plan(
-    config,
-    devices=jax.local_device_count(),
-    for_training=False,
-    load_init=False,
-  )
+  return make_plan(config, for_training=False, load_init=False)
 
 
 def evaluate(folder, params, **options):

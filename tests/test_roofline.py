@@ -129,11 +129,8 @@ def test_the_traffic_of_a_slice_is_its_own_bytes(function, rows):
 
 
 def test_the_traffic_of_a_compiled_product_is_its_factors_and_its_result():
-  shapes = (
-    jax.ShapeDtypeStruct((300, 200), jnp.float32),
-    jax.ShapeDtypeStruct((200, 100), jnp.float32),
-  )
-  compiled = jax.jit(jnp.dot).lower(*shapes).compile()
+  factors = jnp.ones((300, 200)), jnp.ones((200, 100))
+  compiled = jax.jit(jnp.dot).lower(*factors).compile()
   program = compiler.read_program(compiled, 1, 0.0)
 
   assert program.traffic == HbmTraffic(4 * (60_000 + 20_000 + 30_000), 0)

@@ -66,9 +66,8 @@ def published_loss(logits, label, smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_the_published_one(tree, smoothing):
-  hierarchy = dataclasses.replace(
-    read_hierarchy(tree, CLASSES), label_smoothing=smoothing
-  )
+  hierarchy = read_hierarchy(tree, CLASSES)
+  hierarchy = dataclasses.replace(hierarchy, label_smoothing=smoothing)
   logits = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
   labels = 0.7 * np.eye(6) + 0.3 * np.eye(6)[::-1]  # as mixup makes them
 

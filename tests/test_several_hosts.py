@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,24 +48,22 @@ def with_devices(environment, devices):
   return environment | {"XLA_FLAGS": environment["XLA_FLAGS"] + flag}
 
 
-def start_hosts(arguments, environment, homes=None, heartbeat=TIMEOUT):
-  """Starts two processes; `arguments` are of both, or a pair of lists."""
-  pair = arguments if isinstance(arguments, tuple) else (arguments, arguments)
-  homes = homes or [Path.home()] * 2
+def start_hosts(arguments, environment, heartbeat=TIMEOUT):
+  """Starts a command as two hosts; returns their processes."""
   flags = [
     f"--coordinator=localhost:{free_port()}",
     *("--hosts=2", f"--wait={TIMEOUT}", f"--heartbeat={heartbeat}"),
   ]
   return [
     subprocess.Popen(
-      [*words, *flags, f"--host={host}"],
+      [*arguments, *flags, f"--host={host}"],
       cwd=ROOT,
-      env=with_devices(environment, 2) | {"HOME": str(homes[host])},
+      env=with_devices(environment, 2),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for host, words in enumerate(pair)
+    for host in range(2)
   ]
 
 
