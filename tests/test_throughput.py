@@ -25,14 +25,8 @@ def flags(results, **changes):
 
 
 def row(model, batch, speed, dtype="float32", **more):
-  return {
-    "model": model,
-    "image_size": 224,
-    "dtype": dtype,
-    "batch": batch,
-    "images_per_second": speed,
-    **more,
-  }
+  changes = {"model": model, "dtype": dtype, "batch": batch}
+  return KEY | changes | {"images_per_second": speed} | more
 
 
 def test_a_model_is_measured_once_and_read_by_the_tables(tmp_path):
