@@ -21,6 +21,7 @@ from mixer.data.sources import open_source, records
 from mixer.errors import DatasetNotFoundError, UserError
 
 SPLITS = {"train": 40, "test": 7}
+TFRECORD = tfds.core.file_adapters.TfRecordFileAdapter
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +165,7 @@ def test_an_example_is_located_by_file_and_record(sharded, prepared):
   for i, place in enumerate(where):
     path, record = re.fullmatch(r"(.*), record (\d+)", place).groups()
     if path not in files:
-      whole = tfds.core.file_adapters.TfRecordFileAdapter.make_tf_data(path)
-      files[path] = [*whole.as_numpy_iterator()]
+      files[path] = [*TFRECORD.make_tf_data(path).as_numpy_iterator()]
     assert files[path][int(record)] == records[7 + i]
   assert len(files) == 14
   other = open_train(prepared["array_record"], "train[7:]").locate(2)
@@ -234,8 +234,7 @@ def test_files_that_were_replaced_get_another_index(copied):
 
   def replace(examples):
     file.unlink()
-    write = tfds.core.file_adapters.TfRecordFileAdapter.write_examples
-    write(file, enumerate(examples))
+    TFRECORD.write_examples(file, enumerate(examples))
     return [bytes(record) for record in open_train(folder).records]
 
   for examples in contents[:39] + contents[:1], reordered, contents:
@@ -302,8 +301,7 @@ assert len([source.records[i] for i in range(40)]) == 40
 
 def begins_of(file):
   """Returns the offset of each record, by TensorFlow's own reader."""
-  adapter = tfds.core.file_adapters.TfRecordFileAdapter
-  records = adapter.make_tf_data(str(file)).as_numpy_iterator()
+  records = TFRECORD.make_tf_data(str(file)).as_numpy_iterator()
   return np.cumsum([0, *(len(record) + 16 for record in records)]).tolist()
 
 
@@ -379,8 +377,7 @@ def test_a_record_without_the_features_is_named(copied, prepared):
   folder, file = copied
   records = [bytes(record) for record in open_train(folder).records]
   records[5:7] = [b"", b"\xff" * 10]
-  write = tfds.core.file_adapters.TfRecordFileAdapter.write_examples
-  write(file, enumerate(records))
+  TFRECORD.write_examples(file, enumerate(records))
   source = open_train(folder)
 
   for i in 5, 6:

@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import psutil
-from runs import TIMEOUT, wait_until
+from runs import ROOT, TIMEOUT, wait_until
 
 from mixer.data import pp_parser, preprocess
 from mixer.data.input_pipeline import train_batches
@@ -39,10 +38,6 @@ if __name__ == "__main__":
 """
 
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-
-
 def workers_of(process):
   return [
     child
@@ -60,7 +55,7 @@ def test_workers_are_deaf_to_signals_and_end_with_their_loader(
     [sys.executable, script, digits_dir],
     stdout=subprocess.PIPE,
     text=True,
-    env=ENVIRONMENT,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
     start_new_session=True,
   )
   parent = psutil.Process(process.pid)
