@@ -5,12 +5,12 @@ import re
 import shutil
 import sys
 import zipfile
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from runs import ROOT
 from safetensors.numpy import save, save_file
 from small_models import SIZES, assert_same, golden
 
@@ -20,7 +20,6 @@ from mixer.models import create, flops
 from mixer.tools.weights import main
 from mixer.weights import convert, io
 
-ROOT = Path(__file__).parent.parent
 TINY = SIZES["Mixer"]
 FILE = "tests/goldens/mixer_tiny.npz"
 WHOLE = (ROOT / FILE).read_bytes()

@@ -59,7 +59,7 @@ def put(published, folder, arrays, suffix):
     tensors = {name: torch.tensor(each) for name, each in timms.items()}
     torch.save(tensors, path)
   else:
-    weights.save(path, unflatten_dict(arrays, sep="/"))
+    weights.save(path, arrays)
 
 
 @pytest.mark.parametrize(
