@@ -164,7 +164,7 @@ def test_momentum_accumulates_as_heavy_ball():
   np.testing.assert_allclose(after["head"]["bias"], 1 - 0.05 - 0.095, rtol=1e-6)
 
 
-def test_bfloat16_accumulator_is_stored_so_and_changes_little():
+def test_a_bfloat16_accumulator_is_stored_so():
   params = {"kernel": jnp.ones((3, 3))}
   schedule = make_schedule(kind="constant", total_steps=10)
 
