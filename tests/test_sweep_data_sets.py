@@ -16,7 +16,6 @@ from sweeps import REPORT, never, read_report, write_recipe
 from mixer import train
 from mixer.cli import EX_OK, EX_TEMPFAIL, EX_USAGE
 from mixer.errors import UserError
-from mixer.tools.data import prepare
 from mixer.tools.sweep import multi_dataset
 from mixer.training.lock import locked
 
@@ -27,14 +26,12 @@ QUIETLY = {"skip_missing": False, "accept_changes": False}
 
 
 @pytest.fixture(scope="module")
-def recipe(digits_dir, tmp_path_factory):
+def recipe(half_digits, tmp_path_factory):
   """Returns a recipe with three data sets, two of them prepared."""
-  for name in DATA_SETS.values():
-    prepare(name, digits_dir)
   folder = tmp_path_factory.mktemp("recipe")
   groups = {"digits": ("low", "high")}
   return write_recipe(
-    folder, digits_dir, DATA_SETS | {"none": "cifar10"}, groups
+    folder, half_digits, DATA_SETS | {"none": "cifar10"}, groups
   )
 
 
