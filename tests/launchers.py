@@ -3,13 +3,14 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import runs
+from runs import ROOT
+
 from mixer import cli
 
-ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 AGAIN = [cli.EX_TEMPFAIL, 128 + signal.SIGABRT, 128 + signal.SIGKILL]
 FLAGS = [
@@ -20,15 +21,8 @@ FLAGS = [
 SLURM_PROGRAMS = "munged", "slurmctld", "slurmd", "sbatch", "srun"
 
 
-def run(*command, folder=ROOT, **environ) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [str(word) for word in command],
-    cwd=folder,
-    env=os.environ | environ,
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
+def run(*command, folder=ROOT, **environ):
+  return runs.run([*map(str, command)], os.environ | environ, folder)
 
 
 def write_program(path: Path, text: str) -> Path:

@@ -80,6 +80,13 @@ def module(name: str) -> types.SimpleNamespace:
   return types.SimpleNamespace(**runpy.run_path(str(path)))
 
 
+def model(name: str, **fields) -> dict[str, object]:
+  """Returns the changes that put another model in the place of a Mixer."""
+  sizes = "tokens_mlp", "channels_mlp", "patch", "hidden", "blocks"
+  fields = dict.fromkeys(sizes) | fields | {"name": name}
+  return {f"model.{key}": value for key, value in fields.items()}
+
+
 def golden(name: str, arg: str) -> Path:
   suffix = arg.replace("/", "_").replace(",", "-")
   return GOLDENS / f"{name}{'-' if suffix else ''}{suffix}.txt"

@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import recipes
+from recipes import ROOT
 
 from mixer import weights
 
-ROOT = Path(__file__).parent.parent
 # Seconds until a test that hangs fails. It never bounds the speed of a machine.
 TIMEOUT = 900
 STEPS = 120
@@ -61,10 +61,10 @@ def command(digits_dir, workdir, *flags, **changes):
   ]
 
 
-def run(arguments, environment):
+def run(arguments, environment, folder=ROOT):
   return subprocess.run(
     arguments,
-    cwd=ROOT,
+    cwd=folder,
     env=environment,
     capture_output=True,
     text=True,
@@ -104,8 +104,8 @@ def free_port():
     return listener.getsockname()[1]
 
 
-def read_rows(workdir):
-  lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+def read_rows(workdir, kind="metrics"):
+  lines = (Path(workdir) / f"{kind}.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
 
 

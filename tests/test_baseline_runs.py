@@ -7,35 +7,32 @@ import pytest
 import recipes
 from jax import export as jax_export
 from PIL import Image
-from runs import read_rows
+from runs import read_rows, small
 
 from mixer import evaluate, train, weights
 from mixer.errors import UserError
 from mixer.plan import make_plan
 from mixer.tools import export, predict
 
-MIXERS = dict.fromkeys(("tokens_mlp", "channels_mlp"))
 MODELS = {
-  "ViT": MIXERS | dict(name="ViT", patch=4, hidden=8, blocks=2, mlp=8, heads=2),
-  "BiT": MIXERS
-  | dict.fromkeys(("patch", "hidden", "blocks"))
-  | dict(name="BiT", width=0.5, units=(2,)),
+  "ViT": dict(patch=4, hidden=8, blocks=2, mlp=8, heads=2),
+  "BiT": dict(width=0.5, units=(2,)),
 }
 
 
 def config_of(digits_dir, model, steps=2, **changes):
   """The digits recipe, small; every kind of randomness is on."""
-  config = recipes.load("digits")
-  config.data.data_dir = digits_dir
-  config.total_epochs, config.total_steps = 0.0, steps
-  config.schedule.kind, config.schedule.warmup_epochs = "constant", 0.0
-  config.batch = 16
-  config.model.update(MODELS[model], dropout=0.1, stoch_depth=0.2)
-  config.checkpoint.every_epochs, config.checkpoint.every_steps = 0.0, 1
-  config.evals.test.every_epochs = 0.0
-  config.log.every_steps = 1
-  config.update_from_flattened_dict(changes)
-  return config
+  return small(
+    digits_dir,
+    total_steps=steps,
+    batch=16,
+    schedule__kind="constant",
+    schedule__warmup_steps=0,
+    checkpoint__every_steps=1,
+    evals__test__every_steps=0,
+    **recipes.model(model, **MODELS[model]),
+    **changes,
+  )
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -73,8 +70,7 @@ def test_it_is_exported_and_predicts_with_the_same_logits(run, tmp_path):
 
   call = jax_export.deserialize(bytearray(program.read_bytes())).call
   probabilities = np.sort(jax.nn.softmax(call(pixels[None]))[0])[::-1]
-  rows = table.read_text().splitlines()[1:]
-  said = [float(row.split(",")[-1]) for row in rows]
+  said = np.loadtxt(table, delimiter=",", skiprows=1, usecols=-1)
   np.testing.assert_allclose(said, probabilities[:5], atol=1e-5)
 
 
@@ -85,12 +81,10 @@ def test_its_weights_are_taken_at_another_resolution(run, digits_dir):
   config = config_of(
     digits_dir,
     model,
-    **{
-      "init": str(folder),
-      "init_growth": growth,
-      "data.ops": "resize(12) | flip",
-      "evals.test.ops": "resize(12)",
-    },
+    init=str(folder),
+    init_growth=growth,
+    data__ops="resize(12) | flip",
+    evals__test__ops="resize(12)",
   )
 
   plan = make_plan(config)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict, path_aware_map
 from small_models import assert_close, golden
 
 from mixer.models import bit, create, flops
@@ -42,23 +42,16 @@ def parameters_by_arithmetic(width, units, classes):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-  return golden("BiT")
-
-
-@pytest.fixture(scope="module")
-def short(tiny):
+def short():
   """Returns only the first stage, without head, on 16 px: quick to compile."""
-  _, params, images, _ = tiny
+  _, params, images, _ = golden("BiT")
   params = {k: v for k, v in params.items() if k in ("root_block", "block1")}
   params["norm-pre-head"] = params["block1"]["unit02"]["gn1"]
   return create("BiT", width=0.5, units=(2,)), params, images[:, 8:24, 8:24]
 
 
-def test_the_authors_later_copy_differs_only_at_the_stems_border(
-  tiny, monkeypatch
-):
-  model, params, images, _ = tiny
+def test_the_authors_later_copy_differs_only_at_the_stems_border(monkeypatch):
+  model, params, images, _ = golden("BiT")
   expected = np.load("tests/goldens/bit_tiny_io.npz")["big_vision_logits"]
   pad = functools.partial(jnp.pad, constant_values=-np.inf)
   monkeypatch.setattr(bit.jnp, "pad", pad)
@@ -115,14 +108,14 @@ def test_any_resolution_is_taken_and_halved_five_times_rounded_up():
     assert out["block4"].shape == (1, out_size, 1, 1024)
 
 
-def test_filters_of_any_scale_and_shift_compute_the_same(tiny):
-  model, params, images, expected = tiny
-  moved = flatten_dict(params, sep="/")
-  moved = {
-    k: 3 * v + 0.5 if "conv" in k else v for k, v in moved.items()
-  }  # standardisation takes both away
+def test_filters_of_any_scale_and_shift_compute_the_same():
+  model, params, images, expected = golden("BiT")
+  # Standardisation takes both away.
+  moved = path_aware_map(
+    lambda path, x: 3 * x + 0.5 if "conv" in path[-2] else x, params
+  )
 
-  logits, _ = model.apply({"params": unflatten_dict(moved, sep="/")}, images)
+  logits, _ = model.apply({"params": moved}, images)
 
   np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -195,8 +188,8 @@ def test_a_width_that_cannot_be_normalised_in_groups_is_refused():
     flops.abstract_params(model, (32, 32))
 
 
-def test_dropout_masks_only_the_heads_input(tiny):
-  model, params, images, _ = tiny
+def test_dropout_masks_only_the_heads_input():
+  model, params, images, _ = golden("BiT")
   keys = jax.random.split(jax.random.key(0), len(images))
 
   logits, out = model.clone(dropout=0.5).apply(

@@ -2,11 +2,10 @@
 """The budget of the compiled training step."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from runs import ROOT
+from runs import run
 
 from benchmarks import budget
 
@@ -25,13 +24,8 @@ def test_the_step_of_s32_keeps_its_budget(target, environment):
   if key not in json.loads(budget.FILE.read_text()):
     pytest.skip(f"no budget for {key}")
 
-  done = subprocess.run(
-    [sys.executable, "-m", "benchmarks.budget", f"--targets={target}"],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    env=environment,
-  )
+  command = "-m", "benchmarks.budget", f"--targets={target}"
+  done = run([sys.executable, *command], environment)
 
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith(key)

@@ -151,12 +151,11 @@ def test_help_lists_a_recipes_arguments_with_their_values(flags, words):
   assert all(each in out for each in words)
 
 
-def start_into(stdout, words, stderr=subprocess.PIPE, **env):
+def start_into(stdout, words, stderr=subprocess.PIPE):
   """Runs a program whose output goes to a file or a pipe."""
   return subprocess.run(
     [sys.executable, *words],
     cwd=ROOT,
-    env=os.environ | env,
     stdout=stdout,
     stderr=stderr,
     text=True,
@@ -204,15 +203,15 @@ def test_a_closed_pipe_for_messages_is_no_traceback(closed_pipe):
 def test_a_program_without_an_output_ends_as_ever():
   command = f"exec {sys.executable} -m mixer paper table 2 >&-"
 
-  done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True)
+  done = run(["sh", "-c", command], os.environ)
 
   assert done.returncode == 0, done.stderr
 
 
 def test_a_terminal_without_a_character_shows_another(tmp_path):
-  words = [*TABLE, f"--out={tmp_path / 'Müll.md'}"]
+  words = [sys.executable, *TABLE, f"--out={tmp_path / 'Müll.md'}"]
 
-  done = start_into(subprocess.PIPE, words, PYTHONIOENCODING="ascii")
+  done = run(words, os.environ | {"PYTHONIOENCODING": "ascii"})
 
   assert done.returncode == 0, done.stderr
   assert "M?ll.md" in done.stdout

@@ -4,6 +4,7 @@ import re
 import pytest
 import recipes
 from ml_collections import ConfigDict
+from recipes import model
 
 from mixer.config import SCHEMA, default, evaluator
 from mixer.config_check import (
@@ -140,13 +141,6 @@ def test_the_micro_batch_is_the_largest_that_obeys_the_limit(digits_dir):
   assert not plan.complaints.problems and not plan.complaints.missing
   # 12 images a device: 4 at once, three times.
   assert (plan.data.per_device, plan.data.accumulation) == (4, 3)
-
-
-def model(name, **fields):
-  """Returns the changes that put another model in the place of the Mixer."""
-  sizes = ("tokens_mlp", "channels_mlp", "patch", "hidden", "blocks")
-  fields = dict.fromkeys(sizes) | fields | {"name": name}
-  return {f"model.{key}": value for key, value in fields.items()}
 
 
 VIT = dict(patch=2, hidden=16, blocks=2, mlp=32, heads=2)

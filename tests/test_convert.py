@@ -34,8 +34,7 @@ TIMM = {
 
 
 def flat_file():
-  with np.load(FILE) as file:
-    return {name: file[name] for name in file.files}
+  return dict(np.load(FILE))
 
 
 def load_as_file(arrays, tmp_path):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Skipped updates: runs that diverge, and their way back to a checkpoint."""
 
-import json
 import shutil
 import signal
 
@@ -64,8 +63,7 @@ def whole(digits_dir, tmp_path_factory, compiled_once):
 def test_an_update_that_is_not_finite_is_skipped_and_written_down(
   whole, digits_dir
 ):
-  lines = (whole / "skipped.jsonl").read_text().splitlines()
-  skipped = [json.loads(line) for line in lines]
+  skipped = read_rows(whole, "skipped")
   assert [row["step"] for row in skipped] == BAD
   assert skipped[0]["positions"] == [6 * 32, 7 * 32 - 1]
   order = IndexShuffler(1_437, short(digits_dir).seed)

@@ -3,13 +3,10 @@
 
 import json
 import re
-import subprocess
 import sys
 import types
-from pathlib import Path
 
-import recipes
-from runs import read_rows
+from runs import ROOT, read_rows, run, small
 
 from mixer import config as schema
 from mixer import models, train, weights
@@ -17,7 +14,6 @@ from mixer.cli import EX_OK
 from mixer.data import pp_parser
 from mixer.models import mixer
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 TOUR = ROOT / "docs" / "tour.ipynb"
 # Without Jupyter or a network, and with shorter runs.
@@ -61,12 +57,9 @@ def test_the_examples_train_and_evaluate(digits_dir, tmp_path, monkeypatch):
   run_example("mixer.evaluators.confidence", evaluator, monkeypatch)
   [(kind, added)] = eval(f"{{{row}}}", vars(schema)).items()
   monkeypatch.setitem(schema.EVALUATORS, kind, added)
-  config = recipes.load("digits")
-  config.data.data_dir = digits_dir
+  config = small(digits_dir, total_steps=3, schedule__warmup_steps=0)
   config.data.ops = f"darken(3) | {config.data.ops}"
   config.model.name = "ShiftMixer"
-  config.total_epochs, config.total_steps = 0.0, 3
-  config.schedule.warmup_epochs = 0.0
   config.evals.own = schema.evaluator(kind, split="test", ops="central_crop(8)")
   config.checkpoint.best = "eval/own/confidence"
 
@@ -80,13 +73,8 @@ def test_the_examples_train_and_evaluate(digits_dir, tmp_path, monkeypatch):
 
 
 def test_the_tour_runs_from_top_to_bottom(environment):
-  done = subprocess.run(
-    [sys.executable, "-c", RUN, str(TOUR)],
-    cwd=TOUR.parent,
-    env=environment | {"MPLBACKEND": "Agg"},
-    capture_output=True,
-    text=True,
-  )
+  command = [sys.executable, "-c", RUN, str(TOUR)]
+  done = run(command, environment | {"MPLBACKEND": "Agg"}, TOUR.parent)
 
   assert done.returncode == 0, done.stderr
   percent = {

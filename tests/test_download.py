@@ -7,6 +7,7 @@ import http.server
 import importlib.util
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -160,15 +161,16 @@ def test_mirrors_are_tried_in_order_and_every_failure_is_told(
     "/sha.npz": {"content": b"?" + CONTENT[1:]},
     "/good.safetensors": {"content": CONTENT},
   }
-  bad = [
-    Mirror(f"{server.url}/forbidden.npz"),
-    Mirror(f"{server.url}/missing.npz"),
-    Mirror(f"{server.url}/page.npz"),
-    Mirror(f"{server.url}/size.npz", "0.29 MiB"),
-    Mirror(f"{server.url}/sha.npz", "0.29 MiB", SHA256[:8]),
-    Mirror("http://nowhere.invalid/a.npz"),
-    Mirror(closed),
-  ]
+  size, sha = "0.29 MiB", SHA256[:8]
+  bad = {
+    Mirror(f"{server.url}/forbidden.npz"): "403 Forbidden",
+    Mirror(f"{server.url}/missing.npz"): "404 Not Found",
+    Mirror(f"{server.url}/page.npz"): "a web page came",
+    Mirror(f"{server.url}/size.npz", size): f"has 0.00 MiB instead of {size}",
+    Mirror(f"{server.url}/sha.npz", size, sha): f"instead of {sha}",
+    Mirror("http://nowhere.invalid/a.npz"): "no network, or no such host",
+    Mirror(closed): "refused",
+  }
 
   with pytest.raises(UserError) as error:
     fetch(entry(*bad), str(tmp_path))
@@ -179,19 +181,7 @@ def test_mirrors_are_tried_in_order_and_every_failure_is_told(
 
   lines = str(error.value).splitlines()
   assert [line.strip() for line in lines[1:15:2]] == [m.url for m in bad]
-  for line, words in zip(
-    lines[2:16:2],
-    [
-      "403 Forbidden",
-      "404 Not Found",
-      "a web page came",
-      "it has 0.00 MiB instead of 0.29 MiB",
-      f"instead of {SHA256[:8]}",
-      "no network, or no such host",
-      "refused",
-    ],
-    strict=True,
-  ):
+  for line, words in zip(lines[2:16:2], bad.values(), strict=True):
     assert words in line
   assert f"copy it to {tmp_path / 'test' / 'Mixer-X_1.npz'} " in lines[0]
   assert f"{server.url}/forbidden.npz: 403 Forbidden." in told
@@ -245,22 +235,16 @@ def test_processes_that_fetch_the_same_fetch_it_once(server, tmp_path, capsys):
   go_on = threading.Event()
   server.files["/a.npz"] = {"content": CONTENT, "stalls": go_on}
   published = entry(Mirror(f"{server.url}/a.npz"))
-  paths, errors = [], []
-
-  def run():
-    paths.append(fetch(published, str(tmp_path)))
+  errors = []
 
   def have_begun():
     errors.append(capsys.readouterr().err)
     return "".join(errors).count("Fetching test/Mixer-X_1, or waiting") == 3
 
-  threads = [threading.Thread(target=run) for _ in range(3)]
-  for thread in threads:
-    thread.start()
-  wait_until(have_begun)
-  go_on.set()
-  for thread in threads:
-    thread.join()
+  with ThreadPoolExecutor(3) as pool:
+    paths = pool.map(fetch, [published] * 3, [str(tmp_path)] * 3)
+    wait_until(have_begun)
+    go_on.set()
 
   assert [path.read_bytes() == CONTENT for path in paths] == [True] * 3
   assert len(server.asked) == 1

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recipes
 from runs import read_rows, small
 from scipy import stats
 from small_models import SIZES, assert_close
+from test_models import with_nothing_zero
 
 from mixer import train
 from mixer.models import create
@@ -19,22 +21,14 @@ from mixer.training.setup import (
   create_update,
 )
 
-MIXERS = "tokens_mlp", "channels_mlp", "patch", "hidden"
-BIT = dict.fromkeys(f"model.{key}" for key in MIXERS) | {
-  "model.name": "BiT",
-  "model.blocks": None,
-  "model.width": 0.5,
-  "model.units": (2,),
-}
+BIT = recipes.model("BiT", width=0.5, units=(2,))
 LATE = {"drop.when": "late", "drop.cutoff_steps": 2}
 EARLY = {"drop.when": "early", "drop.cutoff_steps": 2}
 NO_RATES = {"model.dropout": 0.0, "model.stoch_depth": 0.0}
 
 
 def plan_small(digits_dir, changes):
-  config = small(digits_dir)
-  config.update_from_flattened_dict(changes)
-  plan = make_plan(config)
+  plan = make_plan(small(digits_dir, **changes))
   plan.complaints.raise_all()
   return plan
 
@@ -69,9 +63,8 @@ def test_a_run_drops_on_its_side_of_the_cut_off(digits_dir, tmp_path):
   """The head is 0 at first, so that the first loss is the same for all."""
   losses = {}
   for name, each in ("plain", NO_RATES), ("late", LATE), ("early", EARLY):
-    config = small(digits_dir, total_steps=4, batch=16)
-    config.update_from_flattened_dict(each)
-    config.schedule.warmup_steps = 0
+    changes = each | {"schedule.warmup_steps": 0}
+    config = small(digits_dir, total_steps=4, batch=16, **changes)
     assert train.train(config, str(tmp_path / name)) == 0
     losses[name] = [x["train/loss"] for x in read_rows(tmp_path / name)]
 
@@ -112,12 +105,7 @@ def test_linear_rates_reach_the_step(digits_dir):
 def test_scaled_rates_drop_as_those_rates_do(family, fields):
   """Halved rates, in values and gradients."""
   fields = {"dropout": 0.25, "stoch_depth": 0.5} | fields
-  model = create(family, **SIZES[family], num_classes=5, **fields)
-  images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
-  params = jax.jit(model.init)(jax.random.key(1), images)["params"]
-  params = jax.tree.map(
-    lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params
-  )
+  model, params, images = with_nothing_zero(family, **fields)
   keys = jax.random.split(jax.random.key(2), 4)
 
   def loss(params, keys, model):
