@@ -100,11 +100,8 @@ def test_any_resolution_is_taken_and_halved_five_times_rounded_up():
   params = flops.abstract_params(model, (32, 32))
 
   for size, out_size in ((32, 1), (33, 2), (100, 4), (224, 7)):
-    _, out = jax.eval_shape(
-      lambda p, x: model.apply({"params": p}, x),
-      params,
-      jnp.zeros((1, size, 32, 3)),
-    )
+    images = jnp.zeros((1, size, 32, 3))
+    _, out = jax.eval_shape(model.apply, {"params": params}, images)
     assert out["block4"].shape == (1, out_size, 1, 1024)
 
 
@@ -172,20 +169,11 @@ def test_stochastic_depth_drops_the_last_units_branch_at_the_whole_rate(short):
   stays = np.abs(dropped - whole).max(axis=(1, 2, 3)) < 1e-4
   assert stays.mean() == pytest.approx(0.6, abs=0.08)
   shortcut = dropped[~stays]
-  np.testing.assert_allclose(
-    shortcut, jnp.broadcast_to(shortcut[0], shortcut.shape), atol=1e-5
-  )
+  assert np.abs(shortcut - shortcut[0]).max() < 1e-5
   np.testing.assert_allclose(
     rescaled[stays][0], shortcut[0] + (whole - shortcut[0]) / 0.6, atol=1e-4
   )
   np.testing.assert_allclose(rescaled[~stays], shortcut, atol=1e-5)
-
-
-def test_a_width_that_cannot_be_normalised_in_groups_is_refused():
-  model = create("BiT", width=0.7, units=(1,))
-
-  with pytest.raises(ValueError, match="44.8 channels.*multiple of 0.5"):
-    flops.abstract_params(model, (32, 32))
 
 
 def test_dropout_masks_only_the_heads_input():

@@ -53,14 +53,10 @@ def test_the_21k_names_are_where_the_authors_put_them():
 
 
 def test_what_is_no_id_of_wordnet_stays():
-  own = ["cat", "n02123045", "n99999999", "cat"]
+  own = "cat", "n02123045", "n99999999", "cat"
+  shown = "cat", "tabby, tabby cat", "n99999999", "cat"
 
-  assert class_names.readable(own) == (
-    "cat",
-    "tabby, tabby cat",
-    "n99999999",
-    "cat",
-  )
+  assert class_names.readable(own) == shown
 
 
 def test_folders_name_classes_by_name_or_by_wordnet_id():

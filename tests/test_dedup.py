@@ -154,13 +154,10 @@ def test_the_command_writes_a_line_for_each_image(
 
 def test_any_split_of_a_tfds_data_set_can_be_hashed(digits_dir, tmp_path):
   out = tmp_path / "hashes.txt"
+  flags = "--split=test[:70]", f"--out={out}", f"--data_dir={digits_dir}"
 
-  code = main(
-    ["hash", "digits", "--split=test[:70]", f"--out={out}"]
-    + [f"--data_dir={digits_dir}"]
-  )
+  assert main(["hash", "digits", *flags]) == 0
 
-  assert code == 0
   assert len(out.read_text().splitlines()) == 71
   known = dedup.load([out])
   [(data, _)] = open_source("digits", "test", digits_dir).read([69])
