@@ -89,9 +89,7 @@ def test_without_a_test_split_the_held_out_part_is_what_is_reported(images):
 def test_steps_follow_the_number_of_images_in_a_folder(
   examples, settings, images, monkeypatch
 ):
-  from mixer.data.sources.image_folder import FolderSplit
-
-  monkeypatch.setattr(FolderSplit, "num_examples", examples)
+  monkeypatch.setattr(image_folder.FolderSplit, "num_examples", examples)
   config = finetune(f"dataset=folder:{images}")
 
   assert settings == (
@@ -167,7 +165,5 @@ def test_the_fine_tuning_grid_is_the_papers():
     assert sweep.learning_rates == (0.003, 0.01, 0.03, 0.06)
     assert (sweep.seeds, sweep.metric, sweep.report) == (3, METRIC, REPORT)
     full = finetune(f"dataset={name},full=True").data
-    assert (sweep.full_split, sweep.full_examples) == (
-      full.split,
-      full.examples,
-    )
+    assert sweep.full_split == full.split
+    assert sweep.full_examples == full.examples

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model of parameters, inferred from their names and shapes."""
 
-import jax
-import numpy as np
 import pytest
 from small_models import SIZES, golden
 
-from mixer.models import create
+from mixer.models import create, flops
 from mixer.models.infer import describe, infer, infer_model
 
 
@@ -44,12 +42,7 @@ def test_shapes_name_the_variant_and_the_fields_that_differ(
   name, fields, words
 ):
   model = create(name, num_classes=7, **fields)
-  shapes = jax.eval_shape(
-    model.init,
-    jax.random.key(0),
-    np.zeros((1, 96, 96, model.image_channels), "f"),
-  )
 
-  inferred = infer(shapes["params"])
+  inferred = infer(flops.abstract_params(model, (96, 96)))
 
   assert inferred == model and describe(inferred) == words

@@ -12,6 +12,7 @@ import pytest
 from layouts import Damaged
 from runs import wait_until
 from sklearn.datasets import load_digits
+from small_models import assert_same, split
 
 from mixer.data import preprocess
 from mixer.data.input_pipeline import BadImages, eval_batches, train_batches
@@ -36,25 +37,14 @@ def few(digits_dir):
 
 
 def take(batches, number):
-  with_threads = list(itertools.islice(batches, number))
-  batches.close()
-  return with_threads
-
-
-def assert_same(ours, theirs):
-  assert len(ours) == len(theirs)
-  for batch, other in zip(ours, theirs, strict=True):
-    assert batch.keys() == other.keys()
-    for key in batch:
-      np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
+  taken = list(itertools.islice(batches, number))
+  batches.close()  # stops its threads
+  return taken
 
 
 def join(parts):
   """Puts the batches of several hosts together to global ones."""
-  return [
-    {key: np.concatenate([part[key] for part in step]) for key in step[0]}
-    for step in zip(*parts, strict=True)
-  ]
+  return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def test_images_and_labels_are_those_of_the_order(train):
@@ -295,11 +285,8 @@ def test_devices_get_rows_in_the_order_of_the_batch(train):
     3,
   )
 
-  for batch, other in zip(fed, host, strict=True):
-    for key in other:
-      assert batch[key].shape == (4, 8, *other[key].shape[1:])
-      rows = np.asarray(batch[key]).reshape(other[key].shape)
-      np.testing.assert_array_equal(rows, other[key])
+  rows = [split(batch, devices=4) for batch in host]
+  jax.tree.map(np.testing.assert_array_equal, fed, rows)
   # A copy between devices would be an error here.
   with jax.transfer_guard("disallow"):
     out = step(fed[0]["image"])

@@ -4,7 +4,6 @@
 import functools
 import importlib
 import shutil
-import subprocess
 import sys
 import types
 from typing import NamedTuple
@@ -13,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from flax import linen as nn
-from small_models import count_saved
+from small_models import assert_close, count_saved
 
 from benchmarks.kernels import Errors, agree, compare, run
 from mixer.errors import UserError
@@ -278,11 +278,7 @@ def test_kernels_with_drop_path_have_the_same_gradients(device, fields):
   assert jax.tree.structure(made) == jax.tree.structure(params)
   expected, right = step(plain)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    gradients,
-    right,
-  )
+  assert_close(gradients, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("on_this_machine")
@@ -383,10 +379,5 @@ def test_the_gpu_comparison_requires_a_gpu():
 def test_kernels_agree_with_layers_on_this_machines_gpu(environment):
   dropped = "JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS"
   kept = {k: v for k, v in environment.items() if k not in dropped}
-  done = subprocess.run(
-    [sys.executable, "-m", "benchmarks.kernels"],
-    capture_output=True,
-    text=True,
-    env=kept,
-  )
+  done = runs.run([sys.executable, "-m", "benchmarks.kernels"], kept)
   assert done.returncode == 0, done.stderr
