@@ -20,18 +20,9 @@ V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
     # Folder of a cgroup: limit; used and half of the page cache, in MiB.
     ("0::/", {}, V2, (300, 1000)),
     ("0::/", {"": (200 * MIB, 150, 20)}, V2, (90, 200)),  # a container
-    (
-      "0::/job/step",
-      {"job": (400 * MIB, 390, 0)},
-      V2,
-      (10, 400),
-    ),  # of a parent
-    (
-      "0::/job",
-      {"job": (900 * MIB, 100, 0)},
-      V2,
-      (300, 1000),
-    ),  # the host has less
+    # Of a parent, and one above what the host has.
+    ("0::/job/step", {"job": (400 * MIB, 390, 0)}, V2, (10, 400)),
+    ("0::/job", {"job": (900 * MIB, 100, 0)}, V2, (300, 1000)),
     ("0::/job", {"job": ("max", 100, 0)}, V2, (300, 1000)),
     ("4:memory:/outside", {"memory": (200 * MIB, 150, 20)}, V1, (90, 200)),
     ("4:memory:/", {"memory": (2**62, 150, 0)}, V1, (300, 1000)),
