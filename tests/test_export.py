@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
-from small_models import SIZES
+from small_models import golden
 
 from mixer import weights
-from mixer.models import create
 from mixer.models.kernels import target_device
 from mixer.tools import export
 
@@ -35,14 +34,14 @@ assert not {"mixer", "flax"} & sys.modules.keys()
 """
 
 
-def run(*arguments):
-  return export.main([str(argument) for argument in arguments])
+def run(file, *flags, init=TINY):
+  return export.main([f"--init={init}", f"--out={file}", *flags])
 
 
-def logits_of(params, images=IMAGES, **fields):
-  model = create("Mixer", **SIZES["Mixer"] | {"num_classes": 7} | fields)
+def logits_of(params, **fields):
+  model = golden("Mixer").model.clone(**fields)
   # Compiled: run in parts, bfloat16 would be rounded in more places.
-  return np.asarray(jax.jit(model.apply)({"params": params}, images)[0])
+  return np.asarray(jax.jit(model.apply)({"params": params}, IMAGES)[0])
 
 
 def read(file):
@@ -53,14 +52,11 @@ def test_a_program_gives_the_models_logits_with_only_jax(tmp_path, capsys):
   file = tmp_path / "tiny.stablehlo"
   np.save(tmp_path / "pixels.npy", PIXELS)
 
-  assert run(f"--init={TINY}", f"--out={file}") == 0
+  assert run(file) == 0
 
-  names = (file, tmp_path / "pixels.npy", tmp_path / "logits.npy")
-  subprocess.run(
-    [sys.executable, "-I", "-c", CALL, *map(str, names)],
-    check=True,
-    cwd=tmp_path,
-  )
+  names = file, "pixels.npy", "logits.npy"
+  command = [sys.executable, "-I", "-c", CALL, *names]
+  subprocess.run(command, check=True, cwd=tmp_path)
   out = capsys.readouterr().out
   np.testing.assert_allclose(
     np.load(tmp_path / "logits.npy"), logits_of(weights.load(TINY)), atol=1e-5
@@ -77,13 +73,10 @@ def test_a_batch_of_any_size_gives_features_without_a_head(tmp_path, capsys):
   weights.save(tmp_path / "body.npz", params)
   file = tmp_path / "body.stablehlo"
 
-  code = run(
-    f"--init={tmp_path / 'body.npz'}", f"--out={file}", "--input=float32"
-  )
+  assert run(file, "--input=float32", init=tmp_path / "body.npz") == 0
 
   out = capsys.readouterr().out
   expected = logits_of(params, num_classes=None)
-  assert code == 0
   assert "features = program.call(images)" in out
   assert "images is float32 [n, 32, 32, 3], RGB, -1 to 1, for any n" in out
   for number in (1, 5):
@@ -94,13 +87,13 @@ def test_a_batch_of_any_size_gives_features_without_a_head(tmp_path, capsys):
 def test_bfloat16_is_the_models_and_stores_half_the_bytes(tmp_path):
   file = tmp_path / "tiny.stablehlo"
 
-  assert run(f"--init={TINY}", f"--out={file}", "--dtype=bfloat16") == 0
+  assert run(file, "--dtype=bfloat16") == 0
 
   params = weights.load(TINY)
   program = read(file)
   expected = logits_of(params, dtype="bfloat16")
   factors = [
-    array.shape
+    "x".join(map(str, array.shape))
     for name, array in flatten_dict(params, sep="/").items()
     if name.endswith("kernel") and name != "head/kernel"
   ]
@@ -110,9 +103,7 @@ def test_bfloat16_is_the_models_and_stores_half_the_bytes(tmp_path):
   np.testing.assert_allclose(program.call(PIXELS), expected, atol=1e-5)
   assert np.abs(expected - logits_of(params)).max() > 1e-4
   assert program.out_avals[0].dtype == np.float32
-  assert sorted(halves) == sorted(
-    "x".join(map(str, shape)) for shape in factors
-  )
+  assert sorted(halves) == sorted(factors)
 
 
 def test_a_program_is_of_layers_and_compared_with_layers_on_a_gpu(tmp_path):
@@ -120,9 +111,7 @@ def test_a_program_is_of_layers_and_compared_with_layers_on_a_gpu(tmp_path):
 
   # Kernels of a GPU would not run here.
   with target_device(a_gpu):
-    code = run(f"--init={TINY}", f"--out={tmp_path / 'tiny.stablehlo'}")
-
-  assert code == 0
+    assert run(tmp_path / "tiny.stablehlo") == 0
 
 
 def test_the_exact_gelu_stays_exact(tmp_path):
@@ -135,7 +124,7 @@ def test_the_exact_gelu_stays_exact(tmp_path):
     layers["Dense_1"]["kernel"] *= 4
   weights.save(tmp_path / "exact.safetensors", params, gelu="exact")
 
-  assert run(f"--init={tmp_path / 'exact.safetensors'}", f"--out={file}") == 0
+  assert run(file, init=tmp_path / "exact.safetensors") == 0
 
   logits = read(file).call(PIXELS)
   np.testing.assert_allclose(logits, logits_of(params, gelu="exact"), atol=2e-6)
@@ -145,7 +134,7 @@ def test_the_exact_gelu_stays_exact(tmp_path):
 def test_a_program_for_another_machine_is_tried_on_this_one(tmp_path, capsys):
   file = tmp_path / "tiny.stablehlo"
 
-  assert run(f"--init={TINY}", f"--out={file}", "--platforms=tpu,rocm") == 0
+  assert run(file, "--platforms=tpu,rocm") == 0
 
   assert read(file).platforms == ("tpu", "rocm")
   assert "tried on cpu." in capsys.readouterr().out
@@ -156,7 +145,7 @@ def test_a_program_with_other_logits_is_not_written(
 ):
   monkeypatch.setattr(export, "normalise", lambda x: x.astype("float32") / 255)
 
-  assert run(f"--init={TINY}", f"--out={tmp_path / 'tiny.stablehlo'}") == 2
+  assert run(tmp_path / "tiny.stablehlo") == 2
 
   assert "too much, so nothing is written." in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
@@ -171,7 +160,7 @@ def test_weights_come_back_from_either_layout(
 ):
   file = tmp_path / f"tiny{suffix}"
 
-  assert run(f"--init={TINY}", f"--out={file}") == 0
+  assert run(file) == 0
 
   assert sentence in capsys.readouterr().out
   np.testing.assert_array_equal(
@@ -195,7 +184,7 @@ def test_an_error_of_the_user_is_one_sentence(
 ):
   monkeypatch.chdir(tmp_path)
 
-  assert run(f"--init={TINY}", "--out=tiny.stablehlo", *flags) == 2
+  assert run("tiny.stablehlo", *flags) == 2
 
   err = capsys.readouterr().err
   assert err.startswith("error: ") and len(err.splitlines()) == 1
