@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Mixer: table 1 of the paper, initial values, precision, drop path."""
 
+from copy import deepcopy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +29,6 @@ EXPECTED = {
 }
 
 
-@pytest.fixture
-def tiny():
-  return golden("Mixer")
-
-
 @pytest.mark.parametrize("name", names("Mixer"))
 def test_a_variant_has_the_papers_parameters_and_costs_its_gmacs(name):
   headless, with_head, macs = EXPECTED[name]
@@ -45,7 +42,7 @@ def test_a_variant_has_the_papers_parameters_and_costs_its_gmacs(name):
 
 
 def test_multiply_accumulates_include_convolutions_products_and_loops():
-  model = create("Mixer", num_classes=7, **TINY)
+  model = golden("Mixer").model
   s, c = 16, 24
   block = 2 * s * TINY["tokens_mlp"] * c + 2 * s * c * TINY["channels_mlp"]
   by_hand = s * 8 * 8 * 3 * c + 2 * block + c * 7
@@ -54,7 +51,7 @@ def test_multiply_accumulates_include_convolutions_products_and_loops():
 
 
 def test_product_bytes_are_those_of_one_images_factors_and_results():
-  model = create("Mixer", num_classes=7, **TINY)
+  model = golden("Mixer").model
   s, c = 16, 24
   tokens, channels = c * TINY["tokens_mlp"], s * TINY["channels_mlp"]
   block = 4 * s * c + 2 * tokens + 2 * channels
@@ -95,16 +92,14 @@ def test_initial_values_are_distributed_as_in_the_authors_code():
   assert np.all(flat["MixerBlock_0/LayerNorm_0/scale"] == 1)
 
 
-def test_tokens_are_kept_in_bfloat16_and_added_to_in_float32(tiny):
-  model, params, images, _ = tiny
+def test_tokens_are_kept_in_bfloat16_and_added_to_in_float32():
+  model, params, images, _ = golden("Mixer")
   # Two branches that are a bias each.
-  params = params | {
-    "MixerBlock_0": jax.tree.map(jnp.zeros_like, params["MixerBlock_0"])
-  }
+  block = jax.tree.map(jnp.zeros_like, params["MixerBlock_0"])
   shifts = np.linspace(0.1, 1, 16), np.linspace(-1, 1, 24)
-  for mixing, shift in zip(("token", "channel"), shifts, strict=True):
-    layer = params["MixerBlock_0"][f"{mixing}_mixing"]["Dense_1"]
-    layer["bias"] = jnp.float32(shift)
+  block["token_mixing"]["Dense_1"]["bias"] += shifts[0]
+  block["channel_mixing"]["Dense_1"]["bias"] += shifts[1]
+  params = params | {"MixerBlock_0": block}
 
   _, out = model.clone(dtype=jnp.bfloat16).apply({"params": params}, images)
 
@@ -119,10 +114,8 @@ def test_tokens_are_kept_in_bfloat16_and_added_to_in_float32(tiny):
 @pytest.mark.parametrize(
   ("platform", "held"), [("cuda", True), ("tpu", False), ("cpu", False)]
 )
-def test_gpus_store_tokens_and_their_cotangents_in_bfloat16(
-  tiny, platform, held
-):
-  model, params, images, _ = tiny
+def test_gpus_store_tokens_and_their_cotangents_in_bfloat16(platform, held):
+  model, params, images, _ = golden("Mixer")
   model = model.clone(dtype=jnp.bfloat16)
 
   def loss(params):
@@ -175,9 +168,9 @@ def gradients_of_shifts(model, params, images):
 
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
 @pytest.mark.parametrize("fields", [{}, {"scan": True, "stoch_depth": 0.5}])
-def test_a_bias_that_layer_norms_remove_has_no_gradient(tiny, kernels, fields):
-  _, params, images, _ = tiny
-  model = create("Mixer", num_classes=7, **TINY | fields, kernels=kernels)
+def test_a_bias_that_layer_norms_remove_has_no_gradient(kernels, fields):
+  model, params, images, _ = golden("Mixer")
+  model, params = model.clone(kernels=kernels, **fields), deepcopy(params)
   logits, _ = model.apply({"params": params}, images)
 
   # Whatever its value, the logits are the same: the truth is 0.
@@ -195,9 +188,9 @@ def test_a_bias_that_layer_norms_remove_has_no_gradient(tiny, kernels, fields):
     assert max(abs(x).max() for x in shifts) <= nearly * largest
 
 
-def test_dropout_leaves_that_bias_its_gradient(tiny):
-  _, params, images, _ = tiny
-  model = create("Mixer", num_classes=7, **TINY, dropout=0.3)
+def test_dropout_leaves_that_bias_its_gradient():
+  model, params, images, _ = golden("Mixer")
+  model = model.clone(dropout=0.3)
 
   exact, _ = gradients_of_shifts(model, params, images)
   rounded, _ = gradients_of_shifts(
@@ -228,29 +221,18 @@ def test_stochastic_depth_drops_whole_branches_and_leaves_the_rest_as_it_is(
   kinds = np.unique(np.round(np.asarray(out["block01"]), 3), axis=0)
   assert len(kinds) == 4
 
-  def share_like(expected):
-    close = np.abs(out["block01"] - expected).max(axis=(1, 2)) < 1e-4
-    return close.mean()
-
-  assert share_like(whole["block00"]) == pytest.approx(0.25, abs=0.08)
-  assert share_like(whole["block01"]) == pytest.approx(0.25, abs=0.08)
+  for kind in whole["block00"], whole["block01"]:
+    alike = np.abs(out["block01"] - kind).max(axis=(1, 2)) < 1e-4
+    assert alike.mean() == pytest.approx(0.25, abs=0.08)
 
 
-def test_rescaled_stochastic_depth_keeps_the_mean(tiny):
-  _, params, images, _ = tiny
-  model = create(
-    "Mixer",
-    num_classes=7,
-    **(TINY | {"blocks": 2}),
-    stoch_depth=0.3,
-    stoch_depth_rescale=True,
-  )
+def test_rescaled_stochastic_depth_keeps_the_mean():
+  model, params, images, _ = golden("Mixer")
+  model = model.clone(stoch_depth=0.3, stoch_depth_rescale=True)
   # Without its token mixing the last block is linear in its mask.
-  params = dict(params)
-  params["MixerBlock_1"] = jax.tree.map(jnp.zeros_like, params["MixerBlock_1"])
-  mixing = dict(params["MixerBlock_1"]["channel_mixing"])
-  mixing["Dense_1"] = {"kernel": jnp.zeros((48, 24)), "bias": jnp.ones(24)}
-  params["MixerBlock_1"] = params["MixerBlock_1"] | {"channel_mixing": mixing}
+  block = jax.tree.map(jnp.zeros_like, params["MixerBlock_1"])
+  block["channel_mixing"]["Dense_1"]["bias"] += 1
+  params = params | {"MixerBlock_1": block}
   images = jnp.broadcast_to(images[:1], (2000, *images.shape[1:]))
   keys = jax.random.split(jax.random.key(0), 2000)
 
