@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of all families: logits, names of parameters, precision, options."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +23,9 @@ every_family = pytest.mark.parametrize("family", SIZES)
 
 def apply(model, params, images, **call):
   """Compiled: run operation by operation, each is compiled by itself."""
-
-  def compute(params, images):
-    return model.apply({"params": params}, images, **call)
-
-  return jax.jit(compute)(params, images)
+  return jax.jit(functools.partial(model.apply, **call))(
+    {"params": params}, images
+  )
 
 
 def test_every_family_has_names_and_a_table():
@@ -81,14 +81,11 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside(family):
   logits, out = apply(model, params, images)
 
   assert logits.dtype == out["pre_logits"].dtype == jnp.float32
-  assert {x.dtype for name, x in out.items() if "block" in name} == {
-    jnp.dtype(jnp.bfloat16)
-  }
+  blocks = [x for name, x in out.items() if "block" in name]
+  assert blocks and all(x.dtype == jnp.bfloat16 for x in blocks)
   assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
   made = flops.abstract_params(model, (32, 32))
-  assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {
-    jnp.dtype("float32")
-  }
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(made))
 
 
 @every_family

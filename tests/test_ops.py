@@ -63,11 +63,8 @@ def test_crops_and_pads_are_where_they_should_be():
 
 
 def test_random_crop_reaches_every_place_equally():
-  crop, image, generator = (
-    preprocess.parse("random_crop(8)"),
-    numbered(10, 9),
-    rng(),
-  )
+  crop, image = preprocess.parse("random_crop(8)"), numbered(10, 9)
+  generator = rng()
 
   corners = [crop(image, generator)[0, 0] for _ in range(3000)]
 
@@ -169,11 +166,8 @@ def test_random_erasing_covers_a_box_of_a_quarter_of_the_images():
 
 
 def test_random_erasing_is_distributed_as_algorithm_1_draws():
-  erase, generator, numpys = (
-    preprocess.RandomErasing(),
-    rng(1),
-    np.random.RandomState(2),
-  )
+  erase, generator = preprocess.RandomErasing(), rng(1)
+  numpys = np.random.RandomState(2)
   height, width, boxes = 150, 200, []
   while len(boxes) < 3000:
     area = numpys.uniform(0.02, 0.33) * height * width
@@ -292,4 +286,4 @@ def test_an_image_too_long_for_opencv_is_an_error_of_that_image():
 
   with pytest.raises(ValueError, match="RandAug.* image of 1 x 60000 pixels"):
     for seed in range(99):
-      warp(image, np.random.default_rng(seed))
+      warp(image, rng(seed))
