@@ -23,14 +23,9 @@ def unchecked(monkeypatch):
   monkeypatch.setenv("PYTHON", "false")
 
 
-@pytest.mark.parametrize(
-  "script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name
-)
-def test_shellcheck_finds_nothing(script):
-  if not shutil.which("shellcheck"):
-    pytest.skip("shellcheck is not installed")
-
-  done = run("shellcheck", "-x", script)
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck")
+def test_shellcheck_finds_nothing():
+  done = run("shellcheck", "-x", *LAUNCH.glob("*.sh"))
 
   assert (done.returncode, done.stdout) == (0, "")
 
@@ -66,25 +61,22 @@ def test_wrong_arguments_print_the_usage(command):
   assert not done.stdout
 
 
-PROGRAMS = [
-  (["train", *FLAGS], ["train.py"]),
-  (["eval", *FLAGS, "--best"], ["eval.py"]),
-  (["sweep", *FLAGS], ["-m", "mixer", "sweep"]),
-  (["data", "prepare", "digits"], ["-m", "mixer", "data"]),
-]
-
-
-@pytest.mark.parametrize("words, program", PROGRAMS, ids=lambda x: x[0])
+@pytest.mark.parametrize(
+  "words, program",
+  [
+    (["train", *FLAGS], ["train.py"]),
+    (["eval", *FLAGS, "--best"], ["eval.py"]),
+    (["sweep", *FLAGS], ["-m", "mixer", "sweep"]),
+    (["data", "prepare", "digits"], ["-m", "mixer", "data"]),
+  ],
+)
 def test_every_launcher_starts_every_program(checkout, cloud, words, program):
   expected = [*program, *words[1:]]
-  (checkout / "train.py").touch()
-
   flags = ["--worker=0", "--", *words]
+
   tpu = tpu_vm(checkout, cloud, "run", "--dry_run", flags=flags)
   [container] = pod_of(job_set(*TPU_SLICE, flags=words))["containers"]
-  slurm = run(
-    *(checkout / "launch/slurm.sh", "--dry_run", *words), folder=checkout
-  )
+  slurm = run(LAUNCH / "slurm.sh", "--dry_run", *words)
 
   [start] = [line for line in tpu.stdout.splitlines() if "again.sh" in line]
   [command] = shlex.split(start)[-1:]
@@ -145,12 +137,11 @@ def test_no_launcher_goes_on_with_a_wrong_recipe(checkout, cloud, monkeypatch):
   write_program(cloud / "python", wrong)
   write_program(cloud / "kubectl", RECORDS)
   monkeypatch.setenv("PYTHON", str(cloud / "python"))
-  (checkout / "train.py").touch()
 
   for done in (
     tpu_vm(checkout, cloud, "run"),
     gke(*TPU_SLICE, dry_run=()),
-    run(checkout / "launch/slurm.sh", "--dry_run", *FLAGS, folder=checkout),
+    run(LAUNCH / "slurm.sh", "--dry_run", *FLAGS),
   ):
     assert done.returncode == 2
     assert "-m launch.check train --config=configs/pretrain" in done.stderr
@@ -251,11 +242,6 @@ def tpu_vm(checkout, cloud, action, *more, states="ACTIVE", flags=None):
 def calls(cloud) -> list[list[str]]:
   lines = (cloud / "calls").read_text().splitlines()
   return [["gcloud", *json.loads(line)[1:]] for line in lines]
-
-
-def verbs(cloud) -> list[str]:
-  """Returns the verbs of the calls about TPUs."""
-  return [call[4] for call in calls(cloud) if call[2] == "tpus"]
 
 
 @pytest.mark.parametrize("action", TPU)
@@ -359,7 +345,8 @@ def test_the_state_of_the_machines_decides(
   is_active = states.endswith("ACTIVE")
   starts = ["scp", "ssh", "ssh", "ssh"] if is_active else []
   assert done.returncode == (0 if is_active else 1)
-  assert verbs(cloud) == [*expected.split(), *starts]
+  verbs = [call[4] for call in calls(cloud) if call[2] == "tpus"]
+  assert verbs == [*expected.split(), *starts]
   assert words in done.stderr
 
 
