@@ -4,9 +4,8 @@
 import html.parser
 import json
 
-import jax
-import numpy as np
 import recipes
+from small_models import random_params
 
 from mixer import weights
 from mixer.config_check import resolve, to_dict
@@ -75,18 +74,9 @@ def write(folder, content=None, log=None, *, done=False, skipped=()):
   }
   (folder / "provenance.json").write_text(json.dumps({"starts": [start]}))
   if done:
-    weights.save(folder / weights.RUN_FILE, _params(content))
+    params = random_params(create_from_config(content["model"]), (8, 8))
+    weights.save(folder / weights.RUN_FILE, params)
   return folder
-
-
-def _params(config):
-  model = create_from_config(config["model"])
-  images = np.zeros((1, 8, 8, 3), np.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-  random = np.random.RandomState(0)
-  return jax.tree.map(
-    lambda x: random.standard_normal(x.shape).astype(np.float32), shapes
-  )
 
 
 class Page(html.parser.HTMLParser):

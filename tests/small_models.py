@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from mixer import weights
-from mixer.models import create
+from mixer.models import create, flops
 
 SIZES = {
   "Mixer": dict(patch=8, hidden=24, blocks=2, tokens_mlp=12, channels_mlp=48),
@@ -36,6 +36,15 @@ def golden(family: str) -> Golden:
     weights.load(f"{path}.npz"),
     arrays["images"],
     arrays["logits"],
+  )
+
+
+def random_params(model: nn.Module, size: tuple[int, int], scale=1.0) -> dict:
+  """Draws all parameters from a normal distribution, so that none is zero."""
+  random = np.random.RandomState(0)
+  return jax.tree.map(
+    lambda x: np.float32(scale * random.standard_normal(x.shape)),
+    flops.abstract_params(model, size),
   )
 
 

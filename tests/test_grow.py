@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import SIZES, assert_close
+from small_models import SIZES, assert_close, random_params
 
 from mixer import weights
 from mixer.errors import UserError
-from mixer.models import create, flops
+from mixer.models import create
 from mixer.models.infer import infer_model
 
 TINY = SIZES["Mixer"]
@@ -42,11 +42,7 @@ def test_the_grown_model_is_the_mean_of_the_old_one_over_tiles(
   small = create(name, **fields)
   height, width = (side * small.patch for side in grid)
   rng = np.random.default_rng(1)
-  # Nothing is zero: biases and scales count too.
-  params = jax.tree.map(
-    lambda x: np.float32(0.2 * rng.standard_normal(x.shape)),
-    flops.abstract_params(small, (height, width)),
-  )
+  params = random_params(small, (height, width), scale=0.2)
   image = images(rng, height * factor, width * factor)
   tiles = [
     tile
