@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import recipes
+import reports
 import runs
 from flax.traverse_util import flatten_dict
 from old_checkpoints import old_bit, old_vit
@@ -137,17 +138,14 @@ def test_other_outputs_of_the_same_parameters_are_told(original, tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """The folder of a finished run."""
-  folder = tmp_path_factory.mktemp("mine")
   config = recipes.load("digits")
   config.data.name, config.data.examples = "folder:/home/me/insects", 100
   config.model.update(patch=8, hidden=24, blocks=2, num_classes=7, gelu="tanh")
   config.model.update(tokens_mlp=12, channels_mlp=48)
   config.data.ops = config.evals.test.ops = "resize(32)"
-  (folder / "config.json").write_text(json.dumps(to_dict(resolve(config))))
-  for step, accuracy in (1, 0.1), (2, 0.75):
-    with (folder / "metrics.jsonl").open("a") as file:
-      row = {"step": step, "eval/test/accuracy": accuracy}
-      file.write(f"{json.dumps(row)}\n")
+  log = [{"step": i, "eval/test/accuracy": x} for i, x in ((1, 0.1), (2, 0.75))]
+  folder = tmp_path_factory.mktemp("mine") / "run"
+  reports.write(folder, to_dict(resolve(config)), log)
   (folder / "classes.txt").write_text("\n".join("abcdefg"))
   shutil.copy(FILE, folder / "weights.npz")
   return folder
