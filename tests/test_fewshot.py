@@ -24,9 +24,6 @@ from mixer.plan import make_plan
 from mixer.training.sharding import replicate
 
 MODEL, PARAMS, *_ = golden("Mixer")
-LABELS = np.arange(160) % 10  # of the pool
-# Of 40 examples of four classes in turn, three of each, by the authors' code.
-DRAWN = [[16, 24, 8], [9, 37, 13], [22, 18, 38], [19, 23, 31]]
 
 
 def separable(rng, n, d, classes):
@@ -92,9 +89,10 @@ def test_fewer_shots_of_a_seed_are_the_first_of_more():
 
 def test_the_draws_are_those_of_the_authors_code():
   """Fails if NumPy ever draws otherwise."""
-  labels = np.arange(40) % 4
+  drawn = sample_shots(np.arange(40) % 4, 4, 3, seed=0)
 
-  assert sample_shots(labels, 4, 3, seed=0).tolist() == DRAWN
+  expected = [[16, 24, 8], [9, 37, 13], [22, 18, 38], [19, 23, 31]]
+  assert drawn.tolist() == expected
 
 
 def test_a_class_with_too_few_examples_is_named():
@@ -156,7 +154,7 @@ def evaluate(folder, *, batch=16, devices=2, batches=None, **options):
 
 @pytest.fixture(scope="module")
 def truth(cifar):
-  """Accuracies by shots and seed, by scikit-learn on features of one device."""
+  """Accuracies of three draws by shots, by scikit-learn on one device."""
 
   def features(source):
     examples = source.read(range(len(source)))
@@ -166,13 +164,13 @@ def truth(cifar):
 
   pool, labels = features(open_source("cifar10", "train", cifar))
   test, expected = features(open_source("cifar10", "test", cifar))
-  result = {}
-  for shots in (1, 5):
-    for seed in range(3):
-      rows = sample_shots(labels, 10, shots, seed).ravel()
-      classes = predict_by_ridge(pool[rows], labels[rows], test, 10, 1024.0)
-      result[shots, seed] = np.mean(classes == expected)
-  return result
+
+  def accuracy(shots, seed):
+    rows = sample_shots(labels, 10, shots, seed).ravel()
+    classes = predict_by_ridge(pool[rows], labels[rows], test, 10, 1024.0)
+    return np.mean(classes == expected)
+
+  return [[accuracy(shots, seed) for seed in range(3)] for shots in (1, 5)]
 
 
 @pytest.mark.parametrize("batch, devices", [(8, 8), (64, 1)])
@@ -181,11 +179,11 @@ def test_results_are_the_same_for_any_batch_and_devices(
 ):
   result = evaluate(cifar, batch=batch, devices=devices, shots=(1, 5))
 
-  five = [truth[5, seed] for seed in range(3)]
+  one, five = truth
   assert result == pytest.approx(
     {
-      "1shot": np.mean([truth[1, seed] for seed in range(3)]),
-      "1shot_std": np.std([truth[1, seed] for seed in range(3)], ddof=1),
+      "1shot": np.mean(one),
+      "1shot_std": np.std(one, ddof=1),
       "5shot": np.mean(five),
       "5shot_std": np.std(five, ddof=1),
     },
@@ -201,7 +199,8 @@ def test_only_what_is_drawn_is_decoded(cifar):
 
   assert list(result) == ["2shot", "2shot_std"]
   of_pool = [place for place in batches.seen if "train" in place]
-  drawn = {i for seed in (0, 1) for i in sample_shots(LABELS, 10, 2, seed).flat}
+  labels = np.arange(160) % 10
+  drawn = {i for seed in (0, 1) for i in sample_shots(labels, 10, 2, seed).flat}
   assert len(of_pool) == len(drawn) < 40
   assert len(batches.seen) == len(drawn) + 70
 
