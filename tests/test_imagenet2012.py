@@ -51,8 +51,12 @@ def images():
   }
 
 
-def write_archives(folder):
-  folder.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  """The folder in which the command wrote the data set."""
+  folder = tmp_path_factory.mktemp("imagenet")
+  manual = folder / "downloads" / "manual"
+  manual.mkdir(parents=True)
   train, validation = (
     {name: data for name, (data, _) in split.items()}
     for split in images().values()
@@ -63,17 +67,10 @@ def write_archives(folder):
     )
     for synset in CLASSES
   }
-  (folder / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner.items()))
+  (manual / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner.items()))
   # Not in the order of their names, which the labels follow.
   data = tar_of(reversed(validation.items()))
-  (folder / "ILSVRC2012_img_val.tar").write_bytes(data)
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-  """The folder in which the command wrote the data set."""
-  folder = tmp_path_factory.mktemp("imagenet")
-  write_archives(folder / "downloads" / "manual")
+  (manual / "ILSVRC2012_img_val.tar").write_bytes(data)
   assert main(["prepare", "imagenet2012", f"--data_dir={folder}"]) == 0
   return str(folder)
 
