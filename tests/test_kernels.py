@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels compute the same as the layers."""
 
+import collections
 import functools
 import importlib
 import shutil
 import sys
 import types
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from mixer.errors import UserError
 from mixer.models import create
 from mixer.models.flops import multiply_accumulates
 from mixer.models.kernels import (
-  Weights,
   gpu,
   has_triton,
   mixing_weights,
@@ -32,14 +31,8 @@ from mixer.models.kernels import (
 from mixer.models.layers import multiply_patches
 from mixer.models.mixer import MixerBlock
 
-
-class Device(NamedTuple):
-  """Attributes that decide about kernels."""
-
-  platform: str
-  device_kind: str
-
-
+# Attributes that decide about kernels.
+Device = collections.namedtuple("Device", "platform, device_kind")
 CPU = Device("cpu", "cpu")
 H200 = Device("gpu", "NVIDIA H200")
 A100 = Device("gpu", "NVIDIA A100-SXM4-40GB")
@@ -102,17 +95,6 @@ def block(tokens, channels, dtype):
   return model, params, x, jax.random.normal(rng[2], x.shape)
 
 
-def value_and_gradients(function, *arguments, cotangent):
-  """Returns the output and the gradients of all arguments."""
-
-  @jax.jit
-  def both(arguments, cotangent):
-    out, back = jax.vjp(function, *arguments)
-    return out, back(cotangent.astype(out.dtype))
-
-  return both(arguments, cotangent)
-
-
 def assert_near(values, expected, tolerance):
   """Asserts each array within the tolerance, relative to its norm."""
   values = dict(jax.tree.leaves_with_path(values))
@@ -140,37 +122,31 @@ def test_the_tpu_kernel_and_its_gradients_equal_those_of_the_layers(
   cotangent = cotangent.astype(dtype)
   options = {"dtype": jnp.dtype(dtype), "interpret": True} | options
 
-  def plain(weights, x, mask):
-    mixed = model.apply({"params": with_weights(params, weights)}, x)
-    x = x.astype(jnp.float32)
-    return (x + mask[:, None, None] * (mixed - x)).astype(dtype)
+  @jax.jit
+  def layers(x, mask):
+    """Returns the output, and the gradients of the parameters and of x."""
+
+    def mix(params, x):
+      mixed = model.apply({"params": params}, x)
+      x = x.astype(jnp.float32)
+      return (x + mask[:, None, None] * (mixed - x)).astype(dtype)
+
+    out, back = jax.vjp(mix, params, x)
+    return out, *back(cotangent)
 
   # The first block's input is float32, the others' in `dtype`.
   first = x, jnp.ones(3)
   others = x.astype(dtype), jnp.array([1.0, 0.0, 2.0])
   for x, mask in first, others:
-    expected, (d_weights, dx) = value_and_gradients(
-      functools.partial(plain, mask=mask), weights, x, cotangent=cotangent
-    )
+    expected, d_params, dx = layers(x, mask)
     # The layers stop this one in bfloat16.
     shift = (mask[:, None, None] * cotangent.astype(jnp.float32)).sum((0, 2))
-    d_weights = d_weights._replace(b2=shift)
+    d_weights = mixing_weights(d_params, "token_mixing")._replace(b2=shift)
     out = tpu.mix(x, weights, mask, **options)
     gradients = tpu.gradient(x, weights, mask, cotangent, **options)
     assert out.dtype == dtype and gradients[0].dtype == x.dtype
     assert_near(out, expected, tolerance)
     assert_near(gradients, (dx, d_weights), tolerance)
-
-
-def with_weights(params, weights: Weights):
-  """Replaces the token mixing in a block's parameters."""
-  return params | {
-    "LayerNorm_0": {"scale": weights.gamma, "bias": weights.beta},
-    "token_mixing": {
-      "Dense_0": {"kernel": weights.w1, "bias": weights.b1},
-      "Dense_1": {"kernel": weights.w2, "bias": weights.b2},
-    },
-  }
 
 
 @pytest.mark.parametrize(
