@@ -26,10 +26,9 @@ transfer: $(VENV)/installed
 	$(BIN)/python -m mixer sweep --config=configs/transfer.py:scratch --workdir=$(TRANSFER)/scratch
 	$(BIN)/python -m benchmarks.transfer $(TRANSFER)
 
-# A process more than there are cores, as many tests wait for processes of theirs.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
-	  --maxprocesses=4 --dist=loadfile --max-worker-restart=0 $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+	  --max-worker-restart=0 $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
