@@ -12,7 +12,8 @@ from test_resize import as_tensorflow_resizes
 from benchmarks.fidelity import __main__ as page
 from benchmarks.fidelity import authors, stages
 from benchmarks.input import parity
-from mixer.data import preprocess, randaugment
+from mixer.data import randaugment
+from mixer.data.preprocess import CentralCrop, InceptionCrop
 from mixer.models import base
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -25,7 +26,7 @@ def scaled(tree):
 
 
 SPOILT = [
-  ("crops", preprocess.InceptionCrop, "sample", lambda f, *a: (9, *f(*a)[1:])),
+  ("crops", InceptionCrop, "sample", lambda f, *a: (9, *f(*a)[1:])),
   ("pixels", stages, "decode", lambda f, data: f(data) ^ 1),
   ("operations", randaugment, "blend", lambda f, a, b, c: f(a, b, c + 0.1)),
   ("operations", randaugment, "either_sign", lambda f, value, rng: value),
@@ -36,7 +37,7 @@ SPOILT = [
   ("mixing", stages, "add_partners", lambda f, x: f(scaled(x))),
   ("depth", base, "survival_probs", lambda f, rate, n: f(2 * rate, n)),
   ("evaluation", stages, "eval_batches", lambda f, *a, **k: [*f(*a, **k)][1:]),
-  ("evaluation", preprocess, "_crop", lambda f, *a: f(*a)[::-1]),
+  ("evaluation", CentralCrop, "__call__", lambda f, *a: f(*a)[::-1]),
 ]
 
 
