@@ -36,7 +36,7 @@ KINDS = {
   "lost": "lost work",  # since the checkpoint that a later start went on from
   "idle": "idle",  # between two starts
 }
-# Between two writes passes a SHARE of the time so far, at least SHORTEST and at
+# A SHARE of the time so far passes between two writes, at least SHORTEST and at
 # most LONGEST seconds (in a bucket at least UPLOAD_SECONDS). What was not
 # written when a run is killed counts as idle.
 SHARE, SHORTEST, LONGEST = 0.01, 0.2, 60.0
