@@ -15,7 +15,7 @@ TOOLS = {
   "export": ("write weights, or a StableHLO program", "--init=RUN --out=FILE"),
   "replay": ("one update of a run: losses, layers, NaN", "RUN --step=N"),
   "sweep": ("choose a learning rate, repeat it", "--config=FILE --workdir=DIR"),
-  "preflight": ("compile for another TPU", "--config=FILE --topology=v4-8"),
+  "preflight": ("compile for another machine", "--config=FILE --topology=v4-8"),
   "goodput": ("where a run's time went", "RUN"),
   "paper": ("the paper's tables and figures, reports", "table 3"),
 }

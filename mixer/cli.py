@@ -36,9 +36,28 @@ def run(main: Callable[[], int]):
     app.run(lambda _: _call(main), flags_parser=_parse)
 
 
-def create_parser(command: str, description: str) -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+  """Takes no abbreviations, and answers a misspelt flag with the nearest."""
+
+  def __init__(self, **options):
+    super().__init__(allow_abbrev=False, **options)
+
+  def parse_known_args(self, args=None, namespace=None):
+    # A subcommand's parser is asked for the arguments that it knows.
+    namespace, unknown = super().parse_known_args(args, namespace)
+    if unknown:
+      flag = unknown[0].partition("=")[0]
+      near = nearest(flag, self._option_string_actions)
+      hint = f"; did you mean {near[0]}?" if near else ""
+      self.error(f"there is no argument {flag}{hint}")
+    return namespace, unknown
+
+
+def create_parser(
+  command: str, description: str | None = None
+) -> argparse.ArgumentParser:
   """Makes a parser for `python -m COMMAND`, with a docstring as its help."""
-  return argparse.ArgumentParser(
+  return _Parser(
     prog=f"python -m {command}",
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -217,6 +236,7 @@ def _explain_parse_error(error: Exception) -> str:
   from mixer.config import SCHEMA  # small programs do without ml_collections
 
   message, recipe = str(error), _recipe()
+  file = recipe.partition(":")[0]
   if recipe.endswith(".json"):
     return (
       f"--config={recipe} is no recipe, but the record of a run: name the "
@@ -225,7 +245,10 @@ def _explain_parse_error(error: Exception) -> str:
     )
   if "Traceback (most recent call last)" in message:
     # config_flags wraps errors of a recipe in its own, with their traceback.
-    return message.strip().splitlines()[-1].removeprefix(_USER_ERROR)
+    last = message.strip().splitlines()[-1]
+    if last.startswith(_USER_ERROR):
+      return last.removeprefix(_USER_ERROR)
+    return f"{_place(re.findall(_FRAME, message))}: {last}"
   if unknown := _unknown_arguments():
     return "\n".join(unknown)
   if group := re.match(
@@ -239,6 +262,8 @@ def _explain_parse_error(error: Exception) -> str:
       return f"{flag} takes a dict, such as {flag}='{{\"b2\": 0.95}}'."
     return f"{flag} is a group of keys: set one, as {flag}.{setting}."
   if "must have a value other than None" in message:
+    if recipe:
+      return f"get_config() in {file} returns nothing: let it return config."
     return "Name a recipe, such as --config=configs/digits.py."
   for complaint, kind in _KINDS.items():
     flag, is_match, _ = message.partition(f": {complaint}")
@@ -248,11 +273,13 @@ def _explain_parse_error(error: Exception) -> str:
       return f"{flag.removeprefix('flag ')}: write {kind}{unset}."
   if isinstance(error, (UserError, flags.Error)):
     return message
+  if "has no attribute 'get_config'" in message and file.endswith(".py"):
+    return f"{file} has no get_config(), which returns a recipe's config."
   is_other_file = "'get_config'" in message or "null bytes" in message
   if isinstance(error, OSError) or is_other_file:
     folder = Path(__file__).parent.parent / "configs"
-    name = Path(recipe.partition(":")[0]).name
-    near = nearest(name, [path.name for path in folder.glob("*.py")])
+    recipes = [path.name for path in folder.glob("*.py")]
+    near = nearest(Path(file).name, recipes)
     hint = f"did you mean {folder / near[0]}?" if near else f"see {folder}."
     return (
       f"There is no recipe to read at --config={recipe}, a Python file with "
@@ -260,11 +287,18 @@ def _explain_parse_error(error: Exception) -> str:
     )
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."
-  place = "--config"
-  for frame in traceback.extract_tb(error.__traceback__):
-    if not frame.filename.startswith((*_NOT_RECIPES, "<")):
-      place = f"{frame.filename}, line {frame.lineno}"
+  stack = traceback.extract_tb(error.__traceback__)
+  place = _place([(frame.filename, frame.lineno) for frame in stack])
   return f"{place}: {type(error).__name__}: {message}"
+
+
+def _place(frames: list[tuple[str, int | str]]) -> str:
+  """Returns the line of the recipe, the last of files and their lines."""
+  place = f"--config={_recipe()}"
+  for file, line in frames:
+    if not file.startswith((*_NOT_RECIPES, "<")):
+      place = f"{file}, line {line}"
+  return place
 
 
 def _unknown_arguments() -> list[str]:
@@ -376,4 +410,5 @@ _KINDS = {
   "('Non-boolean argument": "true or false",
 }
 _USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "
+_FRAME = r'File "(.+)", line (\d+)'
 _NOT_RECIPES = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))

@@ -210,7 +210,7 @@ def _check_image_size(
     with complaints.collect(f"config.{where}.ops: "):
       if not part.ops:
         raise UserError(
-          "is not set, such as 'resize_small(256) | central_crop(224)'."
+          "set them, such as 'resize_small(256) | central_crop(224)'."
         )
       height, width = preprocess.output_size(part.ops)
       sizes.setdefault((height, width), []).append(f"config.{where}.ops")

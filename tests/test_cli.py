@@ -14,6 +14,13 @@ from mixer.cli import run_cli
 from mixer.errors import UserError, printable
 
 DIGITS = "--config=configs/digits.py"
+# A value of another type, and no config returned.
+RECIPE = """from mixer.config import default
+
+def get_config(arg=None):
+  config = default()
+  config.model.hidden = "64" if arg is None else 64
+"""
 
 
 def start(*flags):
@@ -58,6 +65,8 @@ def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
     (["--config=configs/digit.py:a=b"], "configs/digits.py?"),
     (["--config=RUN/config.json"], "RUN/config.json is no recipe, but the"),
     (["--config={tmp}/broken.py"], "broken.py, line 1: ModuleNotFoundError"),
+    (["--config={tmp}/type.py"], "type.py, line 5: TypeError: Could not"),
+    (["--config={tmp}/other.py"], "other.py has no get_config()"),
     (
       ["--config=configs/finetune.py:dataset=cifar11"],
       "error: There is no fine-tuning recipe for 'cifar11'; did you mean",
@@ -80,12 +89,23 @@ def test_every_unknown_argument_is_answered_at_once_with_the_one_to_write():
 )
 def test_a_mistake_is_one_message_and_exit_2(flags, words, tmp_path):
   (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+  (tmp_path / "type.py").write_text(RECIPE)
+  (tmp_path / "other.py").write_text("")
 
   code, out, err = start(*(flag.format(tmp=tmp_path) for flag in flags))
 
   assert (code, out) == (2, "")
   assert words in err
   assert err.count("\n") == 1
+
+
+def test_a_recipe_that_returns_nothing_is_told_so(tmp_path):
+  (tmp_path / "empty.py").write_text(RECIPE)
+
+  code, _, err = start(f"--config={tmp_path}/empty.py:64")
+
+  assert code == 2
+  assert f"error: get_config() in {tmp_path}/empty.py returns nothing" in err
 
 
 @pytest.mark.parametrize("steps, warmup", [(20, 2), (5, 0)])

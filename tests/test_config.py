@@ -199,6 +199,7 @@ def test_a_config_makes_a_model_of_any_family(digits_dir, name, fields):
     ({"model.patch": 3}, "8 x 8 px are not divided by patches of 3 px"),
     ({"model.name": "Mixr"}, "no model 'Mixr'"),
     ({"model.name": "mixer-b/16"}, "Nearest: Mixer-B/16"),
+    ({"model.name": "B-16"}, "Nearest: Mixer-B/16, ViT-B/16."),
     ({"model.blocks": None}, "needs blocks"),
     ({"model.name": "ViT-B/16"}, "tokens_mlp is of .*; ViT-B/16 has no such"),
     (model("Mixer-B/16", pool="mean"), "pool is of ViT; Mixer-B/16 has"),

@@ -94,6 +94,8 @@ DONE = FIRST | {"done": True}
     # A finished run, and the same run made longer.
     ([DONE, start(120.0, (9, {"set-up": 3.0}))], {"idle": 0}, "1 start:"),
     ([DONE, start(120.0, (12, {"update": 3.0}))], {"update": 12}, "2 starts"),
+    # Its last checkpoint was damaged.
+    ([DONE, SECOND], {"update": 9, "lost": 5}, "6 updates done again"),
     # Older versions trained it to step 40, or all of it.
     ([DONE | {"from_step": 40}], {"update": 9}, "from step 40 on"),
     ([], {}, "not recorded"),

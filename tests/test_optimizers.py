@@ -128,6 +128,15 @@ def test_layer_decay_falls_from_the_head_to_the_stem(family, expected):
     assert found == {0.5**depth}, start
 
 
+def test_layer_decay_knows_blocks_of_any_name():
+  params = golden("Mixer").params
+  own = {key.replace("MixerBlock", "Smear"): x for key, x in params.items()}
+
+  factors, ours = (lr_multiplier_tree(x, (), 0.5) for x in (params, own))
+
+  assert [*ours.values()] == [*factors.values()]
+
+
 def test_layer_decay_is_on_the_rate_of_every_optimizer():
   params = golden("Mixer").params
   for name in "momentum", "lion":

@@ -103,7 +103,18 @@ def test_the_accuracy_is_that_of_the_runs_evaluator(
   assert len(out.splitlines()) == 360
   assert "classes  10, of the weights" in err
   assert "central_crop(8) (of the run's evaluator test), softmax" in err
+  assert "Only the middle" not in err
   assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_an_image_of_which_only_the_middle_is_seen_is_told(
+  trained, photo, capsys
+):
+  assert run(f"--init={trained}", photo) == 0
+  assert "Only the middle of 1 of 1 images" in capsys.readouterr().err
+
+  assert run(f"--init={trained}", photo, "--ops=resize((8, 8))") == 0
+  assert "Only the middle" not in capsys.readouterr().err
 
 
 def test_a_copy_of_a_runs_weights_predicts_as_the_run_does(trained, tmp_path):

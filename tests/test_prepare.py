@@ -12,8 +12,8 @@ import tensorflow_datasets
 from runs import ROOT, run
 from tensorflow_datasets.core.download.util import DownloadError
 
-from mixer.data.sources import tfds
-from mixer.tools.data import TENSORFLOW, main
+from mixer.data.sources import open_source, tfds
+from mixer.tools.data import TENSORFLOW, main, prepare
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,15 @@ def test_a_failed_download_is_one_sentence(
   assert main(["prepare", "fetched", f"--data_dir={tmp_path}"]) == code
   [message] = capsys.readouterr().err.splitlines()
   assert re.search(words, message) and "0x7f" not in message
+
+
+def test_a_raised_version_is_prepared_and_read(tmp_path, monkeypatch):
+  prepare("digits", str(tmp_path))
+  builder = tfds.builder_class("digits")
+  version = tensorflow_datasets.core.Version("1.0.1")
+  monkeypatch.setattr(builder, "VERSION", version)
+
+  prepare("digits", str(tmp_path))
+
+  source = open_source("digits", "test", str(tmp_path))
+  assert "digits/all/1.0.1/" in source.locate(0)

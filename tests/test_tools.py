@@ -71,6 +71,25 @@ def test_help_of_train_says_where_recipes_and_keys_are():
   assert "configs/" in done.stdout and "mixer/config.py" in done.stdout
 
 
+@pytest.mark.parametrize(
+  "tool, arguments, flag",
+  [
+    (predict, ["photo.png", "--init=RUN", "--topq=3"], "--topk"),
+    (predict, ["photo.png", "--init=RUN", "--top=3"], "--topk"),
+    (paper, ["table", "3", "--ot=FILE"], "--out"),
+    (paper, ["figure", "3", "--ot=FILE"], "--out"),
+    (data, ["prepare", "digits", "--datadir=DIR"], "--data_dir"),
+  ],
+)
+def test_a_misspelt_flag_of_a_tool_gets_the_nearest_one(
+  tool, arguments, flag, capsys
+):
+  with pytest.raises(SystemExit, match="2"):
+    tool.main(arguments)
+
+  assert f"did you mean {flag}?" in capsys.readouterr().err
+
+
 def test_an_unknown_tool_gets_the_nearest_one():
   done = mixer("swep")
 

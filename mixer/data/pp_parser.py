@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from mixer.data.decode import decode
-from mixer.errors import UserError, did_you_mean
+from mixer.errors import UserError, did_you_mean, nearest
 
 # A number of pixels for squares, or (height, width).
 Size = int | tuple[int, int]
@@ -185,11 +185,9 @@ def _create(node: ast.expr) -> Op:
     raise ValueError(USAGE)
   name = call.func.id
   if name not in OPS:
-    raise ValueError(
-      f"there is no op {name!r}{did_you_mean(name, OPS)} (One that a recipe "
-      "defines is known with that recipe only: move it to "
-      "mixer/data/preprocess.py.)"
-    )
+    own = " One that a recipe defines is known with that recipe only: move it "
+    own = "" if nearest(name, OPS) else f"{own}to mixer/data/preprocess.py."
+    raise ValueError(f"there is no op {name!r}{did_you_mean(name, OPS)}{own}")
   cls = OPS[name]
   signature, usage = inspect.signature(cls), f"write {_usage(name, cls)}"
   names = [keyword.arg for keyword in call.keywords]

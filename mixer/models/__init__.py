@@ -59,10 +59,16 @@ def family_of(name: str) -> str:
   """
   family = name.partition("-")[0]
   if family not in FAMILIES or name not in (family, *FAMILIES[family].variants):
-    every = [*names(), *FAMILIES]
-    near = nearest(name, every, most=4) or every
+    every, short = [*names(), *FAMILIES], _letters(name)
+    ends = [each for each in every if _letters(each).endswith(short)]
+    near = ends or nearest(name, every, most=4) or every
     raise ValueError(f"There is no model {name!r}. Nearest: {', '.join(near)}.")
   return family
+
+
+def _letters(name: str) -> str:
+  """Returns a name's letters and digits: b16 for B-16, B_16 and B/16."""
+  return "".join(filter(str.isalnum, name)).lower()
 
 
 def sizes(name: str) -> dict[str, object]:

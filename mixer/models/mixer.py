@@ -125,6 +125,14 @@ class MlpMixer(TokenModel, kw_only=True):
   def block_class(self) -> type[MixerBlock]:
     return select_block(self, MixerBlock)
 
+  def check(self, images):
+    if self.kernels == "fused" and type(self) is not MlpMixer:
+      raise ValueError(
+        f"kernels='fused' is for Mixer, and not for {type(self).__name__}: "
+        "take kernels='plain'."
+      )
+    super().check(images)
+
   def trained_tokens(self, params) -> int | None:
     mixing = params[f"{self.block_name}_0"].get("token_mixing")
     return mixing and mixing["Dense_0"]["kernel"].shape[-2]

@@ -125,11 +125,6 @@ class MixerVariation(MlpMixer):
     return super().trained_tokens(params) // self.group
 
   def check(self, images):
-    if self.kernels == "fused":
-      raise ValueError(
-        "kernels='fused' is for Mixer, and not for MixerVariation: take "
-        "kernels='plain'."
-      )
     if self.group < 1 or self.hidden % self.group:
       raise ValueError(
         f"group={self.group} does not divide the {self.hidden} channels."

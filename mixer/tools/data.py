@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog="python -m mixer data")
+  parser = cli.create_parser("mixer data", __doc__)
   commands = parser.add_subparsers(required=True)
   shared = argparse.ArgumentParser(add_help=False)
   shared.add_argument(
@@ -113,6 +113,10 @@ def prepare(
       f"{name} needs no preparation: images are read as they are."
     )
   _check_options(name, options)
+  dataset, _, version = tfds.split_name(name)
+  if dataset in tfds.our_builders() and not version:
+    # An older version on disk does not do.
+    name = f"{name}:{tfds.builder_class(name).VERSION}"
   with storage_errors(tfds.resolve_data_dir(data_dir)):
     folder = tfds.find_prepared(name, data_dir)
   if folder is None:

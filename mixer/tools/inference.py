@@ -69,6 +69,7 @@ class Prediction:
     pixels: uint8 [h, w, 3], preprocessed.
     classes: int [k], the most probable first.
     probabilities: float [k], of these classes.
+    is_cut: the pixels are the middle of a larger image, not resized.
   """
 
   path: str
@@ -76,6 +77,7 @@ class Prediction:
   pixels: np.ndarray | None = None
   classes: np.ndarray | None = None
   probabilities: np.ndarray | None = None
+  is_cut: bool = False
 
 
 def open_classifier(
@@ -282,15 +284,17 @@ def _prepared(
   def prepare(i: int) -> Prediction:
     try:
       with open(paths[i], "rb") as file:
-        image = decode(file.read(), classifier.max_pixels)
-      image = ops(image, augmentation_rng(0, i))
+        whole = decode(file.read(), classifier.max_pixels)
+      image = ops(whole, augmentation_rng(0, i))
     except OSError as error:
       return Prediction(paths[i], error.strerror or str(error))
     except ValueError as error:
       return Prediction(paths[i], str(error))
     if image.shape[:2] != classifier.size:
       return Prediction(paths[i], f"{classifier.ops!r} makes {image.shape}.")
-    return Prediction(paths[i], "", image)
+    is_larger = whole.shape[:2] != classifier.size
+    is_cut = is_larger and isinstance(ops.ops[0], preprocess.CentralCrop)
+    return Prediction(paths[i], "", image, is_cut=is_cut)
 
   return DEFAULT_WORKERS.run(
     grain.MapDataset.range(len(paths)).map(prepare), batch

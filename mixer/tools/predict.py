@@ -101,7 +101,7 @@ def run(
 
   names = [printable(name) for name in classifier.class_names]
   folders = class_names.folder_classes(classifier.class_names)
-  hits, drawn, unreadable = [], [], 0
+  hits, drawn, unreadable, cut = [], [], 0, 0
   with contextlib.ExitStack() as stack:
     writers = [_table(names, paths)]
     if out:
@@ -111,6 +111,7 @@ def run(
         unreadable += 1
         notify(f"not read: {printable(prediction.path)}: {prediction.fault}")
         continue
+      cut += prediction.is_cut
       for write in writers:
         write(prediction)
       label = class_names.true_class(prediction.path, folders)
@@ -128,6 +129,11 @@ def run(
   if grid:
     draw(drawn, names, grid)
     print(f"Drew {len(drawn)} of {len(paths):,} images in {grid}.")
+  if cut:
+    notify(
+      f"Only the middle of {cut:,} of {len(paths):,} images was seen, for they "
+      f"are larger: --ops='resize({classifier.size})' takes the whole."
+    )
   if unreadable := unreadable + len(others):
     notify(f"{unreadable:,} of {len(inputs):,} files could not be read.")
 

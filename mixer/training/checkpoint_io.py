@@ -114,7 +114,7 @@ def _match_names(
     raise UserError(
       f"Checkpoint {path} belongs to another model, or to another optimizer: "
       f"{'; '.join(differing[:5])}{more}. Use the config that it was trained "
-      "with and the version of this code, or another --workdir."
+      "with (eval.py does, without --config), or another --workdir."
     )
   return {n: old for n, old in saved_names.items() if n in expected}
 

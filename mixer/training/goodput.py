@@ -128,11 +128,13 @@ def read_goodput(folder: epath.Path) -> tuple[str, dict[str, float], int]:
   """
   starts = []
   for start in _read(folder):
-    before = starts[-1] if starts else {}
-    steps = {row["step"] for row in start["rows"]}
-    # A finished run that is started again only says so.
-    if not before.get("done") or not steps <= {0, before["rows"][-1]["step"]}:
-      starts.append(start)
+    if starts and starts[-1].get("done"):
+      # A finished run that is started again only says so.
+      last = starts[-1]["rows"][-1]["step"]
+      steps = {row["step"] for row in start["rows"]} | {start.get("from_step")}
+      if steps <= {None, 0, last}:
+        continue
+    starts.append(start)
   if not starts:
     return f"not recorded, the run is older than {FILE}", {}, 0
   seconds, lost_updates = dict.fromkeys(KINDS, 0.0), 0

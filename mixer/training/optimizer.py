@@ -231,9 +231,10 @@ def _layer_scales(names: list[str], decay: float) -> list[float]:
   the last block, one more for each block below, and one more for the stem. A
   block of BiT is a stage.
   """
-  blocks = [re.search(r"(?:Block_|block_?)(\d+)/", name) for name in names]
+  number = r"(?:Transformer/)?[A-Za-z]+_?(\d+)/"
+  blocks = [re.match(number, name) for name in names]
   numbers = {int(block[1]) for block in blocks if block}
-  first, last = min(numbers), max(numbers)
+  first, last = min(numbers, default=0), max(numbers, default=0)
   stem = r"(stem|embedding|cls|Transformer/posembed_input|root_block)\b.*"
 
   def depth(name, block):
