@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts of parameters and of multiply-accumulates per image."""
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -22,6 +23,12 @@ def abstract_params(model: nn.Module, image_size: tuple[int, int]) -> dict:
   Returns:
     The nested dict of parameters, with jax.ShapeDtypeStruct as leaves.
   """
+  shapes = _init_shapes(plain_model(model), tuple(image_size))
+  return jax.tree.map(lambda x: x, shapes)
+
+
+@functools.lru_cache(maxsize=16)  # a second or two for a large model
+def _init_shapes(model: nn.Module, image_size: tuple[int, int]) -> dict:
   images = jnp.zeros((1, *image_size, model.image_channels))
   return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
@@ -31,6 +38,7 @@ def count_params(params: dict) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+@functools.lru_cache(maxsize=16)
 def multiply_accumulates(model: nn.Module, image_size: tuple[int, int]) -> int:
   """Counts multiply-accumulates (MACs; 1 MAC is 2 FLOPs) of a forward pass.
 
