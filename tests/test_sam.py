@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 BATCH, IMAGES, STEPS, PEAK, END = 32, 4, 8, 0.1, 0.1
 SAM = {"rho": 0.05, "images": IMAGES}
 GSAM = SAM | {"rho_min": 0.01, "alpha": 0.4}
-SIZES = dict(patch=8, hidden=16, blocks=2, tokens_mlp=8, channels_mlp=32)
+SIZES = dict(patch=8, hidden=16, blocks=1, tokens_mlp=8, channels_mlp=32)
 
 
 def plan_of(sam, *, devices=1, model=None, **keys):
@@ -158,7 +158,7 @@ def test_gsam_with_one_rho_and_no_alpha_is_sam():
 
 def test_a_tiny_rho_is_the_plain_step_with_the_same_mixup_and_drop_masks():
   keys = dict(mixup=0.5, accumulation=BATCH // IMAGES, ema_decay=0.9)
-  keys["model"] = dict(dropout=0.2, stoch_depth=0.3)
+  keys["model"] = dict(dropout=0.2, stoch_depth=0.3, blocks=2)
 
   state, rows = train(plan_of(SAM | {"rho": 1e-7}, **keys))
 
