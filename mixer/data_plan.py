@@ -338,10 +338,16 @@ def check_classes(source: Source, trained: Sequence[str], where: str) -> None:
   """
   is_folder = source.name.startswith(image_folder.PREFIX)
   if is_folder and source.class_names != tuple(trained):
-    different = sorted({*source.class_names} ^ {*trained})
+    ours, theirs = {*source.class_names}, {*trained}
+    different = {"only here": ours - theirs, "only there": theirs - ours}
+    listed = "; ".join(
+      f"{side} {format_list(sorted(names))}"
+      for side, names in different.items()
+      if names
+    )
     raise UserError(
       f"{source.name} has other classes than {where}, or in another order"
-      f"{different and f' ({format_list(different)})'}: give both the same "
+      f"{listed and f' ({listed})'}: give both the same "
       "file, one class a line, with config.data.classes, such as a run's "
       "classes.txt."
     )

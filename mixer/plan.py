@@ -294,9 +294,10 @@ def plan_summary(plan: Plan) -> str:
       "(on kernels) by config.optimizer.arguments, not .weight_decay"
     )
   for name, each in data.evals.items():
+    size = f" ({len(each.source):,} images)" if each.source else ""
     lines.append(
       f"evaluation    {name}: {each.options.name or config.data.name}, "
-      f"{each.options.split}; {each.options.ops}; {_cadence(each.every)}"
+      f"{each.options.split}{size}; {each.options.ops}; {_cadence(each.every)}"
     )
   for part, keys, decides, value in _COUNT_WITH:
     options, defaults = config[part], default()[part]
@@ -306,9 +307,11 @@ def plan_summary(plan: Plan) -> str:
         f"WARNING       config.{part}.{', '.join(changed)}: no effect without"
         f" config.{part}.{decides} = {value}"
       )
+  milestones = schedule.milestone_every
+  for_ever = f", for ever those every {milestones:,}" if milestones else ""
   lines.append(
     f"checkpoints   {_cadence(schedule.checkpoint_every)}, newest "
-    f"{config.checkpoint.keep} kept"
+    f"{config.checkpoint.keep} kept{for_ever}"
   )
   return "\n".join([*lines, data.left_out]).rstrip()
 

@@ -21,6 +21,7 @@ from mixer.storage import (
   make_folder,
   storage_errors,
   storage_path,
+  write_text,
 )
 from mixer.training import run_dir
 from mixer.training.consistency import (
@@ -274,9 +275,11 @@ def train(
 
     if plan.data.bad_images and (report := plan.data.bad_images.report()):
       print(report)
+      write_text(folder / f"bad_images_{hosts.index}.txt", f"{report}\n")
     if is_stopping:
       if hosts.is_first:
-        print(f"Stopped and saved at step {step:,}. The same command goes on.")
+        saved = f"and saved at step {step:,}" if step else "before any step"
+        print(f"Stopped {saved}. The same command goes on.")
       return EX_TEMPFAIL
     params = jax.block_until_ready(sharding.gather(state.eval_params, devices))
     if hosts.is_first:

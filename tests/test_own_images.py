@@ -107,6 +107,7 @@ def test_broken_images_are_replaced_left_out_and_told(
   assert f"1 image of folder:{images}, split train, could not be decoded" in out
   assert f"{images}/train/dark/3.png" in out
   assert f"{images}/validation/grey/0.png" in out
+  assert (tmp_path / "run" / "bad_images_0.txt").read_text() in out
   assert runs.read_rows(tmp_path / "run")[-1]["eval/val/left_out"] == 1
 
 

@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
@@ -42,7 +43,7 @@ def test_a_finished_run_has_its_results_its_speed_and_its_origin(page, done):
   assert words in page.text
   assert page.table("result") == {
     "test accuracy": ["80.00 % at 200", "90.00 % at 100"],
-    "test accuracy top5": ["97.50 % at 200", "97.50 % at 50"],
+    "test accuracy top5": ["97.50 % at 200", "97.50 % at 200"],
     "test f1": ["0.5000 at 200", "2.0000 at 50"],
     "test loss": ["0.0050 at 200", "0.0050 at 200"],
   }
@@ -300,6 +301,11 @@ def test_predictions_in_the_folder_show_the_most_confident_mistakes(
   assert page.text.index(gone) < page.text.index(second)
   assert "4.png" not in page.text
   assert sum(link.startswith("data:image/png") for link in page.links) == 1
+  assert "older than the weights" not in page.text
+
+  (pets / "weights.npz").write_bytes(b"")
+  os.utime(pets / "predictions.csv", (0, 0))
+  assert "predictions.csv, which is older than the weights" in read(pets).text
 
 
 def test_many_classes_are_shown_by_their_most_frequent_confusions(pets):

@@ -213,6 +213,19 @@ def test_keys_without_effect_are_named(digits_dir, changes, said):
   assert not said or re.search(said, found[0])
 
 
+def test_the_summary_counts_the_images_that_judge_and_names_milestones(
+  digits_dir,
+):
+  config = recipes.load("digits")
+  config.data.data_dir = digits_dir
+  config.checkpoint.milestone_steps = 500
+
+  summary = plan_summary(make_plan(config))
+
+  assert "test: digits, test (360 images); " in summary
+  assert "kept, for ever those every 500" in summary
+
+
 @pytest.mark.parametrize(
   "arg, words",
   [

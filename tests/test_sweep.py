@@ -21,6 +21,7 @@ from mixer.cli import EX_OK, EX_TEMPFAIL
 from mixer.config import evaluator
 from mixer.errors import UserError
 from mixer.tools.sweep.plan import Outcome, best_outcome, grid_runs, plan_sweep
+from mixer.tools.sweep.report import write_report
 from mixer.tools.sweep.sweep import dry_run, listen_for_signals, sweep
 from mixer.training import run_dir
 from mixer.training.lock import locked
@@ -425,6 +426,20 @@ def test_where_no_split_is_held_back_the_final_runs_keep_all_evaluators(
   assert plan.final_config.data.split == "train[:90%]"
   assert set(plan.final_config.evals) == {"minival", "test"}
   assert plan.final_config.checkpoint.best == METRIC
+
+
+def test_a_result_on_the_images_that_chose_the_rate_is_called_optimistic(
+  digits_dir, tmp_path
+):
+  same = dict(full_split=None, full_examples=None, report=METRIC, seeds=1)
+  config = small(digits_dir, **{f"sweep__{key}": x for key, x in same.items()})
+  plan = plan_sweep(config, tmp_path)
+  grid = [Outcome(run, {METRIC: 1.0}) for run in plan.grid]
+  finals = [Outcome(run, {METRIC: 1.0}) for run in plan.finals(0.001)]
+
+  text = write_report(plan, grid, grid[0], finals)
+
+  assert "one run on train[:90%]" in text and "is optimistic" in text
 
 
 def test_the_weights_of_a_sweep_are_read_once_for_its_plan(

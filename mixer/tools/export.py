@@ -22,12 +22,13 @@ import numpy as np
 from jax import export as jax_export
 
 from mixer import cli, weights
-from mixer.errors import UserError
+from mixer.data import preprocess
+from mixer.errors import UserError, format_list
 from mixer.jax_setup import device_count
 from mixer.models.kernels import plain_model
 from mixer.storage import atomic_write, check_output
 from mixer.teacher_plan import PROGRAM
-from mixer.tools.inference import DEFAULT_SIZE, check_shape
+from mixer.tools.inference import DEFAULT_SIZE, check_shape, choose_ops
 from mixer.tools.weights import convert
 from mixer.training.step import normalise
 from mixer.weights.io import SUFFIXES
@@ -140,6 +141,11 @@ def write_program(
   shown = ", ".join(map(str, shape))
   values = "0 to 255" if input == "uint8" else "-1 to 1"
   result = "logits" if model.num_classes else "features"
+  lines, (ops, of_ops) = [], choose_ops(checkpoint, None)
+  if preprocess.output_size(ops) == size:
+    lines.append(f"Preprocessing, {of_ops}: {ops}.")
+  if checkpoint.class_names:
+    lines.append(f"The outputs are {format_list(checkpoint.class_names)}.")
   return "\n".join(
     (
       f"Wrote {out}: {len(program) / 1e6:,.2f} MB, for {', '.join(names)}.",
@@ -149,6 +155,7 @@ def write_program(
       f"  program = export.deserialize(open({str(out)!r}, 'rb').read())",
       f"  {result} = program.call(images)",
       f"where images is {input} [n, {shown}], RGB, {values}, for any n.",
+      *lines,
     )
   )
 

@@ -101,7 +101,7 @@ def check_run(
   ):
     raise UserError(
       f"--from_step={from_step}: {folder} has no checkpoint of this step. It "
-      f"has those of steps {format_list([*map(str, steps)]) or '(none)'}."
+      f"has those of steps {format_list([*map(str, steps[::-1])]) or '(none)'}."
     )
   run_dir.check_config(
     folder,

@@ -194,12 +194,13 @@ def _program(program: Compilation, others: int) -> dict:
 
 
 def plan_for(config: ConfigDict, devices: int) -> Plan:
-  """Returns the config's plan, whether or not its data exist here.
+  """Returns the config's plan, whether or not data and weights exist here.
 
   Raises:
     UserError: the config is wrong, or the devices do not divide its batch.
   """
-  plan = make_plan(config.copy_and_resolve_references(), devices=devices)
+  config = config.copy_and_resolve_references()
+  plan = make_plan(config, devices=devices, load_init=False)
   if plan.complaints.problems:
     raise UserError("\n".join(plan.complaints.problems))
   return plan

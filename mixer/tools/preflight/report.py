@@ -63,7 +63,7 @@ def describe_machines(report: dict) -> str:
       _range(row["seconds"], 1 / HOUR),
       _range(row["seconds"], row["chips"] / HOUR),
       ("no", "perhaps", "yes")[sum(x <= within for x in row["seconds"])],
-      row["limit"],
+      row["limit"].replace("memory", "bandwidth"),
     )
     for row in report["machines"]
   ]

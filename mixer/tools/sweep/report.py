@@ -72,6 +72,11 @@ def write_report(
   }
   options, data = plan.config.sweep, plan.final_plan.config.data
   rate, mean = best.run.learning_rate, means[options.report]
+  runs, same = "one run", ""
+  if mean["runs"] > 1:
+    runs = f"mean and sample standard deviation of {mean['runs']} runs"
+  if options.report == options.metric:
+    same = " The same images chose that rate, so the result is optimistic."
   content = {
     "learning_rate": rate,
     "metric": options.metric,
@@ -87,9 +92,8 @@ def write_report(
       f"# {plan.config.model.name} from "
       f"{plan.config.init or 'random weights'} on {data.name}",
       "",
-      f"{options.report} **{mean_text(mean)}**: mean and sample standard "
-      f"deviation of {mean['runs']} runs on {data.split} with learning rate "
-      f"{rate:g}.",
+      f"{options.report} **{mean_text(mean)}**: {runs} on {data.split} with "
+      f"learning rate {rate:g}.{same}",
       "",
       f"The best of {len(grid)} learning rates by {options.metric}, of runs on "
       f"{plan.config.data.split}, seed {plan.config.seed}:",

@@ -78,10 +78,12 @@ def sweep(
       return EX_TEMPFAIL
     _raise_if_failed(grid, metric)
     best = best_outcome(plan.config, grid)
-    rate = best.run.learning_rate
+    rate, value = best.run.learning_rate, best.value(metric)
+    equals = sum(each.value(metric) == value for each in grid)
+    lowest = f", the lowest of {equals} equals" if equals > 1 else ""
     print(
-      f"\nBest of {len(grid)} learning rates: {rate:g}, with {metric} = "
-      f"{best.value(metric):.5f}.",
+      f"\nBest of {len(grid)} learning rates: {rate:g}{lowest}, with {metric} "
+      f"= {value:.5f}.",
       flush=True,
     )
     schedule = plan.final_plan.schedule

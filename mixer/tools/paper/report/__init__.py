@@ -285,8 +285,12 @@ def _is_share(name: str) -> bool:
 def _best(name: str, steps: list[int], values: list[float]) -> str:
   if name.endswith(("_std", "left_out")) or len(steps) < 2:
     return ""
-  best = (min if is_lower_better(name) else max)(values)
-  return f"{_result(name, best)} at {steps[values.index(best)]:,}"
+  sign = -1 if is_lower_better(name) else 1
+  # The newest of equals, as in Checkpoints.
+  _, step, best = max(
+    (sign * x, s, x) for s, x in zip(steps, values, strict=True)
+  )
+  return f"{_result(name, best)} at {step:,}"
 
 
 def _result(name: str, value: float) -> str:

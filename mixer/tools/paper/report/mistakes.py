@@ -12,6 +12,7 @@ from mixer.datasets import class_names
 from mixer.tools.paper.report.charts import Picture, Table, thumbnail_uri
 from mixer.tools.paper.run_reader import Run
 from mixer.training.run_dir import wrap_read_errors
+from mixer.weights import RUN_FILE
 
 _MAX_MATRIX = 25  # classes of a confusion matrix
 _MAX_PAIRS = 10  # of classes
@@ -51,6 +52,10 @@ def read_mistakes(run: Run) -> tuple[list[dict], list[Mistake]]:
   file, classes = run.folder / "predictions.csv", run.folder / "classes.txt"
   if file.is_file() and classes.is_file():
     predictions, mistakes = _read_predictions(file, classes)
+    trained = run.folder / RUN_FILE
+    if trained.is_file() and file.stat().mtime < trained.stat().mtime:
+      older = f"{file.name}, which is older than the weights"
+      predictions = predictions._replace(source=older)
     # Of images that an evaluator saw, too, one matrix is enough.
     known = [each.counts.tolist() for each in confusions]
     if predictions.counts.any() and predictions.counts.tolist() not in known:
