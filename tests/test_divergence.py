@@ -110,7 +110,7 @@ def test_a_step_without_a_checkpoint_is_answered_with_those_that_exist(
   config = short(digits_dir)
 
   for start in train.dry_run, train.train:
-    with pytest.raises(UserError, match="from_step=7: .* of steps 15, 20, 24"):
+    with pytest.raises(UserError, match="from_step=7: .* of steps 24, 20, 15"):
       start(config, str(whole), from_step=7)
     with pytest.raises(UserError, match="from_step=7: .*none"):
       start(config, str(tmp_path / "new"), from_step=7)

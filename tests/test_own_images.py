@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs on folders of images: classes travel, broken images are counted."""
 
+import json
 import shutil
 
 import cv2
@@ -109,6 +110,28 @@ def test_broken_images_are_replaced_left_out_and_told(
   assert f"{images}/validation/grey/0.png" in out
   assert (tmp_path / "run" / "bad_images_0.txt").read_text() in out
   assert runs.read_rows(tmp_path / "run")[-1]["eval/val/left_out"] == 1
+
+
+def test_images_that_have_changed_under_a_run_are_noticed(
+  config, images, tmp_path
+):
+  config.checkpoint.every_steps = 3
+  assert train.train(config, str(tmp_path / "run")) == EX_OK
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+  (tmp_path / "run" / "weights.npz").unlink()
+  old = images / "train" / "dark" / "3.png"
+  old.rename(old.with_name("renamed.png"))
+
+  with pytest.raises(UserError, match="other files, or other labels, than"):
+    train.train(config, str(tmp_path / "run"))
+
+  config.seed = 1
+  again = train.train(config, str(tmp_path / "run"), accept_changes=True)
+  assert again == EX_OK
+  content = json.loads((tmp_path / "run" / "provenance.json").read_text())
+  first, second = content["starts"]
+  assert first["data"] != second["data"]
+  assert (first["changes"], second["changes"]) == ([], ["seed: 0 -> 1"])
 
 
 def test_a_failing_evaluation_costs_no_training(config, images, tmp_path):

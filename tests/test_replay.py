@@ -145,6 +145,8 @@ def test_a_number_that_is_not_as_logged_is_named_with_what_has_changed(
   content = json.loads(file.read_text())
   content["starts"][0]["devices"] = 4
   content["starts"][0]["git_commit"] = "abc"
+  later = {"from_step": 5, "changes": ["seed: 7 -> 0"]}
+  content["starts"].append(content["starts"][0] | later)
   file.write_text(json.dumps(content))
 
   assert replay.main([str(copied), "--step=2"]) == 2
@@ -157,6 +159,7 @@ def test_a_number_that_is_not_as_logged_is_named_with_what_has_changed(
   check_sums(report, report["logged"])
   out = capsys.readouterr().out
   assert "step 2: train/loss" in out and "devices 4, here 8" in out
+  assert "config.seed 7, here 0" in out
 
 
 def test_without_a_step_it_lists_them_and_wrong_ones_are_refused(

@@ -2,8 +2,9 @@
 """A run's folder, local or in a bucket: its files written and read.
 
 config.json holds the resolved config, provenance.json every start's commit,
-versions and devices, metrics.jsonl the log, checkpoints/ the state, weights.npz
-and classes.txt the result. Files of older versions may lack keys.
+versions, devices and changes of the config, metrics.jsonl the log, checkpoints/
+the state, weights.npz and classes.txt the result. Files of older versions may
+lack keys.
 """
 
 import contextlib
@@ -123,11 +124,27 @@ def write_start(
   *,
   from_step: int,
   went_back_to: int | None,
+  data: int = 0,
 ):
-  """Writes config.json and adds this start to provenance.json."""
-  _write_json(path / "config.json", to_dict(config))
-  steps = {"from_step": from_step, "went_back_to": went_back_to}
-  starts = [*read_starts(path), provenance() | steps]
+  """Writes config.json and adds this start to provenance.json.
+
+  Args:
+    path: the run's folder.
+    config: resolved.
+    from_step: step that the run goes on from.
+    went_back_to: value of --from_step.
+    data: checksum of the training split.
+  """
+  file, new = path / "config.json", to_dict(config)
+  old = read_config(file) if file.exists() else new
+  start = provenance() | {
+    "from_step": from_step,
+    "went_back_to": went_back_to,
+    "data": data,
+    "changes": list(diff_configs(old, new)),
+  }
+  _write_json(file, new)
+  starts = [*read_starts(path), start]
   _write_json(path / "provenance.json", {"starts": starts})
 
 

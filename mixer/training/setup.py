@@ -87,8 +87,9 @@ def check_run(
   """Compares a plan with the run that the folder holds.
 
   Raises:
-    UserError: that run has another config or other classes, or it has left
-      results but no checkpoint to go on from, or none of `from_step`.
+    UserError: that run has another config, other classes or other images, or
+      it has left results but no checkpoint to go on from, or none of
+      `from_step`.
   """
   if not steps and (folder / weights.RUN_FILE).exists():
     raise UserError(
@@ -110,9 +111,16 @@ def check_run(
     start=from_step or (steps or [0])[-1],
     total_steps=plan.schedule.total_steps,
   )
+  source = plan.data.source
   if classes := weights.trained_classes(folder):
-    check_classes(
-      plan.data.source, classes, os.fspath(folder / weights.CLASSES)
+    check_classes(source, classes, os.fspath(folder / weights.CLASSES))
+  starts = run_dir.read_starts(folder)
+  before = starts[-1].get("data") if starts else None
+  if before not in (None, source.checksum) and not accept_changes:
+    raise UserError(
+      f"{source.name} has other files, or other labels, than when {folder} was "
+      "last trained: bring those back, choose another --workdir, or go on with "
+      "these (--accept_changes)."
     )
 
 
@@ -288,7 +296,11 @@ def log_start(
     # The weights of a shorter run, which this one continues.
     (folder / weights.RUN_FILE).unlink(missing_ok=True)
   run_dir.write_start(
-    folder, plan.config, from_step=start, went_back_to=from_step
+    folder,
+    plan.config,
+    from_step=start,
+    went_back_to=from_step,
+    data=plan.data.source.checksum,
   )
   names = "".join(f"{name}\n" for name in plan.data.source.class_names)
   write_text(folder / weights.CLASSES, names)

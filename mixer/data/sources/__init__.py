@@ -64,6 +64,11 @@ class Source(abc.ABC):
     """() for one class an example, (num_classes,) for a row of 0 and 1."""
     return ()
 
+  @property
+  def checksum(self) -> int:
+    """A number that other files or labels change; 0 where these are fixed."""
+    return 0
+
   @abc.abstractmethod
   def read(self, ids: Sequence[int]) -> list[tuple[bytes, int | np.ndarray]]:
     """Returns (encoded image, label) for each id in 0..len-1, in order.

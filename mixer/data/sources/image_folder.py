@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -62,6 +63,12 @@ class FolderSource(Source):
 
   def __len__(self) -> int:
     return len(self.files)
+
+  @property
+  def checksum(self) -> int:
+    """CRC-32 of the names of all files, in order, and of their labels."""
+    labels = self.folder_labels[self.numbers]
+    return zlib.crc32(labels.tobytes(), zlib.crc32(self.files.tobytes()))
 
   def read(self, ids: Sequence[int]) -> list[tuple[bytes, int]]:
     """Returns (encoded image, label) for each id in 0..len-1, in order."""
