@@ -185,9 +185,13 @@ def _create(node: ast.expr) -> Op:
     raise ValueError(USAGE)
   name = call.func.id
   if name not in OPS:
-    own = " One that a recipe defines is known with that recipe only: move it "
-    own = "" if nearest(name, OPS) else f"{own}to mixer/data/preprocess.py."
-    raise ValueError(f"there is no op {name!r}{did_you_mean(name, OPS)}{own}")
+    message = f"there is no op {name!r}{did_you_mean(name, OPS)}"
+    if not nearest(name, OPS):
+      message += (
+        " One that a recipe defines is known with that recipe only: move it to "
+        "mixer/data/preprocess.py."
+      )
+    raise ValueError(message)
   cls = OPS[name]
   signature, usage = inspect.signature(cls), f"write {_usage(name, cls)}"
   names = [keyword.arg for keyword in call.keywords]

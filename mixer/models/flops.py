@@ -27,7 +27,7 @@ def abstract_params(model: nn.Module, image_size: tuple[int, int]) -> dict:
   return jax.tree.map(lambda x: x, shapes)
 
 
-@functools.lru_cache(maxsize=16)  # a second or two for a large model
+@functools.cache  # it takes a second or two for a large model
 def _init_shapes(model: nn.Module, image_size: tuple[int, int]) -> dict:
   images = jnp.zeros((1, *image_size, model.image_channels))
   return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -38,7 +38,7 @@ def count_params(params: dict) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def multiply_accumulates(model: nn.Module, image_size: tuple[int, int]) -> int:
   """Counts multiply-accumulates (MACs; 1 MAC is 2 FLOPs) of a forward pass.
 
