@@ -53,9 +53,7 @@ class _Parser(argparse.ArgumentParser):
     return namespace, unknown
 
 
-def create_parser(
-  command: str, description: str | None = None
-) -> argparse.ArgumentParser:
+def create_parser(command: str, description: str) -> argparse.ArgumentParser:
   """Makes a parser for `python -m COMMAND`, with a docstring as its help."""
   return _Parser(
     prog=f"python -m {command}",
@@ -248,7 +246,7 @@ def _explain_parse_error(error: Exception) -> str:
     last = message.strip().splitlines()[-1]
     if last.startswith(_USER_ERROR):
       return last.removeprefix(_USER_ERROR)
-    return f"{_place(re.findall(_FRAME, message))}: {last}"
+    return f"{_recipe_line(re.findall(_FRAME, message))}: {last}"
   if unknown := _unknown_arguments():
     return "\n".join(unknown)
   if group := re.match(
@@ -288,11 +286,11 @@ def _explain_parse_error(error: Exception) -> str:
   if isinstance(error, SyntaxError):  # its message has the place
     return f"The recipe does not import: {message}."
   stack = traceback.extract_tb(error.__traceback__)
-  place = _place([(frame.filename, frame.lineno) for frame in stack])
+  place = _recipe_line([(frame.filename, frame.lineno) for frame in stack])
   return f"{place}: {type(error).__name__}: {message}"
 
 
-def _place(frames: list[tuple[str, int | str]]) -> str:
+def _recipe_line(frames: list[tuple[str, int | str]]) -> str:
   """Returns the line of the recipe, the last of files and their lines."""
   place = f"--config={_recipe()}"
   for file, line in frames:
