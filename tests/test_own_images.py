@@ -130,7 +130,7 @@ def test_images_that_have_changed_under_a_run_are_noticed(
   assert again == EX_OK
   content = json.loads((tmp_path / "run" / "provenance.json").read_text())
   first, second = content["starts"]
-  assert first["data"] != second["data"]
+  assert first["data_checksum"] != second["data_checksum"]
   assert (first["changes"], second["changes"]) == ([], ["seed: 0 -> 1"])
 
 

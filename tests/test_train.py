@@ -252,7 +252,7 @@ def test_keys_that_a_run_was_started_before_stand_at_their_defaults(
 
 
 def test_a_disk_that_takes_nothing_is_said(digits_dir, tmp_path):
-  start = dict(from_step=0, went_back_to=None)
+  start = dict(from_step=0, went_back_to=None, data_checksum=0)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
   words = f"Cannot write to {tmp_path / 'config.json'}: File too large"

@@ -124,7 +124,7 @@ def write_start(
   *,
   from_step: int,
   went_back_to: int | None,
-  data: int = 0,
+  data_checksum: int,
 ):
   """Writes config.json and adds this start to provenance.json.
 
@@ -133,14 +133,14 @@ def write_start(
     config: resolved.
     from_step: step that the run goes on from.
     went_back_to: value of --from_step.
-    data: checksum of the training split.
+    data_checksum: of the training split, `Source.checksum`.
   """
   file, new = path / "config.json", to_dict(config)
   old = read_config(file) if file.exists() else new
   start = provenance() | {
     "from_step": from_step,
     "went_back_to": went_back_to,
-    "data": data,
+    "data_checksum": data_checksum,
     "changes": list(diff_configs(old, new)),
   }
   _write_json(file, new)

@@ -115,7 +115,7 @@ def check_run(
   if classes := weights.trained_classes(folder):
     check_classes(source, classes, os.fspath(folder / weights.CLASSES))
   starts = run_dir.read_starts(folder)
-  before = starts[-1].get("data") if starts else None
+  before = starts[-1].get("data_checksum") if starts else None
   if before not in (None, source.checksum) and not accept_changes:
     raise UserError(
       f"{source.name} has other files, or other labels, than when {folder} was "
@@ -300,7 +300,7 @@ def log_start(
     plan.config,
     from_step=start,
     went_back_to=from_step,
-    data=plan.data.source.checksum,
+    data_checksum=plan.data.source.checksum,
   )
   names = "".join(f"{name}\n" for name in plan.data.source.class_names)
   write_text(folder / weights.CLASSES, names)
