@@ -179,18 +179,19 @@ def compare_provenance(folder: epath.Path, start: int, step: int) -> dict:
   changes = {}
   for update in range(start + 1, step + 1):
     # A later start from before the update has made it again.
-    made = [i for i, x in enumerate(starts) if x.get("from_step", 0) < update]
-    for there in [starts[i] for i in made[-1:]]:
+    for there in [x for x in starts if x.get("from_step", 0) < update][-1:]:
       there = there | there.get("packages", {})
       changes |= {
         name: (there[name], x)
         for name, x in here.items()
         if name not in ("date", "command") and there.get(name, x) != x
       }
-    for later in starts[made[-1] + 1 :] if made else ():
-      for line in later.get("changes", ()):
-        key, _, values = line.partition(": ")
-        changes[f"config.{key}"] = tuple(values.split(" -> ", 1))
+  # Changes of the config since the first of these updates.
+  made = [i for i, x in enumerate(starts) if x.get("from_step", 0) <= start]
+  later = starts[made[-1] + 1 :] if made else []
+  for line in [line for each in later for line in each.get("changes", ())]:
+    key, _, values = line.partition(": ")
+    changes[f"config.{key}"] = tuple(values.split(" -> ", 1))
   return changes
 
 
