@@ -99,6 +99,7 @@ def check_same_plan(hosts: Hosts, plan: Plan) -> None:
   summary = {
     "model": repr(plan.model.module),  # the weights may decide about GELU
     "examples": {k: len(x) for k, x in sources.items() if x is not None},
+    "files": {k: x.checksum for k, x in sources.items() if x is not None},
     "classes": {
       name: zlib.crc32("\n".join(source.class_names).encode())
       for name, source in sources.items()
