@@ -63,7 +63,7 @@ def describe_machines(report: dict) -> str:
       _range(row["seconds"], 1 / HOUR),
       _range(row["seconds"], row["chips"] / HOUR),
       ("no", "perhaps", "yes")[sum(x <= within for x in row["seconds"])],
-      row["limit"].replace("memory", "bandwidth"),
+      row["limit"],
     )
     for row in report["machines"]
   ]
@@ -78,8 +78,8 @@ def describe_machines(report: dict) -> str:
     "shorter time is in time.",
     f"Hours are the least time by the published peaks times {least} to {most}, "
     "as known runs took.",
-    "Memory is not checked: --topology=MACHINE in place of --within compiles "
-    "the recipe for it.",
+    "Whether it fits is not checked: --topology=MACHINE in place of --within "
+    "compiles the recipe for it.",
   ]
   if not report["fits"]:
     if undivided := report["undivided"]:
