@@ -308,7 +308,7 @@ def plan_summary(plan: Plan) -> str:
         f" config.{part}.{decides} = {value}"
       )
   milestones = schedule.milestone_every
-  for_ever = f", for ever those every {milestones:,}" if milestones else ""
+  for_ever = f", one every {milestones:,} for ever" if milestones else ""
   lines.append(
     f"checkpoints   {_cadence(schedule.checkpoint_every)}, newest "
     f"{config.checkpoint.keep} kept{for_ever}"

@@ -223,7 +223,7 @@ def test_the_summary_counts_the_images_that_judge_and_names_milestones(
   summary = plan_summary(make_plan(config))
 
   assert "test: digits, test (360 images); " in summary
-  assert "kept, for ever those every 500" in summary
+  assert "newest 3 kept, one every 500 for ever" in summary
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,8 @@ def run(
     print(f"Drew {len(drawn)} of {len(paths):,} images in {grid}.")
   if cut:
     notify(
-      f"Only the middle of {cut:,} of {len(paths):,} images was seen, for they "
-      f"are larger: --ops='resize({classifier.size})' takes the whole."
+      f"Only the middle of {cut:,} of {len(paths):,} images was classified, "
+      f"which are larger: --ops='resize({classifier.size})' takes all of each."
     )
   if unreadable := unreadable + len(others):
     notify(f"{unreadable:,} of {len(inputs):,} files could not be read.")
