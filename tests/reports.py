@@ -71,6 +71,7 @@ def write(folder, content=None, log=None, *, done=False, skipped=()):
     "devices": 2,
     "hosts": 1,
     "from_step": 0,
+    "changes": ["seed: 1 -> 0"],
   }
   (folder / "provenance.json").write_text(json.dumps({"starts": [start]}))
   if done:

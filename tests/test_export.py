@@ -64,6 +64,7 @@ def test_a_program_gives_the_models_logits_with_only_jax(tmp_path, capsys):
   assert read(file).platforms == ("cpu", "cuda", "tpu")
   assert f"export.deserialize(open({str(file)!r}, 'rb').read())" in out
   assert "images is uint8 [n, 32, 32, 3], RGB, 0 to 255, for any n" in out
+  assert "as in the paper: resize_small(37) | central_crop(32)." in out
   assert not list(tmp_path.glob("*.partial*"))
 
 

@@ -304,6 +304,12 @@ def test_a_compiler_that_counts_nothing_leaves_the_models_own_flops():
   assert compute == pytest.approx(cost["flops"] / 989e12)
 
 
+def test_weights_need_not_be_there():
+  plan = plan_on("v4-8", init="nowhere.npz")
+
+  assert plan.model.abstract_params and plan.config.init == "nowhere.npz"
+
+
 def test_the_hours_of_a_run_agree_with_a_computation_by_hand():
   plan = plan_for(load("pretrain_i21k", "S/32"), 1)
   tokens, hidden, classes = 49, 512, 21_843

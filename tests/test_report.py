@@ -54,6 +54,7 @@ def test_a_finished_run_has_its_results_its_speed_and_its_origin(page, done):
   assert "0:20 for 200 updates" in page.text  # 64 images each
   start = ["0", "0123456789ab, with changes", "2 x TPU v3", "1"]
   assert page.table("started (UTC)")["2026-01-02 03:04"] == start
+  assert "Changed from step 0 on: seed: 1 -> 0" in page.text
   assert page.table("package") == {"python": ["3.11.7"], "jax": ["0.10.2"]}
   # No mistakes were recorded.
   words = f"python -m mixer predict --init={done} IMAGES --out={done}/pred"
