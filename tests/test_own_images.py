@@ -179,7 +179,9 @@ def test_folders_with_other_classes_are_not_evaluated_on(run, config, tmp_path):
   config.evals.val.name = f"folder:{tmp_path / 'others'}"
   config.evals.val.split = "train"
 
-  with pytest.raises(UserError, match=r"than training.*only here pale"):
+  with pytest.raises(
+    UserError, match=r"than training.*only here grey, pale; only there"
+  ):
     train.train(config, workdir)
   with pytest.raises(UserError, match=r"other classes than .*classes.txt"):
     evaluate.evaluate(config, workdir)
